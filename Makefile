@@ -1,0 +1,28 @@
+# Both commands set themselves up: Python 3.11+, pip and make are all they need.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Installed once for each state of these files.
+READY  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: demo test check setup
+
+demo: $(READY)
+	$(BIN)/daal demo --out runs/demo
+
+test: $(READY) check
+	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy daal cluster
+	$(BIN)/lint-imports
+
+setup: $(READY)
+
+$(READY):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

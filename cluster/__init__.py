@@ -1,0 +1,4 @@
+"""Features in, pseudo-labels out: k-reciprocal distance, eps, DBSCAN, soft labels.
+
+Pure functions on arrays; only `cluster.task_graph` knows Ray. No N x N array anywhere.
+"""

@@ -1,0 +1,6 @@
+"""The method: Domain Adaptive Attention Learning in plain PyTorch and NumPy.
+
+Nothing here imports Ray: the whole package reads, tests and runs on one machine.
+"""
+
+__version__ = "0.1.0"

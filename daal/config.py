@@ -1,0 +1,240 @@
+"""A whole run as pydantic models: every choice, its default and the reason for it.
+
+Defaults follow the paper's text. Where the text is silent or contradicts itself, the
+field's description says what was chosen and why. Imports no torch, so that a
+configuration can be checked anywhere in milliseconds.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Frozen, and refuses keys it doesn't know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetConfig(Section):
+    layout: Literal["market1501", "dukemtmc", "msmt17", "folder"] = Field(
+        "market1501", description="How the folder is laid out and its files are named."
+    )
+    root: str = Field(
+        "", description="The data set's folder. Nothing is ever downloaded; DukeMTMC-reID was "
+        "withdrawn by its authors and is only ever read from a path that you give."
+    )
+    max_train_images: int | None = Field(
+        None, gt=0, description="Keep a seeded random subset of the training images."
+    )
+    max_bad_share: float = Field(
+        0.05, ge=0, le=1, description="Stop when more than this share of images is unreadable."
+    )
+
+
+class InputConfig(Section):
+    height: int = Field(384, ge=16, le=2048, description="Paper: 384x128.")
+    width: int = Field(128, ge=16, le=2048)
+
+
+class AugmentConfig(Section):
+    flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
+    pad: int = Field(10, ge=0, description="Padded crop: zeros added on each side before the crop.")
+    erase: float = Field(0.5, ge=0, le=1, description="Probability of random erasing.")
+
+
+class AttentionConfig(Section):
+    mode: Literal["residual", "independent", "none"] = Field(
+        "residual",
+        description="residual: A and 1-A (Eq. 1-2). independent: two modules (Table 4's IA). "
+        "none: both branches see the whole feature map (Table 4's DSH+DSP).",
+    )
+    relu_before_sigmoid: bool = Field(
+        False,
+        description="The text puts a ReLU after every convolution. Read literally the attention "
+        "is at least 0.5 everywhere, and the specific branch can never own a pixel; so the last "
+        "one is left out unless asked for.",
+    )
+    spatial_reduction: int = Field(2, ge=1, description="Pointwise output is c/2 (paper).")
+    channel_reduction: int = Field(16, ge=1, description="First 1x1 output is c/16 (paper).")
+    zero_init: bool = Field(
+        True,
+        description="Start at A = 0.5 everywhere (last BatchNorm weight 0): the first features "
+        "are the backbone's own, halved. Initialisation is not given in the text.",
+    )
+
+
+class NetworkConfig(Section):
+    backbone: Literal["resnet18", "resnet34", "resnet50"] = Field("resnet50", description="Paper.")
+    last_stride: Literal[1, 2] = Field(
+        2, description="Stride of layer4. Not given; 2 is the 2019 stack, 1 what came later."
+    )
+    weights: str = Field(
+        "imagenet",
+        description="imagenet: torchvision's own. none: random. Otherwise a local .safetensors "
+        "or .pth file with torchvision's names (never unpickled beyond tensors).",
+    )
+    frozen_stages: int = Field(
+        0, ge=0, le=4, description="Freeze conv1 (1), and layer1, 2, 3 (2, 3, 4) with their BatchNorm."
+    )
+    attention: AttentionConfig = AttentionConfig()
+    specific_branch: bool = Field(True, description="Eq. 6's branch; off for Table 4's first rows.")
+    identity_head: Literal["linear", "unit"] = Field(
+        "linear",
+        description="linear: FC on the pooled feature (paper). unit: FC on the L2-normalised "
+        "feature times head_scale, which makes centroid initialisation exact and moves faster.",
+    )
+    head_scale: float = Field(20.0, gt=0, description="Used by identity_head=unit.")
+
+
+class OptimConfig(Section):
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="Paper: SGD, momentum 0.9.")
+    lr_backbone: float = Field(1.5e-4, gt=0, description="ResNet layers, as printed.")
+    lr_new: float = Field(
+        3e-5, gt=0, description="All other layers, as printed (the opposite of the field's custom)."
+    )
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0, description="Not given; SSG and ECN use 5e-4.")
+    warmup_steps: int = Field(0, ge=0, description="Linear warm-up from 0.")
+    decay_every_epochs: int = Field(60, gt=0, description="Paper: times 0.1 every 60 epochs.")
+    decay: float = Field(0.1, gt=0, le=1)
+
+
+class FitConfig(Section):
+    """One training of the network: pretraining, or one iteration of Algorithm 1."""
+
+    epochs: int = Field(260, gt=0, description="Paper: 260 an iteration.")
+    steps_per_epoch: int | None = Field(
+        None, gt=0, description="Default: one pass over the (non-outlier) target images."
+    )
+    batch_source: int = Field(16, ge=0, description="Global, over all workers. Paper: 32 in all.")
+    batch_target: int = Field(16, ge=0)
+    images_per_id: int | None = Field(
+        None, gt=1, description="P x K target batches with this K; default random, as only "
+        "cross entropies are used."
+    )
+    optim: OptimConfig = OptimConfig()
+    checkpoint_every_epochs: int = Field(
+        1, gt=0, description="A stopped training goes on from its last such checkpoint."
+    )
+
+
+class PretrainConfig(FitConfig):
+    """Line 1 of Algorithm 1: Eq. 3 on the source alone. The text gives no schedule for it."""
+
+    epochs: int = Field(120, gt=0, description="Not given; 120 with steps at 60 is usual.")
+    batch_source: int = Field(32, gt=0)
+    batch_target: Literal[0] = 0
+
+
+class SoftLabelConfig(Section):
+    target_labels: Literal["soft", "hard", "lsr"] = Field(
+        "soft", description="Table 4's three rows: Eq. 5, Eq. 3 on pseudo-labels, label smoothing."
+    )
+    form: Literal["literal", "normalized"] = Field(
+        "literal",
+        description="literal: Eq. 4 as printed. normalized: its 1/d^2 part scaled to sum 1-epsilon, "
+        "so that the weights of a sample sum to 1 whatever the feature scale.",
+    )
+    epsilon: float = Field(0.9, ge=0, le=1, description="Paper: 0.9.")
+
+
+class LossConfig(Section):
+    source_weight: float = Field(1.0, ge=0, description="Eq. 7 has no weights: 1.")
+    target_weight: float = Field(1.0, ge=0)
+    domain_weight: float = Field(1.0, ge=0)
+
+
+class ClusterConfig(Section):
+    """Features to pseudo-labels. k1, k2, p and M are not given in the text."""
+
+    k1: int = Field(20, ge=1, description="k-reciprocal neighbours (Zhong et al. 2017: 20).")
+    k2: int = Field(6, ge=1, description="Local query expansion (Zhong et al. 2017: 6).")
+    eps_rule: Literal["p", "q", "fixed"] = Field(
+        "p", description="p: mean of the smallest share p of all distances (paper). q: the same with "
+        "p = 2q/(N-1), i.e. q pairs an image at any N. fixed: eps as given."
+    )
+    p: float = Field(1.6e-3, gt=0, lt=1, description="Not given; UDAP and SSG use 1.6e-3.")
+    q: float = Field(10.35, gt=0, description="Pairs an image; 10.35 is p=1.6e-3 at N=12,936.")
+    eps: float = Field(0.5, gt=0, lt=1, description="For eps_rule=fixed.")
+    refit_eps: bool = Field(
+        True, description="Find eps anew in each iteration (Algorithm 1 as printed); False keeps the "
+        "first iteration's, as UDAP's code does."
+    )
+    min_samples: int = Field(4, ge=1, description="M, the sample itself counted. Swept 2..18; 4 is usual.")
+    backend: Literal["auto", "sklearn", "components", "cuml"] = "auto"
+    max_cluster_share: float = Field(
+        0.2, gt=0, le=1, description="A cluster above this share of all images (and above 500) is "
+        "called giant: eps is then found again with p or q halved (fixed: eps times 0.8)."
+    )
+    max_backoffs: int = Field(4, ge=0, description="How often that is tried before giving up.")
+    min_clusters: int = Field(2, ge=1, description="With fewer, the previous labels are kept or the run stops.")
+    outliers: Literal["drop"] = Field(
+        "drop", description="Not in the text; UDAP, SSG and MMT leave outliers out of training."
+    )
+
+
+class RayConfig(Section):
+    """How the run is laid over a Ray cluster. Batches are global: results don't depend on these
+    but for rounding."""
+
+    num_workers: int = Field(2, ge=1, description="Ray Train workers (DDP ranks).")
+    use_gpu: bool | Literal["auto"] = Field("auto", description="One GPU a worker; auto: if there are enough.")
+    cpus_per_worker: float = Field(1, gt=0)
+    data_cpus: int = Field(1, ge=1, description="CPUs kept free for Ray Data to decode with.")
+    extract_replicas: int | None = Field(None, ge=1, description="Default: num_workers.")
+    extract_batch: int = Field(64, ge=1)
+    threads_per_worker: int | None = Field(
+        None, ge=1, description="Default: the node's cores divided by its workers."
+    )
+    max_failures: int = Field(2, ge=0, description="Worker losses survived in one training.")
+
+
+class Config(Section):
+    """One run, from two image sets to an adapted model."""
+
+    seed: int = Field(0, ge=0)
+    out: str = Field("runs/run", description="Run folder: a path or any pyarrow.fs URI (s3://, gs://).")
+    source: DatasetConfig = DatasetConfig()
+    target: DatasetConfig = DatasetConfig()
+    input: InputConfig = InputConfig()
+    augment: AugmentConfig = AugmentConfig()
+    network: NetworkConfig = NetworkConfig()
+    iterations: int = Field(5, ge=0, le=1000, description="Paper: below 10, converged at 5.")
+    pretrain: PretrainConfig = PretrainConfig()
+    adapt: FitConfig = FitConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    soft_labels: SoftLabelConfig = SoftLabelConfig()
+    loss: LossConfig = LossConfig()
+    mixed_precision: bool = Field(True, description="bf16 autocast on GPUs; CPUs always use fp32.")
+    supervised_bound: bool = Field(
+        False, description="Also train on the target's true identities (Table 4's first row)."
+    )
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _branches_fit(self) -> "Config":
+        network = self.network
+        if network.attention.mode == "independent" and not network.specific_branch:
+            raise ValueError(
+                "network.attention.mode=independent needs network.specific_branch=true; "
+                "without that branch its second attention module would never be trained"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_split_evenly(self) -> "Config":
+        for name, fit in (("pretrain", self.pretrain), ("adapt", self.adapt)):
+            for side in ("batch_source", "batch_target"):
+                size = getattr(fit, side)
+                if size % self.ray.num_workers:
+                    raise ValueError(
+                        f"{name}.{side}={size} is not divisible by ray.num_workers="
+                        f"{self.ray.num_workers}; every worker takes an equal share"
+                    )
+            if fit.images_per_id and fit.batch_target % fit.images_per_id:
+                raise ValueError(
+                    f"{name}.batch_target={fit.batch_target} is not divisible by "
+                    f"{name}.images_per_id={fit.images_per_id}"
+                )
+        return self

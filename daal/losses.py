@@ -1,0 +1,78 @@
+"""The paper's losses as pure functions: Eq. 3, 5, 6 and 7.
+
+Shapes: B images, K classes. Logits are unnormalised; every loss is a mean over its images,
+0 for an empty batch. Everything is computed in float32 whatever the autocast type.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SOURCE_DOMAIN, TARGET_DOMAIN = 0, 1
+
+
+def hard_label_loss(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """Eq. 3: -log p(y|x), the cross entropy on known identities (or hard pseudo-labels)."""
+    if len(labels_B) == 0:
+        return logits_BK.sum() * 0.0
+    return F.cross_entropy(logits_BK.float(), labels_B.long())
+
+
+def soft_label_loss(logits_BK: Tensor, weights_BK: Tensor) -> Tensor:
+    """Eq. 5: -sum_k w_k log p(k|x), with the weights of Eq. 4 (which need not sum to 1)."""
+    if len(weights_BK) == 0:
+        return logits_BK.sum() * 0.0
+    log_probabilities_BK = F.log_softmax(logits_BK.float(), dim=1)
+    return -(weights_BK.float() * log_probabilities_BK).sum(dim=1).mean()
+
+
+def domain_loss(domain_logits_B2: Tensor, domains_B: Tensor) -> Tensor:
+    """Eq. 6: cross entropy of the domain classifier; 0 is the source, 1 the target."""
+    return hard_label_loss(domain_logits_B2, domains_B)
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The terms of Eq. 7 and their weighted sum, each a scalar tensor."""
+
+    source: Tensor
+    target: Tensor
+    domain: Tensor
+    total: Tensor
+
+    def as_dict(self) -> dict[str, float]:
+        return {
+            name: float(getattr(self, name).detach())
+            for name in ("source", "target", "domain", "total")
+        }
+
+
+def total_loss(
+    source_logits_BK: Tensor | None,
+    source_labels_B: Tensor | None,
+    target_logits_BK: Tensor | None,
+    target_weights_BK: Tensor | None,
+    domain_logits_B2: Tensor | None,
+    domains_B: Tensor | None,
+    source_weight: float = 1.0,
+    target_weight: float = 1.0,
+    domain_weight: float = 1.0,
+) -> LossTerms:
+    """Eq. 7: L^cro_s + L^DSP on source images, L^cro_t + L^DSP on target images.
+
+    A term whose logits are None is 0: pretraining has only the first. Each domain's
+    identity loss is a mean over that domain's images, the domain loss one over all of them.
+    The weights are 1 in the paper.
+    """
+    given = next(x for x in (source_logits_BK, target_logits_BK, domain_logits_B2) if x is not None)
+    source = target = domain = torch.zeros((), device=given.device)
+    if source_logits_BK is not None and source_labels_B is not None:
+        source = hard_label_loss(source_logits_BK, source_labels_B)
+    if target_logits_BK is not None and target_weights_BK is not None:
+        target = soft_label_loss(target_logits_BK, target_weights_BK)
+    if domain_logits_B2 is not None and domains_B is not None:
+        domain = domain_loss(domain_logits_B2, domains_B)
+    total = source_weight * source + target_weight * target + domain_weight * domain
+    return LossTerms(source, target, domain, total)

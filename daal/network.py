@@ -1,0 +1,199 @@
+"""The network of Fig. 2: ResNet backbone, attention module, shared and specific branches.
+
+Shapes: B images, H x W pixels, C channels of the last feature map (the feature's size),
+S source identities, K pseudo-label clusters.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from daal.attention import DomainAdaptiveAttention, IndependentAttention, NoAttention
+from daal.checkpoint import load_backbone_weights
+from daal.config import NetworkConfig
+from daal.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class NetworkOutput:
+    """What the losses need. A head that the network doesn't have gives None."""
+
+    shared_BC: Tensor  # the feature used for matching and clustering
+    source_logits_BS: Tensor | None
+    target_logits_BK: Tensor | None
+    domain_logits_B2: Tensor | None
+
+
+class IdentityHead(nn.Module):
+    """FC from the shared feature to identities (Eq. 3 and Eq. 5).
+
+    "linear" is the paper's FC. "unit" normalises the feature first and multiplies by `scale`.
+    """
+
+    def __init__(self, num_features: int, num_ids: int, kind: str, scale: float) -> None:
+        super().__init__()
+        self.unit = kind == "unit"
+        self.scale = scale
+        self.fc = nn.Linear(num_features, num_ids, bias=not self.unit)
+        if self.unit:
+            nn.init.normal_(self.fc.weight, std=num_features**-0.5)  # rows of length about 1
+        else:
+            nn.init.normal_(self.fc.weight, std=0.001)
+            nn.init.zeros_(self.fc.bias)
+
+    @torch.no_grad()
+    def start_from(self, centroids_KC: Tensor) -> None:
+        """Use cluster centroids as class weights, so that the first logits already rank clusters.
+
+        A linear head gets the weights of unit length, for features of any length.
+        """
+        self.fc.weight.copy_(F.normalize(centroids_KC.float(), dim=1))
+
+    def forward(self, features_BC: Tensor) -> Tensor:
+        if self.unit:
+            features_BC = self.scale * F.normalize(features_BC.float(), dim=1)
+        logits: Tensor = self.fc(features_BC)
+        return logits
+
+
+class DaalNetwork(nn.Module):
+    """Backbone -> attention -> GAP -> heads.
+
+    A batch holds source images first, then target images; `num_source` says where the border
+    is. Heads are made only for what a stage trains: pretraining has no target or domain head
+    (DDP would wait for their gradients), extraction has none at all.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        num_source_ids: int = 0,
+        num_clusters: int = 0,
+        domain_head: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone, channels = _backbone(config)
+        self.attention = _attention(config, channels)
+        self.num_features = channels
+        head = {"kind": config.identity_head, "scale": config.head_scale}
+        self.source_head = IdentityHead(channels, num_source_ids, **head) if num_source_ids else None  # type: ignore[arg-type]
+        self.target_head = IdentityHead(channels, num_clusters, **head) if num_clusters else None  # type: ignore[arg-type]
+        self.domain_head = nn.Linear(channels, 2) if domain_head else None
+        self._frozen = list(self.backbone.children())[: _num_frozen_children(config.frozen_stages)]
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "DaalNetwork":
+        super().train(mode)
+        for module in self._frozen:  # frozen stages keep their BatchNorm statistics too
+            module.eval()
+        return self
+
+    def feature_maps(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(shared_BCHW, specific_BCHW, attention_BCHW) of normalised images."""
+        maps: tuple[Tensor, Tensor, Tensor] = self.attention(self.backbone(images_BCHW))
+        return maps
+
+    def extract(self, images_BCHW: Tensor) -> Tensor:
+        """The matching feature: pooled shared map, unit length. float32 (B, C)."""
+        shared_BCHW, _, _ = self.feature_maps(images_BCHW)
+        return F.normalize(_pool(shared_BCHW).float(), dim=1)
+
+    def forward(self, images_BCHW: Tensor, num_source: int) -> NetworkOutput:
+        shared_BCHW, specific_BCHW, _ = self.feature_maps(images_BCHW)
+        shared_BC = _pool(shared_BCHW)
+        return NetworkOutput(
+            shared_BC=shared_BC,
+            source_logits_BS=self.source_head(shared_BC[:num_source]) if self.source_head else None,
+            target_logits_BK=self.target_head(shared_BC[num_source:]) if self.target_head else None,
+            domain_logits_B2=self.domain_head(_pool(specific_BCHW)) if self.domain_head else None,
+        )
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Trainable parameters of the backbone, and of everything else (the paper's two rates)."""
+        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+        known = {id(p) for p in self.backbone.parameters()}
+        new = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        return backbone, new
+
+    def load_matching(self, tensors: dict[str, Tensor]) -> None:
+        """Take over a checkpoint of an earlier stage; heads of another size start anew.
+
+        Raises:
+            CheckpointError: if the backbone or the attention module doesn't fit.
+        """
+        own = self.state_dict()
+        heads = ("source_head.", "target_head.", "domain_head.")
+        fitting = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if name in own and own[name].shape == tensor.shape
+        }
+        missing = [n for n in own if n not in fitting and not n.startswith(heads)]
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint does not fit this network: {missing[0]} and {len(missing) - 1} more "
+                "tensors are missing or of another shape; use the recipe it was trained with."
+            )
+        self.load_state_dict(fitting, strict=False)
+
+
+def _pool(features_BCHW: Tensor) -> Tensor:
+    return features_BCHW.mean(dim=(2, 3))
+
+
+def _backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
+    name = config.backbone
+    make = getattr(torchvision.models, name)
+    if config.weights == "imagenet":
+        resnet = make(weights=torchvision.models.get_model_weights(name).DEFAULT)
+    else:
+        resnet = make(weights=None)
+        if config.weights != "none":
+            _load_backbone(resnet, Path(config.weights), name)
+    if config.last_stride == 1:
+        for module in resnet.layer4[0].modules():
+            if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+                module.stride = (1, 1)
+    channels: int = resnet.fc.in_features
+    names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
+    backbone = nn.Sequential()
+    for child in names:
+        backbone.add_module(child, getattr(resnet, child))
+    return backbone, channels
+
+
+def _load_backbone(resnet: nn.Module, path: Path, name: str) -> None:
+    weights = load_backbone_weights(path)
+    own = resnet.state_dict()
+    wrong = [n for n in own if not n.startswith("fc.") and not n.endswith("num_batches_tracked")
+             and (n not in weights or weights[n].shape != own[n].shape)]
+    if wrong:
+        raise CheckpointError(
+            f"{path} does not hold a {name}: {wrong[0]} is missing or of another shape; "
+            "set network.backbone to the network that the file was made for."
+        )
+    resnet.load_state_dict({n: t for n, t in weights.items() if n in own}, strict=False)
+
+
+def _attention(config: NetworkConfig, channels: int) -> nn.Module:
+    attention = config.attention
+    if attention.mode == "none":
+        return NoAttention()
+    module = DomainAdaptiveAttention if attention.mode == "residual" else IndependentAttention
+    return module(
+        channels,
+        spatial_reduction=attention.spatial_reduction,
+        channel_reduction=attention.channel_reduction,
+        relu_before_sigmoid=attention.relu_before_sigmoid,
+        zero_init=attention.zero_init,
+    )
+
+
+def _num_frozen_children(frozen_stages: int) -> int:
+    # children: conv1 bn1 relu maxpool | layer1 | layer2 | layer3 | layer4
+    return 0 if frozen_stages == 0 else 3 + frozen_stages

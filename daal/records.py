@@ -1,0 +1,51 @@
+"""One row per image: the Arrow tables that every stage reads.
+
+Known values: `split` is train, query or gallery; `domain` is source or target.
+`pid` is -1 for junk boxes and 0 for distractors (Market-1501's convention), or -2
+where the identity isn't known.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+Split = Literal["train", "query", "gallery"]
+Domain = Literal["source", "target"]
+SPLITS: tuple[Split, ...] = ("train", "query", "gallery")
+
+JUNK_PID = -1
+DISTRACTOR_PID = 0
+UNKNOWN_PID = -2
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """Where one image lies and what its name says about it."""
+
+    path: str  # relative to the data set's root, with forward slashes
+    pid: int
+    camid: int
+    split: Split
+
+
+# What `pipelines.ingest` makes of records: the JPEG bytes travel inside the table.
+IMAGE_TABLE = pa.schema(
+    [
+        pa.field("image", pa.large_binary(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("pid", pa.int32(), nullable=False),
+        pa.field("camid", pa.int32(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+    ]
+)
+
+# Images that could not be read, with the reason.
+QUARANTINE_TABLE = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)

@@ -1,0 +1,247 @@
+"""Algorithm 1, as the driver runs it: stages that leave artefacts, and a journal of them."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from cluster.quality import cluster_quality
+from cluster.soft_labels import centroids
+from cluster.task_graph import estimate_on_ray
+from daal.config import Config
+from daal.errors import LabelError
+from daal.records import Domain
+from pipelines import artefacts
+from pipelines.evaluate import evaluate_features
+from pipelines.extract import extract, features_array, features_table
+from pipelines.fit import Images, Trainer, Weights
+from pipelines.ingest import ingest
+from pipelines.progress import Progress
+from pipelines.run_folder import RunFolder
+from pipelines.session import Resources
+
+Scores = dict[str, Any]
+
+
+@dataclass
+class Adaptation:
+    """One run. `adapt` is Algorithm 1; every other method is one of its stages."""
+
+    config: Config
+    run: RunFolder
+    resources: Resources
+    progress: Progress
+    rows: list[Scores] = field(default_factory=list)
+
+    def adapt(self) -> dict[str, Any]:
+        """From two image sets to an adapted model; returns what summary.json holds."""
+        source, target = self.ingest("source"), self.ingest("target")
+
+        weights = self.pretrain(source)  # line 1
+        features = self.extract("pretrain", target, weights)  # line 3, for the first iteration
+        self.evaluate("pretrain", target, features)
+
+        labels = eps = None
+        for iteration in range(1, self.config.iterations + 1):  # line 2
+            name = f"iteration-{iteration:02d}"
+            labels, eps = self.estimate(name, target, features, labels, eps)  # lines 4, 5
+            weights = self.train(name, iteration, source, target, features, labels, weights)  # line 6
+            features = self.extract(name, target, weights)  # line 3, for the next iteration
+            self.evaluate(name, target, features)
+
+        if self.config.supervised_bound:
+            bound = self.supervised_bound(target)
+            self.evaluate("supervised", target, self.extract("supervised", target, bound))
+        return self.finish()
+
+    def pretrain_only(self) -> None:
+        """Line 1 and the direct transfer; `adapt` on the same folder goes on from here."""
+        source, target = self.ingest("source"), self.ingest("target")
+        weights = self.pretrain(source)
+        self.evaluate("pretrain", target, self.extract("pretrain", target, weights))
+
+    def ingest(self, domain: Domain) -> Images:
+        """Read a domain's folder once, into one table that travels through the object store."""
+        settings = self.config.source if domain == "source" else self.config.target
+        files = [f"images/{domain}.parquet", f"images/{domain}-quarantine.parquet"]
+
+        def make() -> dict[str, bytes | pa.Buffer]:
+            table, quarantine = ingest(settings, domain, self.config.seed)
+            self.progress.say(
+                f"{domain}: {len(table)} images from {settings.root}"
+                + (f", {len(quarantine)} unreadable set aside" if len(quarantine) else "")
+            )
+            return dict(zip(files, map(artefacts.table_bytes, (table, quarantine)), strict=True))
+
+        with self.stage(f"ingest/{domain}"):
+            contents = self.run.once(f"ingest/{domain}", files, make, dict)
+        table = artefacts.read_table(contents[files[0]]).combine_chunks()
+        return Images(table, ray.put(table))
+
+    def pretrain(self, source: Images) -> Weights:
+        """Line 1: Eq. 3 on the source."""
+        trainer = Trainer(self.config, self.run, self.resources, self.progress)
+        return self._checkpoint("pretrain", lambda: trainer.supervised("pretrain", source))
+
+    def supervised_bound(self, target: Images) -> Weights:
+        """The same training on the target's true identities: Table 4's first row."""
+        trainer = Trainer(self.config, self.run, self.resources, self.progress)
+        return self._checkpoint("supervised", lambda: trainer.supervised("supervised", target))
+
+    def extract(self, name: str, target: Images, weights: Weights) -> NDArray[np.float32]:
+        """Line 3: features of every target image (training, query and gallery at once)."""
+        file = f"{name}/features.parquet"
+
+        def make() -> dict[str, bytes | pa.Buffer]:
+            config = self.config
+            features = extract(
+                target.reference, len(target.table), config.network, ray.put(weights),
+                config.input, self.resources, config.ray.extract_batch,
+            )  # fmt: skip
+            return {file: artefacts.table_bytes(features_table(target.table, features))}
+
+        with self.stage(f"{name}/extract"):
+            return self.run.once(
+                f"{name}/extract",
+                [file],
+                make,
+                lambda contents: features_array(artefacts.read_table(contents[file])),
+            )
+
+    def estimate(
+        self,
+        name: str,
+        target: Images,
+        features_NC: NDArray[np.float32],
+        previous: NDArray[np.int64] | None,
+        first_eps: float | None,
+    ) -> tuple[NDArray[np.int64], float]:
+        """Line 4: pseudo-labels of the training images, and eps.
+
+        With no cluster, the previous iteration's labels are kept; in the first there are none.
+        """
+        files = [f"{name}/pseudo_labels.parquet", f"{name}/clusters.json"]
+        rows = target.rows("train")
+        frozen = None if self.config.cluster.refit_eps else first_eps
+
+        def make() -> dict[str, bytes | pa.Buffer]:
+            pseudo_labels_N = np.full(len(target.table), -1, np.int64)
+            try:
+                estimated = estimate_on_ray(features_NC[rows], self.config.cluster, eps=frozen)
+                pseudo_labels_N[rows] = estimated.labels
+                eps, notes = estimated.eps, list(estimated.notes)
+            except LabelError as error:
+                if previous is None or first_eps is None:
+                    raise
+                pseudo_labels_N, eps, notes = previous, first_eps, [f"kept the previous labels: {error}"]
+            pids = target.column("pid")[rows]
+            quality = cluster_quality(pseudo_labels_N[rows], pids if (pids > 0).any() else None)
+            clusters = {"eps": eps, "notes": notes, **quality.as_dict()}
+            return {
+                files[0]: artefacts.table_bytes(
+                    artefacts.pseudo_labels_table(target.table, pseudo_labels_N)
+                ),
+                files[1]: artefacts.json_bytes(clusters),
+            }
+
+        with self.stage(f"{name}/estimate"):
+            contents = self.run.once(f"{name}/estimate", files, make, dict)
+        clusters = artefacts.json.loads(contents[files[1]])
+        self.rows.append({"name": name, **clusters})
+        for note in clusters["notes"]:
+            self.progress.say(f"[yellow]{note}[/yellow]")
+        self.progress.say(
+            f"{name}: {clusters['num_clusters']} clusters, {clusters['outlier_share']:.0%} outliers, "
+            f"eps {clusters['eps']:.3f}"
+        )
+        labels = artefacts.read_table(contents[files[0]])["pseudo_label"].to_numpy()
+        return labels, clusters["eps"]
+
+    def train(
+        self,
+        name: str,
+        iteration: int,
+        source: Images,
+        target: Images,
+        features_NC: NDArray[np.float32],
+        pseudo_labels_N: NDArray[np.int64],
+        weights: Weights,
+    ) -> Weights:
+        """Line 6: Eq. 7 on both domains, from the last weights, with a new head for K clusters."""
+        trainer = Trainer(self.config, self.run, self.resources, self.progress)
+        centroids_KC = np.asarray(centroids(features_NC, pseudo_labels_N), np.float32)
+        return self._checkpoint(
+            name,
+            lambda: trainer.adapt(
+                name, iteration, source, target, features_NC, pseudo_labels_N, centroids_KC, weights
+            ),
+        )
+
+    def evaluate(self, name: str, target: Images, features_NC: NDArray[np.float32]) -> None:
+        """Scores on the target's query and gallery, if it has them."""
+        if len(target.rows("query")) == 0:
+            return
+        file = f"{name}/evaluation.json"
+        with self.stage(f"{name}/evaluate"):
+            scores = self.run.once(
+                f"{name}/evaluate",
+                [file],
+                lambda: {
+                    file: artefacts.json_bytes(
+                        evaluate_features(target.table, features_NC, self.resources).as_dict()
+                    )
+                },
+                lambda contents: artefacts.json.loads(contents[file]),
+            )
+        if self.rows and self.rows[-1]["name"] == name:
+            self.rows[-1].update(scores)
+        else:
+            self.rows.append({"name": name, **scores})
+        self.progress.figures(name, **self.rows[-1])
+        self.progress.say(f"{name}: mAP {scores['map']:.1%}  Rank-1 {scores['rank1']:.1%}")
+
+    def finish(self) -> dict[str, Any]:
+        """Write summary.json and forget what only a resumed training would have needed."""
+        by_name = {row["name"]: row for row in self.rows}
+        iterations = [row for row in self.rows if row["name"].startswith("iteration-")]
+        summary = {
+            "direct_transfer": _score(by_name.get("pretrain")),
+            "adapted": _score(iterations[-1] if iterations else None),
+            "supervised": _score(by_name.get("supervised")),
+            "iterations": iterations,
+            "seed": self.config.seed,
+            "seconds": round(sum(line["seconds"] for line in self.run.journal()), 1),
+        }
+        self.run.write_json("summary.json", summary)
+        self.run.delete_folder("ray_train")
+        return summary
+
+    def _checkpoint(self, name: str, train: Any) -> Weights:
+        folder = f"{name}/checkpoint"
+        metadata = {"stage": name, "config": self.config.model_dump(mode="json")}
+        with self.stage(f"{name}/train"):
+            return self.run.once(
+                f"{name}/train",
+                artefacts.checkpoint_files(folder),
+                lambda: artefacts.checkpoint_bytes(folder, train(), metadata),
+                lambda contents: artefacts.read_checkpoint(folder, contents),
+            )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        with self.progress.stage(name):
+            yield
+        self.progress.figures(name, seconds=round(time.monotonic() - started, 3))
+
+
+def _score(row: Scores | None) -> dict[str, float] | None:
+    if row is None or "map" not in row:
+        return None
+    return {key: row[key] for key in ("map", "rank1", "rank5", "rank10", "map_official")}

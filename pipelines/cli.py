@@ -1,0 +1,182 @@
+"""The command `daal`: read the arguments, call one function, turn errors into exit codes."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow.parquet as pq
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from daal.config import Config
+from daal.errors import ConfigError, DaalError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Adapt a person re-identification model to unlabelled cameras. "
+    "Exit codes: 2 configuration, 3 data, 4 checkpoint, 5 diverged, 6 cluster, 7 pseudo-labels.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
+app.add_typer(config_app, name="config")
+errors = Console(stderr=True)
+RECIPES = Path(__file__).parent / "recipes"
+
+Recipe = Annotated[str, typer.Argument(help="A shipped recipe (paper, fast, demo) or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. target.root=DIR cluster.p=2e-3")
+]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also show what Ray says.")]
+
+
+@app.command()
+def adapt(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, start nothing.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Pretrain on the source, then Algorithm 1; the same command continues a stopped run."""
+    run_adaptation(read_config(recipe, overrides), dry_run, verbose)
+
+
+@app.command()
+def pretrain(recipe: Recipe, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Train on the source only and score the direct transfer; `adapt` goes on from there."""
+    run_adaptation(read_config(recipe, overrides), verbose=verbose, pretrain_only=True)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder; the drawn images go beside it.")] = Path("runs/demo"),
+    overrides: Overrides = None,
+    verbose: Verbose = False,
+) -> None:
+    """Draw two domains of pedestrians and adapt from one to the other, on this machine."""
+    from daal.synthetic import draw_domains
+
+    images = out.with_name(f"{out.name}-images")
+    settings = [f"source.root={images}/source", f"target.root={images}/target", f"out={out}"]
+    config = read_config("demo", [*settings, *(overrides or [])])
+    draw_domains(images, seed=config.seed)
+    run_adaptation(config, verbose=verbose)
+
+
+@app.command()
+def validate(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Check configuration, data and weights in seconds, before any worker starts."""
+    run_adaptation(read_config(recipe, overrides), dry_run=True)
+
+
+@app.command()
+def extract(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder of a run.")],
+    images: Annotated[str, typer.Argument(help="A data set's folder.")],
+    out: Annotated[Path, typer.Option(help="The features file to write.")] = Path("features.parquet"),
+    layout: Annotated[str, typer.Option(help="market1501, dukemtmc, msmt17 or folder.")] = "market1501",
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. ray.num_workers=1")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Features of every image of a folder, to a Parquet file."""
+    from pipelines.inference import extract_folder
+
+    table = extract_folder(Path(checkpoint), images, layout, overrides or [], verbose)
+    pq.write_table(table, out, compression="zstd")
+    errors.print(f"{len(table)} features written to {out}")
+
+
+@app.command()
+def evaluate(
+    features: Annotated[Path, typer.Argument(help="A features file with query and gallery rows.")],
+) -> None:
+    """Market-protocol scores of a features file, as JSON."""
+    from pipelines.inference import evaluate_file
+
+    print(json.dumps(evaluate_file(features).as_dict(), indent=1))
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder for the two drawn domains.")],
+    seed: Annotated[int, typer.Option(help="Another seed draws other people.")] = 0,
+) -> None:
+    """Draw a source and a target domain of pedestrians, in Market-1501's layout."""
+    from daal.synthetic import draw_domains
+
+    draw_domains(out, seed=seed)
+    errors.print(f"drawn: {out}/source and {out}/target")
+
+
+@config_app.command("show")
+def config_show(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Print the resolved configuration as YAML."""
+    print(yaml.safe_dump(read_config(recipe, overrides).model_dump(mode="json"), sort_keys=False), end="")
+
+
+def read_config(recipe: str, overrides: list[str] | None) -> Config:
+    """A shipped recipe by name, or a file by path."""
+    from daal.load_config import load_config
+
+    path = Path(recipe)
+    if not path.suffix:
+        path = RECIPES / f"{recipe}.yaml"
+        if not path.exists():
+            names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+            raise ConfigError(f'there is no recipe "{recipe}"; shipped are {names}, or give a .yaml file.')
+    return load_config(path, overrides or [])
+
+
+def run_adaptation(
+    config: Config, dry_run: bool = False, verbose: bool = False, pretrain_only: bool = False
+) -> None:
+    """Validate, start or join Ray, run, print the table."""
+    from pipelines.validate import validate as find
+
+    findings = find(config)
+    for warning in findings.warnings:
+        errors.print(f"[yellow]warning:[/yellow] {warning}", highlight=False)
+    if dry_run:
+        table = Table("", "train", "query", "gallery", title="Images found; nothing was started")
+        for domain, counts in findings.counts.items():
+            table.add_row(domain, *map(str, counts.values()))
+        Console().print(table)
+        return
+
+    from pipelines.adapt import Adaptation
+    from pipelines.progress import Progress, scores_table
+    from pipelines.run_folder import RunFolder
+    from pipelines.session import ray_session
+
+    run = RunFolder(config.out)
+    run.keep_config(config)
+    progress = Progress(lambda event: run.append("metrics.jsonl", event), errors)
+    with ray_session(config.ray, verbose) as resources:
+        adaptation = Adaptation(config, run, resources, progress)
+        if pretrain_only:
+            adaptation.pretrain_only()
+        else:
+            adaptation.adapt()
+    Console().print(scores_table([(row["name"], row) for row in adaptation.rows if "map" in row]))
+    errors.print(f"run folder: {config.out}")
+
+
+def main() -> None:
+    """Entry point of the script `daal`."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        app()
+    except DaalError as error:
+        for line in str(error).splitlines():
+            errors.print(f"[red]error:[/red] {line}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command continues this run.")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

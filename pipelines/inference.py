@@ -1,0 +1,60 @@
+"""Using a trained model: features of a folder of images, scores of a features file."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from daal import checkpoint
+from daal.config import DatasetConfig
+from daal.errors import CheckpointError, DataError
+from daal.evaluation import EvaluationResult, evaluate
+from daal.load_config import apply_overrides, check_config
+from pipelines.extract import extract, features_array, features_table
+from pipelines.ingest import ingest
+from pipelines.session import ray_session
+
+
+def extract_folder(
+    folder: Path, root: str, layout: str, overrides: list[str], verbose: bool = False
+) -> pa.Table:
+    """Features of every image under `root` by the model in the checkpoint `folder`.
+
+    The network and the image size are those that the checkpoint was trained with.
+    """
+    tensors, metadata = checkpoint.load(folder)
+    if "config" not in metadata:
+        raise CheckpointError(f"{folder} is not a checkpoint of a run: it does not say its configuration.")
+    config = check_config(apply_overrides(metadata["config"], overrides))
+    dataset = DatasetConfig.model_validate({"layout": layout, "root": root})
+    with ray_session(config.ray, verbose) as resources:
+        table, _ = ingest(dataset, "target", config.seed)
+        features = extract(
+            ray.put(table), len(table), config.network,
+            ray.put({name: tensor.numpy() for name, tensor in tensors.items()}),
+            config.input, resources, config.ray.extract_batch,
+        )  # fmt: skip
+    return features_table(table, features)
+
+
+def evaluate_file(path: Path) -> EvaluationResult:
+    """Scores of a file that `daal extract` or a run wrote.
+
+    Raises:
+        DataError: the file isn't such a file, or has no query or gallery rows.
+    """
+    try:
+        table = pq.read_table(path)
+        features_NC = features_array(table)
+        split = table["split"].to_numpy(zero_copy_only=False)
+        pids, camids = table["pid"].to_numpy(), table["camid"].to_numpy()
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{path} is not a features file (daal extract writes them): {error}") from error
+    query, gallery = split == "query", split == "gallery"
+    if not query.any() or not gallery.any():
+        raise DataError(f"{path} has no query or no gallery rows; scores need both.")
+    return evaluate(
+        features_NC[query], pids[query], camids[query],
+        features_NC[gallery], pids[gallery], camids[gallery],
+    )  # fmt: skip

@@ -1,0 +1,91 @@
+"""A data set's folder -> one Arrow table of image bytes, broken images set aside."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from daal.config import DatasetConfig
+from daal.datasets import check_counts, load_records
+from daal.errors import DataError
+from daal.images import check
+from daal.records import IMAGE_TABLE, QUARANTINE_TABLE, Domain, ImageRecord
+
+logger = logging.getLogger(__name__)
+IMAGES_PER_TASK = 512
+
+
+def ingest(config: DatasetConfig, domain: Domain, seed: int) -> tuple[pa.Table, pa.Table]:
+    """Read and check every image once: (IMAGE_TABLE, QUARANTINE_TABLE), in the records' order.
+
+    Raises:
+        DataError: the folder isn't what its layout says, or too many images are unreadable.
+    """
+    records = load_records(config.layout, Path(config.root))
+    for warning in check_counts(config.layout, records):
+        logger.warning("%s: %s", config.root, warning)
+    records = subset(records, config.max_train_images, seed)
+    num_tasks = -(-len(records) // IMAGES_PER_TASK)
+    dataset = ray.data.range(len(records), override_num_blocks=num_tasks).map_batches(
+        _Reader(config.root, records), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+    )
+    rows = pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow")).sort_by("row")
+    good = rows.filter(pa.compute.equal(rows["reason"], ""))
+    table = pa.table(
+        {
+            "image": good["image"].cast(pa.large_binary()),
+            **_columns([records[row] for row in good["row"].to_pylist()], domain),
+        },
+        schema=IMAGE_TABLE,
+    )
+    bad = rows.filter(pa.compute.not_equal(rows["reason"], ""))
+    paths = [records[row].path for row in bad["row"].to_pylist()]
+    quarantine = pa.table(
+        {"path": paths, "domain": [domain] * len(paths), "reason": bad["reason"]},
+        schema=QUARANTINE_TABLE,
+    )
+    if len(quarantine) > config.max_bad_share * len(records):
+        raise DataError(
+            f"{len(quarantine)} of {len(records)} images in {config.root} can't be read, e.g. "
+            f"{paths[0]}: {bad['reason'][0]}; repair them or raise max_bad_share."
+        )
+    return table.combine_chunks(), quarantine
+
+
+def subset(records: list[ImageRecord], max_train: int | None, seed: int) -> list[ImageRecord]:
+    """Keep a seeded random choice of training images; query and gallery stay whole."""
+    train = [at for at, record in enumerate(records) if record.split == "train"]
+    if max_train is None or len(train) <= max_train:
+        return records
+    kept = set(np.random.default_rng([seed, 1]).choice(train, max_train, replace=False).tolist())
+    return [r for at, r in enumerate(records) if r.split != "train" or at in kept]
+
+
+class _Reader:
+    def __init__(self, root: str, records: list[ImageRecord]) -> None:
+        self.root, self.records = Path(root), records
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        images, reasons = [], []
+        for row in batch["id"].to_pylist():
+            try:
+                data = (self.root / self.records[row].path).read_bytes()
+                reason = check(data)
+            except OSError as error:
+                data, reason = b"", f"can't be read: {error.strerror}"
+            images.append(b"" if reason else data)
+            reasons.append(reason or "")
+        return pa.table({"row": batch["id"], "image": pa.array(images, pa.large_binary()), "reason": reasons})
+
+
+def _columns(records: list[ImageRecord], domain: Domain) -> dict[str, Any]:
+    return {
+        "path": [record.path for record in records],
+        "pid": pa.array([record.pid for record in records], pa.int32()),
+        "camid": pa.array([record.camid for record in records], pa.int32()),
+        "split": [record.split for record in records],
+        "domain": [domain] * len(records),
+    }

@@ -1,0 +1,112 @@
+"""What a run shows while it works: a live line on a terminal, plain lines elsewhere.
+
+Workers report to a small actor; the driver collects from it while it waits for them.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.table import Table
+
+
+@ray.remote(num_cpus=0)
+class Monitor:
+    """A mailbox for the figures of training steps."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+
+    def log(self, event: dict[str, Any]) -> None:
+        self._events.append({"time": time.time(), **event})
+
+    def take(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
+
+class Progress:
+    """Console output of the driver, and the figures that go to metrics.jsonl."""
+
+    def __init__(
+        self,
+        record: Callable[[dict[str, Any]], None] = lambda event: None,
+        console: Console | None = None,
+    ) -> None:
+        self.console = console or Console(stderr=True)
+        self._record = record
+        self._started = time.monotonic()
+        self._shown = 0.0
+
+    def say(self, text: str) -> None:
+        seconds = int(time.monotonic() - self._started)
+        self.console.print(f"[dim]{seconds // 60:3d}:{seconds % 60:02d}[/dim]  {text}", highlight=False)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage, with a spinner on a terminal."""
+        started = time.monotonic()
+        self._stage = name
+        if self.console.is_terminal:
+            with self.console.status(name) as self._status:
+                yield
+        else:
+            yield
+        self.say(f"{name}: done in {time.monotonic() - started:.1f} s")
+
+    def figures(self, stage: str, **figures: Any) -> None:
+        """Keep figures of a stage (scores, clusters) beside those of training."""
+        self._record({"time": time.time(), "stage": stage, **figures})
+
+    @contextmanager
+    def watch(self, stage: str, monitor: Any) -> Iterator[None]:
+        """Show and record what training workers send, until the block ends."""
+        done = threading.Event()
+
+        def collect() -> None:
+            while True:
+                finished = done.wait(1.0)
+                for event in ray.get(monitor.take.remote()):
+                    self._record({"stage": stage, **event})
+                    self._training(stage, event)
+                if finished:
+                    return
+
+        thread = threading.Thread(target=collect, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(timeout=10)
+
+    def _training(self, stage: str, event: dict[str, Any]) -> None:
+        loss = "  ".join(f"{name} {value:.3f}" for name, value in event["loss"].items())
+        text = (
+            f"{stage}: epoch {event['epoch']}/{event['epochs']}  step {event['step']}/{event['steps']}"
+            f"  {event['images_per_s']:.0f} images/s  loss {loss}"
+        )
+        if self.console.is_terminal:
+            self._status.update(text)
+        elif time.monotonic() - self._shown > 15 or event["step"] == event["steps"]:
+            self._shown = time.monotonic()
+            self.say(text)
+
+
+def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
+    """Stage by stage: mAP, Rank-1 and the clusters trained on."""
+    table = Table("", "mAP", "Rank-1", "K", "outliers", title="Scores on the target's test images")
+    for name, row in rows:
+        clusters = row.get("num_clusters")
+        table.add_row(
+            name,
+            f"{100 * row['map']:.1f}",
+            f"{100 * row['rank1']:.1f}",
+            "" if clusters is None else str(clusters),
+            "" if clusters is None else f"{100 * row['outlier_share']:.0f} %",
+        )
+    return table

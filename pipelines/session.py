@@ -1,0 +1,118 @@
+"""Ray manners: start a local Ray or join a cluster, and refuse at once what can't be placed."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from daal.config import RayConfig
+from daal.errors import ClusterError
+
+# Read by Ray when it starts or when a job starts; each is a measured trap of Ray 2.60.
+_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab is empty without
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",  # 32 actors a read otherwise
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What this run takes of the cluster."""
+
+    num_workers: int
+    use_gpu: bool
+    cpus_per_worker: float
+    num_replicas: int  # of the network, when extracting
+    threads: int  # of each worker
+
+
+@contextmanager
+def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]:
+    """Ray for the length of a run: RAY_ADDRESS's cluster if set, a local one otherwise.
+
+    A local Ray listens on loopback only and asks for a token, unless RAY_AUTH_MODE says
+    otherwise; it gets as many logical CPUs as the run needs, however few cores there are.
+
+    Raises:
+        ClusterError: the cluster can't be reached, refuses the token or is too small.
+    """
+    prepare_environment()
+    ours = not ray.is_initialized()
+    if ours:
+        _start_or_join(config, verbose)
+    try:
+        yield _place(config)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def prepare_environment() -> None:
+    """Settings that Ray reads from the environment; what the user set stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def _start_or_join(config: RayConfig, verbose: bool) -> None:
+    quiet = logging.INFO if verbose else logging.ERROR
+    address = os.environ.get("RAY_ADDRESS")
+    common = {"logging_level": quiet, "log_to_driver": verbose}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            if address:
+                ray.init(address=address, **common)
+            else:
+                os.environ.setdefault("RAY_AUTH_MODE", "token")
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+                cpus = max(os.cpu_count() or 1, int(_cpus_needed(config)))
+                ray.init(
+                    address="local", num_cpus=cpus, dashboard_host="127.0.0.1",
+                    include_dashboard=True, **common,
+                )  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = f"the Ray cluster at {address}" if address else "a local Ray"
+        raise ClusterError(
+            f"{where} can't be used: {error} (RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH "
+            "say where it is and how to log in)."
+        ) from error
+    logging.getLogger("ray").setLevel(quiet)
+
+
+def _cpus_needed(config: RayConfig) -> float:
+    # While training, Ray Data decodes beside the workers; without a CPU of its own it would
+    # wait for ever, and say nothing.
+    return config.num_workers * config.cpus_per_worker + config.data_cpus
+
+
+def _place(config: RayConfig) -> Resources:
+    have = ray.cluster_resources()
+    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    if cpus < (needed := _cpus_needed(config)):
+        raise ClusterError(
+            f"the cluster has {cpus:g} CPUs, but the run needs {needed:g}: ray.num_workers="
+            f"{config.num_workers} x ray.cpus_per_worker={config.cpus_per_worker:g} for training + "
+            f"ray.data_cpus={config.data_cpus} for reading images; lower these or add nodes."
+        )
+    use_gpu = gpus >= config.num_workers if config.use_gpu == "auto" else config.use_gpu
+    if use_gpu and gpus < config.num_workers:
+        raise ClusterError(
+            f"the cluster has {gpus:g} GPUs, but ray.use_gpu=true and ray.num_workers="
+            f"{config.num_workers} need {config.num_workers}; lower ray.num_workers, add GPU nodes, "
+            "or set ray.use_gpu=false."
+        )
+    nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"]))
+    cores = os.cpu_count() or 1
+    workers_per_node = -(-config.num_workers // nodes)
+    return Resources(
+        num_workers=config.num_workers,
+        use_gpu=bool(use_gpu),
+        cpus_per_worker=config.cpus_per_worker,
+        num_replicas=config.extract_replicas or config.num_workers,
+        threads=config.threads_per_worker or max(1, cores // workers_per_node),
+    )
