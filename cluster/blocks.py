@@ -6,6 +6,7 @@ Every stage of the estimate is a function of a row block. Whoever runs it suppli
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, Protocol, TypeVar, cast
 
 import numba
@@ -48,7 +49,7 @@ def row_blocks(num_rows: int, num_blocks: int) -> list[tuple[int, int]]:
     """Cut `num_rows` into at most `num_blocks` (start, stop) of nearly equal size, none empty."""
     num_blocks = max(1, min(num_blocks, num_rows))
     edges = [num_rows * block // num_blocks for block in range(num_blocks + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
 
 
 def kernel(function: Function) -> Function:

@@ -145,9 +145,10 @@ def merge_candidates(parts: Sequence[Candidates]) -> Candidates:
 
 def split_candidates(candidates: Candidates, num_blocks: int) -> list[Candidates]:
     """Cut a row block's candidates into those of `num_blocks` smaller row blocks."""
+    row_start, near_sq, near, far_sq, far = candidates
     return [
-        Candidates(candidates.row_start + start, *(array[start:stop] for array in candidates[1:]))
-        for start, stop in row_blocks(len(candidates.near_RC), num_blocks)
+        Candidates(row_start + a, near_sq[a:b], near[a:b], far_sq[a:b], far[a:b])
+        for a, b in row_blocks(len(near), num_blocks)
     ]
 
 
@@ -163,15 +164,13 @@ def refine_block(features_ND: Floats, k: int, candidates: Candidates) -> Neighbo
     )
     doubtful = np.flatnonzero(~certified_R)
     if len(doubtful):
-        _search_again(
-            features_ND, candidates.row_start, doubtful, indices_RK, sq_RK, max_sq_R
-        )
+        _search_again(features_ND, candidates.row_start, doubtful, indices_RK, sq_RK, max_sq_R)
     return Neighbours(indices_RK, sq_RK.astype(np.float32), max_sq_R.astype(np.float32))
 
 
 # ---- Running lists of candidates -------------------------------------------------------
 
-State: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+State: TypeAlias = tuple[torch.Tensor, ...]  # as the arrays of Candidates
 
 
 def _empty_state(rows: tuple[int, int], num_near: int, num_far: int, device: str) -> State:
@@ -205,7 +204,7 @@ def _update(state: State, first_row: int, sq_IJ: torch.Tensor, first_column: int
         _update_by_topk(rows_of_tile, sq_IJ, first_column)
 
 
-def _update_by_scan(lists: tuple[torch.Tensor, ...], sq_IJ: torch.Tensor, first_column: int) -> None:
+def _update_by_scan(lists: State, sq_IJ: torch.Tensor, first_column: int) -> None:
     near_sq, near, far_sq, far = (tensor.numpy() for tensor in lists)
     tile = sq_IJ.numpy()
     map_threads(
@@ -216,7 +215,7 @@ def _update_by_scan(lists: tuple[torch.Tensor, ...], sq_IJ: torch.Tensor, first_
     )
 
 
-def _update_by_topk(lists: tuple[torch.Tensor, ...], sq_IJ: torch.Tensor, first_column: int) -> None:
+def _update_by_topk(lists: State, sq_IJ: torch.Tensor, first_column: int) -> None:
     for values, indices, largest in ((lists[0], lists[1], False), (lists[2], lists[3], True)):
         in_tile = sq_IJ.topk(min(values.shape[1], sq_IJ.shape[1]), largest=largest)
         all_values = torch.cat([values, in_tile.values], 1)
@@ -276,20 +275,37 @@ def _scan_rows(
 @kernel
 def squared_distance(features_ND: Floats, i: int, j: int) -> float:
     """Squared Euclidean distance in fp64, bit for bit the same for (i, j) and (j, i)."""
-    total = 0.0
+    # Four sums rather than one: they compile to vector instructions, and the order of the
+    # additions stays the same everywhere.
+    a = b = c = d = 0.0
+    dims = features_ND.shape[1]
+    for place in range(0, dims - 3, 4):
+        a += (np.float64(features_ND[i, place]) - np.float64(features_ND[j, place])) ** 2
+        b += (np.float64(features_ND[i, place + 1]) - np.float64(features_ND[j, place + 1])) ** 2
+        c += (np.float64(features_ND[i, place + 2]) - np.float64(features_ND[j, place + 2])) ** 2
+        d += (np.float64(features_ND[i, place + 3]) - np.float64(features_ND[j, place + 3])) ** 2
+    for place in range(dims - dims % 4, dims):
+        a += (np.float64(features_ND[i, place]) - np.float64(features_ND[j, place])) ** 2
+    return (a + b) + (c + d)
+
+
+@kernel
+def _rounding(features_ND: Floats, i: int, sq: float) -> float:
+    """How far an fp32 squared distance near `sq` from sample i may be off.
+
+    The error grows with |f_i|^2 + |f_j|^2, and |f_j|^2 <= 2 |f_i|^2 + 2 sq.
+    """
+    sq_norm = 0.0
     for d in range(features_ND.shape[1]):
-        difference = np.float64(features_ND[i, d]) - np.float64(features_ND[j, d])
-        total += difference * difference
-    return total
+        sq_norm += np.float64(features_ND[i, d]) ** 2
+    return ROUNDING * (1.5 * sq_norm + sq)
 
 
 @kernel
 def _insert(sq: Any, indices: Any, num_held: int, value: float, index: int) -> int:
     """Insert into a list ordered by (value, index); returns how many it holds now."""
     last = min(num_held, len(sq) - 1)
-    if num_held == len(sq) and (
-        sq[last] < value or (sq[last] == value and indices[last] < index)
-    ):
+    if num_held == len(sq) and (sq[last] < value or (sq[last] == value and indices[last] < index)):
         return num_held
     place = last
     while place > 0 and (
@@ -331,13 +347,10 @@ def _refine_rows(
         max_sq_R[r] = 0.0
         for c in range(num_far):
             max_sq_R[r] = max(max_sq_R[r], squared_distance(features_ND, i, far[r, c]))
-        sq_norm = 0.0
-        for d in range(features_ND.shape[1]):
-            sq_norm += np.float64(features_ND[i, d]) ** 2
         # Whatever isn't a candidate is at least (at most) as far as the last candidate, but
         # for the rounding of both.
-        nearest_outside = near_sq[r, -1] - ROUNDING * (1.5 * sq_norm + near_sq[r, -1])
-        farthest_outside = far_sq[r, -1] + ROUNDING * (1.5 * sq_norm + far_sq[r, -1])
+        nearest_outside = near_sq[r, -1] - _rounding(features_ND, i, near_sq[r, -1])
+        farthest_outside = far_sq[r, -1] + _rounding(features_ND, i, far_sq[r, -1])
         certified_R[r] = (
             num_near == num_samples
             or (num_held + 1 == indices_RK.shape[1] and sq_RK[r, -1] < nearest_outside)
@@ -390,11 +403,8 @@ def _search_rows(
     k = indices_RK.shape[1]
     for place, r in enumerate(doubtful):
         i = row_start + r
-        sq_norm = 0.0
-        for d in range(features_ND.shape[1]):
-            sq_norm += np.float64(features_ND[i, d]) ** 2
-        near_bound = sq_RK[r, -1] + ROUNDING * (1.5 * sq_norm + sq_RK[r, -1])
-        far_bound = max_sq_R[r] - ROUNDING * (1.5 * sq_norm + max_sq_R[r])
+        near_bound = sq_RK[r, -1] + _rounding(features_ND, i, sq_RK[r, -1])
+        far_bound = max_sq_R[r] - _rounding(features_ND, i, max_sq_R[r])
         num_held = 0
         for j in range(sq_RN.shape[1]):
             approximate = sq_RN[place, j]

@@ -77,7 +77,7 @@ def distances_below(
 ) -> csr_array:
     """Symmetric distances below `max_distance` from encodings; see `jaccard_distance`."""
     upper = map_blocks(
-        "jaccard distances", min_sum_block, _bounds(blocks), weights, weights.tocsc(), max_distance
+        "jaccard distances", min_sum_block, blocks, weights, weights.tocsc(), max_distance
     )
     return symmetric(vstack(upper, format="csr"))
 
@@ -86,9 +86,7 @@ def distance_histogram(
     weights: csr_array, map_blocks: MapBlocks, blocks: Sequence[tuple[int, int]]
 ) -> tuple[int, npt.NDArray[np.int64]]:
     """(number of pairs at distance 0, number in each of `NUM_BINS` equal bins of (0, 1))."""
-    parts = map_blocks(
-        "jaccard histogram", histogram_block, _bounds(blocks), weights, weights.tocsc()
-    )
+    parts = map_blocks("jaccard histogram", histogram_block, blocks, weights, weights.tocsc())
     counts = np.sum(parts, axis=0)
     return int(counts[0]), counts[1:]
 
@@ -162,17 +160,12 @@ def symmetric(upper: csr_array) -> csr_array:
     return csr_array((data, indices, indptr), shape=upper.shape)
 
 
-def _bounds(blocks: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Rows see later samples only, so early blocks have more to do: start with those."""
-    return sorted(blocks)
-
-
 # ---- Kernels -------------------------------------------------------------------------------
 
 
 @kernel
 def _is_among(value: int, row: Any, count: int) -> bool:
-    for place in range(count):
+    for place in range(count):  # noqa: SIM110 (numba has no any())
         if row[place] == value:
             return True
     return False

@@ -21,8 +21,12 @@ class DatasetConfig(Section):
         "market1501", description="How the folder is laid out and its files are named."
     )
     root: str = Field(
-        "", description="The data set's folder. Nothing is ever downloaded; DukeMTMC-reID was "
-        "withdrawn by its authors and is only ever read from a path that you give."
+        "",
+        description="The data set's folder. Nothing is ever downloaded; DukeMTMC-reID was "
+        "withdrawn by its authors and is only ever read from a path that you give.",
+    )
+    published_counts: bool = Field(
+        True, description="Warn when the counts differ from the published data set's."
     )
     max_train_images: int | None = Field(
         None, gt=0, description="Keep a seeded random subset of the training images."
@@ -75,7 +79,10 @@ class NetworkConfig(Section):
         "or .pth file with torchvision's names (never unpickled beyond tensors).",
     )
     frozen_stages: int = Field(
-        0, ge=0, le=4, description="Freeze conv1 (1), and layer1, 2, 3 (2, 3, 4) with their BatchNorm."
+        0,
+        ge=0,
+        le=4,
+        description="Freeze conv1 (1), and layer1, 2, 3 (2, 3, 4) with their BatchNorm.",
     )
     attention: AttentionConfig = AttentionConfig()
     specific_branch: bool = Field(True, description="Eq. 6's branch; off for Table 4's first rows.")
@@ -110,8 +117,10 @@ class FitConfig(Section):
     batch_source: int = Field(16, ge=0, description="Global, over all workers. Paper: 32 in all.")
     batch_target: int = Field(16, ge=0)
     images_per_id: int | None = Field(
-        None, gt=1, description="P x K target batches with this K; default random, as only "
-        "cross entropies are used."
+        None,
+        gt=1,
+        description="P x K target batches with this K; default random, as only "
+        "cross entropies are used.",
     )
     optim: OptimConfig = OptimConfig()
     checkpoint_every_epochs: int = Field(
@@ -151,24 +160,33 @@ class ClusterConfig(Section):
     k1: int = Field(20, ge=1, description="k-reciprocal neighbours (Zhong et al. 2017: 20).")
     k2: int = Field(6, ge=1, description="Local query expansion (Zhong et al. 2017: 6).")
     eps_rule: Literal["p", "q", "fixed"] = Field(
-        "p", description="p: mean of the smallest share p of all distances (paper). q: the same with "
-        "p = 2q/(N-1), i.e. q pairs an image at any N. fixed: eps as given."
+        "p",
+        description="p: mean of the smallest share p of all distances (paper). q: the same with "
+        "p = 2q/(N-1), i.e. q pairs an image at any N. fixed: eps as given.",
     )
     p: float = Field(1.6e-3, gt=0, lt=1, description="Not given; UDAP and SSG use 1.6e-3.")
     q: float = Field(10.35, gt=0, description="Pairs an image; 10.35 is p=1.6e-3 at N=12,936.")
     eps: float = Field(0.5, gt=0, lt=1, description="For eps_rule=fixed.")
     refit_eps: bool = Field(
-        True, description="Find eps anew in each iteration (Algorithm 1 as printed); False keeps the "
-        "first iteration's, as UDAP's code does."
+        True,
+        description="Find eps anew in each iteration (Algorithm 1 as printed); False keeps the "
+        "first iteration's, as UDAP's code does.",
     )
-    min_samples: int = Field(4, ge=1, description="M, the sample itself counted. Swept 2..18; 4 is usual.")
+    min_samples: int = Field(
+        4, ge=1, description="M, the sample itself counted. Swept 2..18; 4 is usual."
+    )
     backend: Literal["auto", "sklearn", "components", "cuml"] = "auto"
     max_cluster_share: float = Field(
-        0.2, gt=0, le=1, description="A cluster above this share of all images (and above 500) is "
-        "called giant: eps is then found again with p or q halved (fixed: eps times 0.8)."
+        0.2,
+        gt=0,
+        le=1,
+        description="A cluster above this share of all images (and above 500) is "
+        "called giant: eps is then found again with p or q halved (fixed: eps times 0.8).",
     )
     max_backoffs: int = Field(4, ge=0, description="How often that is tried before giving up.")
-    min_clusters: int = Field(2, ge=1, description="With fewer, the previous labels are kept or the run stops.")
+    min_clusters: int = Field(
+        2, ge=1, description="With fewer, the previous labels are kept or the run stops."
+    )
     outliers: Literal["drop"] = Field(
         "drop", description="Not in the text; UDAP, SSG and MMT leave outliers out of training."
     )
@@ -179,7 +197,9 @@ class RayConfig(Section):
     but for rounding."""
 
     num_workers: int = Field(2, ge=1, description="Ray Train workers (DDP ranks).")
-    use_gpu: bool | Literal["auto"] = Field("auto", description="One GPU a worker; auto: if there are enough.")
+    use_gpu: bool | Literal["auto"] = Field(
+        "auto", description="One GPU a worker; auto: if there are enough."
+    )
     cpus_per_worker: float = Field(1, gt=0)
     data_cpus: int = Field(1, ge=1, description="CPUs kept free for Ray Data to decode with.")
     extract_replicas: int | None = Field(None, ge=1, description="Default: num_workers.")
@@ -194,7 +214,9 @@ class Config(Section):
     """One run, from two image sets to an adapted model."""
 
     seed: int = Field(0, ge=0)
-    out: str = Field("runs/run", description="Run folder: a path or any pyarrow.fs URI (s3://, gs://).")
+    out: str = Field(
+        "runs/run", description="Run folder: a path or any pyarrow.fs URI (s3://, gs://)."
+    )
     source: DatasetConfig = DatasetConfig()
     target: DatasetConfig = DatasetConfig()
     input: InputConfig = InputConfig()

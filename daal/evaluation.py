@@ -6,8 +6,8 @@ the most of any query in the block), P pairs of a query and a gallery image.
 The protocol (Zheng et al. 2015, "Scalable Person Re-identification: A Benchmark"):
 
 - gallery images of pid -1 (junk boxes) are dropped before ranking;
-- gallery images of pid 0 (distractors) are ranked and always wrong, as are those of any
-  other pid below 1;
+- distractors (pid 0 in Market-1501) are ranked like any image, and wrong because no query has
+  their pid; MSMT17's pid 0 is a person like others; unknown identities (negative) match nothing;
 - gallery images with the query's pid and camid are left out of that query's ranking;
 - a query with no match left is skipped: no figure counts it;
 - the gallery is ranked by ascending squared Euclidean distance of the features as given (normalise
@@ -40,11 +40,10 @@ from torch import Tensor
 from daal.errors import DataError
 from daal.records import JUNK_PID
 
-FIRST_IDENTITY_PID = 1
 QUERY_ROWS = 1024
 GALLERY_ROWS = 8192
-# Numbers held at once by a table of matches or a batch of direct distances: 64 MB in float64.
-TABLE_SIZE = 2**23
+TABLE_SIZE = 2**23  # numbers in a table of matches: 64 MB in float64
+DIRECT_SIZE = 2**18  # numbers in a batch of direct distances: 2 MB stay in a processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +207,7 @@ def _matches(
     sorted_pids_G = gallery_pids_G[by_pid_G]
     first_Q = torch.searchsorted(sorted_pids_G, query_pids_Q)
     count_Q = torch.searchsorted(sorted_pids_G, query_pids_Q, right=True) - first_Q
-    count_Q = count_Q.where(query_pids_Q >= FIRST_IDENTITY_PID, 0)
+    count_Q = count_Q.where(query_pids_Q >= 0, 0)  # an unknown identity has no match
     query_P = torch.arange(len(query_pids_Q), device=count_Q.device).repeat_interleave(count_Q)
     offset_P = torch.arange(len(query_P), device=count_Q.device)
     offset_P = offset_P - (count_Q.cumsum(0) - count_Q)[query_P]
@@ -323,11 +322,25 @@ def _count_directly(
     index_BM: Tensor,
 ) -> None:
     """Add to `nearer_BN` the non-matches (pairs of row and column) that came too close to call."""
+    # Features that have collapsed into few values make each pair too close to call; so the distance
+    # to a row and to its copies is taken once. Which copy stands for the others doesn't matter.
+    columns_U, column_of_P = torch.unique(columns_P, return_inverse=True)
+    _, copy_of_U = torch.unique(gallery_GD[columns_U], dim=0, return_inverse=True)
+    copy_U = torch.zeros_like(columns_U).scatter_(0, copy_of_U, columns_U)
+    pairs_K, pair_of_P = torch.unique(
+        rows_P * len(columns_U) + copy_of_U[column_of_P], return_inverse=True
+    )
+    distance_K = _direct_distance(
+        queries_BD, pairs_K // len(columns_U), gallery_GD, copy_U[pairs_K % len(columns_U)]
+    )
     step = max(1, TABLE_SIZE // match_BM.shape[1])
-    for rows_S, columns_S in zip(
-        torch.split(rows_P, step), torch.split(columns_P, step), strict=True
+    for rows_S, columns_S, pair_of_S in zip(
+        torch.split(rows_P, step),
+        torch.split(columns_P, step),
+        torch.split(pair_of_P, step),
+        strict=True,
     ):
-        distance_S1 = _direct_distance(queries_BD, rows_S, gallery_GD, columns_S)[:, None]
+        distance_S1 = distance_K[pair_of_S][:, None]
         match_SM, index_SM = match_BM[rows_S], index_BM[rows_S]
         tied_SM = (match_SM == distance_S1) & (index_SM < columns_S[:, None])
         behind_S = ((match_SM < distance_S1) | tied_SM).sum(1)
@@ -347,7 +360,7 @@ def _direct_distance(
     if len(rows_P) == 0 or queries_BD.shape[1] == 0:
         return torch.zeros(len(rows_P), dtype=torch.float64, device=queries_BD.device)
     sums = []
-    step = max(1, TABLE_SIZE // (2 * queries_BD.shape[1]))
+    step = max(1, DIRECT_SIZE // queries_BD.shape[1])
     for rows_S, columns_S in zip(
         torch.split(rows_P, step), torch.split(columns_P, step), strict=True
     ):
@@ -375,6 +388,7 @@ def _average_precision(
     def mean(values_BM: NDArray[np.float64]) -> NDArray[np.float64]:
         # Running sums add from left to right, so that the padding doesn't change the last digit.
         totals_BM = np.where(present_BM, values_BM, 0.0).cumsum(axis=1)
-        return np.divide(totals_BM[:, -1], present_BM.sum(axis=1), dtype=np.float64)
+        means_B: NDArray[np.float64] = totals_BM[:, -1] / present_BM.sum(axis=1)
+        return means_B
 
     return mean(precision_BM), mean((precision_BM + before_BM) / 2)

@@ -83,11 +83,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"recipe {path} must hold keys and values, not a {type(content).__name__}.")
+        raise ConfigError(
+            f"recipe {path} must hold keys and values, not a {type(content).__name__}."
+        )
     return content
 
 
-def _merge(into: dict[str, Any], new: dict[str, Any], origins: Origins, origin: str, at: str = "") -> None:
+def _merge(
+    into: dict[str, Any], new: dict[str, Any], origins: Origins, origin: str, at: str = ""
+) -> None:
     for name, value in new.items():
         key = f"{at}{name}"
         if isinstance(value, dict):
@@ -100,14 +104,16 @@ def _merge(into: dict[str, Any], new: dict[str, Any], origins: Origins, origin: 
 
 
 def _sentence(item: Any, origins: Origins) -> str:
-    key = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("literal[", "bool")))
+    key = ".".join(
+        str(part) for part in item["loc"] if not str(part).startswith(("literal[", "bool"))
+    )
     origin = next((o for k, o in origins.items() if k == key or k.startswith(f"{key}.")), None)
     where = f" [{origin}]" if origin else ""
     if item["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
         hint = f'; did you mean "{nearest[0]}"?' if nearest else '; see "daal config show".'
         return f'"{key}" is not a known key{hint}{where}'
-    message = item["msg"].removeprefix("Value error, ")
+    message = str(item["msg"]).removeprefix("Value error, ")
     if not key:
         return message
-    return f'{key}={item["input"]!r}: {message[:1].lower()}{message[1:]}{where}'
+    return f"{key}={item['input']!r}: {message[:1].lower()}{message[1:]}{where}"

@@ -80,7 +80,9 @@ class DaalNetwork(nn.Module):
         self.attention = _attention(config, channels)
         self.num_features = channels
         head = {"kind": config.identity_head, "scale": config.head_scale}
-        self.source_head = IdentityHead(channels, num_source_ids, **head) if num_source_ids else None  # type: ignore[arg-type]
+        self.source_head = (
+            IdentityHead(channels, num_source_ids, **head) if num_source_ids else None
+        )  # type: ignore[arg-type]
         self.target_head = IdentityHead(channels, num_clusters, **head) if num_clusters else None  # type: ignore[arg-type]
         self.domain_head = nn.Linear(channels, 2) if domain_head else None
         self._frozen = list(self.backbone.children())[: _num_frozen_children(config.frozen_stages)]
@@ -170,8 +172,13 @@ def _backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
 def _load_backbone(resnet: nn.Module, path: Path, name: str) -> None:
     weights = load_backbone_weights(path)
     own = resnet.state_dict()
-    wrong = [n for n in own if not n.startswith("fc.") and not n.endswith("num_batches_tracked")
-             and (n not in weights or weights[n].shape != own[n].shape)]
+    wrong = [
+        n
+        for n in own
+        if not n.startswith("fc.")
+        and not n.endswith("num_batches_tracked")
+        and (n not in weights or weights[n].shape != own[n].shape)
+    ]
     if wrong:
         raise CheckpointError(
             f"{path} does not hold a {name}: {wrong[0]} is missing or of another shape; "

@@ -43,7 +43,9 @@ class Plan:
     target_labels: Indices
     images_per_id: int | None = None
     steps_per_epoch: int = 0  # 0: one pass over the target rows, or the source's without a target
-    _orders: dict[int, tuple[Indices, Indices]] = field(default_factory=dict, repr=False, compare=False)
+    _orders: dict[int, tuple[Indices, Indices]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch == 0:

@@ -1,1 +1,20 @@
-"""Everything that runs on Ray: data streams, training jobs, the stages of Algorithm 1, the command."""
+"""All that runs on Ray: data streams, training jobs, Algorithm 1's stages, the command.
+
+Ray reads its environment when it is imported, so the settings that this package counts on
+are made here, before any module imports it. What the user set stays.
+"""
+
+import os
+
+_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab is empty without
+    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",  # 32 actors a read otherwise
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; silences its warning
+}
+if "RAY_ADDRESS" not in os.environ:
+    _ENVIRONMENT |= {
+        "RAY_AUTH_MODE": "token",  # a local Ray's dashboard and job API ask for a token
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)

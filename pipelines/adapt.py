@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+from cluster.task_graph import estimate_on_ray
 from numpy.typing import NDArray
 
 from cluster.quality import cluster_quality
 from cluster.soft_labels import centroids
-from cluster.task_graph import estimate_on_ray
 from daal.config import Config
 from daal.errors import LabelError
 from daal.records import Domain
@@ -51,7 +51,9 @@ class Adaptation:
         for iteration in range(1, self.config.iterations + 1):  # line 2
             name = f"iteration-{iteration:02d}"
             labels, eps = self.estimate(name, target, features, labels, eps)  # lines 4, 5
-            weights = self.train(name, iteration, source, target, features, labels, weights)  # line 6
+            weights = self.train(
+                name, iteration, source, target, features, labels, weights
+            )  # line 6
             features = self.extract(name, target, weights)  # line 3, for the next iteration
             self.evaluate(name, target, features)
 
@@ -139,7 +141,11 @@ class Adaptation:
             except LabelError as error:
                 if previous is None or first_eps is None:
                     raise
-                pseudo_labels_N, eps, notes = previous, first_eps, [f"kept the previous labels: {error}"]
+                pseudo_labels_N, eps, notes = (
+                    previous,
+                    first_eps,
+                    [f"kept the previous labels: {error}"],
+                )
             pids = target.column("pid")[rows]
             quality = cluster_quality(pseudo_labels_N[rows], pids if (pids > 0).any() else None)
             clusters = {"eps": eps, "notes": notes, **quality.as_dict()}

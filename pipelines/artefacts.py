@@ -36,16 +36,22 @@ def checkpoint_files(folder: str) -> list[str]:
     return [f"{folder}/{name}" for name in ("weights.safetensors", "checkpoint.json")]
 
 
-def checkpoint_bytes(folder: str, weights: dict[str, NDArray[Any]], metadata: dict[str, Any]) -> Contents:
+def checkpoint_bytes(
+    folder: str, weights: dict[str, NDArray[Any]], metadata: dict[str, Any]
+) -> Contents:
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "checkpoint"
         tensors = {name: torch.tensor(array) for name, array in weights.items()}
         checkpoint.save(directory, tensors, metadata)
-        return {name: (directory / Path(name).name).read_bytes() for name in checkpoint_files(folder)}
+        return {
+            name: (directory / Path(name).name).read_bytes() for name in checkpoint_files(folder)
+        }
 
 
 def read_checkpoint(folder: str, contents: Contents) -> dict[str, NDArray[Any]]:
-    weights: dict[str, NDArray[Any]] = safetensors.numpy.load(contents[f"{folder}/weights.safetensors"])
+    weights: dict[str, NDArray[Any]] = safetensors.numpy.load(
+        contents[f"{folder}/weights.safetensors"]
+    )
     return weights
 
 

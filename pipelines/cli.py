@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pyarrow.parquet as pq
 import typer
@@ -28,7 +28,8 @@ RECIPES = Path(__file__).parent / "recipes"
 
 Recipe = Annotated[str, typer.Argument(help="A shipped recipe (paper, fast, demo) or a YAML file.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="e.g. target.root=DIR cluster.p=2e-3")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. target.root=DIR cluster.p=2e-3"),
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also show what Ray says.")]
 
@@ -37,7 +38,9 @@ Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also show what R
 def adapt(
     recipe: Recipe,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, start nothing.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Pretrain on the source, then Algorithm 1; the same command continues a stopped run."""
@@ -52,7 +55,9 @@ def pretrain(recipe: Recipe, overrides: Overrides = None, verbose: Verbose = Fal
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Run folder; the drawn images go beside it.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Run folder; the drawn images go beside it.")] = Path(
+        "runs/demo"
+    ),
     overrides: Overrides = None,
     verbose: Verbose = False,
 ) -> None:
@@ -76,9 +81,15 @@ def validate(recipe: Recipe, overrides: Overrides = None) -> None:
 def extract(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder of a run.")],
     images: Annotated[str, typer.Argument(help="A data set's folder.")],
-    out: Annotated[Path, typer.Option(help="The features file to write.")] = Path("features.parquet"),
-    layout: Annotated[str, typer.Option(help="market1501, dukemtmc, msmt17 or folder.")] = "market1501",
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. ray.num_workers=1")] = None,
+    out: Annotated[Path, typer.Option(help="The features file to write.")] = Path(
+        "features.parquet"
+    ),
+    layout: Annotated[
+        str, typer.Option(help="market1501, dukemtmc, msmt17 or folder.")
+    ] = "market1501",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. ray.num_workers=1")
+    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Features of every image of a folder, to a Parquet file."""
@@ -114,7 +125,10 @@ def synth(
 @config_app.command("show")
 def config_show(recipe: Recipe, overrides: Overrides = None) -> None:
     """Print the resolved configuration as YAML."""
-    print(yaml.safe_dump(read_config(recipe, overrides).model_dump(mode="json"), sort_keys=False), end="")
+    print(
+        yaml.safe_dump(read_config(recipe, overrides).model_dump(mode="json"), sort_keys=False),
+        end="",
+    )
 
 
 def read_config(recipe: str, overrides: list[str] | None) -> Config:
@@ -126,7 +140,9 @@ def read_config(recipe: str, overrides: list[str] | None) -> Config:
         path = RECIPES / f"{recipe}.yaml"
         if not path.exists():
             names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-            raise ConfigError(f'there is no recipe "{recipe}"; shipped are {names}, or give a .yaml file.')
+            raise ConfigError(
+                f'there is no recipe "{recipe}"; shipped are {names}, or give a .yaml file.'
+            )
     return load_config(path, overrides or [])
 
 

@@ -1,4 +1,4 @@
-"""One training of the network by Ray Train workers: pretraining, adapting, or the supervised bound."""
+"""One training by Ray Train workers: pretraining, adapting, or the supervised bound."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +140,9 @@ class Trainer:
             except ray.train.TrainingFailedError as error:
                 raise _cause(error) from error
         if result.checkpoint is None:
-            raise CheckpointError(f"{stage} ended without a checkpoint; run the same command again.")
+            raise CheckpointError(
+                f"{stage} ended without a checkpoint; run the same command again."
+            )
         with result.checkpoint.as_directory() as directory:
             tensors, _ = checkpoint.load(Path(directory))
         return {name: tensor.numpy() for name, tensor in tensors.items()}

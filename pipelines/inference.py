@@ -25,7 +25,9 @@ def extract_folder(
     """
     tensors, metadata = checkpoint.load(folder)
     if "config" not in metadata:
-        raise CheckpointError(f"{folder} is not a checkpoint of a run: it does not say its configuration.")
+        raise CheckpointError(
+            f"{folder} is not a checkpoint of a run: it does not say its configuration."
+        )
     config = check_config(apply_overrides(metadata["config"], overrides))
     dataset = DatasetConfig.model_validate({"layout": layout, "root": root})
     with ray_session(config.ray, verbose) as resources:
@@ -50,7 +52,9 @@ def evaluate_file(path: Path) -> EvaluationResult:
         split = table["split"].to_numpy(zero_copy_only=False)
         pids, camids = table["pid"].to_numpy(), table["camid"].to_numpy()
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise DataError(f"{path} is not a features file (daal extract writes them): {error}") from error
+        raise DataError(
+            f"{path} is not a features file (daal extract writes them): {error}"
+        ) from error
     query, gallery = split == "query", split == "gallery"
     if not query.any() or not gallery.any():
         raise DataError(f"{path} has no query or no gallery rows; scores need both.")

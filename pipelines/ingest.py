@@ -1,20 +1,18 @@
 """A data set's folder -> one Arrow table of image bytes, broken images set aside."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
+from daal.datasets import load_records
+from daal.images import check
 
 from daal.config import DatasetConfig
-from daal.datasets import check_counts, load_records
 from daal.errors import DataError
-from daal.images import check
 from daal.records import IMAGE_TABLE, QUARANTINE_TABLE, Domain, ImageRecord
 
-logger = logging.getLogger(__name__)
 IMAGES_PER_TASK = 512
 
 
@@ -25,14 +23,14 @@ def ingest(config: DatasetConfig, domain: Domain, seed: int) -> tuple[pa.Table, 
         DataError: the folder isn't what its layout says, or too many images are unreadable.
     """
     records = load_records(config.layout, Path(config.root))
-    for warning in check_counts(config.layout, records):
-        logger.warning("%s: %s", config.root, warning)
     records = subset(records, config.max_train_images, seed)
     num_tasks = -(-len(records) // IMAGES_PER_TASK)
     dataset = ray.data.range(len(records), override_num_blocks=num_tasks).map_batches(
         _Reader(config.root, records), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
     )
-    rows = pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow")).sort_by("row")
+    rows = pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow")).sort_by(
+        "row"
+    )
     good = rows.filter(pa.compute.equal(rows["reason"], ""))
     table = pa.table(
         {
@@ -78,7 +76,9 @@ class _Reader:
                 data, reason = b"", f"can't be read: {error.strerror}"
             images.append(b"" if reason else data)
             reasons.append(reason or "")
-        return pa.table({"row": batch["id"], "image": pa.array(images, pa.large_binary()), "reason": reasons})
+        return pa.table(
+            {"row": batch["id"], "image": pa.array(images, pa.large_binary()), "reason": reasons}
+        )
 
 
 def _columns(records: list[ImageRecord], domain: Domain) -> dict[str, Any]:

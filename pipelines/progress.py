@@ -44,7 +44,9 @@ class Progress:
 
     def say(self, text: str) -> None:
         seconds = int(time.monotonic() - self._started)
-        self.console.print(f"[dim]{seconds // 60:3d}:{seconds % 60:02d}[/dim]  {text}", highlight=False)
+        self.console.print(
+            f"[dim]{seconds // 60:3d}:{seconds % 60:02d}[/dim]  {text}", highlight=False
+        )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

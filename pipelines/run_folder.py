@@ -135,7 +135,10 @@ class RunFolder:
                 return None
             contents[name] = self.read(name)
             expected = entry["files"][name]
-            if len(contents[name]) != expected["size"] or _sha256(contents[name]) != expected["sha256"]:
+            if (
+                len(contents[name]) != expected["size"]
+                or _sha256(contents[name]) != expected["sha256"]
+            ):
                 return None
         return contents
 
@@ -146,7 +149,9 @@ def _differences(old: Any, new: Any, key: str = "") -> list[str]:
         return [
             change
             for name in names
-            for change in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            for change in _differences(
+                old.get(name), new.get(name), f"{key}.{name}" if key else name
+            )
         ]
     return [] if old == new else [f"{key} was {old!r} and is {new!r}"]
 

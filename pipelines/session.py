@@ -12,12 +12,6 @@ import ray
 from daal.config import RayConfig
 from daal.errors import ClusterError
 
-# Read by Ray when it starts or when a job starts; each is a measured trap of Ray 2.60.
-_ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab is empty without
-    "RAY_DATA_PARQUET_FOOTER_NUM_ACTORS": "1",  # 32 actors a read otherwise
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 
 
 @dataclass(frozen=True)
@@ -41,7 +35,6 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
     Raises:
         ClusterError: the cluster can't be reached, refuses the token or is too small.
     """
-    prepare_environment()
     ours = not ray.is_initialized()
     if ours:
         _start_or_join(config, verbose)
@@ -50,12 +43,6 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
     finally:
         if ours:
             ray.shutdown()
-
-
-def prepare_environment() -> None:
-    """Settings that Ray reads from the environment; what the user set stays."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
 
 
 def _start_or_join(config: RayConfig, verbose: bool) -> None:
@@ -68,8 +55,6 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
             if address:
                 ray.init(address=address, **common)
             else:
-                os.environ.setdefault("RAY_AUTH_MODE", "token")
-                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
                 cpus = max(os.cpu_count() or 1, int(_cpus_needed(config)))
                 ray.init(
                     address="local", num_cpus=cpus, dashboard_host="127.0.0.1",

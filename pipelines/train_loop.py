@@ -124,7 +124,9 @@ def build_network(config: Config, labels: Labels, start: dict[str, NDArray[Any]]
     )
     if start:
         tensors = {name: torch.tensor(array) for name, array in start.items()}
-        network.load_matching({n: t for n, t in tensors.items() if not n.startswith("target_head.")})
+        network.load_matching(
+            {n: t for n, t in tensors.items() if not n.startswith("target_head.")}
+        )
     if network.target_head is not None:
         network.target_head.start_from(torch.tensor(labels.centroids_KC))
     return network
@@ -177,7 +179,9 @@ def _everywhere(holds: Tensor) -> bool:
     return bool(holds)
 
 
-def _report(network: DaalNetwork, optimizer: torch.optim.Optimizer, next_step: int, rank: int) -> None:
+def _report(
+    network: DaalNetwork, optimizer: torch.optim.Optimizer, next_step: int, rank: int
+) -> None:
     """Hand a checkpoint to Ray Train; a barrier for all workers."""
     if rank != 0:
         ray.train.report({"next_step": next_step})
@@ -191,5 +195,6 @@ def _report(network: DaalNetwork, optimizer: torch.optim.Optimizer, next_step: i
             optimizer=checkpoint.optimizer_tensors(optimizer, network.named_parameters()),
         )
         ray.train.report(
-            {"next_step": next_step}, checkpoint=ray.train.Checkpoint.from_directory(os.fspath(directory))
+            {"next_step": next_step},
+            checkpoint=ray.train.Checkpoint.from_directory(os.fspath(directory)),
         )

@@ -15,11 +15,8 @@ def ray_cluster() -> Iterator[None]:
     """Four logical CPUs, whatever the machine has."""
     import logging
 
+    import pipelines  # noqa: F401, I001  makes its settings before Ray is imported
     import ray
-
-    from pipelines.session import prepare_environment
-
-    prepare_environment()
     ray.init(
         address="local", num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1",
         logging_level=logging.ERROR, log_to_driver=False,

@@ -33,7 +33,7 @@ def evaluate_by_loops(query: Arrays, gallery: Arrays) -> tuple[list[float], list
             if other_pid == -1 or (other_pid == pid and other_camid == camid):
                 continue
             difference = feature.astype(np.float64) - other.astype(np.float64)
-            ranking.append((float((difference**2).sum()), j, other_pid == pid and pid > 0))
+            ranking.append((float((difference**2).sum()), j, other_pid == pid and pid >= 0))
         hits = [rank for rank, (_, _, right) in enumerate(sorted(ranking)) if right]
         if not hits:
             rectangle.append(np.nan)
@@ -165,6 +165,7 @@ def test_does_not_depend_on_blocks(offset: float, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(evaluation, "QUERY_ROWS", 4)
     monkeypatch.setattr(evaluation, "GALLERY_ROWS", 7)
     monkeypatch.setattr(evaluation, "TABLE_SIZE", 100)
+    monkeypatch.setattr(evaluation, "DIRECT_SIZE", 100)
     blocks = evaluate(*query, *gallery)
     np.testing.assert_array_equal(whole.ap, blocks.ap)
     np.testing.assert_array_equal(whole.first_match_rank, blocks.first_match_rank)
@@ -183,9 +184,9 @@ def test_tiny_differences_far_from_zero() -> None:
     check_against_loops(query, gallery)
 
 
-def test_rank_of_identity_below_one_never_matches() -> None:
+def test_unknown_identities_never_match_but_pid_zero_can_be_a_person() -> None:
     result = evaluate([[0.0], [0.0]], [0, -2], [1, 1], [[0.0], [0.0]], [0, -2], [2, 2])
-    assert result.num_valid_queries == 0
+    assert result.num_valid_queries == 1
 
 
 def test_tensors_halves_and_arrays_agree() -> None:

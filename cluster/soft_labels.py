@@ -1,0 +1,99 @@
+"""Weights over clusters for target samples: Eq. 4, and Table 4's two alternatives.
+
+Called per batch on the training device: at a million images the N x K weights would take
+hundreds of GB, and are never held at once.
+"""
+
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from daal.errors import LabelError
+
+# numpy in, numpy out; torch in, torch out on the same device
+Array = TypeVar("Array", torch.Tensor, npt.NDArray[np.generic])
+
+# A sample that is its own centroid (all members are copies of it) is at distance 0, and 1/0
+# would make the loss infinite. Real samples are orders of magnitude further away.
+MIN_SQ_DISTANCE = 1e-6
+
+
+@torch.no_grad()
+def soft_label_weights(
+    features_ND: Array,
+    centroids_KD: Array,
+    pseudo_labels_N: Array,
+    epsilon: float = 0.9,
+    form: Literal["literal", "normalized"] = "literal",
+) -> Array:
+    """Weight of every cluster for every sample, (N, K), float32 or wider (Eq. 4).
+
+    literal:     w[i, k] = (epsilon if k = y_i) + 1 / (K |f_i - C_k|^2), as printed.
+    normalized:  the second term scaled to sum to 1 - epsilon in each row, so that the weights
+                 sum to 1 whatever the scale of the features.
+
+    An outlier (label -1) gets no epsilon. Squared distances are at least 1e-6. The weights are
+    targets: no gradient flows through them.
+    """
+    features, centroids, labels = (
+        torch.as_tensor(array) for array in (features_ND, centroids_KD, pseudo_labels_N)
+    )
+    dtype = torch.promote_types(torch.promote_types(features.dtype, centroids.dtype), torch.float32)
+    # Not |f|^2 + |C|^2 - 2 f C: that cancels exactly where 1/d^2 is largest.
+    sq_distances = (
+        torch.cdist(
+            features.to(dtype),
+            centroids.to(dtype),
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
+        .square()
+        .clamp(min=MIN_SQ_DISTANCE)
+    )
+    weights = 1 / (len(centroids) * sq_distances)
+    if form == "normalized":
+        weights *= (1 - epsilon) / weights.sum(1, keepdim=True)
+    weights += epsilon * _one_hot(labels, len(centroids)).to(dtype)
+    return _like(features_ND, weights)
+
+
+def hard_label_weights(labels_N: Array, num_clusters: int) -> Array:
+    """One-hot float32 (N, K): Eq. 3 on pseudo-labels. Outliers (-1) get a row of zeros."""
+    return _like(labels_N, _one_hot(torch.as_tensor(labels_N), num_clusters).float())
+
+
+def lsr_weights(labels_N: Array, num_clusters: int, epsilon: float = 0.1) -> Array:
+    """Smoothed labels, float32 (N, K): 1 - epsilon + epsilon/K at the label, epsilon/K
+    elsewhere (Szegedy et al. 2016)."""
+    one_hot = _one_hot(torch.as_tensor(labels_N), num_clusters).float()
+    return _like(labels_N, (1 - epsilon) * one_hot + epsilon / num_clusters)
+
+
+def centroids(
+    features_ND: npt.NDArray[np.float32], labels_N: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float32]:
+    """Mean feature of every cluster, (K, D): arithmetic, not normalised again, outliers left out.
+
+    Means are taken in float64, then rounded. K is the largest label + 1 (0 rows if all samples
+    are outliers). Raises LabelError if a label below it has no sample.
+    """
+    order = np.argsort(labels_N, kind="stable")
+    num_clusters = int(labels_N.max(initial=-1)) + 1
+    edges = np.searchsorted(labels_N[order], np.arange(num_clusters + 1))
+    means = np.empty((num_clusters, features_ND.shape[1]), np.float32)
+    for k in range(num_clusters):
+        members = order[edges[k] : edges[k + 1]]
+        if len(members) == 0:
+            raise LabelError(f"Cluster {k} has no sample; number clusters 0..K-1 without gaps.")
+        means[k] = features_ND[members].mean(axis=0, dtype=np.float64)
+    return means
+
+
+def _one_hot(labels_N: torch.Tensor, num_clusters: int) -> torch.Tensor:
+    # Unlike torch's one_hot this allows -1 and doesn't wait for the GPU to check the range.
+    return labels_N[:, None] == torch.arange(num_clusters, device=labels_N.device)
+
+
+def _like(given: Array, result: torch.Tensor) -> Array:
+    return result if isinstance(given, torch.Tensor) else result.numpy()

@@ -1,0 +1,44 @@
+"""Figures of a labelling, counted by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cluster.quality import cluster_quality
+
+LABELS = np.array([0, 0, 0, 1, 1, -1, -1, 0])
+PIDS = np.array([7, 7, 8, 8, 8, 8, 9, -1])
+
+
+def test_without_identities():
+    quality = cluster_quality(LABELS)
+    assert quality.num_clusters == 2
+    assert quality.num_outliers == 2
+    assert quality.outlier_share == 0.25
+    assert quality.largest_cluster == 4
+    assert quality.largest_cluster_share == 0.5
+    assert quality.size_histogram == {"2-3": 1, "4-7": 1}
+    assert quality.ari is None
+    json.dumps(quality.as_dict())
+
+
+def test_pairs_against_identities():
+    quality = cluster_quality(LABELS, PIDS)
+    # Clustered pairs: 3 + 1, of which (0, 1) and (3, 4) are right. Pairs of one person: 1 + 6.
+    assert quality.pair_precision == pytest.approx(2 / 4)
+    assert quality.pair_recall == pytest.approx(2 / 7)
+    json.dumps(quality.as_dict())
+
+
+def test_perfect_labels():
+    quality = cluster_quality(np.array([1, 1, 0, 0]), np.array([5, 5, 6, 6]))
+    assert (quality.ari, quality.nmi) == (1, pytest.approx(1))
+    assert (quality.pair_precision, quality.pair_recall) == (1, 1)
+
+
+def test_nothing_but_outliers():
+    quality = cluster_quality(np.full(5, -1), np.array([1, 1, 2, 3, 3]))
+    assert (quality.num_clusters, quality.outlier_share, quality.size_histogram) == (0, 1, {})
+    assert (quality.pair_precision, quality.pair_recall) == (None, 0)
+    assert cluster_quality(np.full(2, -1), np.array([-1, -1])).ari is None

@@ -1,0 +1,94 @@
+"""Recipes and overrides: what parses, and what is said when something doesn't."""
+
+from pathlib import Path
+
+import pytest
+
+from daal.config import Config
+from daal.errors import ConfigError
+from daal.load_config import check_config, known_keys, load_config
+
+RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_parses(recipe: Path) -> None:
+    assert isinstance(load_config(recipe), Config)
+
+
+def test_recipe_paper__is_the_printed_text() -> None:
+    config = load_config(next(path for path in RECIPES if path.stem == "paper"))
+    assert (config.input.height, config.input.width) == (384, 128)
+    assert config.adapt.epochs == 260
+    assert config.adapt.batch_source + config.adapt.batch_target == 32
+    assert (config.adapt.optim.lr_backbone, config.adapt.optim.lr_new) == (1.5e-4, 3e-5)
+    assert config.adapt.optim.momentum == 0.9
+    assert (config.soft_labels.epsilon, config.soft_labels.form) == (0.9, "literal")
+    assert config.network.backbone == "resnet50"
+
+
+def test_overrides__win_over_the_file_and_are_typed(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 3\ncluster: {eps: 0.4, k1: 30}\n")
+    config = load_config(file, ["cluster.eps=0.6", "adapt.steps_per_epoch=null"])
+    assert (config.seed, config.cluster.eps, config.cluster.k1) == (3, 0.6, 30)
+    assert config.adapt.steps_per_epoch is None
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("adapt.epoch=3", ['"adapt.epoch" is not a known key', 'did you mean "adapt.epochs"']),
+        ("adapt.epochs=0", ["adapt.epochs=0", "greater than 0", 'from override "adapt.epochs=0"']),
+        ("network.backbone=vgg", ["network.backbone='vgg'", "resnet18"]),
+        ("nonsense", ["is not KEY=VALUE"]),
+        ("seed=[1", ["is not valid YAML"]),
+        ("adapt.batch_target=15", ["adapt.batch_target=15 is not divisible by ray.num_workers=2"]),
+        ("adapt.images_per_id=5", ["not divisible by adapt.images_per_id=5"]),
+        ("zzz=1", ['"zzz" is not a known key', "config show"]),
+        ("cluster=3", ["cluster=3"]),
+    ],
+)
+def test_mistakes__name_the_key_and_the_remedy(override: str, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    for part in parts:
+        assert part in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_mistakes_in_a_file__name_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "typo.yaml"
+    file.write_text("clutser: {eps: 0.4}\n")
+    with pytest.raises(ConfigError, match=r"typo.yaml"):
+        load_config(file)
+    file.write_text("seed: [1\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(file)
+    file.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="must hold keys and values"):
+        load_config(file)
+    with pytest.raises(ConfigError, match="can't be read"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_several_mistakes__each_on_its_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, ["seed=-1", "iterations=x"])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_independent_attention_needs_its_branch() -> None:
+    with pytest.raises(ConfigError, match="specific_branch"):
+        load_config(None, ["network.attention.mode=independent", "network.specific_branch=false"])
+
+
+def test_resolved_config_reads_back_the_same() -> None:
+    config = load_config(RECIPES[0])
+    assert check_config(config.model_dump(mode="json")) == config
+
+
+def test_every_key_has_a_home() -> None:
+    assert "cluster.eps" in known_keys()
+    assert "adapt.optim.lr_new" in known_keys()
+    assert "network.attention.mode" in known_keys()

@@ -1,0 +1,264 @@
+from pathlib import Path
+
+import pytest
+
+from daal.datasets import PUBLISHED, check_counts, load_records
+from daal.errors import DataError
+from daal.records import ImageRecord
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+MARKET = (
+    "bounding_box_train/0007_c3s2_000451_01.jpg",
+    "bounding_box_train/0002_c1s1_000451_03.jpg",
+    "query/0010_c2s1_000100_00.jpg",
+    "bounding_box_test/0010_c1s1_000200_01.jpg",
+    "bounding_box_test/0000_c1s1_000200_01.jpg",
+    "bounding_box_test/-1_c4s6_000200_01.jpg",
+)
+
+
+def msmt17(root: Path, train: str = "train", test: str = "test") -> Path:
+    lists = {
+        "list_train": (train, ["0000/0000_000_01_0303morning_0008_0.jpg 0"]),
+        "list_val": (train, ["0000/0000_001_14_0303noon_0009_1.jpg 0"]),
+        "list_query": (test, ["0003/0003_002_05_0303evening_0001_0.jpg 3"]),
+        "list_gallery": (test, ["0003/0003_003_06_0303evening_0001_0.jpg 3"]),
+    }
+    for name, (folder, lines) in lists.items():
+        touch(root, *(f"{folder}/{line.split()[0]}" for line in lines))
+        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_market_names_become_records_in_order(tmp_path: Path) -> None:
+    touch(tmp_path, *MARKET)
+    assert load_records("market1501", tmp_path) == [
+        ImageRecord("bounding_box_train/0002_c1s1_000451_03.jpg", 2, 1, "train"),
+        ImageRecord("bounding_box_train/0007_c3s2_000451_01.jpg", 7, 3, "train"),
+        ImageRecord("query/0010_c2s1_000100_00.jpg", 10, 2, "query"),
+        ImageRecord("bounding_box_test/-1_c4s6_000200_01.jpg", -1, 4, "gallery"),
+        ImageRecord("bounding_box_test/0000_c1s1_000200_01.jpg", 0, 1, "gallery"),
+        ImageRecord("bounding_box_test/0010_c1s1_000200_01.jpg", 10, 1, "gallery"),
+    ]
+
+
+def test_files_that_are_no_images_are_passed_over(tmp_path: Path) -> None:
+    extra = ("Thumbs.db", ".DS_Store", "._0002_c1s1_000451_03.jpg", "readme.txt")
+    touch(tmp_path, *MARKET, *(f"bounding_box_train/{name}" for name in extra))
+    assert len(load_records("market1501", str(tmp_path))) == len(MARKET)
+
+
+def test_duke_names(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "bounding_box_train/0001_c2_f0046182.jpg",
+        "query/0005_c2_f0046985.jpg",
+        "bounding_box_test/0005_c8_f0046985.jpg",
+    )
+    records = load_records("dukemtmc", tmp_path)
+    assert [(r.pid, r.camid, r.split) for r in records] == [
+        (1, 2, "train"),
+        (5, 2, "query"),
+        (5, 8, "gallery"),
+    ]
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("mask_train_v2", "mask_test_v2")])
+def test_msmt17_lists_of_both_versions(tmp_path: Path, folders: tuple[str, str]) -> None:
+    train, test = folders
+    assert load_records("msmt17", msmt17(tmp_path, train, test)) == [
+        ImageRecord(f"{train}/0000/0000_000_01_0303morning_0008_0.jpg", 1, 1, "train"),
+        ImageRecord(f"{train}/0000/0000_001_14_0303noon_0009_1.jpg", 1, 14, "train"),
+        ImageRecord(f"{test}/0003/0003_002_05_0303evening_0001_0.jpg", 4, 5, "query"),
+        ImageRecord(f"{test}/0003/0003_003_06_0303evening_0001_0.jpg", 4, 6, "gallery"),
+    ]
+
+
+def test_msmt17_needs_its_lists_and_one_version(tmp_path: Path) -> None:
+    msmt17(tmp_path)
+    (tmp_path / "list_val.txt").rename(tmp_path / "list_val.bak")
+    with pytest.raises(DataError, match=r"list_val\.txt is missing"):
+        load_records("msmt17", tmp_path)
+    (tmp_path / "mask_train_v2").mkdir()
+    with pytest.raises(DataError, match="both versions"):
+        load_records("msmt17", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["0000/0000_009_01_gone_0_0.jpg 0", "../train/0000/0000_000_01_0303morning_0008_0.jpg 0"],
+)
+def test_msmt17_lists_must_name_files_that_are_there(tmp_path: Path, line: str) -> None:
+    msmt17(tmp_path)
+    (tmp_path / "list_train.txt").write_text(line + "\n")
+    with pytest.raises(DataError, match="aren't there"):
+        load_records("msmt17", tmp_path)
+
+
+@pytest.mark.parametrize("line", ["only/a/path.jpg", "a.jpg b", "a.jpg -5", "a.jpg 1 2"])
+def test_msmt17_lists_with_odd_lines(tmp_path: Path, line: str) -> None:
+    msmt17(tmp_path)
+    (tmp_path / "list_query.txt").write_text(f"\n{line}\n")
+    with pytest.raises(DataError, match=r"Line 2 of .*list_query\.txt"):
+        load_records("msmt17", tmp_path)
+
+
+def test_msmt17_lists_that_are_empty(tmp_path: Path) -> None:
+    (msmt17(tmp_path) / "list_gallery.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"list_gallery\.txt .* list no images"):
+        load_records("msmt17", tmp_path)
+
+
+def test_plain_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "train/7_2_a.JPG", "train/-_c3_b.png", "query/9_1.jpg")
+    touch(tmp_path, "gallery/-1_2_x.jpg", "gallery/0009_c2s1_000451_03.jpg")
+    assert [(r.pid, r.camid, r.split) for r in load_records("folder", tmp_path)] == [
+        (-2, 3, "train"),
+        (7, 2, "train"),
+        (9, 1, "query"),
+        (-1, 2, "gallery"),
+        (9, 2, "gallery"),
+    ]
+
+
+def test_plain_folder_with_train_images_in_the_root(tmp_path: Path) -> None:
+    touch(tmp_path, "-_1_a.jpg", "-_2_b.jpg")
+    records = load_records("folder", tmp_path)
+    assert records == [
+        ImageRecord("-_1_a.jpg", -2, 1, "train"),
+        ImageRecord("-_2_b.jpg", -2, 2, "train"),
+    ]
+
+
+def test_unknown_pids_cannot_be_scored(tmp_path: Path) -> None:
+    touch(tmp_path, "train/1_1_a.jpg", "query/-_1_a.jpg", "gallery/1_2_a.jpg")
+    with pytest.raises(DataError, match="query images of unknown pid"):
+        load_records("folder", tmp_path)
+
+
+def test_train_alone_is_enough(tmp_path: Path) -> None:
+    touch(tmp_path, *MARKET[:2])
+    assert {r.split for r in load_records("market1501", tmp_path)} == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "missing"),
+    [
+        (MARKET[2:], "bounding_box_train"),
+        (MARKET[:3], "bounding_box_test"),
+        (MARKET[:2] + MARKET[3:], "query"),
+    ],
+)
+def test_missing_folders_are_named(tmp_path: Path, kept: tuple[str, ...], missing: str) -> None:
+    touch(tmp_path, *kept)
+    with pytest.raises(DataError, match=f"{missing} is missing"):
+        load_records("market1501", tmp_path)
+
+
+def test_missing_root(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="isn't a folder"):
+        load_records("market1501", tmp_path / "nowhere")
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "bounding_box_train").mkdir()
+    with pytest.raises(DataError, match="bounding_box_train holds no images"):
+        load_records("market1501", tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no images"):
+        load_records("folder", tmp_path / "empty")
+
+
+def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "bounding_box_train").touch()
+    with pytest.raises(DataError, match="can't be read"):
+        load_records("market1501", tmp_path)
+
+
+def test_names_that_do_not_parse_are_counted_and_shown(tmp_path: Path) -> None:
+    touch(tmp_path, *MARKET, *(f"bounding_box_train/holiday{n}.jpg" for n in range(5)))
+    with pytest.raises(
+        DataError, match=r"5 files \('bounding_box_train/holiday0\.jpg', .*, \.\.\.\)"
+    ):
+        load_records("market1501", tmp_path)
+
+
+def test_names_too_large_for_the_tables_do_not_parse(tmp_path: Path) -> None:
+    touch(tmp_path, "train/99999999999_1_a.jpg")
+    with pytest.raises(DataError, match="1 files"):
+        load_records("folder", tmp_path)
+
+
+def test_names_that_are_not_utf8_do_not_parse(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    try:
+        (tmp_path / "train" / "1_1_\udcff.jpg").touch()
+    except OSError:
+        pytest.skip("the file system refuses such names")
+    with pytest.raises(DataError, match="udcff"):
+        load_records("folder", tmp_path)
+
+
+def test_links_out_of_the_root_are_refused(tmp_path: Path) -> None:
+    outside = touch(tmp_path / "outside", "secret.jpg")
+    root = touch(tmp_path / "root", *MARKET)
+    link = root / "bounding_box_train" / "0009_c1s1_000451_03.jpg"
+    link.symlink_to(outside / "secret.jpg")
+    with pytest.raises(DataError, match="leads out"):
+        load_records("market1501", root)
+    link.unlink()
+    link.symlink_to(root / MARKET[0])
+    assert len(load_records("market1501", root)) == len(MARKET) + 1
+    link.unlink()
+    link.symlink_to(root / "nothing.jpg")
+    with pytest.raises(DataError, match="broken link"):
+        load_records("market1501", root)
+
+
+def test_split_folders_that_lead_out_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path / "outside", MARKET[0])
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "bounding_box_train").symlink_to(tmp_path / "outside" / "bounding_box_train")
+    with pytest.raises(DataError, match="leads out"):
+        load_records("market1501", root)
+
+
+def test_a_root_may_itself_be_a_link(tmp_path: Path) -> None:
+    touch(tmp_path / "data", *MARKET)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    assert len(load_records("market1501", tmp_path / "link")) == len(MARKET)
+
+
+def published(layout: str) -> list[ImageRecord]:
+    num_train, num_pids, num_query, num_gallery, num_junk = PUBLISHED[layout]  # type: ignore[index]
+    return (
+        [ImageRecord(str(n), n % num_pids + 1, 1, "train") for n in range(num_train)]
+        + [ImageRecord(str(n), 1, 1, "query") for n in range(num_query)]
+        + [ImageRecord(str(n), 1, 1, "gallery") for n in range(num_gallery)]
+        + [ImageRecord(str(n), -1, 1, "gallery") for n in range(num_junk)]
+    )
+
+
+@pytest.mark.parametrize("layout", ["market1501", "dukemtmc", "msmt17"])
+def test_published_counts_give_no_warning(layout: str) -> None:
+    assert check_counts(layout, published(layout)) == []  # type: ignore[arg-type]
+
+
+def test_other_counts_are_told(tmp_path: Path) -> None:
+    missing_one = published("market1501")[1:-1]
+    warnings = check_counts("market1501", missing_one)
+    assert len(warnings) == 1
+    assert "12,935 training images where 12,936 were published" in warnings[0]
+    assert "3,818 junk boxes where 3,819" in warnings[0] and "query" not in warnings[0]
+    train_only = [r for r in published("market1501") if r.split == "train"]
+    assert check_counts("market1501", train_only) == []
+    assert check_counts("folder", missing_one) == []

@@ -1,0 +1,145 @@
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from daal.errors import DataError
+from daal.images import FORMATS, MAX_PIXELS, check, decode
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def picture(height: int = 20, width: int = 10) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_decode_keeps_lossless_pixels_at_their_own_size() -> None:
+    pixels = picture()
+    assert np.array_equal(decode(encoded(Image.fromarray(pixels)), 20, 10), pixels)
+
+
+def test_decode_resizes_to_height_and_width_bilinearly() -> None:
+    image = Image.fromarray(picture())
+    array = decode(encoded(image), 32, 24)
+    assert array.shape == (32, 24, 3) and array.dtype == np.uint8
+    assert array.flags["C_CONTIGUOUS"] and array.flags["WRITEABLE"]
+    assert np.array_equal(array, np.asarray(image.resize((24, 32), Image.Resampling.BILINEAR)))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_allowed_format_decodes(format: str) -> None:
+    data = encoded(Image.new("RGB", (10, 20), (200, 60, 30)), format)
+    assert check(data) is None
+    assert np.abs(decode(data, 20, 10).astype(int) - (200, 60, 30)).max() < 8
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA"])
+def test_other_modes_become_rgb(mode: str) -> None:
+    data = encoded(Image.new("RGB", (8, 8), (255, 255, 255)).convert(mode))
+    assert decode(data, 8, 8).min() == 255
+
+
+def test_cmyk_jpeg_becomes_rgb() -> None:
+    data = encoded(Image.new("RGB", (16, 16), (210, 30, 40)).convert("CMYK"), "JPEG")
+    assert np.abs(decode(data, 16, 16).astype(int) - (210, 30, 40)).max() < 12
+
+
+def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
+    levels = np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)
+    array = decode(encoded(Image.fromarray(levels)), 2, 2)
+    assert array[..., 0].tolist() == [[0, 100], [200, 255]]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+def test_exif_orientation_turns_the_image_upright(format: str) -> None:
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:, :16] = 255  # The left half becomes the top when turned clockwise.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    array = decode(encoded(Image.fromarray(pixels), format, exif=exif), 32, 16)
+    assert array[:12].min() > 240 and array[20:].max() < 15
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_agrees_with_pillow(orientation: int) -> None:
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(picture()), exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(data))))
+    assert np.array_equal(decode(data, *expected.shape[:2]), expected)
+
+
+def test_damaged_exif_loses_no_image() -> None:
+    data = encoded(Image.fromarray(picture()), "JPEG", exif=b"Exif\0\0garbage, not TIFF")
+    assert check(data) is None and decode(data, 20, 10).shape == (20, 10, 3)
+
+
+def test_empty_file_has_a_reason() -> None:
+    assert "empty" in (check(b"") or "")
+    with pytest.raises(DataError, match="empty"):
+        decode(b"", 8, 8)
+
+
+@pytest.mark.parametrize("data", [b"hello", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\0" * 500])
+def test_what_is_no_image_has_a_reason(data: bytes) -> None:
+    assert "not a readable image" in (check(data) or "")
+
+
+@pytest.mark.parametrize("format", ["GIF", "PPM", "ICO"])
+def test_other_formats_are_not_tried(format: str) -> None:
+    assert "not a readable image" in (check(encoded(Image.new("RGB", (16, 16)), format)) or "")
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.97])
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_cut_off_files_are_refused(format: str, share: float) -> None:
+    data = encoded(Image.fromarray(picture(128, 64)), format)
+    reason = check(data[: int(len(data) * share)])
+    assert reason is not None and ("cut off" in reason or "damaged" in reason)
+
+
+def test_random_damage_gives_an_array_or_a_data_error() -> None:
+    rng = np.random.default_rng(1)
+    good = [encoded(Image.fromarray(picture(32, 16)), format) for format in FORMATS]
+    for turn in range(300):
+        data = bytearray(good[turn % len(good)])
+        for place in rng.integers(0, len(data), 4):
+            data[place] = rng.integers(256)
+        if check(bytes(data)) is None:
+            assert decode(bytes(data), 16, 8).shape == (16, 8, 3)
+
+
+def test_too_many_pixels_are_refused_before_decoding() -> None:
+    side = int(MAX_PIXELS**0.5) + 64
+    reason = check(encoded(Image.new("1", (side, side))))
+    assert reason is not None and "million are allowed" in reason
+
+
+def test_a_decompression_bomb_is_refused() -> None:
+    data = bytearray(encoded(Image.new("1", (8, 8))))
+    import zlib
+
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    assert "million are allowed" in (check(bytes(data)) or "")
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    data = encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
+    assert "floating-point" in (check(data) or "")
+
+
+def test_the_reason_is_the_error_of_decode() -> None:
+    data = encoded(Image.fromarray(picture(64, 64)), "JPEG")[:400]
+    with pytest.raises(DataError) as error:
+        decode(data, 8, 8)
+    assert str(error.value) == check(data)

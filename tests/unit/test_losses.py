@@ -1,0 +1,104 @@
+"""Eq. 3, 5, 6 and 7: a case computed by hand and a property of each."""
+
+import math
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daal.losses import domain_loss, hard_label_loss, soft_label_loss, total_loss
+
+LOG3 = math.log(3.0)
+# Probabilities (3/4, 1/4) and (1/4, 3/4).
+LOGITS = torch.tensor([[LOG3, 0.0], [0.0, LOG3]])
+
+
+def test_eq3__hand_computed() -> None:
+    # -log 3/4 and -log 1/4
+    expected = (-math.log(0.75) - math.log(0.25)) / 2
+    assert math.isclose(
+        hard_label_loss(LOGITS, torch.tensor([0, 0])).item(), expected, rel_tol=1e-6
+    )
+
+
+def test_eq5__hand_computed() -> None:
+    weights = torch.tensor([[0.9, 0.5], [0.1, 0.2]])  # rows need not sum to 1
+    first = -0.9 * math.log(0.75) - 0.5 * math.log(0.25)
+    second = -0.1 * math.log(0.25) - 0.2 * math.log(0.75)
+    loss = soft_label_loss(LOGITS, weights).item()
+    assert math.isclose(loss, (first + second) / 2, rel_tol=1e-6)
+
+
+def test_eq6__hand_computed() -> None:
+    # The source row is believed with 3/4, the target row with 3/4.
+    assert math.isclose(
+        domain_loss(LOGITS, torch.tensor([0, 1])).item(), -math.log(0.75), rel_tol=1e-6
+    )
+
+
+def test_eq7__hand_computed() -> None:
+    terms = total_loss(
+        LOGITS[:1], torch.tensor([0]), LOGITS[1:], torch.tensor([[1.0, 0.0]]),
+        LOGITS, torch.tensor([0, 1]),
+    )  # fmt: skip
+    assert math.isclose(terms.source.item(), -math.log(0.75), rel_tol=1e-6)
+    assert math.isclose(terms.target.item(), -math.log(0.25), rel_tol=1e-6)
+    assert math.isclose(terms.total.item(), -2 * math.log(0.75) - math.log(0.25), rel_tol=1e-6)
+
+
+logits_and_labels = st.integers(0, 2**31).map(
+    lambda seed: (
+        torch.randn(6, 5, generator=torch.Generator().manual_seed(seed)) * 3,
+        torch.randint(5, (6,), generator=torch.Generator().manual_seed(seed)),
+    )
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(logits_and_labels)
+def test_eq5__is_eq3_for_one_hot_weights_and_linear_in_them(
+    case: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    logits, labels = case
+    one_hot = torch.nn.functional.one_hot(labels, 5).float()
+    assert torch.allclose(soft_label_loss(logits, one_hot), hard_label_loss(logits, labels))
+    assert torch.allclose(
+        soft_label_loss(logits, 3 * one_hot), 3 * soft_label_loss(logits, one_hot)
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(logits_and_labels)
+def test_eq3_eq6__never_negative_and_shift_invariant(
+    case: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    logits, labels = case
+    assert hard_label_loss(logits, labels) >= 0
+    assert torch.allclose(
+        domain_loss(logits[:, :2], labels % 2),
+        domain_loss(logits[:, :2] + 7, labels % 2),
+        atol=1e-5,
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(logits_and_labels)
+def test_eq7__source_rows_do_not_see_the_target_term(
+    case: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    logits, labels = case
+    logits = logits.clone().requires_grad_()
+    terms = total_loss(
+        logits[:3], labels[:3], logits[3:], torch.full((3, 5), 0.2), logits[:, :2], labels % 2
+    )
+    (gradient,) = torch.autograd.grad(terms.target, logits)
+    assert gradient[:3].abs().max() == 0
+    assert gradient[3:].abs().max() > 0
+
+
+def test_terms_without_logits_are_zero() -> None:
+    terms = total_loss(LOGITS, torch.tensor([0, 1]), None, None, None, None)
+    assert terms.target.item() == terms.domain.item() == 0
+    assert terms.total.item() == terms.source.item()
+    empty = soft_label_loss(torch.empty(0, 3, requires_grad=True), torch.empty(0, 3))
+    assert empty.item() == 0

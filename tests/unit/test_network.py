@@ -1,0 +1,109 @@
+"""The network of Fig. 2: branches, heads, weights, and what carries over."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from daal.config import AttentionConfig, NetworkConfig
+from daal.errors import CheckpointError
+from daal.network import DaalNetwork, IdentityHead
+
+SMALL = NetworkConfig(backbone="resnet18", weights="none")
+
+
+def images(num: int = 4) -> torch.Tensor:
+    return torch.randn(num, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+
+
+def test_forward__each_domain_meets_its_own_head() -> None:
+    out = DaalNetwork(SMALL, num_source_ids=7, num_clusters=5, domain_head=True)(images(), 3)
+    assert out.shared_BC.shape == (4, 512)
+    assert out.source_logits_BS is not None and out.source_logits_BS.shape == (3, 7)
+    assert out.target_logits_BK is not None and out.target_logits_BK.shape == (1, 5)
+    assert out.domain_logits_B2 is not None and out.domain_logits_B2.shape == (4, 2)
+
+
+def test_pretraining__has_one_head_and_every_parameter_gets_a_gradient() -> None:
+    network = DaalNetwork(SMALL, num_source_ids=7)
+    out = network(images(), 4)
+    assert out.target_logits_BK is None
+    assert out.domain_logits_B2 is None
+    assert out.source_logits_BS is not None
+    out.source_logits_BS.sum().backward()
+    assert all(p.grad is not None for p in network.parameters())  # DDP waits for each
+
+
+@pytest.mark.parametrize("mode", ["residual", "independent", "none"])
+def test_adapting__every_parameter_gets_a_gradient(mode: str) -> None:
+    config = SMALL.model_copy(update={"attention": AttentionConfig(mode=mode)})  # type: ignore[arg-type]
+    network = DaalNetwork(config, 7, 5, domain_head=True)
+    out = network(images(), 2)
+    (
+        out.source_logits_BS.sum() + out.target_logits_BK.sum() + out.domain_logits_B2.sum()
+    ).backward()  # type: ignore[union-attr]
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_extract__unit_length_and_the_backbones_own_direction_at_the_start() -> None:
+    network = DaalNetwork(SMALL).eval()
+    features = network.extract(images())
+    assert torch.allclose(features.norm(dim=1), torch.ones(4), atol=1e-5)
+    pooled = network.backbone(images()).mean((2, 3))  # A = 0.5 everywhere before training
+    assert torch.allclose(features, torch.nn.functional.normalize(pooled, dim=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "unit"])
+def test_centroid_start__the_nearest_centroid_wins(kind: str) -> None:
+    torch.manual_seed(0)
+    head = IdentityHead(16, 5, kind, 20.0)
+    centroids = torch.nn.functional.normalize(torch.randn(5, 16), dim=1)
+    head.start_from(centroids)
+    assert head(3 * centroids).argmax(1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_last_stride__doubles_the_feature_map() -> None:
+    one = DaalNetwork(SMALL.model_copy(update={"last_stride": 1}))
+    assert DaalNetwork(SMALL).backbone(images()).shape[-2:] == (2, 1)
+    assert one.backbone(images()).shape[-2:] == (4, 2)
+
+
+def test_frozen_stages__neither_train_nor_move_their_statistics() -> None:
+    network = DaalNetwork(SMALL.model_copy(update={"frozen_stages": 3}), 7).train()
+    assert not any(p.requires_grad for p in network.backbone.layer2.parameters())  # type: ignore[union-attr]
+    assert all(p.requires_grad for p in network.backbone.layer3.parameters())  # type: ignore[union-attr]
+    before = network.backbone.bn1.running_mean.clone()  # type: ignore[union-attr,operator]
+    network(images(), 4)
+    assert torch.equal(before, network.backbone.bn1.running_mean)  # type: ignore[union-attr,arg-type]
+
+
+def test_parameter_groups__split_backbone_and_the_rest() -> None:
+    network = DaalNetwork(SMALL, 7, 5, domain_head=True)
+    backbone, new = network.parameter_groups()
+    assert len(backbone) + len(new) == len(list(network.parameters()))
+    assert {id(p) for p in backbone} == {id(p) for p in network.backbone.parameters()}
+
+
+def test_load_matching__keeps_the_source_head_and_refuses_another_backbone() -> None:
+    first = DaalNetwork(SMALL, num_source_ids=7)
+    second = DaalNetwork(SMALL, 7, 9, domain_head=True)
+    second.load_matching(first.state_dict())
+    assert torch.equal(second.source_head.fc.weight, first.source_head.fc.weight)  # type: ignore[union-attr]
+    assert torch.equal(second.backbone.conv1.weight, first.backbone.conv1.weight)  # type: ignore[union-attr,arg-type]
+    other = DaalNetwork(SMALL.model_copy(update={"backbone": "resnet34"}))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        other.load_matching(first.state_dict())
+
+
+def test_weights_file__is_used_and_checked(tmp_path: Path) -> None:
+    import torchvision
+
+    file = tmp_path / "r18.safetensors"
+    state = torchvision.models.resnet18().state_dict()
+    save_file({n: t.half() for n, t in state.items() if not n.startswith("fc.")}, file)
+    config = SMALL.model_copy(update={"weights": str(file)})
+    loaded = DaalNetwork(config).backbone.conv1.weight  # type: ignore[union-attr]
+    assert torch.equal(loaded, state["conv1.weight"].half().float())  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="does not hold a resnet50"):
+        DaalNetwork(config.model_copy(update={"backbone": "resnet50"}))

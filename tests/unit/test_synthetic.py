@@ -1,0 +1,151 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from daal.datasets import load_records
+from daal.domain_style import SOURCE, TARGET, DomainStyle
+from daal.errors import DataError
+from daal.images import check
+from daal.synthetic import MARKER, draw_domains, draw_person
+
+SMALL: dict[str, Any] = {
+    "num_train_ids": 3,
+    "num_test_ids": 2,
+    "images_per_camera": 2,
+    "size": (32, 16),
+}
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*.jpg")}
+
+
+def test_an_image_has_the_shape_asked_for_and_repeats() -> None:
+    first = draw_person(SOURCE, 3, 2, 25, seed=1)
+    assert first.shape == (128, 64, 3) and first.dtype == np.uint8
+    draw_person(TARGET, 9, 1, 50)
+    assert np.array_equal(first, draw_person(SOURCE, 3, 2, 25, seed=1))
+    assert draw_person(TARGET, 1, 1, 25, size=(64, 48)).shape == (64, 48, 3)
+
+
+def test_every_part_of_the_key_changes_the_image() -> None:
+    images = [
+        draw_person(SOURCE, 3, 2, 25, 1),
+        draw_person(TARGET, 3, 2, 25, 1),
+        draw_person(SOURCE, 4, 2, 25, 1),
+        draw_person(SOURCE, 3, 1, 25, 1),
+        draw_person(SOURCE, 3, 2, 50, 1),
+        draw_person(SOURCE, 3, 2, 25, 2),
+    ]
+    assert len({image.tobytes() for image in images}) == len(images)
+
+
+@pytest.mark.parametrize("style", [SOURCE, TARGET])
+@pytest.mark.parametrize("pid", [-1, 0, 7])
+def test_junk_and_distractors_draw_too(style: DomainStyle, pid: int) -> None:
+    for camid in range(1, len(style.cameras) + 1):
+        for frame in range(25, 150, 25):
+            assert draw_person(style, pid, camid, frame).std() > 3
+
+
+def test_an_identity_looks_more_like_itself_than_like_others() -> None:
+    """Colours of the torso: a person's own pictures by one camera against other people's."""
+
+    def torso(pid: int, frame: int) -> npt.NDArray[np.float64]:
+        return np.asarray(draw_person(SOURCE, pid, 1, frame)[35:55, 26:38].mean((0, 1)))
+
+    first = np.stack([torso(pid, 25) for pid in range(1, 31)])
+    second = np.stack([torso(pid, 50) for pid in range(1, 31)])
+    distance = np.linalg.norm(first[:, None] - second[None], axis=2)
+    assert np.median(np.diag(distance)) < 0.5 * np.median(distance)
+
+
+def test_the_target_is_darker_in_clothes_and_less_saturated() -> None:
+    def saturation(style: DomainStyle) -> float:
+        torsos = [draw_person(style, p, 1 + p % 4, 25)[35:55, 26:38] for p in range(1, 41)]
+        pixels = np.stack(torsos).astype(int)
+        return float((pixels.max(-1) - pixels.min(-1)).mean())
+
+    assert saturation(SOURCE) > 1.3 * saturation(TARGET)
+
+
+def test_domains_are_market_data_sets(tmp_path: Path) -> None:
+    draw_domains(tmp_path, **SMALL)
+    for name in ("source", "target"):
+        records = load_records("market1501", tmp_path / name)
+        assert {r.pid for r in records if r.split == "train"} == {1, 2, 3}
+        assert {r.pid for r in records if r.split == "query"} == {4, 5}
+        assert {r.pid for r in records if r.split == "gallery"} == {-1, 0, 4, 5}
+        queries = {(r.pid, r.camid) for r in records if r.split == "query"}
+        for pid in (4, 5):
+            assert len([camid for p, camid in queries if p == pid]) >= 2
+        assert queries == {(r.pid, r.camid) for r in records if r.split == "gallery" and r.pid > 0}
+        for record in records:
+            data = (tmp_path / name / record.path).read_bytes()
+            assert check(data) is None
+    with Image.open(next((tmp_path / "target" / "query").iterdir())) as image:
+        assert image.size == (16, 32) and image.format == "JPEG"
+
+
+def test_a_file_can_be_drawn_again_from_its_name(tmp_path: Path) -> None:
+    draw_domains(tmp_path / "all", seed=5, **SMALL)
+    path = sorted((tmp_path / "all" / "target" / "bounding_box_test").glob("0004_c*"))[0]
+    camid, frame = int(path.name[6]), int(path.name[10:16])
+    again = tmp_path / "again.jpg"
+    image = draw_person(TARGET, 4, camid, frame, 5, SMALL["size"])
+    Image.fromarray(image).save(again, quality=90)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        draw_domains(tmp_path / name, seed=seed, **SMALL)
+    a, b, c = (contents(tmp_path / name) for name in "abc")
+    assert a == b
+    assert all(a[name] != c[name] for name in a.keys() & c.keys())
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    draw_domains(tmp_path / "one", **SMALL)
+    draw_domains(tmp_path / "two", workers=2, **SMALL)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_finished_output_is_left_alone_and_interrupted_output_is_finished(tmp_path: Path) -> None:
+    draw_domains(tmp_path, **SMALL)
+    victim = next((tmp_path / "source" / "query").iterdir())
+    victim.unlink()
+    draw_domains(tmp_path, **SMALL)
+    assert not victim.exists()
+    marker = tmp_path / MARKER
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "complete": False}))
+    draw_domains(tmp_path, **SMALL)
+    assert victim.exists() and json.loads(marker.read_text())["complete"]
+
+
+def test_other_output_is_not_overwritten(tmp_path: Path) -> None:
+    draw_domains(tmp_path / "mine", **SMALL)
+    with pytest.raises(DataError, match="other parameters"):
+        draw_domains(tmp_path / "mine", seed=1, **SMALL)
+    (tmp_path / "yours").mkdir()
+    (tmp_path / "yours" / "thesis.tex").touch()
+    with pytest.raises(DataError, match="wasn't drawn by daal"):
+        draw_domains(tmp_path / "yours", **SMALL)
+    with pytest.raises(DataError, match="is a file"):
+        draw_domains(tmp_path / "yours" / "thesis.tex", **SMALL)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_test_ids": 0}, {"num_train_ids": 99999}, {"images_per_camera": 1}, {"size": (8, 8)},
+     {"seed": -1}, {"workers": 0}],
+)  # fmt: skip
+def test_impossible_requests(tmp_path: Path, change: dict[str, object]) -> None:
+    with pytest.raises(DataError, match="Synthetic domains need"):
+        draw_domains(tmp_path / "out", **{**SMALL, **change})
+    assert not (tmp_path / "out").exists()
