@@ -142,7 +142,7 @@ class SoftLabelConfig(Section):
     )
     form: Literal["literal", "normalized"] = Field(
         "literal",
-        description="literal: Eq. 4 as printed. normalized: its 1/d^2 part scaled to sum 1-epsilon, "
+        description="literal: Eq. 4 as printed. normalized: its 1/d^2 part is scaled to 1-epsilon, "
         "so that the weights of a sample sum to 1 whatever the feature scale.",
     )
     epsilon: float = Field(0.9, ge=0, le=1, description="Paper: 0.9.")
@@ -181,7 +181,8 @@ class ClusterConfig(Section):
         gt=0,
         le=1,
         description="A cluster above this share of all images (and above 500) is "
-        "called giant: eps is then found again with p or q halved (fixed: eps times 0.8).",
+        "called giant (in sets under 1,000: above half): eps is then found again with p or q "
+        "halved (fixed: eps times 0.8).",
     )
     max_backoffs: int = Field(4, ge=0, description="How often that is tried before giving up.")
     min_clusters: int = Field(
@@ -201,7 +202,7 @@ class RayConfig(Section):
         "auto", description="One GPU a worker; auto: if there are enough."
     )
     cpus_per_worker: float = Field(1, gt=0)
-    data_cpus: int = Field(1, ge=1, description="CPUs kept free for Ray Data to decode with.")
+    data_cpus: int = Field(2, ge=1, description="CPUs kept free for Ray Data to decode with.")
     extract_replicas: int | None = Field(None, ge=1, description="Default: num_workers.")
     extract_batch: int = Field(64, ge=1)
     threads_per_worker: int | None = Field(
@@ -228,7 +229,11 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     soft_labels: SoftLabelConfig = SoftLabelConfig()
     loss: LossConfig = LossConfig()
-    mixed_precision: bool = Field(True, description="bf16 autocast on GPUs; CPUs always use fp32.")
+    mixed_precision: bool = Field(
+        True,
+        description="bf16 autocast in training and extraction, on GPUs and CPUs that multiply "
+        "bf16 natively; fp32 elsewhere.",
+    )
     supervised_bound: bool = Field(
         False, description="Also train on the target's true identities (Table 4's first row)."
     )

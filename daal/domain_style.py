@@ -26,9 +26,10 @@ class DomainStyle:
 
     `SOURCE` is summer: saturated light clothes, bare arms and legs, little behind people, and
     cameras that are bright on the whole though each has its own cast. `TARGET` is winter: muted
-    dark clothes, long coats and hats, cluttered streets, more things in the way, and cameras
-    that lift the shadows, with haze, more blur and more noise. Pattern, bag, build, hair and
-    poses are drawn alike in both. The gap is these fixed values and never depends on the seed.
+    dark clothes, long coats and hats, cluttered streets, and cameras under sodium light: a warm
+    cast, haze, lifted shadows, more blur and noise, much the same in all of them.
+    Pattern, bag, build, hair and poses are drawn alike in both. The gap is these fixed values
+    and never depends on the seed.
     """
 
     name: str
@@ -89,37 +90,37 @@ TARGET = DomainStyle(
     name="target",
     key=2,
     uppers=(
-        (92, 34, 40), (40, 52, 84), (46, 74, 58), (98, 72, 46), (84, 84, 90),
-        (34, 34, 38), (78, 56, 88), (126, 112, 84), (44, 86, 96),
+        (128, 36, 46), (38, 58, 118), (40, 98, 60), (158, 112, 66), (112, 112, 118),
+        (34, 34, 38), (104, 58, 124), (134, 124, 58), (36, 112, 122), (168, 84, 40),
     ),
     lowers=(
-        (36, 40, 58), (30, 30, 32), (84, 76, 66), (104, 104, 108), (66, 54, 44), (52, 62, 50),
+        (36, 44, 84), (30, 30, 32), (112, 96, 76), (120, 120, 124), (92, 58, 40), (58, 76, 50),
     ),
     accents=(
-        (168, 164, 156), (20, 20, 22), (130, 58, 54), (62, 84, 126), (146, 122, 70), (76, 104, 78),
+        (196, 190, 176), (20, 20, 22), (158, 58, 54), (58, 92, 156), (176, 142, 66), (76, 124, 80),
     ),
     colour_jitter=10,
     bare=0.06,
     coats=0.4,
     hats=0.4,
     clutter=30,
-    occluders=0.12,
+    occluders=0.10,
     cameras=(
         Camera(
-            (1.14, 1.04, 0.86), 0.94, 0.84, 0.8, 7, 0.86, (4, 2, 1, 1),
-            (132, 120, 104), (96, 92, 88),
+            (1.10, 0.98, 0.74), 0.66, 0.80, 1.2, 9, 0.86, (3, 2, 2, 1),
+            (132, 120, 104), (104, 98, 92),
         ),
         Camera(
-            (0.92, 1.00, 1.10), 0.90, 0.86, 1.0, 8, 0.92, (1, 4, 1, 1),
-            (104, 110, 108), (110, 112, 112),
+            (1.04, 1.00, 0.80), 0.62, 0.84, 1.3, 9, 0.90, (2, 3, 1, 2),
+            (118, 116, 108), (110, 106, 100),
         ),
         Camera(
-            (0.96, 1.07, 0.94), 0.95, 0.76, 0.9, 8, 0.84, (1, 1, 4, 2),
-            (104, 108, 96), (120, 112, 96),
+            (1.12, 1.02, 0.78), 0.70, 0.76, 1.2, 10, 0.84, (1, 2, 3, 2),
+            (112, 108, 96), (120, 112, 96),
         ),
         Camera(
-            (1.08, 1.05, 1.10), 0.85, 0.74, 1.1, 7, 0.88, (1, 1, 2, 4),
-            (132, 126, 128), (84, 84, 92),
+            (1.06, 0.96, 0.72), 0.64, 0.80, 1.4, 8, 0.88, (2, 1, 2, 3),
+            (126, 118, 112), (98, 92, 90),
         ),
     ),
 )  # fmt: skip

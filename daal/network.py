@@ -138,8 +138,8 @@ class DaalNetwork(nn.Module):
         missing = [n for n in own if n not in fitting and not n.startswith(heads)]
         if missing:
             raise CheckpointError(
-                f"the checkpoint does not fit this network: {missing[0]} and {len(missing) - 1} more "
-                "tensors are missing or of another shape; use the recipe it was trained with."
+                f"the checkpoint does not fit this network: {missing[0]} and {len(missing) - 1} "
+                "more tensors are missing or of another shape; use the recipe it was trained with."
             )
         self.load_state_dict(fitting, strict=False)
 

@@ -77,6 +77,16 @@ def train_step(
     return terms
 
 
+def mixed_precision(device: torch.device, wanted: bool) -> torch.autocast:
+    """bf16 autocast where the device multiplies bf16 natively; does nothing elsewhere."""
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    else:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=bool(wanted and native))
+
+
 def make_optimizer(network: DaalNetwork, config: OptimConfig) -> torch.optim.Optimizer:
     """The paper's two rates: backbone layers, and all others."""
     backbone, new = network.parameter_groups()

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from cluster.task_graph import estimate_on_ray
 from numpy.typing import NDArray
 
 from cluster.quality import cluster_quality
 from cluster.soft_labels import centroids
+from cluster.task_graph import estimate_on_ray
 from daal.config import Config
 from daal.errors import LabelError
 from daal.records import Domain
@@ -104,7 +104,7 @@ class Adaptation:
             config = self.config
             features = extract(
                 target.reference, len(target.table), config.network, ray.put(weights),
-                config.input, self.resources, config.ray.extract_batch,
+                config.input, self.resources, config.ray.extract_batch, config.mixed_precision,
             )  # fmt: skip
             return {file: artefacts.table_bytes(features_table(target.table, features))}
 
@@ -163,8 +163,8 @@ class Adaptation:
         for note in clusters["notes"]:
             self.progress.say(f"[yellow]{note}[/yellow]")
         self.progress.say(
-            f"{name}: {clusters['num_clusters']} clusters, {clusters['outlier_share']:.0%} outliers, "
-            f"eps {clusters['eps']:.3f}"
+            f"{name}: {clusters['num_clusters']} clusters, "
+            f"{clusters['outlier_share']:.0%} outliers, eps {clusters['eps']:.3f}"
         )
         labels = artefacts.read_table(contents[files[0]])["pseudo_label"].to_numpy()
         return labels, clusters["eps"]

@@ -13,6 +13,7 @@ from daal.augment import normalise
 from daal.config import InputConfig, NetworkConfig
 from daal.errors import DataError
 from daal.network import DaalNetwork
+from daal.step import mixed_precision
 from pipelines.session import Resources
 from pipelines.stream import decode_rows
 
@@ -25,6 +26,7 @@ def extract(
     size: InputConfig,
     resources: Resources,
     batch_size: int = 64,
+    bf16: bool = False,
 ) -> NDArray[np.float32]:
     """Unit-length shared features (num_images, C) in the rows' order.
 
@@ -37,7 +39,7 @@ def extract(
     ).map_batches(_Decoder(images, size), batch_size=batch_size)
     extracted = pixels.map_batches(
         _Replica,
-        fn_constructor_args=(network, weights, resources.threads),
+        fn_constructor_args=(network, weights, resources.threads, bf16),
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(size=replicas),
         num_cpus=resources.cpus_per_worker,
@@ -64,7 +66,7 @@ class _Decoder:
 class _Replica:
     """One copy of the network, on its own GPU if there is one."""
 
-    def __init__(self, network: NetworkConfig, weights: Any, threads: int) -> None:
+    def __init__(self, network: NetworkConfig, weights: Any, threads: int, bf16: bool) -> None:
         torch.set_num_threads(threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # The checkpoint has all the weights, so the backbone's own are not read again.
@@ -72,11 +74,13 @@ class _Replica:
         loaded = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
         self.network.load_matching({name: torch.tensor(array) for name, array in loaded.items()})
         self.network.to(self.device, memory_format=torch.channels_last).eval()
+        self.autocast = mixed_precision(self.device, bf16)
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         images_BCHW = torch.tensor(batch["pixels"], device=self.device).permute(0, 3, 1, 2)
-        features_BC = self.network.extract(normalise(images_BCHW))
+        with self.autocast:
+            features_BC = self.network.extract(normalise(images_BCHW))
         return {"row": batch["row"], "feature": features_BC.cpu().numpy()}
 
 

@@ -35,7 +35,7 @@ def extract_folder(
         features = extract(
             ray.put(table), len(table), config.network,
             ray.put({name: tensor.numpy() for name, tensor in tensors.items()}),
-            config.input, resources, config.ray.extract_batch,
+            config.input, resources, config.ray.extract_batch, config.mixed_precision,
         )  # fmt: skip
     return features_table(table, features)
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray.data
-from daal.datasets import load_records
-from daal.images import check
 
 from daal.config import DatasetConfig
+from daal.datasets import load_records
 from daal.errors import DataError
+from daal.images import check
 from daal.records import IMAGE_TABLE, QUARANTINE_TABLE, Domain, ImageRecord
 
 IMAGES_PER_TASK = 512

@@ -89,8 +89,9 @@ class Progress:
     def _training(self, stage: str, event: dict[str, Any]) -> None:
         loss = "  ".join(f"{name} {value:.3f}" for name, value in event["loss"].items())
         text = (
-            f"{stage}: epoch {event['epoch']}/{event['epochs']}  step {event['step']}/{event['steps']}"
-            f"  {event['images_per_s']:.0f} images/s  loss {loss}"
+            f"{stage}: epoch {event['epoch']}/{event['epochs']}  "
+            f"step {event['step']}/{event['steps']}  {event['images_per_s']:.0f} images/s  "
+            f"loss {loss}"
         )
         if self.console.is_terminal:
             self._status.update(text)

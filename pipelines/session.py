@@ -13,7 +13,6 @@ from daal.config import RayConfig
 from daal.errors import ClusterError
 
 
-
 @dataclass(frozen=True)
 class Resources:
     """What this run takes of the cluster."""
@@ -88,8 +87,8 @@ def _place(config: RayConfig) -> Resources:
     if use_gpu and gpus < config.num_workers:
         raise ClusterError(
             f"the cluster has {gpus:g} GPUs, but ray.use_gpu=true and ray.num_workers="
-            f"{config.num_workers} need {config.num_workers}; lower ray.num_workers, add GPU nodes, "
-            "or set ray.use_gpu=false."
+            f"{config.num_workers} need {config.num_workers}; lower ray.num_workers, add GPU "
+            "nodes, or set ray.use_gpu=false."
         )
     nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"]))
     cores = os.cpu_count() or 1

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from daal.images import decode
 from numpy.typing import NDArray
 
 from daal.config import InputConfig
+from daal.images import decode
 from daal.plan import Plan
 
 STEPS_PER_BLOCK = 8  # a Ray Data task decodes this many batches; some run ahead of the training

@@ -21,7 +21,13 @@ from daal.augment import augment, sample_seeds
 from daal.config import Config, FitConfig
 from daal.network import DaalNetwork
 from daal.plan import Plan
-from daal.step import TrainBatch, make_optimizer, set_learning_rate, train_step
+from daal.step import (
+    TrainBatch,
+    make_optimizer,
+    mixed_precision,
+    set_learning_rate,
+    train_step,
+)
 from pipelines.stream import StreamedBatch, StreamSource, stream_batches
 
 LOG_SECONDS = 2.0
@@ -83,9 +89,7 @@ def train_loop(settings: dict[str, FitJob]) -> None:
     optimizer = make_optimizer(network, fit.optim)
     if optimizer_state is not None:
         checkpoint.restore_optimizer(optimizer, network.named_parameters(), optimizer_state)
-    autocast = torch.autocast(
-        device.type, torch.bfloat16, enabled=config.mixed_precision and device.type == "cuda"
-    )
+    autocast = mixed_precision(device, config.mixed_precision)
     model.train()
 
     shown, images = time.monotonic(), 0

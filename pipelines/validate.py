@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from daal.datasets import check_counts, load_records
-from daal.images import check
-
 from daal.checkpoint import load_backbone_weights
 from daal.config import Config
+from daal.datasets import check_counts, load_records
 from daal.errors import DataError
+from daal.images import check
 from daal.records import ImageRecord
 
 

@@ -1,0 +1,184 @@
+"""Algorithm 1 on real Ray with a tiny drawn world: two workers, streams, tasks."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from rich.console import Console
+
+from daal import checkpoint
+from daal.config import Config, RayConfig
+from daal.errors import ClusterError, ConfigError, LabelError
+from daal.plan import Plan
+from daal.step import make_optimizer, set_learning_rate
+from pipelines.adapt import Adaptation
+from pipelines.fit import Images, Trainer, class_labels
+from pipelines.ingest import ingest
+from pipelines.progress import Progress
+from pipelines.run_folder import RunFolder
+from pipelines.session import ray_session
+from pipelines.stream import StreamedBatch, StreamSource, decode_rows
+from pipelines.train_loop import FitJob, build_network, to_train_batch
+
+pytestmark = pytest.mark.ray
+
+
+def quiet() -> Progress:
+    return Progress(console=Console(file=io.StringIO()))
+
+
+def run(config: Config, output: io.StringIO | None = None) -> dict:
+    folder = RunFolder(config.out)
+    folder.keep_config(config)
+    progress = Progress(
+        lambda event: folder.append("metrics.jsonl", event), Console(file=output or io.StringIO())
+    )
+    with ray_session(config.ray) as resources:
+        return Adaptation(config, folder, resources, progress).adapt()
+
+
+def test_adapt__leaves_its_artefacts_resumes_and_does_nothing_twice(
+    ray_cluster: None, tiny_config: Config
+) -> None:
+    config = tiny_config.model_copy(update={"supervised_bound": True})
+    summary = run(config)
+    out = Path(config.out)
+    assert {"map", "rank1"} <= summary["adapted"].keys()
+    assert json.loads((out / "summary.json").read_text()) == summary
+    files = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()}
+    stages = ("pretrain", "iteration-01", "supervised")
+    stage = ["checkpoint/weights.safetensors", "checkpoint/checkpoint.json", "features.parquet",
+             "evaluation.json"]  # fmt: skip
+    assert files == {
+        "config.yaml", "journal.jsonl", "metrics.jsonl", "summary.json",
+        "images/source.parquet", "images/source-quarantine.parquet",
+        "images/target.parquet", "images/target-quarantine.parquet",
+        *(f"{name}/{file}" for name in stages for file in stage),
+        "iteration-01/pseudo_labels.parquet", "iteration-01/clusters.json",
+    }  # fmt: skip
+    features = pq.read_table(out / "iteration-01/features.parquet")
+    assert features.schema.field("feature").type.list_size == 512
+    vectors = np.array(features["feature"].to_pylist())
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    tensors, metadata = checkpoint.load(out / "iteration-01/checkpoint")
+    assert tensors["target_head.fc.weight"].shape[0] == summary["iterations"][0]["num_clusters"]
+    assert metadata["stage"] == "iteration-01"
+    losses = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert any("loss" in line and line["stage"] == "iteration-01" for line in losses)
+
+    # Finished: the same command runs no stage.
+    journal = (out / "journal.jsonl").read_text()
+    assert run(config)["adapted"] == summary["adapted"]
+    assert (out / "journal.jsonl").read_text() == journal
+
+    # A damaged artefact is made again, and nothing before it.
+    scores = out / "iteration-01/evaluation.json"
+    scores.write_text(scores.read_text()[:-20])
+    assert run(config)["adapted"] == summary["adapted"]
+    again = (out / "journal.jsonl").read_text()[len(journal) :].splitlines()
+    assert [json.loads(line)["stage"] for line in again] == ["iteration-01/evaluate"]
+
+    # Other settings on the same folder are refused, by name.
+    with pytest.raises(ConfigError, match="seed was 0 and is 1"):
+        run(config.model_copy(update={"seed": 1}))
+
+
+def test_two_workers__equal_one_process_on_the_same_batches(
+    ray_cluster: None, tiny_config: Config
+) -> None:
+    """DDP averages the workers' gradients; so does this loop, share by share."""
+    config = tiny_config
+    with ray_session(config.ray) as resources:
+        tables = [ingest(config.source, "source", 0)[0], ingest(config.target, "target", 0)[0]]
+        source, target = (Images(table, ray.put(table)) for table in tables)
+        rng = np.random.default_rng(0)
+        features = rng.standard_normal((len(target.table), 512)).astype(np.float32)
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        pseudo_labels = np.where(
+            target.table["split"].to_numpy(zero_copy_only=False) == "train",
+            np.arange(len(features)) % 5, -1,
+        )  # fmt: skip
+        centroids = np.stack([features[pseudo_labels == k].mean(0) for k in range(5)])
+        trainer = Trainer(config, RunFolder(config.out), resources, quiet())
+        trained = trainer.adapt(
+            "ddp", 1, source, target, features, pseudo_labels, centroids, start={}
+        )
+
+        labels = class_labels(source)[0]
+        labels = type(labels)(
+            labels.source_N, labels.num_source_ids, pseudo_labels, features, centroids
+        )
+        rows = np.flatnonzero(pseudo_labels >= 0)
+        plan = Plan(
+            config.seed, 1, 1, 8, 8, class_labels(source)[1], rows, pseudo_labels[rows],
+            steps_per_epoch=3,
+        )  # fmt: skip
+        stream = StreamSource(ray.put(plan), source.reference, target.reference, config.input)
+        job = FitJob(config, config.adapt, 1, stream, None, None, None, 1)  # type: ignore[arg-type]
+        network = build_network(config, labels, {}).to(memory_format=torch.channels_last).train()
+        optimizer = make_optimizer(network, config.adapt.optim)
+        for step in range(plan.num_steps):
+            optimizer.zero_grad(set_to_none=True)
+            set_learning_rate(optimizer, config.adapt, step, plan.steps_per_epoch)
+            for rank in range(2):
+                share = plan.batch(step).share(rank, 2)
+                images = np.concatenate([
+                    decode_rows(source.reference, share.source, config.input),
+                    decode_rows(target.reference, share.target, config.input),
+                ])  # fmt: skip
+                streamed = StreamedBatch(step, images, share.source, share.target)
+                batch = to_train_batch(streamed, job, labels, 0, torch.device("cpu"))
+                from daal.losses import total_loss
+
+                out = network(batch.images_BCHW, batch.num_source)
+                terms = total_loss(
+                    out.source_logits_BS, batch.source_labels_S, out.target_logits_BK,
+                    batch.target_weights_TK, out.domain_logits_B2, batch.domains_B,
+                )  # fmt: skip
+                (terms.total / 2).backward()
+            optimizer.step()
+    alone = dict(network.named_parameters())
+    assert set(alone) <= set(trained)
+    for name, parameter in alone.items():
+        assert np.allclose(trained[name], parameter.detach().numpy(), atol=1e-5), name
+
+
+def test_too_small_cluster__is_refused_with_the_numbers(ray_cluster: None) -> None:
+    with pytest.raises(ClusterError, match=r"has 4 CPUs, but the run needs 10"):
+        with ray_session(RayConfig(num_workers=8, data_cpus=2)):
+            pass
+    with pytest.raises(ClusterError, match=r"has 0 GPUs.*need 2"):
+        with ray_session(RayConfig(num_workers=2, use_gpu=True)):
+            pass
+
+
+def test_no_cluster_in_the_first_iteration__says_what_to_change(
+    ray_cluster: None, tiny_config: Config
+) -> None:
+    settings = tiny_config.cluster.model_copy(update={"min_samples": 500})
+    with pytest.raises(LabelError, match="min_samples"):
+        run(tiny_config.model_copy(update={"cluster": settings}))
+
+
+def test_broken_images__are_set_aside_with_the_reason(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path
+) -> None:
+    import shutil
+
+    root = tmp_path / "damaged"
+    shutil.copytree(tiny_config.target.root, root)
+    victims = sorted((root / "bounding_box_train").glob("*.jpg"))[:2]
+    victims[0].write_bytes(b"")
+    victims[1].write_bytes(victims[1].read_bytes()[:200])
+    settings = tiny_config.target.model_copy(update={"root": str(root), "max_bad_share": 0.05})
+    table, quarantine = ingest(settings, "target", 0)
+    assert quarantine["path"].to_pylist() == [f"bounding_box_train/{file.name}" for file in victims]
+    assert all(quarantine["reason"].to_pylist())
+    assert not set(quarantine["path"].to_pylist()) & set(table["path"].to_pylist())
+    with pytest.raises(Exception, match="can't be read, e.g. bounding_box_train"):
+        ingest(settings.model_copy(update={"max_bad_share": 0.0}), "target", 0)
