@@ -31,13 +31,14 @@ class NetworkOutput:
 class IdentityHead(nn.Module):
     """FC from the shared feature to identities (Eq. 3 and Eq. 5).
 
-    "linear" is the paper's FC. "unit" normalises the feature first and multiplies by `scale`.
+    identity_head "linear" is the paper's FC. "unit" normalises the feature first and multiplies
+    it by head_scale.
     """
 
-    def __init__(self, num_features: int, num_ids: int, kind: str, scale: float) -> None:
+    def __init__(self, config: NetworkConfig, num_features: int, num_ids: int) -> None:
         super().__init__()
-        self.unit = kind == "unit"
-        self.scale = scale
+        self.unit = config.identity_head == "unit"
+        self.scale = config.head_scale
         self.fc = nn.Linear(num_features, num_ids, bias=not self.unit)
         if self.unit:
             nn.init.normal_(self.fc.weight, std=num_features**-0.5)  # rows of length about 1
@@ -79,11 +80,10 @@ class DaalNetwork(nn.Module):
         self.backbone, channels = _backbone(config)
         self.attention = _attention(config, channels)
         self.num_features = channels
-        head = {"kind": config.identity_head, "scale": config.head_scale}
         self.source_head = (
-            IdentityHead(channels, num_source_ids, **head) if num_source_ids else None
-        )  # type: ignore[arg-type]
-        self.target_head = IdentityHead(channels, num_clusters, **head) if num_clusters else None  # type: ignore[arg-type]
+            IdentityHead(config, channels, num_source_ids) if num_source_ids else None
+        )
+        self.target_head = IdentityHead(config, channels, num_clusters) if num_clusters else None
         self.domain_head = nn.Linear(channels, 2) if domain_head else None
         self._frozen = list(self.backbone.children())[: _num_frozen_children(config.frozen_stages)]
         for module in self._frozen:

@@ -44,9 +44,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         seconds = int(time.monotonic() - self._started)
-        self.console.print(
-            f"[dim]{seconds // 60:3d}:{seconds % 60:02d}[/dim]  {text}", highlight=False
-        )
+        clock = f"[dim]{seconds // 60:3d}:{seconds % 60:02d}[/dim]"
+        self.console.print(f"{clock}  {text}", highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -87,7 +86,8 @@ class Progress:
             thread.join(timeout=10)
 
     def _training(self, stage: str, event: dict[str, Any]) -> None:
-        loss = "  ".join(f"{name} {value:.3f}" for name, value in event["loss"].items())
+        terms = {name: value for name, value in event["loss"].items() if value}
+        loss = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
         text = (
             f"{stage}: epoch {event['epoch']}/{event['epochs']}  "
             f"step {event['step']}/{event['steps']}  {event['images_per_s']:.0f} images/s  "

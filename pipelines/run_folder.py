@@ -7,6 +7,7 @@ is not run again.
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,11 @@ class RunFolder:
         """Add one line of JSON. Object stores can't append: there the small file is rewritten."""
         data = (json.dumps(line) + "\n").encode()
         if self._local:
-            with open(self.path(name), "ab") as file:
+            with open(self.path(name), "ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":  # a crash cut the last line off
+                        data = b"\n" + data
                 file.write(data)
         else:
             self.write(name, (self.read(name) if self.exists(name) else b"") + data)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+import ray.data
 
 from daal.config import RayConfig
 from daal.errors import ClusterError
@@ -65,7 +66,11 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
             f"{where} can't be used: {error} (RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH "
             "say where it is and how to log in)."
         ) from error
-    logging.getLogger("ray").setLevel(quiet)
+    if not verbose:
+        # Ray Data reports every execution on the driver's console, through loggers of its own.
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        for name in ("ray", "ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _cpus_needed(config: RayConfig) -> float:

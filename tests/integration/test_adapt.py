@@ -157,12 +157,23 @@ def test_too_small_cluster__is_refused_with_the_numbers(ray_cluster: None) -> No
             pass
 
 
-def test_no_cluster_in_the_first_iteration__says_what_to_change(
+def test_no_cluster__keeps_the_previous_labels_or_says_what_to_change(
     ray_cluster: None, tiny_config: Config
 ) -> None:
     settings = tiny_config.cluster.model_copy(update={"min_samples": 500})
-    with pytest.raises(LabelError, match="min_samples"):
-        run(tiny_config.model_copy(update={"cluster": settings}))
+    config = tiny_config.model_copy(update={"cluster": settings})
+    with ray_session(config.ray) as resources:
+        adaptation = Adaptation(config, RunFolder(config.out), resources, quiet())
+        target = adaptation.ingest("target")
+        features = np.random.default_rng(0).standard_normal((len(target.table), 8))
+        features = features.astype(np.float32)
+        with pytest.raises(LabelError, match="min_samples"):
+            adaptation.estimate("iteration-01", target, features, None, None)
+        previous = np.arange(len(features)) % 4
+        labels, eps = adaptation.estimate("iteration-02", target, features, previous, 0.3)
+        assert np.array_equal(labels, previous)
+        assert eps == 0.3
+        assert "kept the previous labels" in adaptation.rows[-1]["notes"][0]
 
 
 def test_broken_images__are_set_aside_with_the_reason(

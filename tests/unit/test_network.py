@@ -57,7 +57,7 @@ def test_extract__unit_length_and_the_backbones_own_direction_at_the_start() -> 
 @pytest.mark.parametrize("kind", ["linear", "unit"])
 def test_centroid_start__the_nearest_centroid_wins(kind: str) -> None:
     torch.manual_seed(0)
-    head = IdentityHead(16, 5, kind, 20.0)
+    head = IdentityHead(SMALL.model_copy(update={"identity_head": kind}), 16, 5)
     centroids = torch.nn.functional.normalize(torch.randn(5, 16), dim=1)
     head.start_from(centroids)
     assert head(3 * centroids).argmax(1).tolist() == [0, 1, 2, 3, 4]
