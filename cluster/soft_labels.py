@@ -27,6 +27,7 @@ def soft_label_weights(
     pseudo_labels_N: Array,
     epsilon: float = 0.9,
     form: Literal["literal", "normalized"] = "literal",
+    min_sq_distance: float = MIN_SQ_DISTANCE,
 ) -> Array:
     """Weight of every cluster for every sample, (N, K), float32 or wider (Eq. 4).
 
@@ -34,8 +35,8 @@ def soft_label_weights(
     normalized:  the second term scaled to sum to 1 - epsilon in each row, so that the weights
                  sum to 1 whatever the scale of the features.
 
-    An outlier (label -1) gets no epsilon. Squared distances are at least 1e-6. The weights are
-    targets: no gradient flows through them.
+    An outlier (label -1) gets no epsilon. Squared distances count as at least `min_sq_distance`.
+    The weights are targets: no gradient flows through them.
     """
     features, centroids, labels = (
         torch.as_tensor(array) for array in (features_ND, centroids_KD, pseudo_labels_N)
@@ -49,7 +50,7 @@ def soft_label_weights(
             compute_mode="donot_use_mm_for_euclid_dist",
         )
         .square()
-        .clamp(min=MIN_SQ_DISTANCE)
+        .clamp(min=min_sq_distance)
     )
     weights = 1 / (len(centroids) * sq_distances)
     if form == "normalized":

@@ -30,12 +30,16 @@ class AttentionMap(nn.Module):
         spatial_reduction: int = 2,
         channel_reduction: int = 16,
         relu_before_sigmoid: bool = False,
+        norm_after_depthwise: bool = False,
+        pool_channels: bool = False,
         zero_init: bool = True,
     ) -> None:
         super().__init__()
         spatial, squeezed = channels // spatial_reduction, channels // channel_reduction
+        between = [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)] if norm_after_depthwise else []
         self.spatial = nn.Sequential(
             nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels, bias=False),
+            *between,
             nn.Conv2d(channels, spatial, 1, bias=False),
             nn.BatchNorm2d(spatial),
             nn.ReLU(inplace=True),
@@ -48,6 +52,7 @@ class AttentionMap(nn.Module):
         )
         self.last_norm = nn.BatchNorm2d(channels)
         self.relu_before_sigmoid = relu_before_sigmoid
+        self.pool_channels = pool_channels
         if zero_init:
             nn.init.zeros_(self.last_norm.weight)
 
@@ -58,10 +63,12 @@ class AttentionMap(nn.Module):
             mode="bilinear",
             align_corners=False,
         )
+        if self.pool_channels:
+            spatial_BCHW = spatial_BCHW.mean(dim=(2, 3), keepdim=True)
         scores_BCHW = self.last_norm(self.channel(spatial_BCHW))
         if self.relu_before_sigmoid:
             scores_BCHW = F.relu(scores_BCHW)
-        return torch.sigmoid(scores_BCHW)
+        return torch.sigmoid(scores_BCHW).expand_as(features_BCHW)
 
 
 class DomainAdaptiveAttention(nn.Module):

@@ -61,6 +61,16 @@ class AttentionConfig(Section):
     )
     spatial_reduction: int = Field(2, ge=1, description="Pointwise output is c/2 (paper).")
     channel_reduction: int = Field(16, ge=1, description="First 1x1 output is c/16 (paper).")
+    norm_after_depthwise: bool = Field(
+        False,
+        description="BatchNorm and ReLU also between the depthwise and the pointwise half of "
+        "the spatial layer; the text calls the two one layer.",
+    )
+    pool_channels: bool = Field(
+        False,
+        description="Average over the image before the channel layers, as HA-CNN does; the "
+        "text has no pooling and its A is h x w x c.",
+    )
     zero_init: bool = Field(
         True,
         description="Start at A = 0.5 everywhere (last BatchNorm weight 0): the first features "
@@ -91,6 +101,16 @@ class NetworkConfig(Section):
         description="linear: FC on the pooled feature (paper). unit: FC on the L2-normalised "
         "feature times head_scale, which makes centroid initialisation exact and moves faster.",
     )
+    centroid_init: bool = Field(
+        True,
+        description="Start the target head, new in each iteration, from the clusters' centroids "
+        "(as MMT and OpenUnReID do); a random one hardly learns at the printed 3e-5.",
+    )
+    unit_features: bool = Field(
+        True,
+        description="L2-normalise features for Eq. 4 and for matching. Not given; distances for "
+        "clustering are always between unit features.",
+    )
     head_scale: float = Field(20.0, gt=0, description="Used by identity_head=unit.")
 
 
@@ -105,6 +125,12 @@ class OptimConfig(Section):
     warmup_steps: int = Field(0, ge=0, description="Linear warm-up from 0.")
     decay_every_epochs: int = Field(60, gt=0, description="Paper: times 0.1 every 60 epochs.")
     decay: float = Field(0.1, gt=0, le=1)
+    decay_at_epochs: list[int] | None = Field(
+        None,
+        description="Decay at these epochs instead. The printed text also reads as "
+        "[20, 80, 140, 200], which ends at 260.",
+    )
+    nesterov: bool = Field(False, description="Not given; ECN uses it, SSG doesn't.")
 
 
 class FitConfig(Section):
@@ -146,6 +172,12 @@ class SoftLabelConfig(Section):
         "so that the weights of a sample sum to 1 whatever the feature scale.",
     )
     epsilon: float = Field(0.9, ge=0, le=1, description="Paper: 0.9.")
+    min_sq_distance: float = Field(
+        1e-3,
+        gt=0,
+        description="Eq. 4 has no limit where a sample is its cluster's center "
+        "(near-copies); squared distances count as at least this.",
+    )
 
 
 class LossConfig(Section):
@@ -224,6 +256,16 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     network: NetworkConfig = NetworkConfig()
     iterations: int = Field(5, ge=0, le=1000, description="Paper: below 10, converged at 5.")
+    warm_start: bool = Field(
+        True,
+        description="Each iteration goes on from the last one's weights, as UDAP does; False "
+        'starts each from pretraining. The text says only "re-train".',
+    )
+    flip_test: bool = Field(
+        False,
+        description="Add the feature of the mirrored image, for labels and scores (SSG does). "
+        "Not given; off is what papers since 2020 report.",
+    )
     pretrain: PretrainConfig = PretrainConfig()
     adapt: FitConfig = FitConfig()
     cluster: ClusterConfig = ClusterConfig()

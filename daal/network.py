@@ -80,6 +80,7 @@ class DaalNetwork(nn.Module):
         self.backbone, channels = _backbone(config)
         self.attention = _attention(config, channels)
         self.num_features = channels
+        self.unit_features = config.unit_features
         self.source_head = (
             IdentityHead(config, channels, num_source_ids) if num_source_ids else None
         )
@@ -101,9 +102,10 @@ class DaalNetwork(nn.Module):
         return maps
 
     def extract(self, images_BCHW: Tensor) -> Tensor:
-        """The matching feature: pooled shared map, unit length. float32 (B, C)."""
+        """The matching feature: pooled shared map, of unit length by default. float32 (B, C)."""
         shared_BCHW, _, _ = self.feature_maps(images_BCHW)
-        return F.normalize(_pool(shared_BCHW).float(), dim=1)
+        shared_BC = _pool(shared_BCHW).float()
+        return F.normalize(shared_BC, dim=1) if self.unit_features else shared_BC
 
     def forward(self, images_BCHW: Tensor, num_source: int) -> NetworkOutput:
         shared_BCHW, specific_BCHW, _ = self.feature_maps(images_BCHW)
@@ -192,13 +194,7 @@ def _attention(config: NetworkConfig, channels: int) -> nn.Module:
     if attention.mode == "none":
         return NoAttention()
     module = DomainAdaptiveAttention if attention.mode == "residual" else IndependentAttention
-    return module(
-        channels,
-        spatial_reduction=attention.spatial_reduction,
-        channel_reduction=attention.channel_reduction,
-        relu_before_sigmoid=attention.relu_before_sigmoid,
-        zero_init=attention.zero_init,
-    )
+    return module(channels, **attention.model_dump(exclude={"mode"}))
 
 
 def _num_frozen_children(frozen_stages: int) -> int:

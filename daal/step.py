@@ -97,7 +97,11 @@ def make_optimizer(network: DaalNetwork, config: OptimConfig) -> torch.optim.Opt
     groups = [group for group in groups if group["params"]]
     if config.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, lr=config.lr_new, momentum=config.momentum, weight_decay=config.weight_decay
+            groups,
+            lr=config.lr_new,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
         )
     return torch.optim.Adam(groups, lr=config.lr_new, weight_decay=config.weight_decay)
 
@@ -110,7 +114,12 @@ def set_learning_rate(
     Returns the rate of the last group (the non-backbone layers).
     """
     config = fit.optim
-    factor = config.decay ** ((step // steps_per_epoch) // config.decay_every_epochs)
+    epoch = step // steps_per_epoch
+    if config.decay_at_epochs is None:
+        num_decays = epoch // config.decay_every_epochs
+    else:
+        num_decays = sum(epoch >= at for at in config.decay_at_epochs)
+    factor = config.decay**num_decays
     if step < config.warmup_steps:
         factor *= (step + 1) / config.warmup_steps
     for group in optimizer.param_groups:

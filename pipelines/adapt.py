@@ -1,5 +1,6 @@
 """Algorithm 1, as the driver runs it: stages that leave artefacts, and a journal of them."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,17 +44,16 @@ class Adaptation:
         """From two image sets to an adapted model; returns what summary.json holds."""
         source, target = self.ingest("source"), self.ingest("target")
 
-        weights = self.pretrain(source)  # line 1
+        weights = pretrained = self.pretrain(source)  # line 1
         features = self.extract("pretrain", target, weights)  # line 3, for the first iteration
         self.evaluate("pretrain", target, features)
 
-        labels = eps = None
+        labels, eps = None, None
         for iteration in range(1, self.config.iterations + 1):  # line 2
             name = f"iteration-{iteration:02d}"
             labels, eps = self.estimate(name, target, features, labels, eps)  # lines 4, 5
-            weights = self.train(
-                name, iteration, source, target, features, labels, weights
-            )  # line 6
+            start = weights if self.config.warm_start else pretrained
+            weights = self.train(name, iteration, source, target, features, labels, start)  # line 6
             features = self.extract(name, target, weights)  # line 3, for the next iteration
             self.evaluate(name, target, features)
 
@@ -101,11 +101,9 @@ class Adaptation:
         file = f"{name}/features.parquet"
 
         def make() -> dict[str, bytes | pa.Buffer]:
-            config = self.config
             features = extract(
-                target.reference, len(target.table), config.network, ray.put(weights),
-                config.input, self.resources, config.ray.extract_batch, config.mixed_precision,
-            )  # fmt: skip
+                target.reference, len(target.table), self.config, ray.put(weights), self.resources
+            )
             return {file: artefacts.table_bytes(features_table(target.table, features))}
 
         with self.stage(f"{name}/extract"):
@@ -158,7 +156,7 @@ class Adaptation:
 
         with self.stage(f"{name}/estimate"):
             contents = self.run.once(f"{name}/estimate", files, make, dict)
-        clusters = artefacts.json.loads(contents[files[1]])
+        clusters = json.loads(contents[files[1]])
         self.rows.append({"name": name, **clusters})
         for note in clusters["notes"]:
             self.progress.say(f"[yellow]{note}[/yellow]")
@@ -203,7 +201,7 @@ class Adaptation:
                         evaluate_features(target.table, features_NC, self.resources).as_dict()
                     )
                 },
-                lambda contents: artefacts.json.loads(contents[file]),
+                lambda contents: json.loads(contents[file]),
             )
         if self.rows and self.rows[-1]["name"] == name:
             self.rows[-1].update(scores)

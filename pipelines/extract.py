@@ -8,9 +8,10 @@ import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from daal.augment import normalise
-from daal.config import InputConfig, NetworkConfig
+from daal.config import Config, InputConfig
 from daal.errors import DataError
 from daal.network import DaalNetwork
 from daal.step import mixed_precision
@@ -19,27 +20,27 @@ from pipelines.stream import decode_rows
 
 
 def extract(
-    images: ray.ObjectRef,
+    images: ray.ObjectRef[Any],
     num_images: int,
-    network: NetworkConfig,
-    weights: ray.ObjectRef,
-    size: InputConfig,
+    config: Config,
+    weights: ray.ObjectRef[Any],
     resources: Resources,
-    batch_size: int = 64,
-    bf16: bool = False,
 ) -> NDArray[np.float32]:
-    """Unit-length shared features (num_images, C) in the rows' order.
+    """Shared features (num_images, C) of an image table, in the rows' order.
+
+    `weights` refers to a checkpoint's tensors as NumPy arrays.
 
     Raises:
         DataError: a feature isn't finite.
     """
+    batch_size = config.ray.extract_batch
     replicas = max(1, min(resources.num_replicas, -(-num_images // batch_size)))
     pixels = ray.data.range(
         num_images, override_num_blocks=max(replicas, -(-num_images // (4 * batch_size)))
-    ).map_batches(_Decoder(images, size), batch_size=batch_size)
+    ).map_batches(_Decoder(images, config.input), batch_size=batch_size)
     extracted = pixels.map_batches(
         _Replica,
-        fn_constructor_args=(network, weights, resources.threads, bf16),
+        fn_constructor_args=(config, weights, resources.threads, resources.use_gpu),
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(size=replicas),
         num_cpus=resources.cpus_per_worker,
@@ -56,7 +57,7 @@ def extract(
 
 
 class _Decoder:
-    def __init__(self, images: ray.ObjectRef, size: InputConfig) -> None:
+    def __init__(self, images: ray.ObjectRef[Any], size: InputConfig) -> None:
         self.images, self.size = images, size
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -66,21 +67,27 @@ class _Decoder:
 class _Replica:
     """One copy of the network, on its own GPU if there is one."""
 
-    def __init__(self, network: NetworkConfig, weights: Any, threads: int, bf16: bool) -> None:
+    def __init__(self, config: Config, weights: Any, threads: int, use_gpu: bool) -> None:
         torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device("cuda" if use_gpu else "cpu")
         # The checkpoint has all the weights, so the backbone's own are not read again.
-        self.network = DaalNetwork(network.model_copy(update={"weights": "none"}))
+        self.network = DaalNetwork(config.network.model_copy(update={"weights": "none"}))
         loaded = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
         self.network.load_matching({name: torch.tensor(array) for name, array in loaded.items()})
         self.network.to(self.device, memory_format=torch.channels_last).eval()
-        self.autocast = mixed_precision(self.device, bf16)
+        self.flip = config.flip_test
+        self.autocast = mixed_precision(self.device, config.mixed_precision)
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         images_BCHW = torch.tensor(batch["pixels"], device=self.device).permute(0, 3, 1, 2)
+        images_BCHW = normalise(images_BCHW)
         with self.autocast:
-            features_BC = self.network.extract(normalise(images_BCHW))
+            features_BC = self.network.extract(images_BCHW)
+            if self.flip:
+                features_BC += self.network.extract(images_BCHW.flip(3))
+        if self.flip and self.network.unit_features:
+            features_BC = F.normalize(features_BC, dim=1)
         return {"row": batch["row"], "feature": features_BC.cpu().numpy()}
 
 

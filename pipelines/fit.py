@@ -30,7 +30,7 @@ class Images:
     """A domain's image table, here and in the object store."""
 
     table: pa.Table
-    reference: ray.ObjectRef
+    reference: ray.ObjectRef[Any]
 
     def rows(self, split: str) -> NDArray[np.int64]:
         return np.flatnonzero(self.table["split"].to_numpy(zero_copy_only=False) == split)

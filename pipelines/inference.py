@@ -32,11 +32,8 @@ def extract_folder(
     dataset = DatasetConfig.model_validate({"layout": layout, "root": root})
     with ray_session(config.ray, verbose) as resources:
         table, _ = ingest(dataset, "target", config.seed)
-        features = extract(
-            ray.put(table), len(table), config.network,
-            ray.put({name: tensor.numpy() for name, tensor in tensors.items()}),
-            config.input, resources, config.ray.extract_batch, config.mixed_precision,
-        )  # fmt: skip
+        weights = ray.put({name: tensor.numpy() for name, tensor in tensors.items()})
+        features = extract(ray.put(table), len(table), config, weights, resources)
     return features_table(table, features)
 
 

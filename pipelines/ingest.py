@@ -23,6 +23,8 @@ def ingest(config: DatasetConfig, domain: Domain, seed: int) -> tuple[pa.Table, 
         DataError: the folder isn't what its layout says, or too many images are unreadable.
     """
     records = load_records(config.layout, Path(config.root))
+    if domain == "source":  # its query and gallery are never looked at
+        records = [record for record in records if record.split == "train"]
     records = subset(records, config.max_train_images, seed)
     num_tasks = -(-len(records) // IMAGES_PER_TASK)
     dataset = ray.data.range(len(records), override_num_blocks=num_tasks).map_batches(

@@ -37,9 +37,9 @@ class StreamedBatch:
 class StreamSource:
     """What a stream reads: references into the object store, small to ship."""
 
-    plan: ray.ObjectRef
-    source_images: ray.ObjectRef
-    target_images: ray.ObjectRef
+    plan: ray.ObjectRef[Any]
+    source_images: ray.ObjectRef[Any]
+    target_images: ray.ObjectRef[Any]
     size: InputConfig
 
 
@@ -89,7 +89,7 @@ class _BatchReader:
 
 
 def decode_rows(
-    table_ref: ray.ObjectRef, rows: NDArray[np.int64], size: InputConfig
+    table_ref: ray.ObjectRef[Any], rows: NDArray[np.int64], size: InputConfig
 ) -> NDArray[np.uint8]:
     """Pixels (len(rows), height, width, 3) of rows of an image table in the object store."""
     pixels = np.empty((len(rows), size.height, size.width, 3), np.uint8)
@@ -102,6 +102,6 @@ def decode_rows(
 
 
 @lru_cache(maxsize=8)
-def _get_once(reference: ray.ObjectRef) -> Any:
+def _get_once(reference: ray.ObjectRef[Any]) -> Any:
     # Zero-copy views; cached because a worker process serves many tasks of one stream.
     return ray.get(reference)

@@ -60,8 +60,8 @@ class FitJob:
     fit: FitConfig
     iteration: int
     stream: StreamSource
-    labels: ray.ObjectRef  # Labels
-    start: ray.ObjectRef  # dict of tensors (NumPy) to start from, {} for none
+    labels: ray.ObjectRef[Any]  # Labels
+    start: ray.ObjectRef[Any]  # dict of tensors (NumPy) to start from, {} for none
     monitor: Any  # handle of pipelines.progress.Monitor
     threads: int
 
@@ -131,7 +131,7 @@ def build_network(config: Config, labels: Labels, start: dict[str, NDArray[Any]]
         network.load_matching(
             {n: t for n, t in tensors.items() if not n.startswith("target_head.")}
         )
-    if network.target_head is not None:
+    if network.target_head is not None and config.network.centroid_init:
         network.target_head.start_from(torch.tensor(labels.centroids_KC))
     return network
 
@@ -172,6 +172,7 @@ def _target_weights(
                 pseudo_labels_T,
                 config.soft_labels.epsilon,
                 config.soft_labels.form,
+                config.soft_labels.min_sq_distance,
             )
 
 
