@@ -34,6 +34,7 @@ def estimate_on_ray(
     *,
     cpus_per_task: int = 1,
     num_blocks: int | None = None,
+    use_gpu: bool = True,
 ) -> PseudoLabels:
     """`cluster.estimate.estimate_pseudo_labels` on the Ray cluster we are connected to.
 
@@ -41,14 +42,14 @@ def estimate_on_ray(
     CPUs and as many threads. `num_blocks` defaults to one for up to 20,000 images, beyond that
     to what keeps all CPUs (GPUs, if there are any) at work.
     On a cluster with GPUs, products and DBSCAN (unless `config.backend` says otherwise) take
-    one each. Raises what the local function raises, and ConfigError if `config.backend` is
-    cuml and the cluster has no GPU.
+    one each, unless `use_gpu` is false. Raises what the local function raises, and ConfigError
+    if `config.backend` is cuml and there is no GPU to use.
     """
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_gpus = int(resources.get("GPU", 0))
+    num_gpus = int(resources.get("GPU", 0)) if use_gpu else 0
     if config.backend == "cuml" and num_gpus == 0:
         raise ConfigError(
-            "cluster.backend=cuml needs a GPU and the Ray cluster has none; use auto, components "
+            "cluster.backend=cuml needs a GPU and this run has none; use auto, components "
             "or sklearn, which give the same labels."
         )
     features: npt.NDArray[np.floating] = (

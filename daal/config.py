@@ -74,7 +74,7 @@ class AttentionConfig(Section):
     zero_init: bool = Field(
         True,
         description="Start at A = 0.5 everywhere (last BatchNorm weight 0): the first features "
-        "are the backbone's own, halved. Initialisation is not given in the text.",
+        "are the backbone's own, halved. The text says that new parameters are drawn at random.",
     )
 
 
@@ -160,6 +160,11 @@ class PretrainConfig(FitConfig):
     epochs: int = Field(120, gt=0, description="Not given; 120 with steps at 60 is usual.")
     batch_source: int = Field(32, gt=0)
     batch_target: Literal[0] = 0
+    images_per_id: None = None
+    optim: OptimConfig = Field(
+        OptimConfig(decay_at_epochs=[40, 70]),
+        description="Not given; steps at 40 and 70 as in MMT.",
+    )
 
 
 class SoftLabelConfig(Section):
@@ -167,9 +172,10 @@ class SoftLabelConfig(Section):
         "soft", description="Table 4's three rows: Eq. 5, Eq. 3 on pseudo-labels, label smoothing."
     )
     form: Literal["literal", "normalized"] = Field(
-        "literal",
-        description="literal: Eq. 4 as printed. normalized: its 1/d^2 part is scaled to 1-epsilon, "
-        "so that the weights of a sample sum to 1 whatever the feature scale.",
+        "normalized",
+        description="literal: Eq. 4 as printed; the mass of its 1/d^2 part depends on the scale of "
+        "the features. normalized: that part is scaled to 1-epsilon, so that a sample's weights "
+        "sum to 1; the order of clusters and the minimum weight epsilon are the paper's.",
     )
     epsilon: float = Field(0.9, ge=0, le=1, description="Paper: 0.9.")
     min_sq_distance: float = Field(
@@ -181,7 +187,12 @@ class SoftLabelConfig(Section):
 
 
 class LossConfig(Section):
-    source_weight: float = Field(1.0, ge=0, description="Eq. 7 has no weights: 1.")
+    source_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Of means over each domain's images. Eq. 7 has no weights; its mean "
+        "over a batch of equal halves is 0.5, 0.5, 1.",
+    )
     target_weight: float = Field(1.0, ge=0)
     domain_weight: float = Field(1.0, ge=0)
 
@@ -200,9 +211,9 @@ class ClusterConfig(Section):
     q: float = Field(10.35, gt=0, description="Pairs an image; 10.35 is p=1.6e-3 at N=12,936.")
     eps: float = Field(0.5, gt=0, lt=1, description="For eps_rule=fixed.")
     refit_eps: bool = Field(
-        True,
-        description="Find eps anew in each iteration (Algorithm 1 as printed); False keeps the "
-        "first iteration's, as UDAP's code does.",
+        False,
+        description="False keeps the first iteration's eps, as the code of UDAP and SSG does; True "
+        "finds it anew in each iteration. Not given.",
     )
     min_samples: int = Field(
         4, ge=1, description="M, the sample itself counted. Swept 2..18; 4 is usual."
@@ -226,8 +237,11 @@ class ClusterConfig(Section):
 
 
 class RayConfig(Section):
-    """How the run is laid over a Ray cluster. Batches are global: results don't depend on these
-    but for rounding."""
+    """How the run is laid over a Ray cluster.
+
+    Batches are global: the same images make up a step whatever the number of workers. BatchNorm
+    sees one worker's share of them, so keep at least 16 images a worker.
+    """
 
     num_workers: int = Field(2, ge=1, description="Ray Train workers (DDP ranks).")
     use_gpu: bool | Literal["auto"] = Field(
@@ -284,6 +298,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _branches_fit(self) -> "Config":
         network = self.network
+        if network.attention.relu_before_sigmoid and network.attention.zero_init:
+            raise ValueError(
+                "network.attention.relu_before_sigmoid=true needs "
+                "network.attention.zero_init=false; together they stop every gradient of the "
+                "attention module"
+            )
         if network.attention.mode == "independent" and not network.specific_branch:
             raise ValueError(
                 "network.attention.mode=independent needs network.specific_branch=true; "
@@ -294,6 +314,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _batches_split_evenly(self) -> "Config":
         for name, fit in (("pretrain", self.pretrain), ("adapt", self.adapt)):
+            if fit.batch_source == 0 == fit.batch_target:
+                raise ValueError(f"{name}.batch_source and {name}.batch_target are both 0")
+            if fit.optim.nesterov and fit.optim.momentum == 0:
+                raise ValueError(f"{name}.optim.nesterov=true needs {name}.optim.momentum above 0")
             for side in ("batch_source", "batch_target"):
                 size = getattr(fit, side)
                 if size % self.ray.num_workers:

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SOURCE_DOMAIN, TARGET_DOMAIN = 0, 1
-
 
 def hard_label_loss(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     """Eq. 3: -log p(y|x), the cross entropy on known identities (or hard pseudo-labels)."""
@@ -64,7 +62,7 @@ def total_loss(
 
     A term whose logits are None is 0: pretraining has only the first. Each domain's
     identity loss is a mean over that domain's images, the domain loss one over all of them.
-    The weights are 1 in the paper.
+    Eq. 7 is per image; its mean over a batch of equal halves has the weights 0.5, 0.5 and 1.
     """
     given = next(x for x in (source_logits_BK, target_logits_BK, domain_logits_B2) if x is not None)
     source = target = domain = torch.zeros((), device=given.device)

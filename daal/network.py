@@ -86,6 +86,8 @@ class DaalNetwork(nn.Module):
         )
         self.target_head = IdentityHead(config, channels, num_clusters) if num_clusters else None
         self.domain_head = nn.Linear(channels, 2) if domain_head else None
+        if isinstance(self.attention, IndependentAttention) and not domain_head:
+            self.attention.specific.requires_grad_(False)  # nothing would train it, and DDP waits
         self._frozen = list(self.backbone.children())[: _num_frozen_children(config.frozen_stages)]
         for module in self._frozen:
             module.requires_grad_(False)
@@ -104,7 +106,7 @@ class DaalNetwork(nn.Module):
     def extract(self, images_BCHW: Tensor) -> Tensor:
         """The matching feature: pooled shared map, of unit length by default. float32 (B, C)."""
         shared_BCHW, _, _ = self.feature_maps(images_BCHW)
-        shared_BC = _pool(shared_BCHW).float()
+        shared_BC = _pool(shared_BCHW)
         return F.normalize(shared_BC, dim=1) if self.unit_features else shared_BC
 
     def forward(self, images_BCHW: Tensor, num_source: int) -> NetworkOutput:
@@ -147,14 +149,20 @@ class DaalNetwork(nn.Module):
 
 
 def _pool(features_BCHW: Tensor) -> Tensor:
-    return features_BCHW.mean(dim=(2, 3))
+    return features_BCHW.float().mean(dim=(2, 3))  # under autocast a bf16 mean would round
 
 
 def _backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
     name = config.backbone
     make = getattr(torchvision.models, name)
     if config.weights == "imagenet":
-        resnet = make(weights=torchvision.models.get_model_weights(name).DEFAULT)
+        try:
+            resnet = make(weights=torchvision.models.get_model_weights(name).DEFAULT)
+        except OSError as error:
+            raise CheckpointError(
+                f"torchvision's ImageNet weights can't be downloaded ({error}); set "
+                "network.weights to a local .safetensors or .pth file."
+            ) from error
     else:
         resnet = make(weights=None)
         if config.weights != "none":

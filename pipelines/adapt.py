@@ -40,6 +40,9 @@ class Adaptation:
     progress: Progress
     rows: list[Scores] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.trainer = Trainer(self.config, self.run, self.resources, self.progress)
+
     def adapt(self) -> dict[str, Any]:
         """From two image sets to an adapted model; returns what summary.json holds."""
         source, target = self.ingest("source"), self.ingest("target")
@@ -48,10 +51,11 @@ class Adaptation:
         features = self.extract("pretrain", target, weights)  # line 3, for the first iteration
         self.evaluate("pretrain", target, features)
 
-        labels, eps = None, None
+        labels, first_eps = None, None
         for iteration in range(1, self.config.iterations + 1):  # line 2
             name = f"iteration-{iteration:02d}"
-            labels, eps = self.estimate(name, target, features, labels, eps)  # lines 4, 5
+            labels, eps = self.estimate(name, target, features, labels, first_eps)  # lines 4, 5
+            first_eps = first_eps or eps
             start = weights if self.config.warm_start else pretrained
             weights = self.train(name, iteration, source, target, features, labels, start)  # line 6
             features = self.extract(name, target, weights)  # line 3, for the next iteration
@@ -88,13 +92,11 @@ class Adaptation:
 
     def pretrain(self, source: Images) -> Weights:
         """Line 1: Eq. 3 on the source."""
-        trainer = Trainer(self.config, self.run, self.resources, self.progress)
-        return self._checkpoint("pretrain", lambda: trainer.supervised("pretrain", source))
+        return self._checkpoint("pretrain", lambda: self.trainer.supervised("pretrain", source))
 
     def supervised_bound(self, target: Images) -> Weights:
         """The same training on the target's true identities: Table 4's first row."""
-        trainer = Trainer(self.config, self.run, self.resources, self.progress)
-        return self._checkpoint("supervised", lambda: trainer.supervised("supervised", target))
+        return self._checkpoint("supervised", lambda: self.trainer.supervised("supervised", target))
 
     def extract(self, name: str, target: Images, weights: Weights) -> NDArray[np.float32]:
         """Line 3: features of every target image (training, query and gallery at once)."""
@@ -133,7 +135,13 @@ class Adaptation:
         def make() -> dict[str, bytes | pa.Buffer]:
             pseudo_labels_N = np.full(len(target.table), -1, np.int64)
             try:
-                estimated = estimate_on_ray(features_NC[rows], self.config.cluster, eps=frozen)
+                estimated = estimate_on_ray(
+                    features_NC[rows],
+                    self.config.cluster,
+                    frozen,
+                    cpus_per_task=self.resources.cpus_per_task,
+                    use_gpu=self.resources.use_gpu,
+                )
                 pseudo_labels_N[rows] = estimated.labels
                 eps, notes = estimated.eps, list(estimated.notes)
             except LabelError as error:
@@ -159,7 +167,7 @@ class Adaptation:
         clusters = json.loads(contents[files[1]])
         self.rows.append({"name": name, **clusters})
         for note in clusters["notes"]:
-            self.progress.say(f"[yellow]{note}[/yellow]")
+            self.progress.say(f"note: {note}")
         self.progress.say(
             f"{name}: {clusters['num_clusters']} clusters, "
             f"{clusters['outlier_share']:.0%} outliers, eps {clusters['eps']:.3f}"
@@ -178,11 +186,10 @@ class Adaptation:
         weights: Weights,
     ) -> Weights:
         """Line 6: Eq. 7 on both domains, from the last weights, with a new head for K clusters."""
-        trainer = Trainer(self.config, self.run, self.resources, self.progress)
         centroids_KC = np.asarray(centroids(features_NC, pseudo_labels_N), np.float32)
         return self._checkpoint(
             name,
-            lambda: trainer.adapt(
+            lambda: self.trainer.adapt(
                 name, iteration, source, target, features_NC, pseudo_labels_N, centroids_KC, weights
             ),
         )

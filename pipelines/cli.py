@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import typer
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from daal.config import Config
-from daal.errors import ConfigError, DaalError
+from daal.errors import ClusterError, ConfigError, DaalError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -95,8 +96,12 @@ def extract(
     """Features of every image of a folder, to a Parquet file."""
     from pipelines.inference import extract_folder
 
-    table = extract_folder(Path(checkpoint), images, layout, overrides or [], verbose)
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
+    table, quarantine = extract_folder(Path(checkpoint), images, layout, overrides or [], verbose)
     pq.write_table(table, out, compression="zstd")
+    for row in quarantine.to_pylist():
+        show("yellow", "left out", f"{row['path']}: {row['reason']}")
     errors.print(f"{len(table)} features written to {out}")
 
 
@@ -154,13 +159,15 @@ def run_adaptation(
 
     findings = find(config)
     for warning in findings.warnings:
-        errors.print(f"[yellow]warning:[/yellow] {warning}", highlight=False)
+        show("yellow", "warning", warning)
     if dry_run:
         table = Table("", "train", "query", "gallery", title="Images found; nothing was started")
         for domain, counts in findings.counts.items():
             table.add_row(domain, *map(str, counts.values()))
         Console().print(table)
         return
+
+    from ray.exceptions import RayError
 
     from pipelines.adapt import Adaptation
     from pipelines.progress import Progress, scores_table
@@ -170,14 +177,29 @@ def run_adaptation(
     run = RunFolder(config.out)
     run.keep_config(config)
     progress = Progress(lambda event: run.append("metrics.jsonl", event), errors)
-    with ray_session(config.ray, verbose) as resources:
-        adaptation = Adaptation(config, run, resources, progress)
-        if pretrain_only:
-            adaptation.pretrain_only()
-        else:
-            adaptation.adapt()
+    try:
+        with ray_session(config.ray, verbose) as resources:
+            progress.say(str(resources))
+            adaptation = Adaptation(config, run, resources, progress)
+            if pretrain_only:
+                adaptation.pretrain_only()
+            else:
+                adaptation.adapt()
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command continues this run.")
+        raise
+    except RayError as error:
+        raise ClusterError(
+            f"Ray stopped the run ({str(error).strip().splitlines()[-1]}); the same command "
+            "continues it, and -v shows what Ray says."
+        ) from error
     Console().print(scores_table([(row["name"], row) for row in adaptation.rows if "map" in row]))
     errors.print(f"run folder: {config.out}")
+
+
+def show(colour: str, kind: str, text: str) -> None:
+    """One line on standard error; the text is never read as markup."""
+    errors.print(f"[{colour}]{kind}:[/{colour}] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -187,11 +209,11 @@ def main() -> None:
         app()
     except DaalError as error:
         for line in str(error).splitlines():
-            errors.print(f"[red]error:[/red] {line}", highlight=False, soft_wrap=True)
+            show("red", "error", line)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        errors.print("stopped; the same command continues this run.")
-        sys.exit(130)
+    except OSError as error:
+        show("red", "error", f"{error.strerror or error}: {error.filename or 'no file named'}")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

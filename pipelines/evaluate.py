@@ -31,5 +31,6 @@ def evaluate_features(
         num_cpus=resources.cpus_per_worker,
         num_gpus=1 if resources.use_gpu else 0,
     )
-    result: EvaluationResult = ray.get(task.remote(*map(ray.put, arrays)))
+    device = "cuda" if resources.use_gpu else "cpu"
+    result: EvaluationResult = ray.get(task.remote(*map(ray.put, arrays), device=device))
     return result

@@ -1,5 +1,6 @@
 """One training by Ray Train workers: pretraining, adapting, or the supervised bound."""
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,19 +8,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
+import torch
 from numpy.typing import NDArray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from daal import checkpoint
 from daal.config import Config, FitConfig
-from daal.errors import CheckpointError, DaalError, DataError
+from daal.errors import CheckpointError, ClusterError, DaalError, DataError, TrainingDiverged
+from daal.network import DaalNetwork
 from daal.plan import Plan
 from pipelines.progress import Monitor, Progress
 from pipelines.run_folder import RunFolder
 from pipelines.session import Resources
 from pipelines.stream import StreamSource
-from pipelines.train_loop import FitJob, Labels, train_loop
+from pipelines.train_loop import FitJob, FitOutcome, Labels, train_loop
 
 Weights = dict[str, NDArray[Any]]  # a checkpoint's tensors, as they travel through the object store
 NO_ROWS = np.empty(0, np.int64)
@@ -48,12 +52,14 @@ class Trainer:
     resources: Resources
     progress: Progress
 
-    def supervised(self, stage: str, images: Images, start: Weights | None = None) -> Weights:
-        """Line 1 of Algorithm 1: Eq. 3 on a labelled domain."""
+    def supervised(self, stage: str, images: Images) -> Weights:
+        """Line 1 of Algorithm 1: Eq. 3 on a labelled domain, from the backbone's own weights."""
         labels, rows = class_labels(images)
         fit = self.config.pretrain
         plan = self._plan(fit, 0, rows, NO_ROWS, NO_ROWS)
-        return self._fit(stage, fit, 0, plan, images, images, labels, start or {})
+        torch.manual_seed(self.config.seed)
+        start = {n: t.numpy() for n, t in DaalNetwork(self.config.network).state_dict().items()}
+        return self._fit(stage, fit, 0, plan, images, images, labels, start)
 
     def adapt(
         self,
@@ -111,7 +117,11 @@ class Trainer:
         labels: Labels,
         start: Weights,
     ) -> Weights:
-        monitor = Monitor.options(name=f"monitor {stage}").remote()  # type: ignore[attr-defined]
+        monitor = Monitor.options(  # type: ignore[attr-defined]
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=True
+            )
+        ).remote()
         stream = StreamSource(ray.put(plan), source.reference, target.reference, self.config.input)
         job = FitJob(
             self.config, fit, iteration, stream, ray.put(labels), ray.put(start), monitor,
@@ -134,11 +144,20 @@ class Trainer:
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )
+        on_interrupt = signal.getsignal(signal.SIGINT)
         with self.progress.watch(stage, monitor):
             try:
                 result = trainer.fit()
             except ray.train.TrainingFailedError as error:
                 raise _cause(error) from error
+            except SystemExit:  # what Ray's handler makes of Ctrl-C
+                raise KeyboardInterrupt from None
+            finally:
+                signal.signal(signal.SIGINT, on_interrupt)
+        outcome: FitOutcome = result.return_value
+        if outcome.diverged is not None:
+            raise TrainingDiverged(f"{stage}: {outcome.diverged}")
+        self.progress.figures(stage, workers=outcome.num_workers, device=outcome.device)
         if result.checkpoint is None:
             raise CheckpointError(
                 f"{stage} ended without a checkpoint; run the same command again."
@@ -170,4 +189,8 @@ def _cause(error: BaseException) -> BaseException:
             if isinstance(seen, DaalError):
                 return type(seen)(str(seen).splitlines()[0])
             seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
+    reason = next((str(failure) for failure in failures.values()), str(error))
+    return ClusterError(
+        f"training stopped: {reason.strip().splitlines()[-1]}; the same command continues the run, "
+        "and -v shows what Ray says."
+    )

@@ -1,6 +1,7 @@
 """Using a trained model: features of a folder of images, scores of a features file."""
 
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +9,7 @@ import ray
 
 from daal import checkpoint
 from daal.config import DatasetConfig
-from daal.errors import CheckpointError, DataError
+from daal.errors import CheckpointError, ConfigError, DataError
 from daal.evaluation import EvaluationResult, evaluate
 from daal.load_config import apply_overrides, check_config
 from pipelines.extract import extract, features_array, features_table
@@ -18,8 +19,9 @@ from pipelines.session import ray_session
 
 def extract_folder(
     folder: Path, root: str, layout: str, overrides: list[str], verbose: bool = False
-) -> pa.Table:
-    """Features of every image under `root` by the model in the checkpoint `folder`.
+) -> tuple[pa.Table, pa.Table]:
+    """Features of every image under `root` by the model in the checkpoint `folder`, and the
+    images that could not be read (QUARANTINE_TABLE).
 
     The network and the image size are those that the checkpoint was trained with.
     """
@@ -29,12 +31,15 @@ def extract_folder(
             f"{folder} is not a checkpoint of a run: it does not say its configuration."
         )
     config = check_config(apply_overrides(metadata["config"], overrides))
+    layouts = get_args(DatasetConfig.model_fields["layout"].annotation)
+    if layout not in layouts:
+        raise ConfigError(f"--layout {layout} is unknown; take one of {', '.join(layouts)}.")
     dataset = DatasetConfig.model_validate({"layout": layout, "root": root})
     with ray_session(config.ray, verbose) as resources:
-        table, _ = ingest(dataset, "target", config.seed)
+        table, quarantine = ingest(dataset, "target", config.seed)
         weights = ray.put({name: tensor.numpy() for name, tensor in tensors.items()})
         features = extract(ray.put(table), len(table), config, weights, resources)
-    return features_table(table, features)
+    return features_table(table, features), quarantine
 
 
 def evaluate_file(path: Path) -> EvaluationResult:

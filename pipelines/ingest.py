@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 import ray.data
 
 from daal.config import DatasetConfig
@@ -28,7 +29,11 @@ def ingest(config: DatasetConfig, domain: Domain, seed: int) -> tuple[pa.Table, 
     records = subset(records, config.max_train_images, seed)
     num_tasks = -(-len(records) // IMAGES_PER_TASK)
     dataset = ray.data.range(len(records), override_num_blocks=num_tasks).map_batches(
-        _Reader(config.root, records), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+        _Reader(config.root, records),
+        batch_size=None,
+        batch_format="pyarrow",
+        # The folder is known to be on this node; from here on images travel by the object store.
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
     rows = pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow")).sort_by(
         "row"
@@ -66,7 +71,7 @@ def subset(records: list[ImageRecord], max_train: int | None, seed: int) -> list
 
 class _Reader:
     def __init__(self, root: str, records: list[ImageRecord]) -> None:
-        self.root, self.records = Path(root), records
+        self.root, self.records = Path(root).absolute(), records
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         images, reasons = [], []

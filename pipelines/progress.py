@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -45,7 +46,7 @@ class Progress:
     def say(self, text: str) -> None:
         seconds = int(time.monotonic() - self._started)
         clock = f"[dim]{seconds // 60:3d}:{seconds % 60:02d}[/dim]"
-        self.console.print(f"{clock}  {text}", highlight=False, soft_wrap=True)
+        self.console.print(f"{clock}  {escape(text)}", highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -71,7 +72,11 @@ class Progress:
         def collect() -> None:
             while True:
                 finished = done.wait(1.0)
-                for event in ray.get(monitor.take.remote()):
+                try:
+                    events = ray.get(monitor.take.remote(), timeout=10)
+                except ray.exceptions.RayError:  # lost with its node: training goes on unseen
+                    return
+                for event in events:
                     self._record({"stage": stage, **event})
                     self._training(stage, event)
                 if finished:

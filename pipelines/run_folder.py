@@ -19,6 +19,7 @@ from pyarrow import fs
 
 from daal.config import Config
 from daal.errors import ConfigError
+from daal.load_config import check_config
 
 T = TypeVar("T")
 JOURNAL = "journal.jsonl"
@@ -85,7 +86,9 @@ class RunFolder:
         """
         ours = config.model_dump(mode="json", exclude={"out", "ray"})
         if self.exists("config.yaml"):
-            theirs = yaml.safe_load(self.read("config.yaml"))
+            # Through the models: a field that is newer than the folder has its default.
+            kept = check_config(yaml.safe_load(self.read("config.yaml")))
+            theirs = kept.model_dump(mode="json", exclude={"out", "ray"})
             changes = _differences(theirs, ours)
             if changes:
                 raise ConfigError(

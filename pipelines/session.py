@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import ray
 import ray.data
+from ray.exceptions import RayError
 
 from daal.config import RayConfig
 from daal.errors import ClusterError
@@ -23,6 +24,17 @@ class Resources:
     cpus_per_worker: float
     num_replicas: int  # of the network, when extracting
     threads: int  # of each worker
+    cpus_per_task: int  # of a pseudo-label task, which has the node to itself
+    unused_gpus: int = 0
+
+    def __str__(self) -> str:
+        device = "GPUs" if self.use_gpu else f"CPUs ({self.threads} threads each)"
+        unused = (
+            f"; {self.unused_gpus} GPU(s) stay unused: set ray.num_workers={self.unused_gpus}"
+            if self.unused_gpus
+            else ""
+        )
+        return f"{self.num_workers} workers on {device}{unused}"
 
 
 @contextmanager
@@ -60,7 +72,7 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
                     address="local", num_cpus=cpus, dashboard_host="127.0.0.1",
                     include_dashboard=True, **common,
                 )  # fmt: skip
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise ClusterError(
             f"{where} can't be used: {error} (RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH "
@@ -74,34 +86,45 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
 
 
 def _cpus_needed(config: RayConfig) -> float:
-    # While training, Ray Data decodes beside the workers; without a CPU of its own it would
-    # wait for ever, and say nothing.
-    return config.num_workers * config.cpus_per_worker + config.data_cpus
+    # While training and extracting, Ray Data decodes beside the workers; without a CPU of its
+    # own it would wait for ever, and say nothing.
+    replicas = config.extract_replicas or config.num_workers
+    return max(config.num_workers, replicas) * config.cpus_per_worker + config.data_cpus
 
 
 def _place(config: RayConfig) -> Resources:
-    have = ray.cluster_resources()
-    cpus, gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
     if cpus < (needed := _cpus_needed(config)):
         raise ClusterError(
             f"the cluster has {cpus:g} CPUs, but the run needs {needed:g}: ray.num_workers="
-            f"{config.num_workers} x ray.cpus_per_worker={config.cpus_per_worker:g} for training + "
-            f"ray.data_cpus={config.data_cpus} for reading images; lower these or add nodes."
+            f"{config.num_workers} (or ray.extract_replicas) x ray.cpus_per_worker="
+            f"{config.cpus_per_worker:g} + ray.data_cpus={config.data_cpus} for reading images; "
+            "lower these or add nodes."
+        )
+    places = sum(int(node.get("CPU", 0.0) // config.cpus_per_worker) for node in nodes)
+    if places < config.num_workers:
+        raise ClusterError(
+            f"the cluster's nodes have room for {places} workers of ray.cpus_per_worker="
+            f"{config.cpus_per_worker:g} CPUs, but ray.num_workers={config.num_workers}; a worker "
+            "can't be split over nodes: lower either."
         )
     use_gpu = gpus >= config.num_workers if config.use_gpu == "auto" else config.use_gpu
-    if use_gpu and gpus < config.num_workers:
+    if use_gpu and gpus < max(config.num_workers, config.extract_replicas or 0):
         raise ClusterError(
             f"the cluster has {gpus:g} GPUs, but ray.use_gpu=true and ray.num_workers="
-            f"{config.num_workers} need {config.num_workers}; lower ray.num_workers, add GPU "
-            "nodes, or set ray.use_gpu=false."
+            f"{config.num_workers} need {config.num_workers}; lower ray.num_workers (and "
+            "ray.extract_replicas), add GPU nodes, or set ray.use_gpu=false."
         )
-    nodes = max(1, sum(1 for node in ray.nodes() if node["Alive"]))
     cores = os.cpu_count() or 1
-    workers_per_node = -(-config.num_workers // nodes)
+    workers_per_node = -(-config.num_workers // len(nodes))
     return Resources(
         num_workers=config.num_workers,
         use_gpu=bool(use_gpu),
         cpus_per_worker=config.cpus_per_worker,
         num_replicas=config.extract_replicas or config.num_workers,
         threads=config.threads_per_worker or max(1, cores // workers_per_node),
+        cpus_per_task=max(1, min(cores, int(max(node.get("CPU", 0.0) for node in nodes)))),
+        unused_gpus=0 if use_gpu else int(gpus),
     )

@@ -19,6 +19,7 @@ from cluster.soft_labels import hard_label_weights, lsr_weights, soft_label_weig
 from daal import checkpoint
 from daal.augment import augment, sample_seeds
 from daal.config import Config, FitConfig
+from daal.errors import TrainingDiverged
 from daal.network import DaalNetwork
 from daal.plan import Plan
 from daal.step import (
@@ -66,9 +67,30 @@ class FitJob:
     threads: int
 
 
-def train_loop(settings: dict[str, FitJob]) -> None:
-    """One worker's part of a fit; its checkpoints are reported to Ray Train."""
-    job = settings["job"]
+@dataclass(frozen=True)
+class FitOutcome:
+    """How a fit ended, as rank 0 saw it."""
+
+    num_workers: int
+    device: str
+    diverged: str | None = None
+
+
+def train_loop(settings: dict[str, FitJob]) -> FitOutcome:
+    """One worker's part of a fit; its checkpoints are reported to Ray Train.
+
+    Divergence is an outcome, not an error: Ray would try the same steps again.
+    """
+    try:
+        _fit(settings["job"])
+        diverged = None
+    except TrainingDiverged as error:
+        diverged = str(error)
+    world_size = ray.train.get_context().get_world_size()
+    return FitOutcome(world_size, str(ray.train.torch.get_device()), diverged)
+
+
+def _fit(job: FitJob) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -117,11 +139,12 @@ def build_network(config: Config, labels: Labels, start: dict[str, NDArray[Any]]
     """The network of one fit: started from `start`, target head from the cluster centroids.
 
     Heads that aren't carried over are drawn with the run's seed, the same on every worker.
+    Backbone weights come with `start`: a weights file need not exist on every node.
     """
     torch.manual_seed(config.seed)
     adapting = labels.num_clusters > 0
     network = DaalNetwork(
-        config.network,
+        config.network.model_copy(update={"weights": "none"}),
         num_source_ids=labels.num_source_ids,
         num_clusters=labels.num_clusters,
         domain_head=adapting and config.network.specific_branch,

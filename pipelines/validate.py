@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from daal.checkpoint import load_backbone_weights
 from daal.config import Config
 from daal.datasets import check_counts, load_records
 from daal.errors import DataError
@@ -37,15 +36,29 @@ def validate(config: Config) -> Findings:
             split: sum(record.split == split for record in records)
             for split in ("train", "query", "gallery")
         }
-        if settings.published_counts and (odd := check_counts(settings.layout, records)):
-            more = f" ({len(odd)} counts differ)" if len(odd) > 1 else ""
-            warnings.append(f"{domain}: {odd[0]}{more}")
+        if settings.published_counts:
+            odd = check_counts(settings.layout, records)
+            warnings += [f"{domain}: {text}" for text in odd]
         warnings += _first_image(domain, Path(settings.root), records)
+        if domain == "target" and config.supervised_bound and not _known_pids(records):
+            raise DataError(
+                "supervised_bound=true needs the target's identities, and its training images have "
+                "none; set supervised_bound=false."
+            )
     if config.network.weights not in ("imagenet", "none"):
-        load_backbone_weights(Path(config.network.weights))
+        from daal.network import DaalNetwork
+
+        DaalNetwork(config.network)  # raises if the file doesn't fit
     return Findings(counts, warnings)
 
 
 def _first_image(domain: str, root: Path, records: list[ImageRecord]) -> list[str]:
-    reason = check((root / records[0].path).read_bytes())
+    try:
+        reason = check((root / records[0].path).read_bytes())
+    except OSError as error:
+        reason = f"can't be read: {error.strerror}"
     return [f"{domain}: {records[0].path}: {reason}"] if reason else []
+
+
+def _known_pids(records: list[ImageRecord]) -> bool:
+    return any(record.split == "train" and record.pid >= 0 for record in records)
