@@ -12,8 +12,9 @@ import torch
 from rich.console import Console
 
 from daal import checkpoint
-from daal.config import Config, RayConfig
+from daal.config import AttentionConfig, Config, OptimConfig, RayConfig
 from daal.errors import ClusterError, ConfigError, LabelError
+from daal.losses import total_loss
 from daal.plan import Plan
 from daal.step import make_optimizer, set_learning_rate
 from pipelines.adapt import Adaptation
@@ -92,7 +93,16 @@ def test_two_workers__equal_one_process_on_the_same_batches(
     ray_cluster: None, tiny_config: Config
 ) -> None:
     """DDP averages the workers' gradients; so does this loop, share by share."""
-    config = tiny_config
+    network_config = tiny_config.network.model_copy(
+        update={"attention": AttentionConfig(zero_init=False)}
+    )
+    optim = OptimConfig(lr_backbone=0.01, lr_new=0.01)
+    config = tiny_config.model_copy(
+        update={
+            "network": network_config,
+            "adapt": tiny_config.adapt.model_copy(update={"optim": optim}),
+        }
+    )
     with ray_session(config.ray) as resources:
         tables = [ingest(config.source, "source", 0)[0], ingest(config.target, "target", 0)[0]]
         source, target = (Images(table, ray.put(table)) for table in tables)
@@ -121,6 +131,7 @@ def test_two_workers__equal_one_process_on_the_same_batches(
         stream = StreamSource(ray.put(plan), source.reference, target.reference, config.input)
         job = FitJob(config, config.adapt, 1, stream, None, None, None, 1)  # type: ignore[arg-type]
         network = build_network(config, labels, {}).to(memory_format=torch.channels_last).train()
+        untrained = {n: p.detach().clone().numpy() for n, p in network.named_parameters()}
         optimizer = make_optimizer(network, config.adapt.optim)
         for step in range(plan.num_steps):
             optimizer.zero_grad(set_to_none=True)
@@ -133,8 +144,6 @@ def test_two_workers__equal_one_process_on_the_same_batches(
                 ])  # fmt: skip
                 streamed = StreamedBatch(step, images, share.source, share.target)
                 batch = to_train_batch(streamed, job, labels, 0, torch.device("cpu"))
-                from daal.losses import total_loss
-
                 out = network(batch.images_BCHW, batch.num_source)
                 terms = total_loss(
                     out.source_logits_BS, batch.source_labels_S, out.target_logits_BK,
@@ -146,6 +155,7 @@ def test_two_workers__equal_one_process_on_the_same_batches(
     assert set(alone) <= set(trained)
     for name, parameter in alone.items():
         assert np.allclose(trained[name], parameter.detach().numpy(), atol=1e-5), name
+        assert not np.array_equal(trained[name], untrained[name]), f"{name} was never trained"
 
 
 def test_too_small_cluster__is_refused_with_the_numbers(ray_cluster: None) -> None:

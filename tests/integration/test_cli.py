@@ -36,6 +36,7 @@ def test_unknown_key__exit_2_and_the_nearest_name(data: list[str]) -> None:
     result = daal("adapt", "demo", *data, "cluster.epz=0.4")
     assert result.returncode == 2
     assert 'error: "cluster.epz" is not a known key; did you mean "cluster.eps"?' in result.stderr
+    assert '[from override "cluster.epz=0.4"]' in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -88,7 +89,7 @@ def test_config_show__is_the_whole_resolved_recipe() -> None:
     assert "epsilon: 0.9" in result.stdout
 
 
-def test_synth__draws_once(tmp_path: Path) -> None:
+def test_synth__leaves_a_folder_of_other_things_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("not to be touched")
     result = daal("synth", str(tmp_path))
     assert result.returncode == 3

@@ -43,6 +43,23 @@ def test_relu_before_sigmoid__never_below_one_half() -> None:
     assert attention.min() >= 0.5
 
 
+@pytest.mark.parametrize("zero_init", [True, False])
+def test_attention__can_learn_from_its_start(zero_init: bool) -> None:
+    torch.manual_seed(0)
+    module = DomainAdaptiveAttention(32, zero_init=zero_init)
+    shared, _, _ = module(torch.randn(4, 32, 8, 4))
+    shared.square().sum().backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
+
+
+def test_options__pooled_channels_and_norm_between() -> None:
+    features = torch.randn(4, 32, 8, 4)
+    pooled = DomainAdaptiveAttention(32, pool_channels=True, zero_init=False)(features)[2]
+    assert torch.allclose(pooled, pooled[:, :, :1, :1].expand_as(pooled))
+    between = DomainAdaptiveAttention(32, norm_after_depthwise=True).attention.spatial
+    assert isinstance(between[1], torch.nn.BatchNorm2d)
+
+
 def test_widths__are_the_papers() -> None:
     spatial = DomainAdaptiveAttention(2048).attention.spatial
     channel = DomainAdaptiveAttention(2048).attention.channel

@@ -47,6 +47,8 @@ def test_overrides__win_over_the_file_and_are_typed(tmp_path: Path) -> None:
         ("adapt.images_per_id=5", ["not divisible by adapt.images_per_id=5"]),
         ("zzz=1", ['"zzz" is not a known key', "config show"]),
         ("cluster=3", ["cluster=3"]),
+        ("pretrain.images_per_id=4", ["pretrain.images_per_id=4"]),
+        ("network.attention.relu_before_sigmoid=true", ["zero_init=false"]),
     ],
 )
 def test_mistakes__name_the_key_and_the_remedy(override: str, parts: list[str]) -> None:
@@ -76,6 +78,18 @@ def test_several_mistakes__each_on_its_line() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, ["seed=-1", "iterations=x"])
     assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["adapt.batch_source=0", "adapt.batch_target=0"], "are both 0"),
+        (["adapt.optim.nesterov=true", "adapt.optim.momentum=0"], "momentum above 0"),
+    ],
+)
+def test_settings_that_exclude_each_other(overrides: list[str], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        load_config(None, overrides)
 
 
 def test_independent_attention_needs_its_branch() -> None:

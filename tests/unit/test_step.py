@@ -1,5 +1,7 @@
 """One update, the finite check before it, and the schedule."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -23,6 +25,7 @@ def setting() -> tuple[DaalNetwork, TrainBatch]:
 
 def test_steps_lower_every_term_of_eq7() -> None:
     network, batch = setting()
+    batch = replace(batch, target_weights_TK=torch.eye(4))
     optimizer = make_optimizer(network, OptimConfig(lr_backbone=0.02, lr_new=0.02))
     set_learning_rate(optimizer, FitConfig(), 0, 1)
     for group in optimizer.param_groups:
@@ -30,7 +33,7 @@ def test_steps_lower_every_term_of_eq7() -> None:
     first = train_step(network, batch, optimizer, LossConfig(), bool, OFF).as_dict()
     for _ in range(15):
         last = train_step(network, batch, optimizer, LossConfig(), bool, OFF).as_dict()
-    for name in ("source", "domain", "total"):
+    for name in ("source", "target", "domain", "total"):
         assert last[name] < first[name], name
 
 
@@ -76,6 +79,14 @@ def test_paper_schedule__drops_every_60_epochs() -> None:
     optimizer = make_optimizer(network, fit.optim)
     rates = [set_learning_rate(optimizer, fit, epoch, 1) for epoch in (0, 59, 60, 120, 180, 259)]
     assert rates == pytest.approx([3e-5, 3e-5, 3e-6, 3e-7, 3e-8, 3e-9])
+
+
+def test_schedule__listed_epochs() -> None:
+    network, _ = setting()
+    fit = FitConfig(optim=OptimConfig(decay_at_epochs=[20, 80]))
+    optimizer = make_optimizer(network, fit.optim)
+    rates = [set_learning_rate(optimizer, fit, epoch, 1) for epoch in (19, 20, 79, 80, 259)]
+    assert rates == pytest.approx([3e-5, 3e-6, 3e-6, 3e-7, 3e-7])
 
 
 def test_domains__source_rows_first() -> None:

@@ -1,0 +1,107 @@
+"""The command with a Ray of its own, and with a running cluster that it joins."""
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from daal.config import Config
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+
+def daal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *arguments],
+        capture_output=True, text=True, timeout=300, env=kept | environment,
+    )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def head() -> Iterator[str]:
+    """A Ray head of our own on free loopback ports, ended by its process id."""
+    with tempfile.TemporaryDirectory(prefix="ray") as scratch:
+        port = free_port()
+        environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+        process = subprocess.Popen(
+            [
+                str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
+                "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4",
+                "--include-dashboard=false", f"--ray-client-server-port={free_port()}",
+                f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={scratch}",
+            ],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            for _ in range(60):
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.5)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def test_local_ray_asks_for_a_token__and_a_running_cluster_is_joined(
+    tiny_config: Config, tmp_path: Path, head: str
+) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
+    run = Path(tiny_config.out)
+
+    local = daal("pretrain", str(recipe), HOME=str(tmp_path))
+    assert local.returncode == 0, local.stderr
+    assert "Scores on the target's test images" in local.stdout
+    assert "2 workers on CPUs" in local.stderr
+    assert "ray_train" not in local.stderr  # nothing of Ray's own talk
+    token = tmp_path / ".ray" / "auth_token"
+    assert stat.S_IMODE(token.stat().st_mode) & 0o077 == 0
+    assert token.read_text().strip() not in local.stdout + local.stderr
+
+    scores = daal("evaluate", str(run / "pretrain/features.parquet"))
+    assert scores.returncode == 0, scores.stderr
+    known = json.loads((run / "pretrain/evaluation.json").read_text())
+    assert json.loads(scores.stdout)["map"] == pytest.approx(known["map"])
+
+    out = tmp_path / "features.parquet"
+    joined = daal(
+        "extract", str(run / "pretrain/checkpoint"), tiny_config.target.root, "--out", str(out),
+        RAY_ADDRESS=head, RAY_AUTH_MODE="disabled",
+    )  # fmt: skip
+    assert joined.returncode == 0, joined.stderr
+    theirs, ours = (pq.read_table(f) for f in (run / "pretrain/features.parquet", out))
+    assert ours["path"].to_pylist() == theirs["path"].to_pylist()
+    vectors = [np.array(table["feature"].to_pylist()) for table in (theirs, ours)]
+    assert np.allclose(*vectors, atol=1e-5)
+
+
+def test_no_cluster_at_the_address__exit_6(tiny_config: Config, tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
+    result = daal(
+        "pretrain", str(recipe), RAY_ADDRESS=f"127.0.0.1:{free_port()}", RAY_AUTH_MODE="disabled",
+        RAY_gcs_rpc_server_connect_timeout_s="2",
+    )  # fmt: skip
+    assert result.returncode == 6, result.stderr
+    assert "can't be used" in result.stderr
+    assert "Traceback" not in result.stderr
