@@ -15,6 +15,8 @@ if "RAY_ADDRESS" not in os.environ:
     _ENVIRONMENT |= {
         "RAY_AUTH_MODE": "token",  # a local Ray's dashboard and job API ask for a token
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's C++ side writes warnings about its own actors to our standard error.
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
     }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
