@@ -37,8 +37,10 @@ class AttentionMap(nn.Module):
         super().__init__()
         spatial, squeezed = channels // spatial_reduction, channels // channel_reduction
         between = [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)] if norm_after_depthwise else []
-        self.spatial = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, stride=2, padding=1, groups=channels, bias=False),
+        self.depthwise = nn.Conv2d(
+            channels, channels, 3, stride=2, padding=1, groups=channels, bias=False
+        )
+        self.pointwise = nn.Sequential(
             *between,
             nn.Conv2d(channels, spatial, 1, bias=False),
             nn.BatchNorm2d(spatial),
@@ -57,8 +59,15 @@ class AttentionMap(nn.Module):
             nn.init.zeros_(self.last_norm.weight)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
+        if features_BCHW.device.type == "cpu":
+            # In torch 2.15 the bf16 channels_last gradient of this layer's weight is garbage, and
+            # finite, where the map is one pixel wide.
+            with torch.autocast("cpu", enabled=False):
+                spatial_BCHW = self.depthwise(features_BCHW.float())
+        else:
+            spatial_BCHW = self.depthwise(features_BCHW)
         spatial_BCHW = F.interpolate(
-            self.spatial(features_BCHW),
+            self.pointwise(spatial_BCHW),
             size=features_BCHW.shape[-2:],
             mode="bilinear",
             align_corners=False,

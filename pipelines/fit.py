@@ -1,6 +1,8 @@
 """One training by Ray Train workers: pretraining, adapting, or the supervised bound."""
 
-import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,16 +146,11 @@ class Trainer:
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )
-        on_interrupt = signal.getsignal(signal.SIGINT)
         with self.progress.watch(stage, monitor):
             try:
-                result = trainer.fit()
+                result = _interruptible(trainer.fit)
             except ray.train.TrainingFailedError as error:
                 raise _cause(error) from error
-            except SystemExit:  # what Ray's handler makes of Ctrl-C
-                raise KeyboardInterrupt from None
-            finally:
-                signal.signal(signal.SIGINT, on_interrupt)
         outcome: FitOutcome = result.return_value
         if outcome.diverged is not None:
             raise TrainingDiverged(f"{stage}: {outcome.diverged}")
@@ -178,6 +175,20 @@ def class_labels(images: Images) -> tuple[Labels, NDArray[np.int64]]:
     source_N = np.full(len(pids), -1, np.int64)
     source_N[rows] = classes
     return Labels(source_N, len(ids)), rows
+
+
+def _interruptible(function: Callable[[], Any]) -> Any:
+    """Call in a thread and wait: on the main thread, Ray Train makes Ctrl-C an exit code of 0."""
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result()
 
 
 def _cause(error: BaseException) -> BaseException:
