@@ -89,6 +89,24 @@ def test_schedule__listed_epochs() -> None:
     assert rates == pytest.approx([3e-5, 3e-6, 3e-6, 3e-7, 3e-7])
 
 
+def test_bf16_on_cpus__no_garbage_gradient_on_maps_one_pixel_wide() -> None:
+    """Without the fp32 depthwise layer, most of these steps have gradients of 1e15 and more."""
+    torch.manual_seed(0)
+    network = DaalNetwork(
+        NetworkConfig(backbone="resnet18", weights="none", identity_head="unit"), 120
+    )
+    network.train().to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(network, OptimConfig())
+    images = torch.randn(8, 3, 64, 32).to(memory_format=torch.channels_last)
+    bf16 = mixed_precision(torch.device("cpu"), wanted=True)
+    for step in range(20):
+        set_learning_rate(optimizer, FitConfig(), step, 100)
+        batch = TrainBatch(images, torch.randint(120, (8,)), None)
+        train_step(network, batch, optimizer, LossConfig(), bool, bf16)
+        worst = max(float(p.grad.abs().max()) for p in network.parameters() if p.grad is not None)
+        assert worst < 100, step
+
+
 def test_domains__source_rows_first() -> None:
     _, batch = setting()
     assert batch.domains_B.tolist() == [0] * 4 + [1] * 4
