@@ -111,7 +111,7 @@ def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
     for name, row in rows:
         clusters = row.get("num_clusters")
         table.add_row(
-            name,
+            {"pretrain": "direct transfer", "supervised": "supervised bound"}.get(name, name),
             f"{100 * row['map']:.1f}",
             f"{100 * row['rank1']:.1f}",
             "" if clusters is None else str(clusters),

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 import ray.data
@@ -72,6 +73,7 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
                     address="local", num_cpus=cpus, dashboard_host="127.0.0.1",
                     include_dashboard=True, **common,
                 )  # fmt: skip
+                _keep_token_private()
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise ClusterError(
@@ -83,6 +85,13 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
         ray.data.DataContext.get_current().enable_progress_bars = False
         for name in ("ray", "ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _keep_token_private() -> None:
+    # Ray 2.60 writes the token that it makes up with the umask's mode, readable to others.
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if token.is_file():
+        token.chmod(0o600)
 
 
 def _cpus_needed(config: RayConfig) -> float:
