@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             if address:
+                _knock(address)
                 ray.init(address=address, **common)
             else:
                 cpus = max(os.cpu_count() or 1, int(_cpus_needed(config)))
@@ -85,6 +87,13 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
         ray.data.DataContext.get_current().enable_progress_bars = False
         for name in ("ray", "ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _knock(address: str) -> None:
+    # Where nothing listens, ray.init would wait for minutes without a word.
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _keep_token_private() -> None:

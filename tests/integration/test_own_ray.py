@@ -100,7 +100,6 @@ def test_no_cluster_at_the_address__exit_6(tiny_config: Config, tmp_path: Path) 
     recipe.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
     result = daal(
         "pretrain", str(recipe), RAY_ADDRESS=f"127.0.0.1:{free_port()}", RAY_AUTH_MODE="disabled",
-        RAY_gcs_rpc_server_connect_timeout_s="2",
     )  # fmt: skip
     assert result.returncode == 6, result.stderr
     assert "can't be used" in result.stderr
