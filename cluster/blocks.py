@@ -1,48 +1,12 @@
-"""Row blocks, and the one seam through which a stage is spread over threads or Ray tasks.
+"""How rows are cut into blocks, how blocks meet, and how loops over them are compiled."""
 
-Every stage of the estimate is a function of a row block. Whoever runs it supplies a
-`MapBlocks`; the stages' code doesn't change, and neither do their results.
-"""
-
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
-import torch
 
-Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-class MapBlocks(Protocol):
-    """Runs `function(*shared, *block)` for every block and returns the results in order.
-
-    `stage` names the work for whoever watches it; `shared` is the same for all blocks, so
-    that it can be sent once.
-    """
-
-    def __call__(
-        self,
-        stage: str,
-        function: Callable[..., Result],
-        blocks: Sequence[tuple[Any, ...]],
-        *shared: Any,
-    ) -> list[Result]: ...
-
-
-def map_threads(
-    stage: str,
-    function: Callable[..., Result],
-    blocks: Sequence[tuple[Any, ...]],
-    *shared: Any,
-) -> list[Result]:
-    """`MapBlocks` on this machine: as many threads as torch uses (the kernels free the GIL)."""
-    if len(blocks) == 1:
-        return [function(*shared, *blocks[0])]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(lambda block: function(*shared, *block), blocks))
 
 
 def row_blocks(num_rows: int, num_blocks: int) -> list[tuple[int, int]]:
@@ -50,6 +14,27 @@ def row_blocks(num_rows: int, num_blocks: int) -> list[tuple[int, int]]:
     num_blocks = max(1, min(num_blocks, num_rows))
     edges = [num_rows * block // num_blocks for block in range(num_blocks + 1)]
     return list(pairwise(edges))
+
+
+def tournament(num_blocks: int) -> list[list[tuple[int, int]]]:
+    """Rounds in which every two blocks meet exactly once, and no block twice in a round.
+
+    The pairs of a round can be worked on at the same time without sharing a block. (The circle
+    method: one place stays, the others turn around it; with an odd number one block rests.)
+    """
+    places = list(range(num_blocks + num_blocks % 2))
+    rounds = []
+    for _ in range(len(places) - 1):
+        pairs = zip(places, reversed(places), strict=True)
+        rounds.append(
+            [
+                (min(pair), max(pair))
+                for pair, _ in zip(pairs, range(len(places) // 2), strict=False)
+                if max(pair) < num_blocks
+            ]
+        )
+        places = [places[0], places[-1], *places[1:-1]]
+    return rounds
 
 
 def kernel(function: Function) -> Function:

@@ -5,24 +5,29 @@ neighbour is, how clusters are numbered and where border samples go is settled h
 that all backends give the same labels.
 """
 
-from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
+from cluster.blocks import kernel
+from cluster.dense_blocks import (
+    Cores,
+    Labels,
+    cores_by_components,
+    cores_by_dense_blocks,
+    cores_of,
+    cuml_cores,
+)
 from cluster.rerank import ZERO
+from cluster.runner import Runner, Threads
 from daal.errors import ConfigError, LabelError
 
 Backend: TypeAlias = Literal["auto", "sklearn", "components", "cuml"]
-Labels: TypeAlias = npt.NDArray[np.int64]
-Cores: TypeAlias = tuple[npt.NDArray[np.bool_], Labels]
 
 TOLERANCE = 1e-6  # Jaccard distances pile up on fractions, and eps may be one of them
-MAX_DENSE = 8192  # samples in a dense block for cuML: 256 MB of fp32
 
 
 def num_smallest(num_samples: int, num_zero_pairs: int, p: float) -> int:
@@ -61,36 +66,60 @@ def estimate_eps(distance: csr_array, p: float) -> float:
     Raises LabelError if p selects no pair, naming the smallest p that does.
     """
     upper = distance.indices > _row_of_entry(distance)
-    values = distance.data[upper].astype(np.float64)
-    is_zero = values <= ZERO
-    num_selected = num_smallest(distance.shape[0], int(is_zero.sum()), p)
-    values = values[~is_zero]
-    if num_selected >= len(values):
-        return float((np.sort(values).sum() + num_selected - len(values)) / num_selected)
-    # Sorted before they're summed, so that the last bit doesn't depend on partition's order.
-    return float(np.sort(np.partition(values, num_selected)[:num_selected]).mean())
+    return eps_of_pairs(distance.data[upper], distance.shape[0], p)
 
 
-def dbscan(distance: csr_array, eps: float, min_samples: int, backend: Backend = "auto") -> Labels:
+def eps_of_pairs(distances: npt.NDArray[np.float32], num_samples: int, p: float) -> float:
+    """`estimate_eps` from the distances of the pairs, each given once, in any order."""
+    num_zero = int((distances <= ZERO).sum())
+    num_selected = num_smallest(num_samples, num_zero, p)
+    num_smaller = num_zero + num_selected
+    if num_smaller < len(distances):
+        distances = np.partition(distances, num_smaller)[:num_smaller]
+    # Sorted before they are summed, so that the last bit doesn't depend on partition's order.
+    values = np.sort(distances)[num_zero:].astype(np.float64)
+    return float((values.sum() + num_selected - len(values)) / num_selected)
+
+
+def dbscan(
+    distance: csr_array,
+    eps: float,
+    min_samples: int,
+    backend: Backend = "auto",
+    *,
+    runner: Runner | None = None,
+    notes: list[str] | None = None,
+) -> Labels:
     """Labels (N,) int64; -1 is an outlier.
 
     Neighbours are at distance <= eps + 1e-6; a sample is core if it has `min_samples` of them,
     itself counted. Clusters are numbered by their lowest core index; a border sample goes to
     the smallest label among its core neighbours.
-    `distance`: symmetric, absent means 1; the diagonal may be absent.
+    `distance`: symmetric, absent means 1; the diagonal may be absent. `runner` runs cuML's
+    blocks, side by side. `notes` takes sentences that a user should read.
     Raises ConfigError if `backend` is cuml and there is no cuML or no GPU.
     """
-    backend = resolve_backend(backend)
+    if runner is None:
+        backend = resolve_backend(backend)
+        with Threads() as runner:
+            return dbscan(distance, eps, min_samples, backend, runner=runner, notes=notes)
     if eps + TOLERANCE >= 1:  # the pairs that aren't stored are neighbours, too
         all_in_one = distance.shape[0] >= min_samples
         return np.full(distance.shape[0], 0 if all_in_one else -1, np.int64)
     graph = neighbour_graph(distance, eps)
     if backend == "sklearn":
         is_core, component = _cores_by_sklearn(graph, min_samples)
-    elif backend == "components":
-        is_core, component = _cores_by_components(graph, min_samples)
+    elif backend == "cuml":
+        (is_core, component), num_large = cores_by_dense_blocks(
+            runner, graph, min_samples, cuml_cores
+        )
+        if num_large and notes is not None:
+            notes.append(
+                f"{num_large} component(s) of the eps-graph were too large for a dense block of "
+                "cuML, and were clustered on the CPU."
+            )
     else:
-        is_core, component = cores_by_dense_blocks(graph, min_samples, _cuml_cores)
+        is_core, component = cores_by_components(graph, min_samples)
     return number_clusters(graph, is_core, component)
 
 
@@ -119,15 +148,28 @@ def resolve_backend(backend: Backend) -> Literal["sklearn", "components", "cuml"
 
 def neighbour_graph(distance: csr_array, eps: float) -> csr_array:
     """Who is whose neighbour: int8 ones, no diagonal. The only place where eps is compared."""
-    rows = _row_of_entry(distance)
-    # In fp64: against an fp32 array NumPy would round eps + 1e-6 to fp32 first.
-    is_neighbour = (distance.data.astype(np.float64) <= eps + TOLERANCE) & (
-        rows != distance.indices
+    # In fp64: eps + 1e-6 rounded to fp32 would be another number.
+    indptr, indices = _graph_kernel(
+        distance.indptr, distance.indices, distance.data, np.float64(eps + TOLERANCE)
     )
-    counts = np.bincount(rows[is_neighbour], minlength=distance.shape[0])
-    indptr = np.concatenate(([0], np.cumsum(counts)))
-    indices = distance.indices[is_neighbour]
     return csr_array((np.ones(len(indices), np.int8), indices, indptr), shape=distance.shape)
+
+
+@kernel
+def _graph_kernel(indptr: Any, indices: Any, data: Any, limit: float) -> Any:
+    out_indptr = np.zeros(len(indptr), np.int64)
+    for i in range(len(indptr) - 1):
+        for entry in range(indptr[i], indptr[i + 1]):
+            out_indptr[i + 1] += np.float64(data[entry]) <= limit and indices[entry] != i
+    out_indptr = np.cumsum(out_indptr)
+    out_indices = np.empty(out_indptr[-1], np.int32)
+    end = 0
+    for i in range(len(indptr) - 1):
+        for entry in range(indptr[i], indptr[i + 1]):
+            if np.float64(data[entry]) <= limit and indices[entry] != i:
+                out_indices[end] = indices[entry]
+                end += 1
+    return out_indptr, out_indices
 
 
 def number_clusters(
@@ -148,17 +190,6 @@ def number_clusters(
     return labels
 
 
-# ---- Who is core, and joined to whom -------------------------------------------------------
-
-
-def _cores_by_components(graph: csr_array, min_samples: int) -> Cores:
-    is_core = np.diff(graph.indptr) + 1 >= min_samples
-    core = np.flatnonzero(is_core)
-    component = np.full(graph.shape[0], -1, np.int64)
-    component[core] = connected_components(graph[core][:, core], directed=False)[1]
-    return is_core, component
-
-
 def _cores_by_sklearn(graph: csr_array, min_samples: int) -> Cores:
     from sklearn.cluster import DBSCAN
 
@@ -166,83 +197,7 @@ def _cores_by_sklearn(graph: csr_array, min_samples: int) -> Cores:
     fitted = DBSCAN(eps=1.0, min_samples=min_samples, metric="precomputed").fit(
         graph.astype(np.float64)
     )
-    return _cores_of(fitted.core_sample_indices_, fitted.labels_)
-
-
-def cores_by_dense_blocks(
-    graph: csr_array,
-    min_samples: int,
-    dense_cores: Callable[[npt.NDArray[np.float32], int], Cores],
-    max_dense: int = MAX_DENSE,
-) -> Cores:
-    """Core samples and their components from a clusterer that only takes dense matrices.
-
-    No cluster crosses the connected components of the graph, so these are packed into blocks
-    of at most `max_dense` samples. `dense_cores(distance_BB, min_samples)` gets 0 for
-    neighbours and 1 for the rest, and returns its core flags and labels. A component larger
-    than `max_dense` doesn't fit and is solved on the sparse graph.
-    """
-    is_core = np.zeros(graph.shape[0], np.bool_)
-    component = np.full(graph.shape[0], -1, np.int64)
-    num_found = 0
-    for members in pack_components(graph, min_samples, max_dense):
-        block = graph[members][:, members]
-        if len(members) > max_dense:
-            is_core[members], found = _cores_by_components(block, min_samples)
-        else:
-            distance_BB = 1 - block.toarray().astype(np.float32)
-            np.fill_diagonal(distance_BB, 0)
-            is_core[members], found = dense_cores(distance_BB, min_samples)
-        component[members] = found + num_found
-        num_found += len(members)
-    return is_core, component
-
-
-def pack_components(
-    graph: csr_array, min_samples: int, max_dense: int
-) -> Iterator[npt.NDArray[np.intp]]:
-    """Sorted members of blocks of whole connected components, `max_dense` samples at most.
-
-    A larger component is a block of its own. Components of fewer than `min_samples` samples
-    have no core sample and are left out.
-    """
-    num_components, component = connected_components(graph, directed=False)
-    sizes = np.bincount(component, minlength=num_components)
-    by_component = np.split(np.argsort(component, kind="stable"), np.cumsum(sizes)[:-1])
-    packed: list[npt.NDArray[np.intp]] = []
-    num_packed = 0
-    for members in by_component:
-        if len(members) < min_samples:
-            continue
-        if packed and num_packed + len(members) > max_dense:
-            yield np.sort(np.concatenate(packed))
-            packed, num_packed = [], 0
-        packed.append(members)
-        num_packed += len(members)
-    if packed:
-        yield np.sort(np.concatenate(packed))
-
-
-def _cuml_cores(distance_BB: npt.NDArray[np.float32], min_samples: int) -> Cores:
-    import cuml
-
-    fitted = cuml.DBSCAN(
-        eps=0.5,  # between neighbours (0) and the rest (1), so that its fp32 eps can't matter
-        min_samples=min_samples,
-        metric="precomputed",
-        calc_core_sample_indices=True,
-        output_type="numpy",
-    ).fit(distance_BB)
-    core_indices = np.asarray(fitted.core_sample_indices_)
-    # cuML doesn't say to which cluster a border sample within reach of two belongs, and some
-    # releases pad the core indices with -1: only core samples' labels are used.
-    return _cores_of(core_indices[core_indices >= 0], np.asarray(fitted.labels_))
-
-
-def _cores_of(core_indices: Any, labels: Any) -> Cores:
-    is_core = np.zeros(len(labels), np.bool_)
-    is_core[core_indices] = True
-    return is_core, np.where(is_core, labels, -1).astype(np.int64)
+    return cores_of(fitted.core_sample_indices_, fitted.labels_)
 
 
 def _row_of_entry(matrix: csr_array) -> npt.NDArray[np.int32]:

@@ -1,10 +1,13 @@
 """Line 4 of Algorithm 1: target features in, pseudo-labels and centroids out.
 
-The steps are the same functions on one machine and on a Ray cluster; `map_blocks` says who
-runs them (`cluster.task_graph` supplies Ray's).
+    features -> neighbours -> encodings -> distances -> eps -> DBSCAN -> labels, centroids
+
+The stages are the same functions in this process and on a Ray cluster; a `Runner` says who runs
+them (`cluster.task_graph` supplies Ray's).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -12,25 +15,42 @@ import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
 
-from cluster.blocks import MapBlocks, map_threads
-from cluster.dbscan import TOLERANCE, Backend, Labels, dbscan, estimate_eps, num_smallest
-from cluster.neighbours import Floats, nearest_neighbours
+from cluster.approximate import approximate_neighbours
+from cluster.blocks import row_blocks
+from cluster.camera_aware import CameraNeighbours, encode_by_camera
+from cluster.dbscan import (
+    TOLERANCE,
+    Backend,
+    dbscan,
+    eps_of_pairs,
+    num_smallest,
+    resolve_backend,
+)
+from cluster.dense_blocks import Labels
+from cluster.encoding import Reciprocity, encode
+from cluster.neighbours import FIXED_POINT, distinct_rows, nearest_neighbours
+from cluster.products import Floats, to_device
 from cluster.rerank import (
     NUM_BINS,
+    ZERO,
+    InvertedIndex,
+    default_num_blocks,
     distance_histogram,
     distances_below,
-    neighbour_weights,
-    stage_blocks,
+    inverted_index,
+    symmetric,
 )
+from cluster.runner import Handle, Runner, StageTime, Threads, by_stage
 from cluster.soft_labels import centroids
 from daal.config import ClusterConfig
-from daal.errors import LabelError
+from daal.errors import ConfigError, LabelError
 
 MIN_NORM = 1e-6  # below it a feature has no direction
 MAX_BAD_SHARE = 0.01
 MAX_OUTLIER_SHARE = 0.7  # above it the labels are used, with a warning
 GIANT = 500  # no cluster up to this size is called giant in sets of 1,000 images and more
 EPS_BACKOFF = 0.8
+SAMPLED_ROWS = 2000  # whose distances tell where eps will be
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,7 @@ class PseudoLabels:
     num_bad: int = 0
     num_copies: int = 0
     notes: tuple[str, ...] = ()
+    stages: Mapping[str, StageTime] = field(default_factory=dict)  # what each stage took
 
 
 class Clustering(NamedTuple):
@@ -70,21 +91,41 @@ def estimate_pseudo_labels(
     config: ClusterConfig = ClusterConfig(),  # noqa: B008 (frozen)
     eps: float | None = None,
     *,
-    map_blocks: MapBlocks = map_threads,
-    num_blocks: int = 1,
-    device: str | None = None,
+    camids_N: npt.NDArray[np.integer] | None = None,
+    runner: Runner | None = None,
+    num_blocks: int | None = None,
 ) -> PseudoLabels:
     """Pseudo-labels of target features (N, D), real numbers of any float type.
 
-    `eps`, if given, is used in place of the rule (an earlier iteration's). `num_blocks` cuts
-    the stages for `map_blocks`; it doesn't change the result, and neither does `device`, where
-    the products of features are made (default: a GPU if there is one).
+    `eps`, if given, is used in place of the rule (an earlier iteration's). `camids_N`, the
+    camera of each image, is needed by `config.camera_aware`. `runner` (default: this machine's
+    threads, and its GPU if it has one) and `num_blocks`, into which it cuts the rows, don't
+    change the result.
 
     Raises LabelError if more than 1 % of the features are unusable, if p selects no pair, if
     there are fewer than `config.min_clusters` clusters, or if a giant cluster remains after
-    `config.max_backoffs` steps back; ConfigError if the backend can't run here.
+    `config.max_backoffs` steps back; ConfigError if the backend can't run here, or cameras are
+    needed and not given.
     """
     features, is_good = normalised_features(features_ND)
+    if runner is None:
+        with Threads() as runner:
+            return _estimate(features, is_good, config, eps, camids_N, runner, num_blocks)
+    return _estimate(features, is_good, config, eps, camids_N, runner, num_blocks)
+
+
+def _estimate(
+    features: Floats,
+    is_good: npt.NDArray[np.bool_],
+    config: ClusterConfig,
+    eps: float | None,
+    camids_N: npt.NDArray[np.integer] | None,
+    runner: Runner,
+    num_blocks: int | None,
+) -> PseudoLabels:
+    cameras_N = None if camids_N is None else camids_N[is_good]
+    num_blocks = num_blocks or default_num_blocks(len(features), runner.num_workers)
+    blocks = row_blocks(len(features), num_blocks)
     notes = []
     num_bad = int((~is_good).sum())
     if num_bad:
@@ -94,17 +135,17 @@ def estimate_pseudo_labels(
             f"{len(features)} images are no more than k1={config.k1}: all are each other's "
             "neighbours; use a smaller k1."
         )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    blocks = stage_blocks(len(features), num_blocks)
-    num_neighbours = max(config.k1 + 1, config.k2)
-    neighbours = nearest_neighbours(features, num_neighbours, map_blocks, num_blocks, device)
-    num_copies = int((neighbours.sq_distances_NK[:, 1] == 0).sum())
+    first_copy_N = distinct_rows(features)
+    num_copies = int((np.bincount(first_copy_N)[first_copy_N] > 1).sum())
     if num_copies:
         notes.append(f"{num_copies} images have an exact copy among the others.")
-    weights = neighbour_weights(features, neighbours, config.k1, config.k2, map_blocks, blocks)
-    found = cluster_weights(weights, config, eps, map_blocks, blocks)
 
-    labels = np.full(len(features_ND), -1, np.int64)
+    encodings = encode_features(
+        runner, features, config, cameras_N, first_copy_N, num_blocks, blocks
+    )
+    found = cluster_encodings(runner, encodings, len(features), config, eps, blocks, notes)
+
+    labels = np.full(len(is_good), -1, np.int64)
     labels[is_good] = found.labels
     sizes = np.bincount(found.labels[found.labels >= 0])
     outlier_share = float((labels < 0).mean())
@@ -130,6 +171,7 @@ def estimate_pseudo_labels(
         num_bad=num_bad,
         num_copies=num_copies,
         notes=tuple(notes),
+        stages=by_stage(runner.times()),
     )
 
 
@@ -144,8 +186,7 @@ def normalised_features(
     if features_ND.ndim != 2:
         raise LabelError(f"Features must be (N, D), not {features_ND.shape}.")
     features = np.ascontiguousarray(features_ND, np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.linalg.norm(features, axis=1)
+    norms = torch.linalg.vector_norm(to_device(features, "cpu"), dim=1).numpy()
     is_good = np.isfinite(norms) & (norms >= MIN_NORM)
     num_bad = int((~is_good).sum())
     if num_bad > MAX_BAD_SHARE * len(features):
@@ -157,15 +198,51 @@ def normalised_features(
         raise LabelError(f"Pseudo-labels need at least 2 images, not {len(features) - num_bad}.")
     if num_bad:
         features, norms = features[is_good], norms[is_good]
-    return features / norms[:, None], is_good
+    # By torch, whose threads share the work of claiming the memory.
+    unit: Floats = (to_device(features, "cpu") / torch.from_numpy(norms)[:, None]).numpy()
+    return unit, is_good
 
 
-def cluster_weights(
-    weights: csr_array,
+def encode_features(
+    runner: Runner,
+    features_ND: Floats,
+    config: ClusterConfig,
+    camids_N: npt.NDArray[np.integer] | None,
+    first_copy_N: npt.NDArray[np.int64],
+    num_blocks: int,
+    blocks: list[tuple[int, int]],
+) -> Handle:
+    """Handle of the encodings whose overlap is the Jaccard distance, as configured."""
+    scale = float(FIXED_POINT)  # all features are of length 1
+    if config.camera_aware:
+        if camids_N is None:
+            raise ConfigError("cluster.camera_aware=true needs the camera of every image.")
+        counts = CameraNeighbours(
+            config.k1_intra, config.k1_inter, config.k2_intra, config.k2_inter
+        )
+        return encode_by_camera(
+            *(runner, features_ND, scale, camids_N, counts, num_blocks, blocks, config.products)
+        )
+    reciprocity = Reciprocity.of(config.k1, config.dialect)
+    k = max(reciprocity.num_full, config.k2)
+    features = runner.share(features_ND)
+    if config.search == "approximate":
+        neighbours = approximate_neighbours(runner, features, len(features_ND), k, blocks)
+    else:
+        neighbours = nearest_neighbours(
+            runner, features_ND, k, num_blocks, config.products, features, first_copy_N
+        )
+    return encode(runner, features, scale, neighbours, reciprocity, config.k2, blocks)
+
+
+def cluster_encodings(
+    runner: Runner,
+    encodings: Handle,
+    num_samples: int,
     config: ClusterConfig,
     eps: float | None,
-    map_blocks: MapBlocks,
     blocks: list[tuple[int, int]],
+    notes: list[str],
 ) -> Clustering:
     """eps by the configured rule and DBSCAN, stepping back while there is a giant cluster.
 
@@ -173,19 +250,26 @@ def cluster_weights(
     first serve all steps, since each needs fewer of them. Raises LabelError; see
     `estimate_pseudo_labels`.
     """
-    num_samples = weights.shape[0]
     if eps is None and config.eps_rule == "fixed":
         eps = config.eps
     p = None if eps is not None else share_of_pairs(config, num_samples)
-    cut = needed_distance(weights, p, eps, map_blocks, blocks)
-    distance = distances_below(weights, cut, map_blocks, blocks)
+    index = runner.submit("jaccard: index", inverted_index, encodings)
+    if p is None:
+        assert eps is not None
+        upper = distances_below(runner, encodings, index, reach(eps), blocks)
+    else:
+        upper = smallest_distances(runner, encodings, index, num_samples, p, blocks)
+    distance = symmetric(upper)
+    backend: Backend = runner.collect(
+        [runner.submit("dbscan: backend", resolve_backend, config.backend, on_device=True)]
+    )[0]
     num_backoffs = 0
     while True:
-        eps_now = eps if p is None else estimate_eps(distance, p)
+        eps_now = eps if p is None else eps_of_pairs(upper.data, num_samples, p)
         assert eps_now is not None  # either p or eps is given
-        labels = map_blocks(
-            "dbscan", label_samples, [()], distance, eps_now, config.min_samples, config.backend
-        )[0]
+        labels = dbscan(
+            distance, eps_now, config.min_samples, backend, runner=runner, notes=notes
+        )
         sizes = np.bincount(labels[labels >= 0])
         if sizes.max(initial=0) <= giant_size(num_samples, config.max_cluster_share):
             break
@@ -207,9 +291,44 @@ def cluster_weights(
     return Clustering(labels, eps_now, p, num_backoffs)
 
 
-def label_samples(distance: csr_array, eps: float, min_samples: int, backend: Backend) -> Labels:
-    """`dbscan` as a stage of its own: the one that may want a GPU."""
-    return dbscan(distance, eps, min_samples, backend)
+def reach(eps: float) -> float:
+    """Distances below this one are all that DBSCAN looks at."""
+    return min(1.0, eps + 2 * TOLERANCE)
+
+
+def smallest_distances(
+    runner: Runner,
+    encodings: Handle,
+    index: InvertedIndex | Handle,
+    num_samples: int,
+    p: float,
+    blocks: list[tuple[int, int]],
+) -> csr_array:
+    """Strict upper triangle of the distances that hold the smallest share p of all pairs.
+
+    Some rows' distances, counted in bins, tell how far that reaches; only ten or so pairs an
+    image are then stored where there are thousands below 1. Should the guess fall short, all
+    rows are counted and stored again. Raises LabelError if p selects no pair.
+    """
+    every = max(1, num_samples // SAMPLED_ROWS)
+    num_zero, counts = distance_histogram(runner, encodings, index, blocks, every)
+    if every > 1:
+        wanted = 1.1 * p * num_samples * (num_samples - 1) / 2
+        cut = distance_at(counts, wanted / every)
+        upper = distances_below(runner, encodings, index, cut, blocks)
+        num_zero = int((upper.data <= ZERO).sum())
+        num_selected = num_smallest(num_samples, num_zero, p)
+        if cut == 1 or len(upper.data) - num_zero >= num_selected:
+            return upper
+        num_zero, counts = distance_histogram(runner, encodings, index, blocks)
+    cut = distance_at(counts, num_smallest(num_samples, num_zero, p))
+    return distances_below(runner, encodings, index, cut, blocks)
+
+
+def distance_at(counts: npt.NDArray[np.int64], num_pairs: float) -> float:
+    """Below it are `num_pairs` pairs of those counted, or all of them."""
+    last_bin = int(np.searchsorted(np.cumsum(counts), num_pairs))
+    return reach((last_bin + 1) / NUM_BINS)
 
 
 def share_of_pairs(config: ClusterConfig, num_samples: int) -> float:
@@ -223,25 +342,3 @@ def giant_size(num_samples: int, max_share: float) -> float:
     """The largest size that isn't giant: `max_share` of all, but no less than 500 images, or
     than half of a set below 1,000 (where 500 would never be reached)."""
     return max(max_share * num_samples, min(GIANT, num_samples / 2))
-
-
-def needed_distance(
-    weights: csr_array,
-    p: float | None,
-    eps: float | None,
-    map_blocks: MapBlocks,
-    blocks: list[tuple[int, int]],
-) -> float:
-    """Distances below this one are all that `estimate_eps` and `dbscan` look at.
-
-    A first pass counts distances in bins. That makes the second pass store some ten pairs an
-    image where there are thousands below 1.
-    """
-    margin = 2 * TOLERANCE
-    if eps is not None:
-        return min(1.0, eps + margin)
-    assert p is not None
-    num_zero, counts = distance_histogram(weights, map_blocks, blocks)
-    num_selected = num_smallest(weights.shape[0], num_zero, p)
-    last_bin = int(np.searchsorted(np.cumsum(counts), num_selected))
-    return min(1.0, (last_bin + 1) / NUM_BINS + margin)

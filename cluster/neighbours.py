@@ -1,308 +1,298 @@
-"""Exact k-nearest neighbours of every sample, by tiles, without an N x N matrix.
+"""Exact k-nearest neighbours of every sample, without an N x N matrix.
 
-1. `tile_candidates`: fp32 products of row blocks, each tile computed once and used for its
-   rows and for its columns; a running list of the `k + SLACK` nearest (and of the few
-   farthest) candidates of every sample.
-2. `refine_block`: candidates are measured again in fp64 and ordered by (distance, index). A
-   certificate shows that fp32 rounding can't have hidden a nearer sample; rows without it
-   (plateaus of equal distances) are searched again, row by row.
+1. Many copies are set aside first, as they would fill every list (`distinct_rows`).
+2. Row blocks meet in pairs and keep running lists of candidates (`cluster.products`).
+3. Candidates are measured again exactly and ordered by (distance, index). A certificate shows
+   that rounding can't have hidden a nearer sample; rows without it are searched again.
+4. Copies come back, each as near as its like.
 
-The second step makes the result exact, so it doesn't depend on the tiles, the number of
-blocks, the threads or the device.
+Exact distances are sums of integers (`squared_distance`), so neither a bit nor a tie depends on
+the tiles, the number of blocks, the machine or the device.
 """
 
-import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from itertools import pairwise
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cluster.blocks import MapBlocks, kernel, map_threads, row_blocks
+from cluster.blocks import kernel, row_blocks, tournament
+from cluster.products import (
+    SLACK,
+    Candidates,
+    Floats,
+    Ints,
+    Precision,
+    matmul_precision,
+    meet,
+    meet_itself,
+    no_candidates,
+    tile_distances,
+    to_device,
+)
+from cluster.runner import Handle, Runner
 
-Floats: TypeAlias = npt.NDArray[np.float32]
-Ints: TypeAlias = npt.NDArray[np.int32]
+Longs: TypeAlias = npt.NDArray[np.int64]
 
-SLACK = 8  # candidates kept beyond k, so that the certificate has a gap to look at
-NUM_FARTHEST = 4  # the same for the farthest sample
-TILE = 2048  # rows: a tile of fp32 products is 16 MB
-CHUNK = 32  # products looked at together before any of them is looked at alone
-ROUNDING = 1e-5  # bound on fp32 rounding of a squared distance, relative to the squared norms
+# Bound on the rounding of a product's squared distance, relative to the two squared norms.
+# bf16 and TF32: each operand is off by half a unit of its last place, the worst case. fp32 sums
+# err at random, far below this (a worst case of thousands of terms doesn't occur).
+ROUNDING: dict[Precision, float] = {"fp32": 1e-5, "tf32": 2**-10, "bf16": 2**-7}
 SEARCH_PRODUCTS = 1 << 24  # products held at once while rows are searched again
-
-
-class Candidates(NamedTuple):
-    """Nearest and farthest samples of the rows from `row_start`, by fp32 distances.
-
-    `near_RC` (int32) with `near_sq_RC` (float32, ascending; inf and -1 where there are
-    none), `far_RF` with `far_sq_RF` likewise, descending.
-    """
-
-    row_start: int
-    near_sq_RC: Floats
-    near_RC: Ints
-    far_sq_RF: Floats
-    far_RF: Ints
+MANY_COPIES = 0.01  # of the rows; a few cost less in place than a copy of the features
+MINUS_ZERO = np.uint32(1 << 31)  # its bits
+GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # in units of 2^-64: scatters bits
+FIXED_POINT = 1 << 30  # of a coordinate; its square, 2^60, leaves room for |x - y|^2 <= 4
 
 
 class Neighbours(NamedTuple):
-    """`indices_NK` int32, the sample itself first, then by (distance, index);
-    `sq_distances_NK` float32; `max_sq_distance_N` float32, to the farthest of all samples."""
+    """`indices_NK` int32: the sample itself first, then by (distance, index); -1 where there are
+    no more. `sq_distances_NK` float32, which is what they are ordered by; `max_sq_distance_N`
+    float32, to the farthest sample."""
 
     indices_NK: Ints
     sq_distances_NK: Floats
     max_sq_distance_N: Floats
 
 
+class Groups(NamedTuple):
+    """Restricts a search: to samples of the same group (`same`), or to those of other groups.
+
+    `of_N` int32, ascending: rows are ordered by group (camera).
+    """
+
+    of_N: Ints
+    same: bool
+
+
+NO_GROUPS = Groups(np.empty(0, np.int32), True)  # all samples are one
+
+
+class Search(NamedTuple):
+    """What is searched: `k` neighbours, the sample itself counted if it may be one."""
+
+    k: int
+    scale: float  # coordinates times this are below `FIXED_POINT`
+    precision: Precision = "fp32"
+    groups: Groups = NO_GROUPS
+
+    def meet(self, row: int, other: int) -> bool:
+        """Whether two rows can be neighbours."""
+        of_N, same = self.groups
+        return len(of_N) == 0 or bool(of_N[row] == of_N[other]) == same
+
+
 def nearest_neighbours(
+    runner: Runner,
     features_ND: Floats,
     k: int,
-    map_blocks: MapBlocks = map_threads,
-    num_blocks: int = 1,
-    device: str = "cpu",
-) -> Neighbours:
-    """The `min(k, N)` nearest samples of every sample (itself included), by Euclidean distance.
+    num_blocks: int,
+    precision: Precision = "fp32",
+    features: Handle | None = None,
+    first_copy_N: Longs | None = None,
+) -> Handle:
+    """Handle of the `Neighbours`: the `min(k, N)` nearest samples by Euclidean distance.
 
-    Equal distances are ordered by index. `features_ND` is float32, finite, of any scale.
-    Memory: O(N k) and a few tiles for each block at work.
+    `features_ND` is float32, finite, of any scale; `features` is a handle of it and
+    `first_copy_N` its `distinct_rows`, if they are there already. Memory: O(N k), and a few
+    tiles for each task.
     """
-    num_samples = len(features_ND)
-    k = min(k, num_samples)
-    blocks = row_blocks(num_samples, num_blocks)
-    pairs = [(rows, columns) for i, rows in enumerate(blocks) for columns in blocks[i:]]
-    found = map_blocks("neighbours: products", tile_candidates, pairs, features_ND, k, device)
-    by_start: dict[int, list[Candidates]] = {start: [] for start, _ in blocks}
-    for candidates_of_pair in found:
-        for candidates in candidates_of_pair:
-            by_start[candidates.row_start].append(candidates)
-    # Refining is far cheaper than the products but single-threaded: cut a lone block up.
-    merged = [merge_candidates(by_start[start]) for start, _ in blocks]
-    if num_blocks == 1:
-        merged = split_candidates(merged[0], torch.get_num_threads())
-    parts = map_blocks("neighbours: refine", refine_block, [(c,) for c in merged], features_ND, k)
+    first_copy_N = distinct_rows(features_ND) if first_copy_N is None else first_copy_N
+    is_first = first_copy_N == np.arange(len(features_ND))
+    has_copies = bool((~is_first).sum() > MANY_COPIES * len(features_ND))
+    if has_copies:
+        features_ND, features = features_ND[is_first], None
+    num_distinct = len(features_ND)
+    found = search_blocks(
+        runner,
+        runner.share(features_ND) if features is None else features,
+        Search(min(k, num_distinct), fixed_point_scale(features_ND), precision),
+        row_blocks(num_distinct, num_blocks),
+    )
+    if not has_copies:
+        return found
+    copies = runner.share(np.cumsum(is_first)[first_copy_N].astype(np.int32) - 1)
+    parts = [
+        runner.submit("neighbours: copies", with_copies, found, copies, k, start, stop)
+        for start, stop in row_blocks(len(is_first), num_blocks)
+    ]
+    return runner.submit("neighbours: join", join, *parts)
+
+
+def nearest_in_groups(
+    runner: Runner,
+    features: Handle,
+    scale: float,
+    groups: Groups,
+    k: int,
+    num_blocks: int,
+    precision: Precision = "fp32",
+) -> Handle:
+    """The same within the samples' own groups (the sample itself first), or among all others."""
+    num_samples = len(groups.of_N)
+    size = -(-num_samples // num_blocks)
+    edges = [0, *(np.flatnonzero(np.diff(groups.of_N)) + 1).tolist(), num_samples]
+    blocks = [
+        (first + start, first + stop)
+        for first, last in pairwise(edges)
+        for start, stop in row_blocks(last - first, -(-(last - first) // size))
+    ]
+    search = Search(min(k, num_samples), scale, precision, groups)
+    return search_blocks(runner, features, search, blocks)
+
+
+def search_blocks(
+    runner: Runner, features: Handle, search: Search, blocks: Sequence[tuple[int, int]]
+) -> Handle:
+    """Blocks meet in pairs, round by round, and each is refined once it has met all it can."""
+    num_samples = blocks[-1][1]
+    # A list of N has a place too many, which shows that nobody was turned away.
+    num_near = min(search.k + SLACK[search.precision], num_samples)
+    options = (features, search.precision, runner.device)
+    lists: list[Handle] = [
+        runner.submit(
+            "neighbours: products", meet_itself, *options, block, num_near, on_device=True
+        )
+        if search.groups.same
+        else no_candidates(block, num_near)
+        for block in blocks
+    ]
+    for pairs in tournament(len(blocks)):
+        for a, b in pairs:
+            if search.meet(blocks[a][0], blocks[b][0]):
+                lists[a], lists[b] = runner.submit(
+                    *("neighbours: products", meet, *options, lists[a], lists[b]),
+                    num_results=2,
+                    on_device=True,
+                )
+    shared = runner.share(search)
+    parts = [
+        runner.submit(
+            "neighbours: refine", refine, features, shared, runner.device, own, on_device=True
+        )
+        for own in lists
+    ]
+    return runner.submit("neighbours: join", join, *parts)
+
+
+def join(*parts: Neighbours) -> Neighbours:
+    """Neighbours of all rows from those of the row blocks, in order."""
     return Neighbours(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
-def tile_candidates(
-    features_ND: Floats,
-    k: int,
-    device: str,
-    rows: tuple[int, int],
-    columns: tuple[int, int],
-) -> tuple[Candidates, ...]:
-    """Candidates of `rows` among `columns` and, unless they are the same block, the reverse.
-
-    `rows` and `columns` are (start, stop). Within one block only tiles on or above the
-    diagonal are computed.
-    """
-    num_samples = len(features_ND)
-    num_near, num_far = min(k + SLACK, num_samples), min(NUM_FARTHEST, num_samples)
-    row_state = _empty_state(rows, num_near, num_far, device)
-    same_block = rows == columns
-    column_state = row_state if same_block else _empty_state(columns, num_near, num_far, device)
-    # TF32 or bf16 products, if the process allows them for training, would void ROUNDING.
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        for i in range(rows[0], rows[1], TILE):
-            tile_rows = _to_device(features_ND[i : min(i + TILE, rows[1])], device)
-            for j in range(i if same_block else columns[0], columns[1], TILE):
-                tile_columns = _to_device(features_ND[j : min(j + TILE, columns[1])], device)
-                sq_IJ = torch.addmm(
-                    tile_columns.square().sum(1)[None, :], tile_rows, tile_columns.T, alpha=-2
-                )
-                sq_IJ += tile_rows.square().sum(1)[:, None]
-                _update(row_state, i - rows[0], sq_IJ, j)
-                if not (same_block and i == j):
-                    _update(column_state, j - columns[0], sq_IJ.T.contiguous(), i)
-    finally:
-        torch.set_float32_matmul_precision(precision)
-    if same_block:
-        return (_as_candidates(rows[0], row_state),)
-    return _as_candidates(rows[0], row_state), _as_candidates(columns[0], column_state)
+def fixed_point_scale(features_ND: Floats) -> float:
+    """A power of two: the same for all features of about the same largest norm."""
+    largest = float(np.sqrt(np.einsum("nd,nd->n", features_ND, features_ND).max(initial=0)))
+    # Norms just above 1 are 1, rounded; the fixed point has room for them.
+    _, exponent = np.frexp(largest / 1.1)
+    return float(np.ldexp(FIXED_POINT, -int(exponent)))
 
 
-def merge_candidates(parts: Sequence[Candidates]) -> Candidates:
-    """Candidates of one row block from those found among several column blocks."""
-    if len(parts) == 1:
-        return parts[0]
-    num_near, num_far = parts[0].near_RC.shape[1], parts[0].far_RF.shape[1]
-    near_sq = np.concatenate([part.near_sq_RC for part in parts], axis=1)
-    near = np.concatenate([part.near_RC for part in parts], axis=1)
-    far_sq = np.concatenate([part.far_sq_RF for part in parts], axis=1)
-    far = np.concatenate([part.far_RF for part in parts], axis=1)
-    nearest = np.argsort(near_sq, axis=1)[:, :num_near]
-    farthest = np.argsort(-far_sq, axis=1)[:, :num_far]
-    return Candidates(
-        parts[0].row_start,
-        np.take_along_axis(near_sq, nearest, axis=1),
-        np.take_along_axis(near, nearest, axis=1),
-        np.take_along_axis(far_sq, farthest, axis=1),
-        np.take_along_axis(far, farthest, axis=1),
-    )
+# ---- Functions of a row block -----------------------------------------------------------
 
 
-def split_candidates(candidates: Candidates, num_blocks: int) -> list[Candidates]:
-    """Cut a row block's candidates into those of `num_blocks` smaller row blocks."""
-    row_start, near_sq, near, far_sq, far = candidates
-    return [
-        Candidates(row_start + a, near_sq[a:b], near[a:b], far_sq[a:b], far[a:b])
-        for a, b in row_blocks(len(near), num_blocks)
-    ]
-
-
-def refine_block(features_ND: Floats, k: int, candidates: Candidates) -> Neighbours:
-    """Exact neighbours of one row block from its merged candidates (fp64, ties by index)."""
+def refine(features_ND: Floats, search: Search, device: str, candidates: Candidates) -> Neighbours:
+    """Exact neighbours of one row block from its candidates."""
     num_rows = len(candidates.near_RC)
-    indices_RK = np.empty((num_rows, k), np.int32)
-    sq_RK = np.empty((num_rows, k), np.float64)
-    max_sq_R = np.empty(num_rows, np.float64)
-    certified_R = np.empty(num_rows, np.bool_)
+    found = Neighbours(
+        np.full((num_rows, search.k), -1, np.int32),
+        np.zeros((num_rows, search.k), np.float32),
+        np.zeros(num_rows, np.float32),
+    )
+    certified_R = np.zeros(num_rows, np.bool_)
     _refine_rows(
-        features_ND, *candidates, len(features_ND), indices_RK, sq_RK, max_sq_R, certified_R
+        *(features_ND, search.scale, ROUNDING[search.precision], search.groups.same),
+        *(*candidates, *found, certified_R),
     )
     doubtful = np.flatnonzero(~certified_R)
-    if len(doubtful):
-        _search_again(features_ND, candidates.row_start, doubtful, indices_RK, sq_RK, max_sq_R)
-    return Neighbours(indices_RK, sq_RK.astype(np.float32), max_sq_R.astype(np.float32))
+    rows_at_once = max(1, SEARCH_PRODUCTS // len(features_ND))
+    for start in range(0, len(doubtful), rows_at_once):
+        some = doubtful[start : start + rows_at_once]
+        sq_RN = squared_distances(features_ND, some + candidates.row_start, device)
+        _search_rows(
+            *(features_ND, search.scale, *search.groups, candidates.row_start, some, sq_RN),
+            *found,
+        )
+    return found
 
 
-# ---- Running lists of candidates -------------------------------------------------------
+def squared_distances(
+    features_ND: Floats, rows: npt.NDArray[np.intp], device: str
+) -> Floats:
+    """From some rows to all samples by fp32 products, (rows, N)."""
+    if device == "cpu":
+        some = features_ND[rows]
+        sq_RN = some @ features_ND.T
+        sq_RN *= -2
+        sq_RN += np.einsum("nd,nd->n", some, some)[:, None]
+        sq_RN += np.einsum("nd,nd->n", features_ND, features_ND)
+        return sq_RN
+    features = to_device(features_ND, device)
+    with matmul_precision("fp32"):
+        sq = tile_distances(features[torch.from_numpy(rows).to(device)], features, "fp32")
+    found: Floats = sq.cpu().numpy()
+    return found
 
-State: TypeAlias = tuple[torch.Tensor, ...]  # as the arrays of Candidates
 
+def with_copies(
+    distinct: Neighbours, copy_of_N: Ints, k: int, row_start: int, row_stop: int
+) -> Neighbours:
+    """Neighbours of rows row_start..row_stop from those of the distinct samples.
 
-def _empty_state(rows: tuple[int, int], num_near: int, num_far: int, device: str) -> State:
-    num_rows = rows[1] - rows[0]
-    return (
-        torch.full((num_rows, num_near), torch.inf, device=device),
-        torch.full((num_rows, num_near), -1, dtype=torch.int32, device=device),
-        torch.full((num_rows, num_far), -torch.inf, device=device),
-        torch.full((num_rows, num_far), -1, dtype=torch.int32, device=device),
+    `copy_of_N`: which distinct sample each sample is. The k nearest distinct samples and their
+    copies are more than enough: whoever is left out is behind k samples.
+    """
+    k = min(k, len(copy_of_N))
+    by_distinct = np.argsort(copy_of_N, kind="stable").astype(np.int32)
+    edges = np.searchsorted(copy_of_N[by_distinct], np.arange(len(distinct.indices_NK) + 1))
+    indices_RK, sq_RK = _copy_rows(
+        *(distinct.indices_NK, distinct.sq_distances_NK, copy_of_N, by_distinct, edges, k),
+        *(row_start, row_stop),
+    )
+    return Neighbours(
+        indices_RK, sq_RK, distinct.max_sq_distance_N[copy_of_N[row_start:row_stop]]
     )
 
 
-def _as_candidates(row_start: int, state: State) -> Candidates:
-    near_sq, near, far_sq, far = (tensor.cpu().numpy() for tensor in state)
-    return Candidates(row_start, near_sq, near, far_sq, far)
+def distinct_rows(features_ND: Floats) -> Longs:
+    """For every row the lowest index of a row that is equal to it (as values: -0 is 0)."""
+    hashes = _hash_rows(features_ND.view(np.uint32))
+    order = np.argsort(hashes, kind="stable")
+    first_copy_N = np.arange(len(features_ND))
+    if (hashes[order[1:]] == hashes[order[:-1]]).any():
+        _find_copies(features_ND, hashes, order, first_copy_N)
+    return first_copy_N
 
 
-def _to_device(features_RD: Floats, device: str) -> torch.Tensor:
-    with warnings.catch_warnings():
-        # Arrays from Ray's object store are read-only; nothing here writes to them.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writ")
-        return torch.from_numpy(features_RD).to(device)
-
-
-def _update(state: State, first_row: int, sq_IJ: torch.Tensor, first_column: int) -> None:
-    """Let the tile's distances into the lists of rows `first_row`.. (places in the state)."""
-    rows_of_tile = tuple(tensor[first_row : first_row + len(sq_IJ)] for tensor in state)
-    if sq_IJ.device.type == "cpu":
-        _update_by_scan(rows_of_tile, sq_IJ, first_column)
-    else:
-        _update_by_topk(rows_of_tile, sq_IJ, first_column)
-
-
-def _update_by_scan(lists: State, sq_IJ: torch.Tensor, first_column: int) -> None:
-    near_sq, near, far_sq, far = (tensor.numpy() for tensor in lists)
-    tile = sq_IJ.numpy()
-    map_threads(
-        "scan",
-        _scan_rows,
-        row_blocks(len(tile), torch.get_num_threads()),
-        *(tile, first_column, near_sq, near, far_sq, far),
-    )
-
-
-def _update_by_topk(lists: State, sq_IJ: torch.Tensor, first_column: int) -> None:
-    for values, indices, largest in ((lists[0], lists[1], False), (lists[2], lists[3], True)):
-        in_tile = sq_IJ.topk(min(values.shape[1], sq_IJ.shape[1]), largest=largest)
-        all_values = torch.cat([values, in_tile.values], 1)
-        all_indices = torch.cat([indices, (in_tile.indices + first_column).int()], 1)
-        best = all_values.topk(values.shape[1], largest=largest)
-        values.copy_(best.values)
-        indices.copy_(all_indices.gather(1, best.indices))
+# ---- Kernels ----------------------------------------------------------------------------
 
 
 @kernel
-def _scan_rows(
-    sq_IJ: Floats,
-    first_column: int,
-    near_sq: Floats,
-    near: Ints,
-    far_sq: Floats,
-    far: Ints,
-    start: int,
-    stop: int,
-) -> None:
-    """Insert the distances of tile rows start..stop that beat the worst of their row's list."""
-    num_columns = sq_IJ.shape[1]
-    for i in range(start, stop):
-        row = sq_IJ[i]
-        for chunk in range(0, num_columns, CHUNK):
-            chunk_stop = min(chunk + CHUNK, num_columns)
-            near_worst, far_worst = near_sq[i, -1], far_sq[i, -1]
-            # Almost every chunk holds nothing of interest. Counting, unlike branching,
-            # compiles to vector instructions.
-            num_hits = 0
-            for j in range(chunk, chunk_stop):
-                num_hits += (row[j] < near_worst) | (row[j] > far_worst)
-            if num_hits == 0:
-                continue
-            for j in range(chunk, chunk_stop):
-                if row[j] < near_sq[i, -1]:
-                    place = near_sq.shape[1] - 1
-                    while place > 0 and near_sq[i, place - 1] > row[j]:
-                        near_sq[i, place] = near_sq[i, place - 1]
-                        near[i, place] = near[i, place - 1]
-                        place -= 1
-                    near_sq[i, place] = row[j]
-                    near[i, place] = first_column + j
-                if row[j] > far_sq[i, -1]:
-                    place = far_sq.shape[1] - 1
-                    while place > 0 and far_sq[i, place - 1] < row[j]:
-                        far_sq[i, place] = far_sq[i, place - 1]
-                        far[i, place] = far[i, place - 1]
-                        place -= 1
-                    far_sq[i, place] = row[j]
-                    far[i, place] = first_column + j
-
-
-# ---- Exact distances --------------------------------------------------------------------
+def squared_distance(features_ND: Floats, i: int, j: int, scale: float) -> np.float32:
+    """|x_i - x_j|^2, float32: a sum of integers (units of scale^-2), whose order can't matter."""
+    total = np.int64(0)
+    for d in range(features_ND.shape[1]):
+        difference = (np.float64(features_ND[i, d]) - np.float64(features_ND[j, d])) * scale
+        total += np.int64(difference * difference)
+    return np.float32(total * scale**-2)
 
 
 @kernel
-def squared_distance(features_ND: Floats, i: int, j: int) -> float:
-    """Squared Euclidean distance in fp64, bit for bit the same for (i, j) and (j, i)."""
-    # Four sums rather than one: they compile to vector instructions, and the order of the
-    # additions stays the same everywhere.
-    a = b = c = d = 0.0
-    dims = features_ND.shape[1]
-    for place in range(0, dims - 3, 4):
-        a += (np.float64(features_ND[i, place]) - np.float64(features_ND[j, place])) ** 2
-        b += (np.float64(features_ND[i, place + 1]) - np.float64(features_ND[j, place + 1])) ** 2
-        c += (np.float64(features_ND[i, place + 2]) - np.float64(features_ND[j, place + 2])) ** 2
-        d += (np.float64(features_ND[i, place + 3]) - np.float64(features_ND[j, place + 3])) ** 2
-    for place in range(dims - dims % 4, dims):
-        a += (np.float64(features_ND[i, place]) - np.float64(features_ND[j, place])) ** 2
-    return (a + b) + (c + d)
+def _rounding(features_ND: Floats, i: int, sq: float, rounding: float) -> float:
+    """How far a product's squared distance near `sq` from sample i may be off.
 
-
-@kernel
-def _rounding(features_ND: Floats, i: int, sq: float) -> float:
-    """How far an fp32 squared distance near `sq` from sample i may be off.
-
-    The error grows with |f_i|^2 + |f_j|^2, and |f_j|^2 <= 2 |f_i|^2 + 2 sq.
+    The error grows with |x_i|^2 + |x_j|^2, and |x_j|^2 <= 2 |x_i|^2 + 2 sq.
     """
     sq_norm = 0.0
     for d in range(features_ND.shape[1]):
         sq_norm += np.float64(features_ND[i, d]) ** 2
-    return ROUNDING * (1.5 * sq_norm + sq)
+    return rounding * (1.5 * sq_norm + sq)
 
 
 @kernel
-def _insert(sq: Any, indices: Any, num_held: int, value: float, index: int) -> int:
+def _insert(sq: Floats, indices: Ints, num_held: int, value: np.float32, index: int) -> int:
     """Insert into a list ordered by (value, index); returns how many it holds now."""
     last = min(num_held, len(sq) - 1)
     if num_held == len(sq) and (sq[last] < value or (sq[last] == value and indices[last] < index)):
@@ -322,99 +312,151 @@ def _insert(sq: Any, indices: Any, num_held: int, value: float, index: int) -> i
 @kernel
 def _refine_rows(
     features_ND: Floats,
+    scale: float,
+    rounding: float,
+    itself_first: bool,
     row_start: int,
     near_sq: Floats,
     near: Ints,
     far_sq: Floats,
     far: Ints,
-    num_samples: int,
     indices_RK: Ints,
-    sq_RK: Any,
-    max_sq_R: Any,
-    certified_R: Any,
+    sq_RK: Floats,
+    max_sq_R: Floats,
+    certified_R: npt.NDArray[np.bool_],
 ) -> None:
-    num_near, num_far = near.shape[1], far.shape[1]
+    k, num_near, num_far = indices_RK.shape[1], near.shape[1], far.shape[1]
+    first = 1 if itself_first else 0
     for r in range(len(near)):
         i = row_start + r
-        # A sample is its own first neighbour even among exact copies with lower indices.
-        indices_RK[r, 0], sq_RK[r, 0] = i, 0.0
+        if itself_first:
+            indices_RK[r, 0] = i
+        # Whoever comes after a candidate is at least (or, among the farthest, at most) as far as
+        # it, but for rounding: from some candidate on, nobody can change the result any more. A
+        # list that ends before holds everybody, or leaves it open who was turned away.
+        off = _rounding(features_ND, i, max(0.0, far_sq[r, 0]), rounding)
         num_held = 0
+        certified = k == first
         for c in range(num_near):
             j = near[r, c]
-            if j != i and indices_RK.shape[1] > 1:
-                sq = squared_distance(features_ND, i, j)
-                num_held = _insert(sq_RK[r, 1:], indices_RK[r, 1:], num_held, sq, j)
-        max_sq_R[r] = 0.0
+            if certified or j < 0:
+                certified = True
+                break
+            sq = squared_distance(features_ND, i, j, scale)
+            num_held = _insert(sq_RK[r, first:], indices_RK[r, first:], num_held, sq, j)
+            certified = num_held == k - first and sq_RK[r, -1] < near_sq[r, c] - off
+        far_certified = False
         for c in range(num_far):
-            max_sq_R[r] = max(max_sq_R[r], squared_distance(features_ND, i, far[r, c]))
-        # Whatever isn't a candidate is at least (at most) as far as the last candidate, but
-        # for the rounding of both.
-        nearest_outside = near_sq[r, -1] - _rounding(features_ND, i, near_sq[r, -1])
-        farthest_outside = far_sq[r, -1] + _rounding(features_ND, i, far_sq[r, -1])
-        certified_R[r] = (
-            num_near == num_samples
-            or (num_held + 1 == indices_RK.shape[1] and sq_RK[r, -1] < nearest_outside)
-        ) and (num_far == num_samples or max_sq_R[r] > farthest_outside)
-
-
-def _search_again(
-    features_ND: Floats,
-    row_start: int,
-    doubtful: npt.NDArray[np.intp],
-    indices_RK: Ints,
-    sq_RK: Any,
-    max_sq_R: Any,
-) -> None:
-    """Search whole rows again where more samples than SLACK lie within rounding of the k-th."""
-    num_samples = len(features_ND)
-    features = _to_device(features_ND, "cpu")
-    sq_norms = features.square().sum(1)
-    # Copies of a sample are equally far: measure one of them when looking for the farthest.
-    first_copy_N = _first_copies(features_ND)
-    rows_at_once = max(1, SEARCH_PRODUCTS // num_samples)
-    for start in range(0, len(doubtful), rows_at_once):
-        some = doubtful[start : start + rows_at_once]
-        rows = torch.from_numpy(some + row_start)
-        sq_RN = torch.addmm(sq_norms[None, :], features[rows], features.T, alpha=-2)
-        sq_RN += sq_norms[rows, None]
-        _search_rows(
-            features_ND, row_start, some, sq_RN.numpy(), first_copy_N, indices_RK, sq_RK, max_sq_R
-        )
-
-
-def _first_copies(features_ND: Floats) -> npt.NDArray[np.intp]:
-    """For every row the lowest index of an identical row."""
-    first_seen: dict[bytes, int] = {}
-    first = (first_seen.setdefault(row.tobytes(), i) for i, row in enumerate(features_ND))
-    return np.fromiter(first, np.intp, len(features_ND))
+            if far_certified or far[r, c] < 0:
+                far_certified = True
+                break
+            max_sq_R[r] = max(max_sq_R[r], squared_distance(features_ND, i, far[r, c], scale))
+            far_certified = max_sq_R[r] > far_sq[r, c] + off
+        certified_R[r] = certified and far_certified
 
 
 @kernel
 def _search_rows(
     features_ND: Floats,
+    scale: float,
+    group_N: Ints,
+    same_group: bool,
     row_start: int,
-    doubtful: Any,
+    rows: npt.NDArray[np.intp],
     sq_RN: Floats,
-    first_copy_N: Any,
     indices_RK: Ints,
-    sq_RK: Any,
-    max_sq_R: Any,
+    sq_RK: Floats,
+    max_sq_R: Floats,
 ) -> None:
+    """Search whole rows again, with their fp32 distances `sq_RN` to all samples at hand."""
+    first = 1 if same_group else 0
     k = indices_RK.shape[1]
-    for place, r in enumerate(doubtful):
+    for place, r in enumerate(rows):
         i = row_start + r
-        near_bound = sq_RK[r, -1] + _rounding(features_ND, i, sq_RK[r, -1])
-        far_bound = max_sq_R[r] - _rounding(features_ND, i, max_sq_R[r])
+        near_bound = sq_RK[r, -1] + _rounding(features_ND, i, sq_RK[r, -1], 1e-5)
+        far_bound = max_sq_R[r] - _rounding(features_ND, i, max_sq_R[r], 1e-5)
         num_held = 0
         for j in range(sq_RN.shape[1]):
-            approximate = sq_RN[place, j]
-            # Indices ascend, so a full list whose last distance is 0 can't change any more.
-            is_open = k > 1 and not (num_held == k - 1 and sq_RK[r, -1] == 0.0)
-            is_near = is_open and j != i and approximate <= near_bound
-            is_far = approximate >= far_bound and first_copy_N[j] == j
+            if j == i or (len(group_N) > 0 and (group_N[j] == group_N[i]) != same_group):
+                continue
+            is_near = k > first and sq_RN[place, j] <= near_bound
+            is_far = sq_RN[place, j] >= far_bound
             if is_near or is_far:
-                sq = squared_distance(features_ND, i, j)
+                sq = squared_distance(features_ND, i, j, scale)
                 if is_near:
-                    num_held = _insert(sq_RK[r, 1:], indices_RK[r, 1:], num_held, sq, j)
+                    num_held = _insert(sq_RK[r, first:], indices_RK[r, first:], num_held, sq, j)
                 if is_far:
                     max_sq_R[r] = max(max_sq_R[r], sq)
+
+
+@kernel
+def _copy_rows(
+    indices_UK: Ints,
+    sq_UK: Floats,
+    copy_of_N: Ints,
+    by_distinct: Ints,
+    edges: npt.NDArray[np.intp],
+    k: int,
+    row_start: int,
+    row_stop: int,
+) -> tuple[Ints, Floats]:
+    indices_RK = np.full((row_stop - row_start, k), -1, np.int32)
+    sq_RK = np.zeros((row_stop - row_start, k), np.float32)
+    pool = np.empty(len(copy_of_N), np.int32)
+    for i in range(row_start, row_stop):
+        r, u = i - row_start, copy_of_N[i]
+        indices_RK[r, 0] = i
+        held = 1
+        place = 0
+        while held < k and place < indices_UK.shape[1] and indices_UK[u, place] >= 0:
+            # Distinct samples at equal distance are one run: their copies go by index together.
+            run_stop = place + 1
+            while run_stop < indices_UK.shape[1] and sq_UK[u, run_stop] == sq_UK[u, place]:
+                run_stop += 1
+            num_pooled = 0
+            for p in range(place, run_stop):
+                v = indices_UK[u, p]
+                if v >= 0:
+                    for entry in range(edges[v], edges[v + 1]):
+                        if by_distinct[entry] != i:
+                            pool[num_pooled] = by_distinct[entry]
+                            num_pooled += 1
+            if run_stop > place + 1:
+                pool[:num_pooled].sort()
+            for p in range(min(num_pooled, k - held)):
+                indices_RK[r, held] = pool[p]
+                sq_RK[r, held] = sq_UK[u, place]
+                held += 1
+            place = run_stop
+    return indices_RK, sq_RK
+
+
+@kernel
+def _hash_rows(bits_ND: npt.NDArray[np.uint32]) -> Longs:
+    hashes = np.empty(len(bits_ND), np.int64)
+    for i in range(len(bits_ND)):
+        total = np.uint64(0)
+        for d in range(bits_ND.shape[1]):
+            # A sum, with a multiplier for each place, compiles to vector instructions.
+            value = np.uint64(bits_ND[i, d] if bits_ND[i, d] != MINUS_ZERO else np.uint32(0))
+            total += (value + np.uint64(d)) * (value ^ (GOLDEN_RATIO * np.uint64(2 * d + 1)))
+        hashes[i] = np.int64(total)
+    return hashes
+
+
+@kernel
+def _find_copies(
+    features_ND: Floats, hashes: Longs, order: npt.NDArray[np.intp], first_copy_N: Longs
+) -> None:
+    start = 0
+    for stop in range(1, len(order) + 1):
+        if stop < len(order) and hashes[order[stop]] == hashes[order[start]]:
+            continue
+        for a in range(start + 1, stop):
+            i = order[a]
+            for b in range(start, a):  # ascending, as the sort is stable
+                j = order[b]
+                if first_copy_N[j] == j and (features_ND[i] == features_ND[j]).all():
+                    first_copy_N[i] = j
+                    break
+        start = stop

@@ -202,6 +202,30 @@ class ClusterConfig(Section):
 
     k1: int = Field(20, ge=1, description="k-reciprocal neighbours (Zhong et al. 2017: 20).")
     k2: int = Field(6, ge=1, description="Local query expansion (Zhong et al. 2017: 6).")
+    dialect: Literal["zhong", "faiss"] = Field(
+        "zhong",
+        description="zhong: k1 neighbours besides the image itself, weights exp(-d2 / max d2). "
+        "faiss: k1 with the image itself, exp(-d2), as SpCL, Cluster Contrast and OpenUnReID.",
+    )
+    camera_aware: bool = Field(
+        False,
+        description="CA-Jaccard (Chen et al. 2024): neighbours of the image's own camera and of "
+        "the others apart. Uses camids and k1_intra..k2_inter in place of k1, k2, dialect.",
+    )
+    k1_intra: int = Field(5, ge=1, description="CA-Jaccard's neighbours of the same camera.")
+    k1_inter: int = Field(20, ge=1, description="CA-Jaccard's neighbours of other cameras.")
+    k2_intra: int = Field(2, ge=1, description="Its query expansion, the image itself counted.")
+    k2_inter: int = Field(4, ge=0, description="Its query expansion over other cameras.")
+    products: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="Precision of the neighbour search's products on GPUs. Neighbours are the "
+        "same with each: candidates are measured again, and doubtful ones searched again.",
+    )
+    search: Literal["exact", "approximate"] = Field(
+        "exact",
+        description="approximate: a faiss index (pip install daal[faiss]), used only if it finds "
+        "99 % of the true neighbours of sampled images.",
+    )
     eps_rule: Literal["p", "q", "fixed"] = Field(
         "p",
         description="p: mean of the smallest share p of all distances (paper). q: the same with "

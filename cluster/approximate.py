@@ -1,0 +1,2 @@
+"""placeholder"""
+def approximate_neighbours(*a): raise NotImplementedError

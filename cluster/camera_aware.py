@@ -1,0 +1,175 @@
+"""Camera-aware encodings (CA-Jaccard, Chen et al., CVPR 2024).
+
+Images of one camera look alike, so plain neighbours are mostly of the sample's own camera. Here
+each sample has two lists, of its own camera and of the others; reciprocal neighbours are taken
+from each alone (CKRNN), and encodings are averaged over the nearest of both (CLQE). The Jaccard
+distance of the encodings is then the usual one.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.blocks import kernel
+from cluster.encoding import (
+    FULL,
+    Flags,
+    Reciprocity,
+    average_rows,
+    exp_tables,
+    exponential,
+    join_rows,
+    normalise_row,
+    reciprocal_flags,
+    stack,
+)
+from cluster.neighbours import Groups, Ints, Neighbours, nearest_in_groups
+from cluster.products import Floats, Precision
+from cluster.runner import Handle, Runner
+from scipy.sparse import csr_array
+
+
+class CameraNeighbours(NamedTuple):
+    """How many neighbours of the own camera (the sample itself not counted) and of the others
+    count as reciprocal (k1), and over how many encodings are averaged (k2, itself counted)."""
+
+    k1_intra: int
+    k1_inter: int
+    k2_intra: int
+    k2_inter: int
+
+
+def encode_by_camera(
+    runner: Runner,
+    features_ND: Floats,
+    scale: float,
+    camids_N: npt.NDArray[np.integer],
+    counts: CameraNeighbours,
+    num_blocks: int,
+    blocks: list[tuple[int, int]],
+    precision: Precision = "fp32",
+) -> Handle:
+    """Handle of camera-aware encodings: a csr_array of int32 (N, N) whose rows sum to `ONE`.
+
+    `features_ND` are of length 1.
+    """
+    order = np.argsort(camids_N, kind="stable").astype(np.int32)
+    features = runner.share(features_ND[order])
+    camera_N = np.unique(camids_N[order], return_inverse=True)[1].astype(np.int32)
+    # As in the authors' code, k1_inter + 1: their list of other cameras has no place for the
+    # sample itself, which the plain list begins with.
+    found = [
+        runner.submit(
+            "neighbours: join",
+            in_given_order,
+            nearest_in_groups(
+                *(runner, features, scale, Groups(camera_N, same), max(k1 + 1, k2)),
+                *(num_blocks, precision),
+            ),
+            order,
+        )
+        for same, k1, k2 in (
+            (True, counts.k1_intra, counts.k2_intra),
+            (False, counts.k1_inter, counts.k2_inter),
+        )
+    ]
+    flags = []
+    for neighbours, k1 in zip(found, (counts.k1_intra, counts.k1_inter), strict=True):
+        reciprocity = runner.share(Reciprocity(k1 + 1, 0, False))
+        parts = [
+            runner.submit("encoding: reciprocal", reciprocal_flags, neighbours, reciprocity, *block)
+            for block in blocks
+        ]
+        flags.append(runner.submit("encoding: join", join_rows, *parts))
+    parts = [
+        runner.submit("encoding: weights", camera_weights, *found, *flags, *block)
+        for block in blocks
+    ]
+    raw = runner.submit("encoding: join", stack, *parts)
+    parts = [
+        runner.submit("encoding: average", average_cameras, raw, *found, counts, *block)
+        for block in blocks
+    ]
+    return runner.submit("encoding: join", stack, *parts)
+
+
+def in_given_order(neighbours: Neighbours, order: Ints) -> Neighbours:
+    """Neighbours of rows that were taken in `order`, in the rows' own order and numbers."""
+    renumbered = np.where(neighbours.indices_NK >= 0, order[neighbours.indices_NK], -1)
+    arrays = (renumbered.astype(np.int32), *neighbours[1:])
+    place = np.argsort(order)
+    return Neighbours(*(array[place] for array in arrays))
+
+
+def camera_weights(
+    intra: Neighbours,
+    inter: Neighbours,
+    intra_flags: Flags,
+    inter_flags: Flags,
+    row_start: int,
+    row_stop: int,
+) -> csr_array:
+    """softmax(-d2) over the reciprocal neighbours of both lists, rows row_start..row_stop."""
+    indptr, indices, data = _camera_weights_kernel(
+        *(intra.indices_NK, intra.sq_distances_NK, intra_flags),
+        *(inter.indices_NK, inter.sq_distances_NK, inter_flags),
+        *(exp_tables(), row_start, row_stop),
+    )
+    shape = (row_stop - row_start, len(intra.indices_NK))
+    return csr_array((data, indices, indptr), shape=shape)
+
+
+def average_cameras(
+    raw: csr_array,
+    intra: Neighbours,
+    inter: Neighbours,
+    counts: CameraNeighbours,
+    row_start: int,
+    row_stop: int,
+) -> csr_array:
+    """Mean over the k2_intra nearest of the own camera (itself first) and k2_inter of others."""
+    rows = slice(row_start, row_stop)
+    averaged_RK = np.hstack(
+        [intra.indices_NK[rows, : counts.k2_intra], inter.indices_NK[rows, : counts.k2_inter]]
+    )
+    return average_rows(raw, averaged_RK)
+
+
+@kernel
+def _camera_weights_kernel(
+    intra_NK: Ints,
+    intra_sq_NK: Floats,
+    intra_flags: Flags,
+    inter_NK: Ints,
+    inter_sq_NK: Floats,
+    inter_flags: Flags,
+    tables: Any,
+    row_start: int,
+    row_stop: int,
+) -> Any:
+    num_rows = row_stop - row_start
+    most = intra_flags.shape[1] + inter_flags.shape[1]
+    indptr = np.zeros(num_rows + 1, np.int64)
+    out_indices = np.empty(num_rows * most, np.int32)
+    out_weights = np.empty(num_rows * most, np.int32)
+    members = np.empty(most, np.int32)
+    gaussian = np.empty(most, np.int64)
+    end = 0
+    for i in range(row_start, row_stop):
+        start = end
+        for place in range(intra_flags.shape[1]):
+            if intra_flags[i, place] & FULL:
+                members[end - start] = intra_NK[i, place]
+                gaussian[end - start] = exponential(np.float64(intra_sq_NK[i, place]), tables)
+                end += 1
+        for place in range(inter_flags.shape[1]):
+            if inter_flags[i, place] & FULL:
+                members[end - start] = inter_NK[i, place]
+                gaussian[end - start] = exponential(np.float64(inter_sq_NK[i, place]), tables)
+                end += 1
+        order = np.argsort(members[: end - start])
+        out_indices[start:end] = members[: end - start][order]
+        normalise_row(gaussian[: end - start][order], end - start, out_weights[start:end])
+        indptr[i - row_start + 1] = end
+    return indptr, out_indices[:end].copy(), out_weights[:end].copy()

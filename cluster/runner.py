@@ -1,0 +1,170 @@
+"""Who runs the stages of an estimate: threads of this process, or Ray tasks.
+
+An estimate is a graph: each stage is a pure function of arrays, submitted with handles of what
+earlier stages return. Whoever runs it supplies a `Runner`; the stages don't change, and neither
+do their results. Stages use one thread each: what runs side by side are row blocks.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import torch
+from threadpoolctl import threadpool_limits
+
+Handle: TypeAlias = Any  # of a value that may not be there yet: a Future, or Ray's ObjectRef
+
+
+class TaskTime(NamedTuple):
+    """When a task of a stage began and ended (seconds since the epoch), and its CPU seconds."""
+
+    stage: str
+    start: float
+    end: float
+    cpu: float
+
+
+class Runner(Protocol):
+    """Runs stages. `device` is where those that can use a GPU compute: "cpu" or "cuda"."""
+
+    device: str
+    num_workers: int
+
+    def share(self, value: Any) -> Handle:
+        """A handle of a value that many tasks read."""
+
+    def submit(
+        self,
+        stage: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        num_results: int = 1,
+        on_device: bool = False,
+    ) -> Any:
+        """A handle of `function(*arguments)`, or a list of `num_results` of them.
+
+        Arguments may be handles. `stage` names the work for whoever watches it; `on_device`
+        says that it computes on `device`.
+        """
+
+    def collect(self, handles: Sequence[Handle]) -> list[Any]:
+        """The values, once they are there; the first error of a task is raised."""
+
+    def times(self) -> list[TaskTime]:
+        """Of all tasks that are done."""
+
+
+@dataclass
+class StageTime:
+    """What a stage took: `wall` seconds with at least one of its tasks at work, `cpu` seconds
+    of all its tasks, and how many they were."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+    num_tasks: int = 0
+
+
+def by_stage(times: Iterable[TaskTime]) -> dict[str, StageTime]:
+    """Stage times in order of their first task's beginning."""
+    stages: dict[str, StageTime] = {}
+    busy_until: dict[str, float] = {}
+    for task in sorted(times, key=lambda task: task.start):
+        stage = stages.setdefault(task.stage, StageTime())
+        covered = busy_until.get(task.stage, 0.0)
+        stage.wall += max(0.0, task.end - max(task.start, covered))
+        stage.cpu += task.cpu
+        stage.num_tasks += 1
+        busy_until[task.stage] = max(covered, task.end)
+    return stages
+
+
+@dataclass
+class _Waiting:
+    """A submitted task and the arguments it still waits for."""
+
+    run: Callable[[], None]
+    num_missing: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def one_is_there(self, pool: ThreadPoolExecutor) -> None:
+        with self.lock:
+            self.num_missing -= 1
+            is_ready = self.num_missing == 0
+        if is_ready:
+            with suppress(RuntimeError):  # another task failed, and the pool was shut down
+                pool.submit(self.run)
+
+
+class Threads:
+    """A `Runner` in this process: a context manager, as it holds a pool of threads.
+
+    Inside, BLAS and OpenMP are kept to one thread each: `num_threads` (default: as many as torch
+    uses) tasks side by side keep all cores at work. `device` defaults to a GPU if there is one.
+    """
+
+    def __init__(self, num_threads: int | None = None, device: str | None = None) -> None:
+        self.num_workers = num_threads or torch.get_num_threads()
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._times: list[TaskTime] = []
+
+    def __enter__(self) -> "Threads":
+        self._torch_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self._limits = threadpool_limits(1)
+        self._pool = ThreadPoolExecutor(self.num_workers)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._limits.restore_original_limits()
+        torch.set_num_threads(self._torch_threads)
+
+    def share(self, value: Any) -> Handle:
+        return value
+
+    def submit(
+        self,
+        stage: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        num_results: int = 1,
+        on_device: bool = False,
+    ) -> Any:
+        results: list[Future[Any]] = [Future() for _ in range(num_results)]
+        missing = [argument for argument in arguments if isinstance(argument, Future)]
+
+        def run() -> None:
+            start, cpu = time.time(), time.thread_time()
+            try:
+                values = [a.result() if isinstance(a, Future) else a for a in arguments]
+                found = function(*values)
+            except BaseException as error:
+                for result in results:
+                    result.set_exception(error)
+                return
+            self._times.append(TaskTime(stage, start, time.time(), time.thread_time() - cpu))
+            for result, value in zip(results, found if num_results > 1 else [found], strict=True):
+                result.set_result(value)
+
+        # Only tasks that can start enter the pool: one that waited there would hold a thread.
+        waiting = _Waiting(run, len(missing) + 1)
+        for argument in missing:
+            argument.add_done_callback(lambda _: waiting.one_is_there(self._pool))
+        waiting.one_is_there(self._pool)
+        return results if num_results > 1 else results[0]
+
+    def collect(self, handles: Sequence[Handle]) -> list[Any]:
+        return [handle.result() if isinstance(handle, Future) else handle for handle in handles]
+
+    def times(self) -> list[TaskTime]:
+        return self._times
