@@ -7,6 +7,7 @@ them (`cluster.task_graph` supplies Ray's).
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -107,22 +108,17 @@ def estimate_pseudo_labels(
     `config.max_backoffs` steps back; ConfigError if the backend can't run here, or cameras are
     needed and not given.
     """
-    features, is_good = normalised_features(features_ND)
     if runner is None:
         with Threads() as runner:
-            return _estimate(features, is_good, config, eps, camids_N, runner, num_blocks)
-    return _estimate(features, is_good, config, eps, camids_N, runner, num_blocks)
-
-
-def _estimate(
-    features: Floats,
-    is_good: npt.NDArray[np.bool_],
-    config: ClusterConfig,
-    eps: float | None,
-    camids_N: npt.NDArray[np.integer] | None,
-    runner: Runner,
-    num_blocks: int | None,
-) -> PseudoLabels:
+            return estimate_pseudo_labels(
+                *(features_ND, config, eps),
+                camids_N=camids_N,
+                runner=runner,
+                num_blocks=num_blocks,
+            )
+    features, is_good = normalised_features(features_ND, runner.num_workers)
+    shared = runner.share(features)
+    features = runner.collect([shared])[0]  # on Ray, the only copy from here on
     cameras_N = None if camids_N is None else camids_N[is_good]
     num_blocks = num_blocks or default_num_blocks(len(features), runner.num_workers)
     blocks = row_blocks(len(features), num_blocks)
@@ -141,7 +137,7 @@ def _estimate(
         notes.append(f"{num_copies} images have an exact copy among the others.")
 
     encodings = encode_features(
-        runner, features, config, cameras_N, first_copy_N, num_blocks, blocks
+        runner, features, shared, config, cameras_N, first_copy_N, num_blocks, blocks
     )
     found = cluster_encodings(runner, encodings, len(features), config, eps, blocks, notes)
 
@@ -176,7 +172,7 @@ def _estimate(
 
 
 def normalised_features(
-    features_ND: npt.NDArray[np.floating],
+    features_ND: npt.NDArray[np.floating], num_threads: int = 1
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """The usable rows, float32 and of length 1, and which rows these are.
 
@@ -198,14 +194,21 @@ def normalised_features(
         raise LabelError(f"Pseudo-labels need at least 2 images, not {len(features) - num_bad}.")
     if num_bad:
         features, norms = features[is_good], norms[is_good]
-    # By torch, whose threads share the work of claiming the memory.
-    unit: Floats = (to_device(features, "cpu") / torch.from_numpy(norms)[:, None]).numpy()
+    unit = np.empty_like(features)
+
+    def normalise(block: tuple[int, int]) -> None:
+        rows = slice(*block)
+        np.divide(features[rows], norms[rows, None], out=unit[rows])
+
+    with ThreadPoolExecutor(num_threads) as pool:  # claiming the memory is most of the work
+        list(pool.map(normalise, row_blocks(len(unit), num_threads)))
     return unit, is_good
 
 
 def encode_features(
     runner: Runner,
     features_ND: Floats,
+    features: Handle,
     config: ClusterConfig,
     camids_N: npt.NDArray[np.integer] | None,
     first_copy_N: npt.NDArray[np.int64],
@@ -225,7 +228,6 @@ def encode_features(
         )
     reciprocity = Reciprocity.of(config.k1, config.dialect)
     k = max(reciprocity.num_full, config.k2)
-    features = runner.share(features_ND)
     if config.search == "approximate":
         neighbours = approximate_neighbours(runner, features, len(features_ND), k, blocks)
     else:

@@ -1,30 +1,35 @@
 """The estimate as a graph of Ray tasks: the only file of `cluster` that knows Ray.
 
-    products of row blocks -> refine -> weights -> averages -> histogram -> distances -> DBSCAN
+    products of pairs of blocks -> refine -> encodings -> distances -> eps -> DBSCAN
 
-The stages are those of `cluster.estimate`, and give the same bits. Features and other shared
-arrays are put into the object store once and read there in place. Tasks bear their stage's
-name in the dashboard.
+The stages are those of `cluster.estimate`, and give the same bits however the rows are cut and
+whoever runs them; so a task that is lost with its worker or node is run again by Ray, and nothing
+changes. Features are put into the object store once and read there in place, once per node; what
+travels between tasks are lists and sparse rows. Tasks bear their stage's name in the dashboard.
+A small set is one task.
 """
 
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import ray
 import torch
+from threadpoolctl import threadpool_limits
 
-from cluster.blocks import MapBlocks
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
+from cluster.runner import Handle, TaskTime, Threads
 from daal.config import ClusterConfig
 from daal.errors import ConfigError
 
-Result = TypeVar("Result")
+OnProgress: TypeAlias = Callable[[str, int, int], None]  # stage, tasks done, tasks submitted
 
-ROWS_PER_BLOCK = 20_000  # below, one task is faster than sending blocks around
-PRODUCTS = "neighbours: products"
-LABELLING = "dbscan"
+SMALL = {"cpu": 20_000, "cuda": 100_000}  # images: up to here, one task is faster than many
+ROWS_PER_BLOCK = 2048  # at least
+POLL_SECONDS = 1.0
 
 
 def estimate_on_ray(
@@ -32,18 +37,22 @@ def estimate_on_ray(
     config: ClusterConfig = ClusterConfig(),  # noqa: B008 (frozen)
     eps: float | None = None,
     *,
+    camids_N: npt.NDArray[np.integer] | None = None,
     cpus_per_task: int = 1,
     num_blocks: int | None = None,
     use_gpu: bool = True,
+    on_progress: OnProgress | None = None,
 ) -> PseudoLabels:
     """`cluster.estimate.estimate_pseudo_labels` on the Ray cluster we are connected to.
 
-    `features_ND` may be a reference into the object store. Each task takes `cpus_per_task`
-    CPUs and as many threads. `num_blocks` defaults to one for up to 20,000 images, beyond that
-    to what keeps all CPUs (GPUs, if there are any) at work.
-    On a cluster with GPUs, products and DBSCAN (unless `config.backend` says otherwise) take
-    one each, unless `use_gpu` is false. Raises what the local function raises, and ConfigError
-    if `config.backend` is cuml and there is no GPU to use.
+    `features_ND` may be a reference into the object store. Up to 20,000 images (100,000 if there
+    are GPUs) are one task with `cpus_per_task` CPUs and as many threads; beyond that, or with
+    `num_blocks`, tasks of one CPU each keep the whole cluster at work. Where there are GPUs,
+    stages that gain by it take one each, unless `use_gpu` is false. `on_progress` is called
+    about once a second while tasks are at work.
+
+    Raises what the local function raises, and ConfigError if `config.backend` is cuml and there
+    is no GPU to use.
     """
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_gpus = int(resources.get("GPU", 0)) if use_gpu else 0
@@ -52,68 +61,133 @@ def estimate_on_ray(
             "cluster.backend=cuml needs a GPU and this run has none; use auto, components "
             "or sklearn, which give the same labels."
         )
+    device = "cuda" if num_gpus else "cpu"
     features: npt.NDArray[np.floating] = (
         ray.get(features_ND) if isinstance(features_ND, ray.ObjectRef) else features_ND
     )
-    if num_blocks is None:
-        num_workers = num_gpus or max(1, int(resources.get("CPU", 1)) // cpus_per_task)
-        num_blocks = default_num_blocks(len(features), num_workers)
-    gpu_stages = {PRODUCTS} if num_gpus else set()
-    if num_gpus and config.backend in ("auto", "cuml"):
-        gpu_stages.add(LABELLING)
+    if num_blocks is None and len(features) <= SMALL[device]:
+        one_task = _run_whole.options(
+            name="pseudo-labels", num_cpus=cpus_per_task, num_gpus=1 if num_gpus else 0
+        )
+        return _result(one_task.remote(features_ND, config, eps, camids_N, cpus_per_task, device))
+    num_workers = num_gpus or int(resources.get("CPU", 1))
+    runner = RayTasks(device, num_workers, on_progress)
     try:
         return estimate_pseudo_labels(
             features,
             config,
             eps,
-            map_blocks=ray_map(cpus_per_task, gpu_stages),
-            num_blocks=num_blocks,
-            device="cuda" if num_gpus else "cpu",
+            camids_N=camids_N,
+            runner=runner,
+            num_blocks=num_blocks or default_num_blocks(len(features), num_workers),
         )
+    finally:
+        runner.cancel()
+
+
+def default_num_blocks(num_samples: int, num_workers: int) -> int:
+    """Row blocks for `num_workers`: half of them meet the other half at a time
+    (`cluster.blocks.tournament`), so that four for each keep all at work."""
+    return max(1, min(4 * num_workers, num_samples // ROWS_PER_BLOCK))
+
+
+class RayTasks:
+    """`cluster.runner.Runner` on Ray: handles are object references."""
+
+    def __init__(self, device: str, num_workers: int, on_progress: OnProgress | None) -> None:
+        self.device = device
+        self.num_workers = num_workers
+        self._on_progress = on_progress
+        self._times: dict[Any, str] = {}  # the reference of each task's time, and its stage
+        self._shown: Counter[str] = Counter()
+
+    def share(self, value: Any) -> Handle:
+        return value if isinstance(value, ray.ObjectRef) else ray.put(value)
+
+    def submit(
+        self,
+        stage: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        num_results: int = 1,
+        on_device: bool = False,
+    ) -> Any:
+        task = _run_stage.options(
+            name=stage,
+            num_cpus=1,
+            num_gpus=1 if on_device and self.device == "cuda" else 0,
+            num_returns=num_results + 1,
+        )
+        *results, spent = task.remote(stage, function, num_results, *arguments)
+        self._times[spent] = stage
+        return results if num_results > 1 else results[0]
+
+    def collect(self, handles: Sequence[Handle]) -> list[Any]:
+        refs = [handle for handle in handles if isinstance(handle, ray.ObjectRef)]
+        pending = refs
+        while pending:
+            _, pending = ray.wait(
+                pending, num_returns=len(pending), timeout=POLL_SECONDS, fetch_local=False
+            )
+            self._report()
+        return [
+            _result(handle) if isinstance(handle, ray.ObjectRef) else handle for handle in handles
+        ]
+
+    def times(self) -> list[TaskTime]:
+        return ray.get(self._done())
+
+    def cancel(self) -> None:
+        """Let go of whatever is still waiting or at work (after an error, or Ctrl-C)."""
+        done = set(self._done())
+        for spent in self._times:
+            if spent not in done:
+                ray.cancel(spent)
+
+    def _done(self) -> list[Any]:
+        refs = list(self._times)
+        return ray.wait(refs, num_returns=len(refs), timeout=0)[0] if refs else []
+
+    def _report(self) -> None:
+        if self._on_progress is None:
+            return
+        num_submitted = Counter(self._times.values())
+        num_done = Counter(self._times[spent] for spent in self._done())
+        for stage, num in num_done.items():
+            if num != self._shown[stage]:
+                self._on_progress(stage, num, num_submitted[stage])
+        self._shown = num_done
+
+
+def _result(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         # Ray wraps what a task raised; our own errors are meant for the user as they are.
         raise error.cause from error
 
 
-def default_num_blocks(num_samples: int, num_workers: int) -> int:
-    """Row blocks for `num_workers`: one for small sets, else so many that pairs of blocks
-    (about half their square) give every worker several tasks."""
-    if num_samples <= ROWS_PER_BLOCK:
-        return 1
-    for_workers = int(np.ceil(np.sqrt(6 * num_workers)))
-    return max(-(-num_samples // ROWS_PER_BLOCK), for_workers)
-
-
-def ray_map(cpus_per_task: int, gpu_stages: set[str]) -> MapBlocks:
-    """`MapBlocks` on Ray: a task for each block, shared arguments put once each."""
-    # Keyed by identity; the object is kept beside its reference so that its id stays taken.
-    placed: dict[int, tuple[Any, Any]] = {}
-
-    def place(argument: Any) -> Any:
-        if isinstance(argument, int | float | str):
-            return argument
-        if id(argument) not in placed:
-            placed[id(argument)] = (argument, ray.put(argument))
-        return placed[id(argument)][1]
-
-    def map_blocks(
-        stage: str,
-        function: Callable[..., Result],
-        blocks: Sequence[tuple[Any, ...]],
-        *shared: Any,
-    ) -> list[Result]:
-        shared_refs = [place(argument) for argument in shared]
-        task = _run_block.options(
-            name=stage, num_cpus=cpus_per_task, num_gpus=1 if stage in gpu_stages else 0
-        )
-        return ray.get(
-            [task.remote(function, cpus_per_task, *shared_refs, *block) for block in blocks]
-        )
-
-    return map_blocks
+@ray.remote
+def _run_stage(
+    stage: str, function: Callable[..., Any], num_results: int, *arguments: Any
+) -> list[Any]:
+    torch.set_num_threads(1)
+    start, cpu = time.time(), time.process_time()
+    with threadpool_limits(1):
+        found = function(*arguments)
+    spent = TaskTime(stage, start, time.time(), time.process_time() - cpu)
+    return [*found, spent] if num_results > 1 else [found, spent]
 
 
 @ray.remote
-def _run_block(function: Callable[..., Result], num_threads: int, *arguments: Any) -> Result:
+def _run_whole(
+    features_ND: npt.NDArray[np.floating],
+    config: ClusterConfig,
+    eps: float | None,
+    camids_N: npt.NDArray[np.integer] | None,
+    num_threads: int,
+    device: str,
+) -> PseudoLabels:
     torch.set_num_threads(num_threads)
-    return function(*arguments)
+    with Threads(num_threads, device) as runner:
+        return estimate_pseudo_labels(features_ND, config, eps, camids_N=camids_N, runner=runner)

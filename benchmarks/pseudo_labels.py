@@ -1,0 +1,220 @@
+"""What an estimate of pseudo-labels costs, stage by stage, beside the bare product of features.
+
+    python benchmarks/pseudo_labels.py                        12,936 and 32,621 x 2,048, threads
+    python benchmarks/pseudo_labels.py --ray --dim 64 --num 100000 1000000
+
+The baseline is one fp32 matrix product over half of the pairs (N^2 d floating-point operations,
+NumPy's BLAS, all cores), measured in turn with the estimate. Features are drawn: identities of
+10 to 25 images in 48 dimensions, a shift for each of 8 cameras, rotated into `--dim` dimensions,
+with noise. Memory is counted in proportional shares (PSS), so that what processes share counts
+once. `--json` prints one object instead of the tables.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import pipelines  # noqa: F401  makes its settings before Ray is imported
+from cluster.estimate import PseudoLabels, estimate_pseudo_labels
+from cluster.runner import StageTime, Threads
+from daal.config import ClusterConfig
+
+Floats = npt.NDArray[np.float32]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--num", type=int, nargs="+", default=[12_936, 32_621], help="images")
+    options.add_argument("--dim", type=int, default=2048)
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--ray", action="store_true", help="as Ray tasks, many for any size")
+    options.add_argument("--device", default=None, help="cpu or cuda (default: cuda if it's there)")
+    options.add_argument("--no-baseline", action="store_true", help="leave the product out")
+    options.add_argument("--json", action="store_true")
+    given = options.parse_args()
+
+    warm_up(given)
+    rows = []
+    for num_images in given.num:
+        row = measure(num_images, given)
+        rows.append(row)
+        if not given.json:
+            show(row)
+    if len(rows) > 1 and not given.json:
+        print("\nGrowth outside the neighbour search, from the smallest to the largest set: "
+              f"{rows[-1]['rest_s'] / rows[0]['rest_s']:.1f}x for "
+              f"{rows[-1]['num'] / rows[0]['num']:.1f}x the images")  # fmt: skip
+    if given.json:
+        print(json.dumps({"rows": rows}))
+
+
+def draw(num_images: int, dim: int, seed: int = 0) -> Floats:
+    """Features (num_images, dim) of length 1, float32."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(10, 26, num_images // 10 + 1)
+    pids = np.repeat(np.arange(len(sizes)), sizes)[:num_images]
+    pids = rng.permutation(pids)
+    latent = rng.standard_normal((len(sizes), 48), np.float32)[pids]
+    latent += 0.3 * rng.standard_normal((8, 48), np.float32)[rng.integers(0, 8, num_images)]
+    latent += 0.7 * rng.standard_normal((num_images, 48), np.float32)
+    rotation = rng.standard_normal((48, dim), np.float32) / np.float32(np.sqrt(48))
+    features = latent @ rotation
+    for start in range(0, num_images, 10_000):
+        some = features[start : start + 10_000]
+        some += 0.3 * rng.standard_normal(some.shape, np.float32)
+        some /= np.linalg.norm(some, axis=1, keepdims=True)
+    return features
+
+
+def warm_up(given: argparse.Namespace) -> None:
+    """Compile, or load what is compiled; start Ray and its workers."""
+    config = ClusterConfig(eps_rule="q")
+    if given.ray:
+        import logging
+
+        import ray
+
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        ray.init(address="local", logging_level=logging.ERROR, log_to_driver=False)
+    features = draw(6000, given.dim)
+    for some in (features[:3000], features):
+        estimate(some, config, given)
+
+
+def estimate(features: Floats, config: ClusterConfig, given: argparse.Namespace) -> PseudoLabels:
+    if given.ray:
+        from cluster.task_graph import default_num_blocks, estimate_on_ray
+
+        num_blocks = default_num_blocks(len(features), os.cpu_count() or 1)
+        return estimate_on_ray(
+            features, config, num_blocks=num_blocks, use_gpu=given.device != "cpu",
+            on_progress=None if given.json else say,
+        )  # fmt: skip
+    with Threads(device=given.device) as runner:
+        return estimate_pseudo_labels(features, config, runner=runner)
+
+
+def say(stage: str, num_done: int, num_tasks: int) -> None:
+    if sys.stderr.isatty() or num_done == num_tasks:
+        print(f"  {stage}: {num_done} of {num_tasks} tasks", file=sys.stderr)
+
+
+def measure(num_images: int, given: argparse.Namespace) -> dict[str, Any]:
+    config = ClusterConfig(eps_rule="q")
+    features = draw(num_images, given.dim)
+    walls, products, peaks, cpus = [], [], [], []
+    for _ in range(given.repeats):
+        if not given.no_baseline:
+            products.append(product_seconds(features))
+        before = shared_memory_bytes()
+        with watched_memory() as peak:
+            start, cpu = time.perf_counter(), time.process_time()
+            found = estimate(features, config, given)
+            walls.append(time.perf_counter() - start)
+            cpus.append(time.process_time() - cpu)
+        peaks.append((peak[0] - before, peak[0]))
+    in_stages = sum(stage.wall for stage in found.stages.values())
+    search = sum(s.wall for name, s in found.stages.items() if name.startswith("neighbours"))
+    wall = statistics.median(walls)
+    return {
+        "name": f"pseudo-labels, {num_images} x {given.dim}",
+        "num": num_images,
+        "seconds": wall,
+        "product_s": statistics.median(products) if products else None,
+        "ratio": statistics.median(
+            wall / product for wall, product in zip(walls, products, strict=True)
+        ) if products else None,
+        "cpu_s": sum(s.cpu for s in found.stages.values()) if given.ray else cpus[-1],
+        "search_s": search,
+        "rest_s": walls[-1] - search,
+        "caller_s": walls[-1] - in_stages,
+        "peak_above_features_gb": max(above for above, _ in peaks) / 1e9,
+        "peak_gb": max(total for _, total in peaks) / 1e9,
+        "eps": found.eps,
+        "num_clusters": found.num_clusters,
+        "outlier_share": found.outlier_share,
+        "stages": {name: vars(stage) for name, stage in found.stages.items()},
+    }  # fmt: skip
+
+
+def product_seconds(features: Floats) -> float:
+    start = time.perf_counter()
+    for row in range(0, len(features), 1024):
+        features[row : row + 1024] @ features[row:].T
+    return time.perf_counter() - start
+
+
+def show(row: dict[str, Any]) -> None:
+    print(f"\n{row['name']}: {row['seconds']:.2f} s", end="")
+    if row["ratio"]:
+        print(f", {row['ratio']:.2f}x the bare product ({row['product_s']:.2f} s)", end="")
+    print(f"; peak memory {row['peak_gb']:.2f} GB, {row['peak_above_features_gb']:.2f} GB of it "
+          f"by the estimate; eps {row['eps']:.3f}, {row['num_clusters']} clusters, "
+          f"{row['outlier_share']:.0%} outliers")  # fmt: skip
+    print(f"{'stage':<26}{'wall s':>9}{'CPU s':>9}{'tasks':>7}")
+    for name, stage in row["stages"].items():
+        time_ = StageTime(**stage)
+        print(f"{name:<26}{time_.wall:>9.3f}{time_.cpu:>9.3f}{time_.num_tasks:>7}")
+    print(f"{'in the caller (eps, DBSCAN, centroids, waiting)':<50}{row['caller_s']:.3f}")
+    print(f"{'neighbour search':<26}{row['search_s']:>9.3f}")
+    print(f"{'everything else':<26}{row['rest_s']:>9.3f}", flush=True)
+
+
+# ---- Memory of this process and its children ----------------------------------------------
+
+
+@contextmanager
+def watched_memory() -> Iterator[list[int]]:
+    """The largest PSS seen until the block ends, sampled about ten times a second."""
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.1):
+            peak[0] = max(peak[0], shared_memory_bytes())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+def shared_memory_bytes() -> int:
+    """PSS of this process and all its descendants."""
+    parents = {}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                stat = (process / "stat").read_text()
+            except OSError:
+                continue
+            parents[int(process.name)] = int(stat.rpartition(")")[2].split()[1])
+    ours = {os.getpid()}
+    while more := {child for child, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return sum(map(_pss, ours))
+
+
+def _pss(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # gone
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+if __name__ == "__main__":
+    main()
