@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from cluster.blocks import kernel
 from cluster.encoding import (
@@ -24,10 +25,10 @@ from cluster.encoding import (
     reciprocal_flags,
     stack,
 )
-from cluster.neighbours import Groups, Ints, Neighbours, nearest_in_groups
-from cluster.products import Floats, Precision
+from cluster.locality import locality_order, renumbered
+from cluster.neighbours import Groups, Neighbours, nearest_in_groups
+from cluster.products import Floats, Ints, Precision
 from cluster.runner import Handle, Runner
-from scipy.sparse import csr_array
 
 
 class CameraNeighbours(NamedTuple):
@@ -49,57 +50,58 @@ def encode_by_camera(
     num_blocks: int,
     blocks: list[tuple[int, int]],
     precision: Precision = "fp32",
-) -> Handle:
-    """Handle of camera-aware encodings: a csr_array of int32 (N, N) whose rows sum to `ONE`.
+) -> tuple[Handle, Handle]:
+    """Handles of camera-aware encodings, a csr_array of int32 (N, N), and of their rows' order.
 
     `features_ND` are of length 1.
     """
-    order = np.argsort(camids_N, kind="stable").astype(np.int32)
-    features = runner.share(features_ND[order])
-    camera_N = np.unique(camids_N[order], return_inverse=True)[1].astype(np.int32)
+    by_camera = np.argsort(camids_N, kind="stable").astype(np.int32)
+    features = runner.share(features_ND[by_camera])
+    camera_N = np.unique(camids_N[by_camera], return_inverse=True)[1].astype(np.int32)
     # As in the authors' code, k1_inter + 1: their list of other cameras has no place for the
     # sample itself, which the plain list begins with.
     found = [
-        runner.submit(
-            "neighbours: join",
-            in_given_order,
-            nearest_in_groups(
-                *(runner, features, scale, Groups(camera_N, same), max(k1 + 1, k2)),
-                *(num_blocks, precision),
-            ),
-            order,
+        nearest_in_groups(
+            *(runner, features, scale, Groups(camera_N, same), max(k1 + 1, k2)),
+            *(num_blocks, precision),
         )
         for same, k1, k2 in (
             (True, counts.k1_intra, counts.k2_intra),
             (False, counts.k1_inter, counts.k2_inter),
         )
     ]
+    # From camera order straight to the order of encodings.
+    walk = runner.submit("encoding: order", locality_order, found[1])
+    found = [runner.submit("encoding: order", renumbered, lists, walk) for lists in found]
+    order = runner.submit("encoding: order", np.take, by_camera, walk)
     flags = []
     for neighbours, k1 in zip(found, (counts.k1_intra, counts.k1_inter), strict=True):
         reciprocity = runner.share(Reciprocity(k1 + 1, 0, False))
         parts = [
-            runner.submit("encoding: reciprocal", reciprocal_flags, neighbours, reciprocity, *block)
+            runner.submit(
+                *("encoding: reciprocal", reciprocal_flags, neighbours, reciprocity),
+                *(runner.device, *block),
+                on_device=True,
+            )
             for block in blocks
         ]
         flags.append(runner.submit("encoding: join", join_rows, *parts))
     parts = [
-        runner.submit("encoding: weights", camera_weights, *found, *flags, *block)
+        runner.submit(
+            *("encoding: weights", camera_weights, *found, *flags, runner.device, *block),
+            on_device=True,
+        )
         for block in blocks
     ]
     raw = runner.submit("encoding: join", stack, *parts)
     parts = [
-        runner.submit("encoding: average", average_cameras, raw, *found, counts, *block)
+        runner.submit(
+            *("encoding: average", average_cameras, raw, *found, counts, runner.device, *block),
+            on_device=True,
+        )
         for block in blocks
     ]
-    return runner.submit("encoding: join", stack, *parts)
-
-
-def in_given_order(neighbours: Neighbours, order: Ints) -> Neighbours:
-    """Neighbours of rows that were taken in `order`, in the rows' own order and numbers."""
-    renumbered = np.where(neighbours.indices_NK >= 0, order[neighbours.indices_NK], -1)
-    arrays = (renumbered.astype(np.int32), *neighbours[1:])
-    place = np.argsort(order)
-    return Neighbours(*(array[place] for array in arrays))
+    return runner.submit("encoding: join", stack, *parts), order
 
 
 def camera_weights(
@@ -107,10 +109,17 @@ def camera_weights(
     inter: Neighbours,
     intra_flags: Flags,
     inter_flags: Flags,
+    device: str,
     row_start: int,
     row_stop: int,
 ) -> csr_array:
     """softmax(-d2) over the reciprocal neighbours of both lists, rows row_start..row_stop."""
+    if device != "cpu":
+        from cluster import on_gpu  # which imports this package's other stages
+
+        return on_gpu.camera_weights(
+            *(intra, inter, intra_flags, inter_flags, row_start, row_stop, device)
+        )
     indptr, indices, data = _camera_weights_kernel(
         *(intra.indices_NK, intra.sq_distances_NK, intra_flags),
         *(inter.indices_NK, inter.sq_distances_NK, inter_flags),
@@ -125,6 +134,7 @@ def average_cameras(
     intra: Neighbours,
     inter: Neighbours,
     counts: CameraNeighbours,
+    device: str,
     row_start: int,
     row_stop: int,
 ) -> csr_array:
@@ -133,7 +143,7 @@ def average_cameras(
     averaged_RK = np.hstack(
         [intra.indices_NK[rows, : counts.k2_intra], inter.indices_NK[rows, : counts.k2_inter]]
     )
-    return average_rows(raw, averaged_RK)
+    return average_rows(raw, averaged_RK, device)
 
 
 @kernel
@@ -172,4 +182,4 @@ def _camera_weights_kernel(
         out_indices[start:end] = members[: end - start][order]
         normalise_row(gaussian[: end - start][order], end - start, out_weights[start:end])
         indptr[i - row_start + 1] = end
-    return indptr, out_indices[:end].copy(), out_weights[:end].copy()
+    return indptr, out_indices[:end], out_weights[:end]

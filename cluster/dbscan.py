@@ -42,18 +42,19 @@ def num_smallest(num_samples: int, num_zero_pairs: int, p: float) -> int:
         )
     num_selected = int(np.round(p * num_pairs))
     if num_selected == 0:
+        most = 0.5 / num_pairs  # of all that select none, as half a pair rounds to none
         raise LabelError(
-            f"p={p:g} selects none of the {num_pairs} pairs of {num_samples} samples; "
-            f"use p={_smallest_p(num_pairs):g} or more, or more images."
+            f"p={p:g} selects none of the {num_pairs} pairs of {num_samples} samples; use "
+            f"p={_just_above(most):g} (or q={_just_above(most * (num_samples - 1) / 2):g}) or "
+            "more, or more images."
         )
     return min(num_selected, num_pairs)
 
 
-def _smallest_p(num_pairs: int) -> float:
-    """The smallest p of three digits that selects a pair (half a pair rounds to none)."""
-    p = 0.5 / num_pairs
-    step = 10.0 ** (np.floor(np.log10(p)) - 2)
-    return float(f"{(np.floor(p / step) + 1) * step:.2e}")
+def _just_above(value: float) -> float:
+    """The next number of three digits; one that differs by rounding only is the value itself."""
+    step = 10.0 ** (np.floor(np.log10(value)) - 2)
+    return float(f"{(np.floor(value / step * (1 + 1e-9)) + 1) * step:.2e}")
 
 
 def estimate_eps(distance: csr_array, p: float) -> float:
@@ -87,6 +88,7 @@ def dbscan(
     min_samples: int,
     backend: Backend = "auto",
     *,
+    order_N: npt.NDArray[np.integer] | None = None,
     runner: Runner | None = None,
     notes: list[str] | None = None,
 ) -> Labels:
@@ -95,14 +97,20 @@ def dbscan(
     Neighbours are at distance <= eps + 1e-6; a sample is core if it has `min_samples` of them,
     itself counted. Clusters are numbered by their lowest core index; a border sample goes to
     the smallest label among its core neighbours.
-    `distance`: symmetric, absent means 1; the diagonal may be absent. `runner` runs cuML's
-    blocks, side by side. `notes` takes sentences that a user should read.
+    `distance`: symmetric, absent means 1; the diagonal may be absent. With `order_N`, its row r
+    is sample order_N[r]. `runner` runs cuML's blocks, side by side. `notes` takes sentences that
+    a user should read.
     Raises ConfigError if `backend` is cuml and there is no cuML or no GPU.
     """
     if runner is None:
         backend = resolve_backend(backend)
         with Threads() as runner:
-            return dbscan(distance, eps, min_samples, backend, runner=runner, notes=notes)
+            return dbscan(
+                *(distance, eps, min_samples, backend),
+                order_N=order_N,
+                runner=runner,
+                notes=notes,
+            )
     if eps + TOLERANCE >= 1:  # the pairs that aren't stored are neighbours, too
         all_in_one = distance.shape[0] >= min_samples
         return np.full(distance.shape[0], 0 if all_in_one else -1, np.int64)
@@ -120,7 +128,9 @@ def dbscan(
             )
     else:
         is_core, component = cores_by_components(graph, min_samples)
-    return number_clusters(graph, is_core, component)
+    if order_N is None:
+        order_N = np.arange(graph.shape[0])
+    return number_clusters(graph, is_core, component, order_N)
 
 
 def cuml_available() -> bool:
@@ -173,20 +183,28 @@ def _graph_kernel(indptr: Any, indices: Any, data: Any, limit: float) -> Any:
 
 
 def number_clusters(
-    graph: csr_array, is_core_N: npt.NDArray[np.bool_], component_N: Labels
+    graph: csr_array,
+    is_core_N: npt.NDArray[np.bool_],
+    component_N: Labels,
+    order_N: npt.NDArray[np.integer],
 ) -> Labels:
-    """Labels from core flags and the component of every core sample (any distinct numbers)."""
+    """Labels from core flags and the component of every core sample (any distinct numbers).
+
+    Rows of the arguments stand for samples order_N[row]; the labels are in the samples' order.
+    """
     num_samples = graph.shape[0]
     unlabelled = np.int64(num_samples)  # above every label
-    labels = np.full(num_samples, unlabelled)
-    _, first_core, number = np.unique(
-        component_N[is_core_N], return_index=True, return_inverse=True
-    )
-    labels[is_core_N] = np.argsort(np.argsort(first_core))[number]
+    _, number = np.unique(component_N[is_core_N], return_inverse=True)
+    first_core = np.full(number.max(initial=-1) + 1, num_samples)
+    np.minimum.at(first_core, number, order_N[is_core_N])
+    label_of_row = np.full(num_samples, unlabelled)
+    label_of_row[is_core_N] = np.argsort(np.argsort(first_core))[number]
     rows = _row_of_entry(graph)
     reaches = ~is_core_N[rows] & is_core_N[graph.indices]
-    np.minimum.at(labels, rows[reaches], labels[graph.indices[reaches]])
-    labels[labels == unlabelled] = -1
+    np.minimum.at(label_of_row, rows[reaches], label_of_row[graph.indices[reaches]])
+    label_of_row[label_of_row == unlabelled] = -1
+    labels = np.empty_like(label_of_row)
+    labels[order_N] = label_of_row
     return labels
 
 

@@ -2,9 +2,12 @@
 
     reciprocal flags -> weights over the expanded set R* -> mean over the k2 nearest
 
-Weights are integers in units of 2^-30, the exponential comes from tables, and the averaged rows
-are forced to sum to 2^30: sums of integers don't depend on their order, so the same bits come
-out of any number of blocks, any CPU and any GPU, and rows that are equal on paper are equal.
+Weights are integers in units of 2^-30, and the exponential comes from tables. Sums of integers
+don't depend on their order, so the same bits come out of any number of blocks, any numbering of
+the samples, any CPU and any GPU, and rows that are equal on paper are equal.
+
+Samples are renumbered first, so that neighbours lie near each other in memory
+(`cluster.locality`): from here to the labels, row r is sample order[r].
 """
 
 from decimal import Decimal, localcontext
@@ -16,7 +19,9 @@ import numpy.typing as npt
 from scipy.sparse import csr_array, vstack
 
 from cluster.blocks import kernel
-from cluster.neighbours import Floats, Ints, Neighbours, squared_distance
+from cluster.locality import locality_order, renumbered
+from cluster.neighbours import Neighbours, squared_distance
+from cluster.products import Floats, Ints
 from cluster.runner import Handle, Runner
 
 ONE = 1 << 30  # a weight of 1
@@ -57,29 +62,39 @@ def encode(
     reciprocity: Reciprocity,
     k2: int,
     blocks: list[tuple[int, int]],
-) -> Handle:
-    """Handle of the encodings: a csr_array of int32 (N, N) whose rows sum to `ONE`.
+) -> tuple[Handle, Handle]:
+    """Handles of the encodings, a csr_array of int32 (N, N), and of the order of their rows.
 
     `features` and `scale` are those the neighbours were found with.
     """
+    order = runner.submit("encoding: order", locality_order, neighbours)
+    neighbours = runner.submit("encoding: order", renumbered, neighbours, order)
     counts = runner.share(reciprocity)
     parts = [
-        runner.submit("encoding: reciprocal", reciprocal_flags, neighbours, counts, *block)
+        runner.submit(
+            *("encoding: reciprocal", reciprocal_flags, neighbours, counts, runner.device, *block),
+            on_device=True,
+        )
         for block in blocks
     ]
     flags = runner.submit("encoding: join", join_rows, *parts)
     parts = [
         runner.submit(
-            "encoding: weights", weights, features, scale, neighbours, flags, counts, *block
+            *("encoding: weights", weights, features, scale, order, neighbours, flags, counts),
+            *(runner.device, *block),
+            on_device=True,
         )
         for block in blocks
     ]
     raw = runner.submit("encoding: join", stack, *parts)
     parts = [
-        runner.submit("encoding: average", average_nearest, raw, neighbours, k2, *block)
+        runner.submit(
+            *("encoding: average", average_nearest, raw, neighbours, k2, runner.device, *block),
+            on_device=True,
+        )
         for block in blocks
     ]
-    return runner.submit("encoding: join", stack, *parts)
+    return runner.submit("encoding: join", stack, *parts), order
 
 
 def join_rows(*parts: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -94,15 +109,22 @@ def stack(*parts: csr_array) -> csr_array:
 
 # ---- Functions of a row block -----------------------------------------------------------
 
+# `cluster.on_gpu`, which does the same on other devices, builds on this module: hence the imports
+# inside functions.
+
 
 def reciprocal_flags(
-    neighbours: Neighbours, counts: Reciprocity, row_start: int, row_stop: int
+    neighbours: Neighbours, counts: Reciprocity, device: str, row_start: int, row_stop: int
 ) -> Flags:
     """Which neighbours have the sample among theirs, (rows, num_full) uint8.
 
     FULL: within the first num_full of both lists, R(i, k1). HALF: within the first num_half,
     R(i, k1/2).
     """
+    if device != "cpu":
+        from cluster import on_gpu
+
+        return on_gpu.reciprocal_flags(neighbours, counts, row_start, row_stop, device)
     flags: Flags = _flags_kernel(
         neighbours.indices_NK, counts.num_full, counts.num_half, row_start, row_stop
     )
@@ -112,9 +134,11 @@ def reciprocal_flags(
 def weights(
     features_ND: Floats,
     scale: float,
+    order_N: Ints,
     neighbours: Neighbours,
     flags_NK: Flags,
     counts: Reciprocity,
+    device: str,
     row_start: int,
     row_stop: int,
 ) -> csr_array:
@@ -125,26 +149,37 @@ def weights(
     3.2-3.3; distances divided by the row's largest as in their code), or their softmax
     (`Reciprocity`).
     """
+    if device != "cpu":
+        from cluster import on_gpu
+
+        return on_gpu.weights(
+            *(features_ND, scale, order_N, neighbours, flags_NK, counts),
+            *(row_start, row_stop, device),
+        )
     num_samples = len(neighbours.indices_NK)
     indptr, indices, data = _weights_kernel(
-        *(features_ND, scale, *neighbours, flags_NK, counts.num_half, counts.by_farthest),
+        *(features_ND, scale, order_N, *neighbours, flags_NK, counts.num_half, counts.by_farthest),
         *(exp_tables(), row_start, row_stop),
     )
     return csr_array((data, indices, indptr), shape=(row_stop - row_start, num_samples))
 
 
 def average_nearest(
-    raw: csr_array, neighbours: Neighbours, k2: int, row_start: int, row_stop: int
+    raw: csr_array, neighbours: Neighbours, k2: int, device: str, row_start: int, row_stop: int
 ) -> csr_array:
     """Mean of the weights of each sample's k2 nearest (Zhong et al. 2017, sec. 3.4)."""
-    return average_rows(raw, neighbours.indices_NK[row_start:row_stop, :k2])
+    return average_rows(raw, neighbours.indices_NK[row_start:row_stop, :k2], device)
 
 
-def average_rows(raw: csr_array, averaged_RK: Ints) -> csr_array:
-    """For every row of `averaged_RK` the mean of those rows of `raw`, forced to sum `ONE`.
+def average_rows(raw: csr_array, averaged_RK: Ints, device: str) -> csr_array:
+    """For every row of `averaged_RK` the mean of those rows of `raw`, -1 standing for no row.
 
-    -1 stands for no row.
+    Rounded, so that rows sum to `ONE` but for half a unit of each entry.
     """
+    if device != "cpu":
+        from cluster import on_gpu
+
+        return on_gpu.average_rows(raw, averaged_RK, device)
     indptr, indices, data = _average_kernel(
         raw.indptr, raw.indices, raw.data, np.ascontiguousarray(averaged_RK)
     )
@@ -199,9 +234,9 @@ def _flags_kernel(
 
 
 @kernel
-def exponential(x: float, tables: Tables) -> int:
+def exponential(x: float, tables: Tables) -> np.int64:
     """exp(-x) in units of 2^-32; x from 8 on counts as 8."""
-    fixed = min(np.int64(x * EXP_STEP), np.int64(8 * EXP_STEP) - 1)
+    fixed = np.int64(min(x * EXP_STEP, 8 * EXP_STEP - 1))
     mask = (1 << EXP_BITS) - 1
     a, b, c = fixed >> (2 * EXP_BITS), (fixed >> EXP_BITS) & mask, fixed & mask
     return np.int64(tables[0, a] * tables[1, b] * tables[2, c] * EXP_ONE + 0.5)
@@ -221,6 +256,7 @@ def normalise_row(gaussian: Any, num_members: int, out: Any) -> None:
 def _weights_kernel(
     features_ND: Floats,
     scale: float,
+    order_N: Ints,
     indices_NK: Ints,
     sq_NK: Floats,
     max_sq_N: Floats,
@@ -283,11 +319,11 @@ def _weights_kernel(
                 if indices_NK[i, place] == members[m]:
                     sq = sq_NK[i, place]
             if sq < 0:
-                sq = squared_distance(features_ND, i, members[m], scale)
+                sq = squared_distance(features_ND, order_N[i], order_N[members[m]], scale)
             gaussian[m] = exponential(np.float64(sq) / largest, tables)
         normalise_row(gaussian, len(members), out_weights[start:end])
         indptr[i - row_start + 1] = end
-    return indptr, out_indices[:end].copy(), out_weights[:end].copy()
+    return indptr, out_indices[:end], out_weights[:end]
 
 
 @kernel
@@ -320,15 +356,9 @@ def _average_kernel(indptr: Any, indices: Any, weights: Any, averaged_RK: Ints) 
                 sums[j] += weights[entry]
         members = out_indices[start:end]
         members.sort()
-        remainder, largest = ONE, start
         for entry in range(start, end):
             j = out_indices[entry]
-            average = (2 * sums[j] + num_averaged) // (2 * num_averaged)
+            out_weights[entry] = (2 * sums[j] + num_averaged) // (2 * num_averaged)
             sums[j] = 0
-            out_weights[entry] = average
-            remainder -= average
-            if average > out_weights[largest]:
-                largest = entry
-        out_weights[largest] += remainder
         out_indptr[r + 1] = end
-    return out_indptr, out_indices[:end].copy(), out_weights[:end].copy()
+    return out_indptr, out_indices[:end], out_weights[:end]

@@ -38,7 +38,7 @@ from cluster.rerank import (
     default_num_blocks,
     distance_histogram,
     distances_below,
-    inverted_index,
+    invert,
     symmetric,
 )
 from cluster.runner import Handle, Runner, StageTime, Threads, by_stage
@@ -136,10 +136,10 @@ def estimate_pseudo_labels(
     if num_copies:
         notes.append(f"{num_copies} images have an exact copy among the others.")
 
-    encodings = encode_features(
-        runner, features, shared, config, cameras_N, first_copy_N, num_blocks, blocks
+    encodings, order = encode_features(
+        *(runner, features, shared, config, cameras_N, first_copy_N, num_blocks, blocks, notes)
     )
-    found = cluster_encodings(runner, encodings, len(features), config, eps, blocks, notes)
+    found = cluster_encodings(runner, encodings, order, len(features), config, eps, blocks, notes)
 
     labels = np.full(len(is_good), -1, np.int64)
     labels[is_good] = found.labels
@@ -214,8 +214,9 @@ def encode_features(
     first_copy_N: npt.NDArray[np.int64],
     num_blocks: int,
     blocks: list[tuple[int, int]],
-) -> Handle:
-    """Handle of the encodings whose overlap is the Jaccard distance, as configured."""
+    notes: list[str],
+) -> tuple[Handle, Handle]:
+    """The encodings whose overlap is the Jaccard distance, as configured, and their order."""
     scale = float(FIXED_POINT)  # all features are of length 1
     if config.camera_aware:
         if camids_N is None:
@@ -229,7 +230,8 @@ def encode_features(
     reciprocity = Reciprocity.of(config.k1, config.dialect)
     k = max(reciprocity.num_full, config.k2)
     if config.search == "approximate":
-        neighbours = approximate_neighbours(runner, features, len(features_ND), k, blocks)
+        neighbours, recall = approximate_neighbours(runner, features, len(features_ND), k, blocks)
+        notes.append(f"Neighbours are approximate: {recall}.")
     else:
         neighbours = nearest_neighbours(
             runner, features_ND, k, num_blocks, config.products, features, first_copy_N
@@ -240,6 +242,7 @@ def encode_features(
 def cluster_encodings(
     runner: Runner,
     encodings: Handle,
+    order: Handle,
     num_samples: int,
     config: ClusterConfig,
     eps: float | None,
@@ -255,13 +258,14 @@ def cluster_encodings(
     if eps is None and config.eps_rule == "fixed":
         eps = config.eps
     p = None if eps is not None else share_of_pairs(config, num_samples)
-    index = runner.submit("jaccard: index", inverted_index, encodings)
+    index = invert(runner, encodings)
     if p is None:
         assert eps is not None
         upper = distances_below(runner, encodings, index, reach(eps), blocks)
     else:
         upper = smallest_distances(runner, encodings, index, num_samples, p, blocks)
     distance = symmetric(upper)
+    order_N = runner.collect([order])[0]
     backend: Backend = runner.collect(
         [runner.submit("dbscan: backend", resolve_backend, config.backend, on_device=True)]
     )[0]
@@ -269,8 +273,12 @@ def cluster_encodings(
     while True:
         eps_now = eps if p is None else eps_of_pairs(upper.data, num_samples, p)
         assert eps_now is not None  # either p or eps is given
+        said: list[str] = []
         labels = dbscan(
-            distance, eps_now, config.min_samples, backend, runner=runner, notes=notes
+            *(distance, eps_now, config.min_samples, backend),
+            order_N=order_N,
+            runner=runner,
+            notes=said,
         )
         sizes = np.bincount(labels[labels >= 0])
         if sizes.max(initial=0) <= giant_size(num_samples, config.max_cluster_share):
@@ -290,6 +298,7 @@ def cluster_encodings(
             f"min_clusters={config.min_clusters}; use a larger q (or p), a smaller "
             "min_samples, or more images."
         )
+    notes.extend(said)
     return Clustering(labels, eps_now, p, num_backoffs)
 
 
@@ -320,7 +329,9 @@ def smallest_distances(
         upper = distances_below(runner, encodings, index, cut, blocks)
         num_zero = int((upper.data <= ZERO).sum())
         num_selected = num_smallest(num_samples, num_zero, p)
-        if cut == 1 or len(upper.data) - num_zero >= num_selected:
+        # eps may be the largest of those selected, and DBSCAN looks a little beyond it.
+        num_below = int((upper.data < cut - 2 * TOLERANCE).sum())
+        if cut == 1 or num_below - num_zero >= num_selected:
             return upper
         num_zero, counts = distance_histogram(runner, encodings, index, blocks)
     cut = distance_at(counts, num_smallest(num_samples, num_zero, p))

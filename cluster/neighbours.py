@@ -25,7 +25,6 @@ from cluster.products import (
     Floats,
     Ints,
     Precision,
-    matmul_precision,
     meet,
     meet_itself,
     no_candidates,
@@ -37,9 +36,10 @@ from cluster.runner import Handle, Runner
 Longs: TypeAlias = npt.NDArray[np.int64]
 
 # Bound on the rounding of a product's squared distance, relative to the two squared norms.
-# bf16 and TF32: each operand is off by half a unit of its last place, the worst case. fp32 sums
-# err at random, far below this (a worst case of thousands of terms doesn't occur).
-ROUNDING: dict[Precision, float] = {"fp32": 1e-5, "tf32": 2**-10, "bf16": 2**-7}
+# The worst case: each operand is off by half a unit of its last place with bf16, and by a whole
+# one with TF32, as matrix units may cut off what doesn't fit. fp32 sums err at random, far below
+# 1e-5 (a worst case of thousands of terms doesn't occur).
+ROUNDING: dict[Precision, float] = {"fp32": 1e-5, "tf32": 1.01 * 2**-9, "bf16": 1.01 * 2**-7}
 SEARCH_PRODUCTS = 1 << 24  # products held at once while rows are searched again
 MANY_COPIES = 0.01  # of the rows; a few cost less in place than a copy of the features
 MINUS_ZERO = np.uint32(1 << 31)  # its bits
@@ -77,6 +77,7 @@ class Search(NamedTuple):
     scale: float  # coordinates times this are below `FIXED_POINT`
     precision: Precision = "fp32"
     groups: Groups = NO_GROUPS
+    certify: bool = True  # False: the candidates are all there is, right or not
 
     def meet(self, row: int, other: int) -> bool:
         """Whether two rows can be neighbours."""
@@ -202,15 +203,24 @@ def refine(features_ND: Floats, search: Search, device: str, candidates: Candida
         np.zeros(num_rows, np.float32),
     )
     certified_R = np.zeros(num_rows, np.bool_)
-    _refine_rows(
+    arguments = (
         *(features_ND, search.scale, ROUNDING[search.precision], search.groups.same),
         *(*candidates, *found, certified_R),
     )
-    doubtful = np.flatnonzero(~certified_R)
+    if device == "cpu":
+        _refine_rows(*arguments)
+    else:
+        from cluster import on_gpu  # which builds on this module
+
+        on_gpu.refine_rows(*arguments, device)
+    doubtful = np.flatnonzero(~certified_R & search.certify)
+    if len(doubtful) == 0:
+        return found
+    features = features_ND if device == "cpu" else to_device(features_ND, device)
     rows_at_once = max(1, SEARCH_PRODUCTS // len(features_ND))
     for start in range(0, len(doubtful), rows_at_once):
         some = doubtful[start : start + rows_at_once]
-        sq_RN = squared_distances(features_ND, some + candidates.row_start, device)
+        sq_RN = squared_distances(features, some + candidates.row_start)
         _search_rows(
             *(features_ND, search.scale, *search.groups, candidates.row_start, some, sq_RN),
             *found,
@@ -218,22 +228,19 @@ def refine(features_ND: Floats, search: Search, device: str, candidates: Candida
     return found
 
 
-def squared_distances(
-    features_ND: Floats, rows: npt.NDArray[np.intp], device: str
-) -> Floats:
-    """From some rows to all samples by fp32 products, (rows, N)."""
-    if device == "cpu":
-        some = features_ND[rows]
-        sq_RN = some @ features_ND.T
-        sq_RN *= -2
-        sq_RN += np.einsum("nd,nd->n", some, some)[:, None]
-        sq_RN += np.einsum("nd,nd->n", features_ND, features_ND)
+def squared_distances(features_ND: Floats | torch.Tensor, rows: npt.NDArray[np.intp]) -> Floats:
+    """From some rows to all samples by fp32 products, (rows, N), where the features are."""
+    sq_RN: Floats
+    if isinstance(features_ND, torch.Tensor):
+        some_on_device = features_ND[torch.from_numpy(rows).to(features_ND.device)]
+        sq_RN = tile_distances(some_on_device, features_ND, "fp32").cpu().numpy()
         return sq_RN
-    features = to_device(features_ND, device)
-    with matmul_precision("fp32"):
-        sq = tile_distances(features[torch.from_numpy(rows).to(device)], features, "fp32")
-    found: Floats = sq.cpu().numpy()
-    return found
+    some = features_ND[rows]
+    sq_RN = some @ features_ND.T
+    sq_RN *= -2
+    sq_RN += np.einsum("nd,nd->n", some, some)[:, None]
+    sq_RN += np.einsum("nd,nd->n", features_ND, features_ND)
+    return sq_RN
 
 
 def with_copies(
@@ -251,9 +258,7 @@ def with_copies(
         *(distinct.indices_NK, distinct.sq_distances_NK, copy_of_N, by_distinct, edges, k),
         *(row_start, row_stop),
     )
-    return Neighbours(
-        indices_RK, sq_RK, distinct.max_sq_distance_N[copy_of_N[row_start:row_stop]]
-    )
+    return Neighbours(indices_RK, sq_RK, distinct.max_sq_distance_N[copy_of_N[row_start:row_stop]])
 
 
 def distinct_rows(features_ND: Floats) -> Longs:
@@ -280,15 +285,22 @@ def squared_distance(features_ND: Floats, i: int, j: int, scale: float) -> np.fl
 
 
 @kernel
-def _rounding(features_ND: Floats, i: int, sq: float, rounding: float) -> float:
-    """How far a product's squared distance near `sq` from sample i may be off.
-
-    The error grows with |x_i|^2 + |x_j|^2, and |x_j|^2 <= 2 |x_i|^2 + 2 sq.
-    """
+def _norm(row: Floats) -> float:
     sq_norm = 0.0
-    for d in range(features_ND.shape[1]):
-        sq_norm += np.float64(features_ND[i, d]) ** 2
-    return rounding * (1.5 * sq_norm + sq)
+    for value in row:
+        sq_norm += np.float64(value) ** 2
+    return np.sqrt(sq_norm)  # type: ignore[no-any-return]
+
+
+@kernel
+def _rounding(norm: float, sq: float, scale: float, rounding: float) -> float:
+    """How far products may be off the squared distance `sq` from a sample of length `norm`.
+
+    The error grows with |x_i|^2 + |x_j|^2. |x_j| is at most |x_i| + |x_i - x_j|, and what
+    `scale` leaves room for.
+    """
+    other_norm = min(norm + np.sqrt(sq), 1.1 * FIXED_POINT / scale)
+    return rounding * (norm * norm + other_norm * other_norm)  # type: ignore[no-any-return]
 
 
 @kernel
@@ -334,7 +346,7 @@ def _refine_rows(
         # Whoever comes after a candidate is at least (or, among the farthest, at most) as far as
         # it, but for rounding: from some candidate on, nobody can change the result any more. A
         # list that ends before holds everybody, or leaves it open who was turned away.
-        off = _rounding(features_ND, i, max(0.0, far_sq[r, 0]), rounding)
+        norm = _norm(features_ND[i])
         num_held = 0
         certified = k == first
         for c in range(num_near):
@@ -344,13 +356,16 @@ def _refine_rows(
                 break
             sq = squared_distance(features_ND, i, j, scale)
             num_held = _insert(sq_RK[r, first:], indices_RK[r, first:], num_held, sq, j)
-            certified = num_held == k - first and sq_RK[r, -1] < near_sq[r, c] - off
+            kth_sq = sq_RK[r, -1]
+            off = _rounding(norm, kth_sq, scale, rounding)
+            certified = num_held == k - first and kth_sq < near_sq[r, c] - off
         far_certified = False
         for c in range(num_far):
             if far_certified or far[r, c] < 0:
                 far_certified = True
                 break
             max_sq_R[r] = max(max_sq_R[r], squared_distance(features_ND, i, far[r, c], scale))
+            off = _rounding(norm, max_sq_R[r], scale, rounding)
             far_certified = max_sq_R[r] > far_sq[r, c] + off
         certified_R[r] = certified and far_certified
 
@@ -373,8 +388,9 @@ def _search_rows(
     k = indices_RK.shape[1]
     for place, r in enumerate(rows):
         i = row_start + r
-        near_bound = sq_RK[r, -1] + _rounding(features_ND, i, sq_RK[r, -1], 1e-5)
-        far_bound = max_sq_R[r] - _rounding(features_ND, i, max_sq_R[r], 1e-5)
+        norm = _norm(features_ND[i])
+        near_bound = sq_RK[r, -1] + _rounding(norm, sq_RK[r, -1], scale, 1e-5)
+        far_bound = max_sq_R[r] - _rounding(norm, max_sq_R[r], scale, 1e-5)
         num_held = 0
         for j in range(sq_RN.shape[1]):
             if j == i or (len(group_N) > 0 and (group_N[j] == group_N[i]) != same_group):

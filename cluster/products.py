@@ -6,6 +6,7 @@ Distances are rounded here, by fp32 or (on GPUs) TF32 or bf16 products; `cluster
 measures the candidates exactly and shows that rounding hid nobody.
 """
 
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ SLACK: dict[Precision, int] = {"fp32": 8, "tf32": 16, "bf16": 32}
 NUM_FARTHEST = 4
 TILE = 640  # rows and columns: 1.6 MB of products, which stay cached until they are looked at
 TILE_ON_GPU = 8192
+_precision_lock = threading.Lock()  # torch has one precision for the whole process
 
 
 class Candidates(NamedTuple):
@@ -84,8 +86,8 @@ def meet(
 
 def _own_copy(candidates: Candidates) -> Candidates:
     """What came from another task is read-only."""
-    row_start, *arrays = candidates
-    return Candidates(row_start, *(array.copy() for array in arrays))
+    row_start, near_sq, near, far_sq, far = candidates
+    return Candidates(row_start, near_sq.copy(), near.copy(), far_sq.copy(), far.copy())
 
 
 def _tiles(candidates: Candidates, size: int) -> list[tuple[int, int]]:
@@ -106,7 +108,8 @@ def _scan_pair(
     products = np.empty((TILE, TILE), np.float32)
     for place, row_tile in enumerate(_tiles(rows, TILE)):
         tile_rows, sq_norms_I = _operand(features_ND, rows, row_tile, precision)
-        for column_tile, (tile_columns, sq_norms_J) in column_tiles[place if rows is columns else 0 :]:
+        first = place if rows is columns else 0
+        for column_tile, (tile_columns, sq_norms_J) in column_tiles[first:]:
             products_IJ = products[: len(tile_rows), : len(tile_columns)]
             np.matmul(tile_rows, tile_columns.T, out=products_IJ)
             _scan_tile(
@@ -228,19 +231,18 @@ def _select_pair(
 ) -> None:
     row_tiles = _tiles_on(device, features_ND, rows)
     column_tiles = row_tiles if rows is columns else _tiles_on(device, features_ND, columns)
-    with matmul_precision(precision):
-        for place, row_tile in enumerate(row_tiles):
-            for column_tile in column_tiles[place if rows is columns else 0 :]:
-                sq_IJ = tile_distances(row_tile.features, column_tile.features, precision)
-                if row_tile is column_tile:
-                    # Nobody is his own neighbour, and nobody is far from himself.
-                    _select(row_tile, column_tile.first, sq_IJ.fill_diagonal_(torch.inf), False)
-                    _select(row_tile, column_tile.first, sq_IJ.fill_diagonal_(-torch.inf), True)
-                    continue
-                sq_JI = sq_IJ.T.contiguous()
-                for largest in (False, True):
-                    _select(row_tile, column_tile.first, sq_IJ, largest)
-                    _select(column_tile, row_tile.first, sq_JI, largest)
+    for place, row_tile in enumerate(row_tiles):
+        for column_tile in column_tiles[place if rows is columns else 0 :]:
+            sq_IJ = tile_distances(row_tile.features, column_tile.features, precision)
+            if row_tile is column_tile:
+                # Nobody is his own neighbour, and nobody is far from himself.
+                _select(row_tile, column_tile.first, sq_IJ.fill_diagonal_(torch.inf), False)
+                _select(row_tile, column_tile.first, sq_IJ.fill_diagonal_(-torch.inf), True)
+                continue
+            sq_JI = sq_IJ.T.contiguous()
+            for largest in (False, True):
+                _select(row_tile, column_tile.first, sq_IJ, largest)
+                _select(column_tile, row_tile.first, sq_JI, largest)
     for tile in row_tiles if rows is columns else row_tiles + column_tiles:
         for array, tensor in zip(tile.arrays, tile.lists, strict=True):
             array[...] = tensor.cpu().numpy()
@@ -272,6 +274,7 @@ def _tiles_on(device: str, features_ND: Floats, candidates: Candidates) -> list[
 def tile_distances(
     tile_rows: torch.Tensor, tile_columns: torch.Tensor, precision: Precision
 ) -> torch.Tensor:
+    """Squared distances of every row to every column by rounded products, float32."""
     sq_norms_I, sq_norms_J = tile_rows.square().sum(1), tile_columns.square().sum(1)
     if not tile_rows.is_cuda:  # CPUs have no matrix units: round the operands alike, for tests
         tile_rows, tile_columns = (
@@ -282,7 +285,8 @@ def tile_distances(
             tile_rows.bfloat16(), tile_columns.bfloat16().T, out_dtype=torch.float32
         )
     else:
-        products_IJ = tile_rows @ tile_columns.T
+        with matmul_precision(precision):
+            products_IJ = tile_rows @ tile_columns.T
     return products_IJ.mul_(-2).add_(sq_norms_I[:, None]).add_(sq_norms_J)
 
 
@@ -299,13 +303,17 @@ def _select(tile: _TileOnDevice, first_column: int, sq_IJ: torch.Tensor, largest
 
 @contextmanager
 def matmul_precision(precision: Precision) -> Iterator[None]:
-    """fp32 products as such, or on TF32 units, whatever the process allows for training."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    """fp32 products as such, or on TF32 units, whatever the process allows for training.
+
+    A product is enqueued under the lock: another thread's task can't change how it is computed.
+    """
+    with _precision_lock:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def to_device(array: npt.NDArray[Any], device: str) -> torch.Tensor:

@@ -1,7 +1,10 @@
 """k-reciprocal Jaccard distance (Zhong et al. 2017), sparse and exact.
 
     neighbours -> encodings V -> inverted index
-    -> distance = 1 - m / (2 - m),  m = sum_g min(V[i, g], V[j, g])
+    -> distance = 1 - m / (|V[i]| + |V[j]| - m),  m = sum_g min(V[i, g], V[j, g])
+
+(Rows of V sum to 1, so that is 1 - m / (2 - m); with the rounded sums equal rows are at distance
+exactly 0.)
 
 Samples without a common neighbour are at distance exactly 1, which is most pairs: those are
 never stored, and no more of the others than somebody asks for.
@@ -15,7 +18,8 @@ from scipy.sparse import csr_array
 
 from cluster.blocks import kernel, row_blocks
 from cluster.encoding import ONE, Dialect, Reciprocity, encode, stack
-from cluster.neighbours import Floats, Ints, Longs, fixed_point_scale, nearest_neighbours
+from cluster.neighbours import Longs, fixed_point_scale, nearest_neighbours
+from cluster.products import Ints
 from cluster.runner import Handle, Runner, Threads
 
 NUM_BINS = 1 << 17  # of the distance histogram
@@ -23,11 +27,12 @@ ZERO = 1e-6  # distances up to here count as 0: equal rows may differ by roundin
 
 
 class InvertedIndex(NamedTuple):
-    """Who has weight on a sample: entries[starts[g]:starts[g + 1]] are (sample, weight) int32,
-    by sample."""
+    """Who has weight on sample g: entries[starts[g]:starts[g + 1]] are (sample, weight) int32, by
+    sample. `sums_N` int32: the weights of each row."""
 
     starts: Longs
     entries_E2: Ints
+    sums_N: Ints
 
 
 def jaccard_distance(
@@ -62,13 +67,18 @@ def jaccard_distance(
     blocks = row_blocks(len(features), num_blocks)
     reciprocity = Reciprocity.of(k1, dialect)
     neighbours = nearest_neighbours(runner, features, max(reciprocity.num_full, k2), num_blocks)
-    encodings = encode(
+    encodings, order = encode(
         runner,
         runner.share(features),
         fixed_point_scale(features),
         *(neighbours, reciprocity, k2, blocks),
     )
-    return symmetric(distances_below(runner, encodings, invert(runner, encodings), max_distance, blocks))
+    index = invert(runner, encodings)
+    distance = symmetric(distances_below(runner, encodings, index, max_distance, blocks))
+    number_N = np.argsort(runner.collect([order])[0])
+    distance = distance[number_N][:, number_N]
+    distance.sort_indices()
+    return distance
 
 
 def default_num_blocks(num_samples: int, num_workers: int) -> int:
@@ -81,7 +91,7 @@ def default_num_blocks(num_samples: int, num_workers: int) -> int:
 
 def invert(runner: Runner, encodings: Handle) -> Handle:
     """Handle of the encodings' `InvertedIndex`."""
-    return runner.submit("jaccard: index", inverted_index, encodings)
+    return runner.submit("jaccard: index", inverted_index, encodings, runner.device, on_device=True)
 
 
 def distances_below(
@@ -94,7 +104,9 @@ def distances_below(
     """Distances below `max_distance`, float32, each pair once: the strict upper triangle."""
     parts = [
         runner.submit(
-            "jaccard: distances", pairs_below, encodings, index, max_distance, *block
+            *("jaccard: distances", pairs_below, encodings, index, max_distance),
+            *(runner.device, *block),
+            on_device=True,
         )
         for block in blocks
     ]
@@ -113,7 +125,11 @@ def distance_histogram(
     Each pair counts once. With `every` = n, only the pairs of every n-th row with later ones.
     """
     parts = [
-        runner.submit("jaccard: histogram", histogram_block, encodings, index, every, *block)
+        runner.submit(
+            *("jaccard: histogram", histogram_block, encodings, index, every),
+            *(runner.device, *block),
+            on_device=True,
+        )
         for block in blocks
     ]
     counts = np.sum(runner.collect(parts), axis=0)
@@ -128,9 +144,15 @@ def symmetric(upper: csr_array) -> csr_array:
 
 # ---- Stages -----------------------------------------------------------------------------
 
+# As in `cluster.encoding`, what other devices do is imported where it is called.
 
-def inverted_index(encodings: csr_array) -> InvertedIndex:
+
+def inverted_index(encodings: csr_array, device: str) -> InvertedIndex:
     """The encodings by column."""
+    if device != "cpu":
+        from cluster import on_gpu
+
+        return on_gpu.inverted_index(encodings, device)
     return InvertedIndex(*_index_kernel(encodings.indptr, encodings.indices, encodings.data))
 
 
@@ -138,6 +160,7 @@ def pairs_below(
     encodings: csr_array,
     index: InvertedIndex,
     max_distance: float,
+    device: str,
     row_start: int,
     row_stop: int,
 ) -> csr_array:
@@ -145,21 +168,34 @@ def pairs_below(
 
     Only samples that are met in a common column are ever touched.
     """
+    if device != "cpu":
+        from cluster import on_gpu
+
+        return on_gpu.pairs_below(encodings, index, max_distance, row_start, row_stop, device)
     indptr, indices, distances = _pairs_kernel(
-        *(encodings.indptr, encodings.indices, encodings.data),
-        *(index.starts, index.entries_E2, max_distance, row_start, row_stop),
+        *(encodings.indptr, encodings.indices, encodings.data, *index),
+        *(max_distance, row_start, row_stop),
     )
     shape = (row_stop - row_start, encodings.shape[0])
     return csr_array((distances, indices, indptr), shape=shape)
 
 
 def histogram_block(
-    encodings: csr_array, index: InvertedIndex, every: int, row_start: int, row_stop: int
+    encodings: csr_array,
+    index: InvertedIndex,
+    every: int,
+    device: str,
+    row_start: int,
+    row_stop: int,
 ) -> Longs:
     """Counts of the same distances: first the zeros, then `NUM_BINS` equal bins of (0, 1)."""
+    if device != "cpu":
+        from cluster import on_gpu
+
+        return on_gpu.histogram_block(encodings, index, every, row_start, row_stop, device)
     counts: Longs = _histogram_kernel(
-        *(encodings.indptr, encodings.indices, encodings.data),
-        *(index.starts, index.entries_E2, every, row_start, row_stop),
+        *(encodings.indptr, encodings.indices, encodings.data, *index),
+        *(every, row_start, row_stop),
     )
     return counts
 
@@ -177,13 +213,15 @@ def _index_kernel(indptr: Any, indices: Any, weights: Any) -> Any:
     place = starts[:-1].copy()
     # Sample and weight side by side: whoever looks at a column waits for memory once.
     entries = np.empty((len(indices), 2), np.int32)
+    sums = np.zeros(num_samples, np.int32)
     for i in range(num_samples):
         for entry in range(indptr[i], indptr[i + 1]):
             g = indices[entry]
             entries[place[g], 0] = i
             entries[place[g], 1] = weights[entry]
             place[g] += 1
-    return starts, entries
+            sums[i] += weights[entry]
+    return starts, entries, sums
 
 
 @kernel
@@ -213,8 +251,8 @@ def _overlaps_of_row(
 
 
 @kernel
-def distance_of(overlap: int) -> np.float32:
-    return np.float32((2 * ONE - 2 * overlap) / (2 * ONE - overlap))
+def distance_of(overlap: int, both_sums: int) -> np.float32:
+    return np.float32((both_sums - 2 * overlap) / (both_sums - overlap))
 
 
 @kernel
@@ -224,6 +262,7 @@ def _pairs_kernel(
     weights: Any,
     starts: Longs,
     entries: Ints,
+    sums: Ints,
     max_distance: float,
     row_start: int,
     row_stop: int,
@@ -234,18 +273,19 @@ def _pairs_kernel(
     out_indptr = np.zeros(row_stop - row_start + 1, np.int64)
     out_indices = np.empty(1024, np.int32)
     out_distances = np.empty(1024, np.float32)
-    # Most overlaps are too small, which a comparison shows (a little below, as the distance is
-    # rounded) without a division.
-    least = int(2 * ONE * (1 - max_distance) / (2 - max_distance)) - 256
+    # Most overlaps are too small, which a comparison shows (a little below, as sums and
+    # distances are rounded) without a division.
+    least = int(2 * ONE * (1 - max_distance) / (2 - max_distance)) - 4096
     end = 0
     for i in range(row_start, row_stop):
-        num_met = _overlaps_of_row(
-            i, indptr, indices, weights, starts, entries, overlap_N, met
-        )
+        num_met = _overlaps_of_row(i, indptr, indices, weights, starts, entries, overlap_N, met)
         num_kept = 0
         for m in range(num_met):
             j = met[m]
-            if overlap_N[j] > least and distance_of(overlap_N[j]) < max_distance:
+            if (
+                overlap_N[j] > least
+                and distance_of(overlap_N[j], np.int64(sums[i]) + sums[j]) < max_distance
+            ):
                 met[num_kept] = j
                 num_kept += 1
             else:
@@ -257,11 +297,11 @@ def _pairs_kernel(
         for m in range(num_kept):
             j = met[m]
             out_indices[end] = j
-            out_distances[end] = distance_of(overlap_N[j])
+            out_distances[end] = distance_of(overlap_N[j], np.int64(sums[i]) + sums[j])
             overlap_N[j] = 0
             end += 1
         out_indptr[i - row_start + 1] = end
-    return out_indptr, out_indices[:end].copy(), out_distances[:end].copy()
+    return out_indptr, out_indices[:end], out_distances[:end]
 
 
 @kernel
@@ -271,6 +311,7 @@ def _histogram_kernel(
     weights: Any,
     starts: Longs,
     entries: Ints,
+    sums: Ints,
     every: int,
     row_start: int,
     row_stop: int,
@@ -280,12 +321,11 @@ def _histogram_kernel(
     met = np.empty(num_samples, np.int32)
     counts = np.zeros(1 + NUM_BINS, np.int64)
     for i in range(row_start + (-row_start) % every, row_stop, every):
-        num_met = _overlaps_of_row(
-            i, indptr, indices, weights, starts, entries, overlap_N, met
-        )
+        num_met = _overlaps_of_row(i, indptr, indices, weights, starts, entries, overlap_N, met)
         for m in range(num_met):
-            distance = distance_of(overlap_N[met[m]])
-            overlap_N[met[m]] = 0
+            j = met[m]
+            distance = distance_of(overlap_N[j], np.int64(sums[i]) + sums[j])
+            overlap_N[j] = 0
             if distance <= ZERO:
                 counts[0] += 1
             elif distance < 1:

@@ -69,7 +69,10 @@ def estimate_on_ray(
         one_task = _run_whole.options(
             name="pseudo-labels", num_cpus=cpus_per_task, num_gpus=1 if num_gpus else 0
         )
-        return _result(one_task.remote(features_ND, config, eps, camids_N, cpus_per_task, device))
+        found: PseudoLabels = _result(
+            one_task.remote(features_ND, config, eps, camids_N, cpus_per_task, device)
+        )
+        return found
     num_workers = num_gpus or int(resources.get("CPU", 1))
     runner = RayTasks(device, num_workers, on_progress)
     try:

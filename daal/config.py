@@ -259,6 +259,15 @@ class ClusterConfig(Section):
         "drop", description="Not in the text; UDAP, SSG and MMT leave outliers out of training."
     )
 
+    @model_validator(mode="after")
+    def _search_fits(self) -> "ClusterConfig":
+        if self.camera_aware and self.search == "approximate":
+            raise ValueError(
+                "cluster.camera_aware=true needs cluster.search=exact; the index can't search "
+                "cameras apart"
+            )
+        return self
+
 
 class RayConfig(Section):
     """How the run is laid over a Ray cluster.

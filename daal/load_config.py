@@ -114,6 +114,6 @@ def _sentence(item: Any, origins: Origins) -> str:
         hint = f'; did you mean "{nearest[0]}"?' if nearest else '; see "daal config show".'
         return f'"{key}" is not a known key{hint}{where}'
     message = str(item["msg"]).removeprefix("Value error, ")
-    if not key:
+    if item["type"] == "value_error":  # of our own checks, which name their keys
         return message
     return f"{key}={item['input']!r}: {message[:1].lower()}{message[1:]}{where}"

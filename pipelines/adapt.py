@@ -139,8 +139,10 @@ class Adaptation:
                     features_NC[rows],
                     self.config.cluster,
                     frozen,
+                    camids_N=target.column("camid")[rows],
                     cpus_per_task=self.resources.cpus_per_task,
                     use_gpu=self.resources.use_gpu,
+                    on_progress=self.progress.tasks,
                 )
                 pseudo_labels_N[rows] = estimated.labels
                 eps, notes = estimated.eps, list(estimated.notes)

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyarrow.parquet as pq
 import typer
@@ -103,6 +103,66 @@ def extract(
     for row in quarantine.to_pylist():
         show("yellow", "left out", f"{row['path']}: {row['reason']}")
     errors.print(f"{len(table)} features written to {out}")
+
+
+@app.command()
+def label(
+    features: Annotated[
+        Path, typer.Argument(help='A .parquet file with a list column "feature", or .npy (N, D).')
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="e.g. cluster.k1=30 cluster.eps_rule=p"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("pseudo_labels.parquet"),
+    split: Annotated[
+        str | None, typer.Option(help="Only rows of this split, e.g. train (default: all rows).")
+    ] = None,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="As Ray tasks: RAY_ADDRESS's cluster, or a local Ray.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Pseudo-labels of any features, by themselves: k-reciprocal distance, eps, DBSCAN.
+
+    eps is found by cluster.eps_rule=q here, which holds for sets of any size.
+    """
+    from daal.load_config import load_config
+    from pipelines import label as labelling
+
+    config = load_config(None, ["cluster.eps_rule=q", *(overrides or [])])
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
+    given = labelling.read_features(features, split)
+    with errors.status(f"{len(given.features_NC)} features") as status:
+        found = labelling.label(
+            given,
+            config.cluster,
+            config.ray if on_ray else None,
+            verbose,
+            lambda stage, done, tasks: status.update(f"{stage}: {done} of {tasks} tasks"),
+        )
+    pq.write_table(labelling.labels_table(given, found), out, compression="zstd")
+    for note in found.notes:
+        show("yellow", "note", note)
+    figures = labelling.as_dict(given, found)
+    if as_json:
+        print(json.dumps(figures, indent=1))
+    else:
+        Console().print(labels_table_of(figures))
+    errors.print(f"{len(found.labels)} pseudo-labels written to {out}")
+
+
+def labels_table_of(figures: dict[str, Any]) -> Table:
+    """Figures of pseudo-labels; the last four only where identities are known."""
+    table = Table("", "", title="Pseudo-labels", show_header=False)
+    for name in ("num_images", "num_clusters", "outlier_share", "largest_cluster", "eps", "p",
+                 "ari", "nmi", "pair_precision", "pair_recall"):  # fmt: skip
+        value = figures[name]
+        if value is not None:
+            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    return table
 
 
 @app.command()

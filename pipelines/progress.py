@@ -60,6 +60,15 @@ class Progress:
             yield
         self.say(f"{name}: done in {time.monotonic() - started:.1f} s")
 
+    def tasks(self, stage: str, num_done: int, num_tasks: int) -> None:
+        """Show how far the tasks of a stage of pseudo-labelling are."""
+        text = f"{self._stage}: {stage} {num_done}/{num_tasks}"
+        if self.console.is_terminal:
+            self._status.update(text)
+        elif time.monotonic() - self._shown > 15:
+            self._shown = time.monotonic()
+            self.say(text)
+
     def figures(self, stage: str, **figures: Any) -> None:
         """Keep figures of a stage (scores, clusters) beside those of training."""
         self._record({"time": time.time(), "stage": stage, **figures})

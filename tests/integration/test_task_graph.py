@@ -1,43 +1,156 @@
-"""The estimate spread over Ray tasks is the local estimate, bit for bit."""
+"""The estimate spread over Ray tasks is the local estimate, bit for bit, whatever happens."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cluster.estimate import estimate_pseudo_labels
-from cluster.task_graph import default_num_blocks, estimate_on_ray
+from cluster.task_graph import SMALL, default_num_blocks, estimate_on_ray
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
 
 CONFIG = ClusterConfig(k1=10, k2=3, p=0.02)
 
 
-def drawn_features():
+def drawn_features(num_samples=500, dims=24, num_copies=30):
     rng = np.random.default_rng(0)
-    features = rng.standard_normal((30, 24))[rng.integers(0, 30, 500)]
-    features += 0.4 * rng.standard_normal((500, 24))
-    features[-30:] = features[0]  # enough copies that whole rows are searched again
+    num_ids = num_samples // 16
+    features = rng.standard_normal((num_ids, dims))[rng.integers(0, num_ids, num_samples)]
+    features += 0.4 * rng.standard_normal((num_samples, dims))
+    if num_copies:
+        features[-num_copies:] = features[0]
     return features.astype(np.float32)
 
 
+def assert_same(found, expected):
+    assert found.eps == expected.eps
+    assert np.array_equal(found.labels, expected.labels)
+    assert np.array_equal(found.centroids, expected.centroids)
+    assert found.notes == expected.notes
+
+
 @pytest.mark.ray
-@pytest.mark.parametrize("num_blocks", [None, 3])
+@pytest.mark.parametrize("num_blocks", [None, 1, 3, 17])
 def test_same_bits_as_the_local_estimate(ray_cluster, num_blocks):
     import ray
 
     features = drawn_features()
-    local = estimate_pseudo_labels(features, CONFIG)
     given = features if num_blocks is None else ray.put(features)
     found = estimate_on_ray(given, CONFIG, num_blocks=num_blocks)
-    assert found.eps == local.eps
-    assert np.array_equal(found.labels, local.labels)
-    assert np.array_equal(found.centroids, local.centroids)
-    assert found.notes == local.notes
+    assert_same(found, estimate_pseudo_labels(features, CONFIG))
+    stages = {"neighbours: products", "neighbours: refine", "encoding: weights"}
+    assert stages <= found.stages.keys()
+    assert found.stages["encoding: weights"].num_tasks == (num_blocks or 1)
+
+
+@pytest.mark.ray
+def test_same_bits_by_camera(ray_cluster):
+    features, camids = drawn_features(), np.arange(500) % 3
+    config = CONFIG.model_copy(update={"camera_aware": True})
+    found = estimate_on_ray(features, config, camids_N=camids, num_blocks=4)
+    assert_same(found, estimate_pseudo_labels(features, config, camids_N=camids))
+
+
+@pytest.mark.ray
+def test_progress_counts_the_tasks(ray_cluster):
+    seen = []
+    estimate_on_ray(
+        drawn_features(), CONFIG, num_blocks=4, on_progress=lambda *event: seen.append(event)
+    )
+    assert ("neighbours: products", 10, 10) in seen
+    assert all(done <= tasks for _, done, tasks in seen)
+
+
+@pytest.mark.ray
+def test_killed_workers_change_no_bit(ray_cluster):
+    features = drawn_features(8000, 768, num_copies=0)
+    config = ClusterConfig(eps_rule="q")
+    killed = []
+    done = threading.Event()
+
+    def kill():
+        """One worker in each of two stages, while it is at work."""
+        for stage in ("ray::neighbours: products", "ray::neighbours: refine"):
+            while not done.is_set():
+                at_work = workers_at(stage)
+                if at_work:
+                    os.kill(at_work[0], signal.SIGKILL)
+                    killed.append(stage)
+                    break
+                time.sleep(0.002)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        found = estimate_on_ray(features, config, num_blocks=5)
+    finally:
+        done.set()
+        thread.join()
+    assert killed, "no worker was caught at work"
+    assert_same(found, estimate_pseudo_labels(features, config))
+
+
+def workers_at(title):
+    """Processes below this one with such a title."""
+    parents, titled = {}, []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                stat = (process / "stat").read_text()
+                command = (process / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            parents[int(process.name)] = int(stat.rpartition(")")[2].split()[1])
+            if command.startswith(title):
+                titled.append(int(process.name))
+
+    def is_ours(pid):
+        while pid in parents and pid != os.getpid():
+            pid = parents[pid]
+        return pid == os.getpid()
+
+    return [pid for pid in titled if is_ours(pid)]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("num_cpus", [1, 2])
+def test_number_of_workers_changes_no_bit(num_cpus, tmp_path):
+    """In a Ray of its own, as the tests' Ray has four CPUs."""
+    features = drawn_features()
+    np.save(tmp_path / "features.npy", features)
+    script = (
+        "import numpy as np, pipelines, ray\n"
+        "from cluster.task_graph import estimate_on_ray\n"
+        "from daal.config import ClusterConfig\n"
+        f"ray.init(address='local', num_cpus={num_cpus}, include_dashboard=False)\n"
+        "features = np.load('features.npy')\n"
+        "found = estimate_on_ray(features, ClusterConfig(k1=10, k2=3, p=0.02), num_blocks=4)\n"
+        "np.save('labels.npy', found.labels)\n"
+        "print('eps', float(found.eps).hex())\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    expected = estimate_pseudo_labels(features, CONFIG)
+    assert f"eps {expected.eps.hex()}" in result.stdout
+    assert np.array_equal(np.load(tmp_path / "labels.npy"), expected.labels)
 
 
 @pytest.mark.ray
 def test_errors_arrive_as_they_are(ray_cluster):
-    with pytest.raises(LabelError, match="cluster"):
-        estimate_on_ray(drawn_features(), CONFIG, eps=1e-5)
+    for num_blocks in (None, 3):
+        with pytest.raises(LabelError, match="cluster"):
+            estimate_on_ray(drawn_features(), CONFIG, eps=1e-5, num_blocks=num_blocks)
 
 
 @pytest.mark.ray
@@ -51,6 +164,7 @@ def test_cuml_on_a_cluster_without_gpus(ray_cluster):
 
 
 def test_default_num_blocks():
-    assert default_num_blocks(20_000, 64) == 1
-    assert default_num_blocks(33_000, 16) == 10
-    assert default_num_blocks(1_000_000, 4) == 50
+    assert default_num_blocks(SMALL["cpu"], 64) == 9
+    assert default_num_blocks(1_000_000, 2) == 8
+    assert default_num_blocks(1_000_000, 64) == 256
+    assert default_num_blocks(100, 64) == 1

@@ -11,41 +11,94 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def ranking(features):
-    """(squared distances, for every sample all samples: itself, then by (distance, index))."""
+    """(squared distances, for every sample all samples: itself, then by (distance, index)).
+
+    Distances are rounded to float32, within which samples count as equally near.
+    """
     x = np.asarray(features, np.float64)
-    sq = np.array([[((a - b) ** 2).sum() for b in x] for a in x])
-    order = [
-        [i, *sorted((j for j in range(len(x)) if j != i), key=lambda j: (sq[i, j], j))]
-        for i in range(len(x))
+    sq = ((x[:, None] - x) ** 2).sum(2).astype(np.float32)
+    index = np.arange(len(x))
+    order = [np.lexsort((index, sq[i], index != i)).tolist() for i in index]
+    return sq.astype(np.float64), order
+
+
+def camera_ranking(features, camids):
+    """(squared distances, own camera: itself, then by (distance, index), other cameras: by
+    (distance, place in the order of (camera, index)))."""
+    sq, _ = ranking(features)
+    everybody = range(len(camids))
+    own = [
+        [i] + sorted(
+            (j for j in everybody if camids[j] == camids[i] and j != i),
+            key=lambda j: (sq[i, j], j),
+        )
+        for i in everybody
+    ]  # fmt: skip
+    others = [
+        sorted(
+            (j for j in everybody if camids[j] != camids[i]),
+            key=lambda j: (sq[i, j], camids[j], j),
+        )
+        for i in everybody
     ]
-    return sq, order
+    return sq, own, others
 
 
-def jaccard(features, k1, k2):
+def padded(lists, k):
+    """The first k of each list, -1 where there are no more."""
+    return np.array([[*row, *[-1] * k][:k] for row in lists])
+
+
+def reciprocal(lists, k):
+    """Of every sample's first k those that have it among their first k."""
+    return [{j for j in row[:k] if i in lists[j][:k]} for i, row in enumerate(lists)]
+
+
+def encodings(features, k1, k2, dialect="zhong"):
+    """zhong: k1 neighbours besides the sample, exp(-d2 / max d2); faiss: with it, exp(-d2)."""
     sq, order = ranking(features)
-    n = len(order)
-
-    def reciprocal(i, k):
-        return {j for j in order[i][: k + 1] if i in order[j][: k + 1]}
-
-    v = np.zeros((n, n))
-    for i in range(n):
-        core = reciprocal(i, k1)
+    num_full = k1 + 1 if dialect == "zhong" else k1
+    full = reciprocal(order, num_full)
+    half = reciprocal(order, min(round(k1 / 2) + 1, num_full))
+    v = np.zeros(sq.shape)
+    for i, core in enumerate(full):
         expanded = set(core)
         for q in core:
-            candidates = reciprocal(q, round(k1 / 2))
-            if len(candidates & core) * 3 > len(candidates) * 2:
-                expanded |= candidates
+            if len(half[q] & core) * 3 > len(half[q]) * 2:
+                expanded |= half[q]
+        largest = (sq[i].max() or 1.0) if dialect == "zhong" else 1.0
         for j in expanded:
-            v[i, j] = np.exp(-sq[i, j] / (sq[i].max() or 1.0))
+            v[i, j] = np.exp(-sq[i, j] / largest)
         v[i] /= v[i].sum()
-    v = np.array([np.mean([v[q] for q in order[i][:k2]], axis=0) for i in range(n)])
-    distance = np.empty((n, n))
-    for i in range(n):
-        for j in range(n):
-            shared = np.minimum(v[i], v[j]).sum()
-            distance[i, j] = 1 - shared / (2 - shared)
-    return np.clip(distance, 0, 1)
+    return means(v, [row[:k2] for row in order])
+
+
+def camera_encodings(features, camids, k1_intra, k1_inter, k2_intra, k2_inter):
+    sq, own, others = camera_ranking(features, camids)
+    in_own, in_others = reciprocal(own, k1_intra + 1), reciprocal(others, k1_inter + 1)
+    v = np.zeros(sq.shape)
+    for i in range(len(sq)):
+        for j in in_own[i] | in_others[i]:
+            v[i, j] = np.exp(-sq[i, j])
+        v[i] /= v[i].sum()
+    return means(v, [a[:k2_intra] + b[:k2_inter] for a, b in zip(own, others, strict=True)])
+
+
+def means(v, averaged):
+    return np.array([np.mean([v[q] for q in row], axis=0) for row in averaged])
+
+
+def overlap_distance(v):
+    shared = np.array([np.minimum(row, v).sum(1) for row in v])
+    return np.clip(1 - shared / (2 - shared), 0, 1)
+
+
+def jaccard(*arguments, **options):
+    return overlap_distance(encodings(*arguments, **options))
+
+
+def camera_jaccard(*arguments):
+    return overlap_distance(camera_encodings(*arguments))
 
 
 def eps(distance, p):

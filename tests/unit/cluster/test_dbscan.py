@@ -1,4 +1,4 @@
-"""eps, the DBSCAN backends and the packing for cuML."""
+"""eps, and labels that every backend gives alike."""
 
 import re
 
@@ -6,41 +6,19 @@ import numpy as np
 import pytest
 import reference
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
-from sklearn.cluster import DBSCAN
+from support import dense, sparse
 
-from cluster.dbscan import (
-    _cores_of,
-    cores_by_dense_blocks,
-    cuml_available,
-    dbscan,
-    estimate_eps,
-    neighbour_graph,
-    number_clusters,
-    pack_components,
-)
+from cluster.dbscan import cuml_available, dbscan, estimate_eps, resolve_backend
 from cluster.rerank import jaccard_distance
 from daal.errors import ConfigError, LabelError
-
-
-def sparse(pairs, num_samples):
-    """Symmetric matrix from {(i, j): distance}, without a diagonal."""
-    rows, cols = np.array([*pairs, *((j, i) for i, j in pairs)]).T
-    return csr_array(
-        (np.array([*pairs.values()] * 2, np.float32), (rows, cols)), shape=(num_samples,) * 2
-    )
-
-
-def dense_cores(distance_BB, min_samples):
-    """A CPU stand-in for cuML's DBSCAN on a dense block."""
-    assert distance_BB.dtype == np.float32
-    fitted = DBSCAN(eps=0.5, min_samples=min_samples, metric="precomputed").fit(distance_BB)
-    return _cores_of(fitted.core_sample_indices_, fitted.labels_)
 
 
 @pytest.fixture(scope="module")
 def distance():
     return jaccard_distance(reference.drawn(400, 16, 40, seed=1, noise=0.6, num_copies=8))
+
+
+# ---- eps --------------------------------------------------------------------------------
 
 
 def test_eps_counts_absent_pairs_as_one_and_leaves_zeros_out():
@@ -51,14 +29,36 @@ def test_eps_counts_absent_pairs_as_one_and_leaves_zeros_out():
     assert estimate_eps(distance, 1.0) == pytest.approx(3.6 / 5)
 
 
+def test_eps_needs_no_distances_beyond_those_selected(distance):
+    cut = distance.copy()
+    largest = np.quantile(distance.data[distance.data > 1e-6], 0.5)
+    cut.data[cut.data > largest] = 1
+    assert estimate_eps(cut, 0.004) == estimate_eps(distance, 0.004) < largest
+
+
+def test_eps_is_that_of_the_definition(distance):
+    for p in (0.001, 0.0123, 0.3, 0.999):
+        assert estimate_eps(distance, p) == pytest.approx(reference.eps(dense(distance), p))
+
+
 def test_eps_error_names_a_p_that_works():
     distance = sparse({(0, 1): 0.2, (1, 2): 0.4}, 12)
     with pytest.raises(LabelError) as error:
         estimate_eps(distance, 1.6e-3)
-    p = float(re.search(r"use p=(\S+) or more", str(error.value))[1])
+    p = float(re.search(r"use p=(\S+) \(", str(error.value))[1])
     assert estimate_eps(distance, p) == pytest.approx(0.2)
     with pytest.raises(LabelError):
         estimate_eps(distance, p * 0.98)
+
+
+@pytest.mark.parametrize("num_samples", [2, 3, 12, 63, 357, 400, 1000, 12_936])
+def test_the_p_and_the_q_that_the_error_names_select_a_pair(num_samples):
+    distance = sparse({(0, 1): 0.25}, num_samples)
+    with pytest.raises(LabelError) as error:
+        estimate_eps(distance, 1e-12)
+    p, q = map(float, re.search(r"use p=(\S+) \(or q=(\S+)\) or more", str(error.value)).groups())
+    assert estimate_eps(distance, p) == 0.25
+    assert estimate_eps(distance, min(1.0, 2 * q / (num_samples - 1))) == 0.25
 
 
 def test_eps_of_copies_only():
@@ -66,30 +66,24 @@ def test_eps_of_copies_only():
         estimate_eps(sparse({(0, 1): 0.0}, 2), 0.5)
 
 
+# ---- Labels -----------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("min_samples", [1, 2, 4, 8])
 @pytest.mark.parametrize("eps", [0.0, 0.1, 0.25, 0.4, 0.6])
 def test_backends_agree(distance, eps, min_samples):
-    full = np.ones(distance.shape)
-    full[distance.tocoo().row, distance.tocoo().col] = distance.data
-    expected = reference.dbscan(full, eps, min_samples)
-    graph = neighbour_graph(distance, eps)
+    expected = reference.dbscan(dense(distance), eps, min_samples)
     for backend in ("sklearn", "components", "auto"):
         assert np.array_equal(dbscan(distance, eps, min_samples, backend), expected)
-    for max_dense in (1, 30, 10_000):
-        cores = cores_by_dense_blocks(graph, min_samples, dense_cores, max_dense)
-        assert np.array_equal(number_clusters(graph, *cores), expected)
 
 
-def test_packing_keeps_components_whole_and_blocks_small(distance):
-    graph = neighbour_graph(distance, 0.25)
-    blocks = list(pack_components(graph, 4, 40))
-    members = np.concatenate(blocks)
-    assert len(np.unique(members)) == len(members)
-    assert len(blocks) > 1
-    for block in blocks:
-        outside = np.setdiff1d(np.arange(400), block)
-        assert graph[block][:, outside].nnz == 0
-        assert len(block) <= 40 or connected_components(graph[block][:, block])[0] == 1
+@pytest.mark.parametrize("backend", ["sklearn", "components"])
+def test_rows_in_another_order_have_the_labels_of_their_samples(distance, backend):
+    order = np.random.default_rng(0).permutation(400)
+    for eps in (0.1, 0.25, 0.4):
+        expected = dbscan(distance, eps, 4, backend)
+        reordered = distance[order][:, order]
+        assert np.array_equal(dbscan(reordered, eps, 4, backend, order_N=order), expected)
 
 
 def test_border_goes_to_the_smallest_label():
@@ -126,8 +120,19 @@ def test_no_neighbours_at_all():
         assert dbscan(distance, 0.5, 1, backend).tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.skipif(cuml_available(), reason="cuML runs here")
-def test_cuml_without_gpu_says_so(distance):
+# ---- Backends ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("available", "expected"), [(True, "cuml"), (False, "components")])
+def test_auto_is_cuml_where_it_runs(monkeypatch, available, expected):
+    monkeypatch.setattr("cluster.dbscan.cuml_available", lambda: available)
+    assert resolve_backend("auto") == expected
+    assert resolve_backend("sklearn") == "sklearn"
+    assert resolve_backend("components") == "components"
+
+
+def test_cuml_without_gpu_says_so(distance, monkeypatch):
+    monkeypatch.setattr("cluster.dbscan.cuml_available", lambda: False)
     with pytest.raises(ConfigError, match="GPU"):
         dbscan(distance, 0.4, 4, "cuml")
 

@@ -1,15 +1,16 @@
-"""From features to pseudo-labels, and every way in which that can go wrong."""
+"""From features to pseudo-labels: what the result is, and what must not change it."""
 
 import numpy as np
 import pytest
 import reference
+from support import same_partition
 
 from cluster.dbscan import dbscan, estimate_eps
-from cluster.estimate import estimate_pseudo_labels, giant_size, normalised_features
+from cluster.estimate import estimate_pseudo_labels, normalised_features
 from cluster.rerank import jaccard_distance
+from cluster.runner import Threads
 from cluster.soft_labels import centroids
 from daal.config import ClusterConfig
-from daal.errors import ConfigError, LabelError
 
 CONFIG = ClusterConfig(k1=10, k2=3, p=0.02)
 
@@ -24,6 +25,12 @@ def estimated(features):
     return estimate_pseudo_labels(features, CONFIG)
 
 
+def assert_same_bits(found, expected):
+    assert found.eps == expected.eps
+    assert np.array_equal(found.labels, expected.labels)
+    assert np.array_equal(found.centroids, expected.centroids)
+
+
 def test_is_the_composition_of_its_parts(features, estimated):
     unit, _ = normalised_features(features)
     distance = jaccard_distance(unit, 10, 3)
@@ -34,6 +41,75 @@ def test_is_the_composition_of_its_parts(features, estimated):
     assert estimated.num_clusters == len(estimated.centroids) >= 10
     assert estimated.outlier_share == (estimated.labels == -1).mean()
     assert estimated.largest_cluster_share == np.bincount(estimated.labels + 1)[1:].max() / 500
+    assert (estimated.num_bad, estimated.num_copies, estimated.num_backoffs) == (0, 0, 0)
+    assert estimated.notes == ()
+
+
+@pytest.mark.parametrize("dialect", ["zhong", "faiss"])
+def test_is_what_the_definition_says(dialect):
+    features = reference.drawn(150, 24, 10, seed=2, noise=0.4, num_copies=3)
+    found = estimate_pseudo_labels(features, CONFIG.model_copy(update={"dialect": dialect}))
+    unit, _ = normalised_features(features)
+    distance = reference.jaccard(unit, 10, 3, dialect)
+    assert found.eps == pytest.approx(reference.eps(distance, 0.02), rel=1e-6)
+    assert np.array_equal(found.labels, reference.dbscan(distance, found.eps, 4))
+    assert found.num_clusters > 5
+
+
+def test_stages_are_timed(estimated):
+    assert {"neighbours: products", "encoding: weights", "jaccard: distances"} <= set(
+        estimated.stages
+    )
+    assert all(stage.wall > 0 and stage.num_tasks > 0 for stage in estimated.stages.values())
+
+
+# ---- What must not change a bit ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("num_blocks", [1, 3, 17])
+def test_blocks_and_threads_change_no_bit(features, estimated, num_blocks, num_threads):
+    with Threads(num_threads, "cpu") as runner:
+        found = estimate_pseudo_labels(features, CONFIG, runner=runner, num_blocks=num_blocks)
+    assert_same_bits(found, estimated)
+
+
+@pytest.mark.parametrize("backend", ["sklearn", "components"])
+def test_backends_change_no_bit(features, estimated, backend):
+    found = estimate_pseudo_labels(features, CONFIG.model_copy(update={"backend": backend}))
+    assert_same_bits(found, estimated)
+
+
+@pytest.mark.parametrize("products", ["tf32", "bf16"])
+def test_coarse_products_change_no_bit(features, estimated, products):
+    found = estimate_pseudo_labels(features, CONFIG.model_copy(update={"products": products}))
+    assert_same_bits(found, estimated)
+
+
+@pytest.mark.parametrize("num_copies", [3, 60])
+@pytest.mark.parametrize("many_copies", [0, 1])
+def test_copies_in_place_or_set_aside_change_no_bit(monkeypatch, num_copies, many_copies):
+    features = reference.drawn(400, 24, 30, seed=3, noise=0.4, num_copies=num_copies)
+    expected = estimate_pseudo_labels(features, CONFIG)
+    monkeypatch.setattr("cluster.neighbours.MANY_COPIES", many_copies)
+    assert_same_bits(estimate_pseudo_labels(features, CONFIG), expected)
+    assert expected.num_copies == num_copies + 1
+
+
+def test_other_layouts_and_types_of_the_same_numbers_change_no_bit(features, estimated):
+    for same in (
+        features.astype(np.float64),
+        np.asfortranarray(features),
+        np.repeat(features, 2, axis=0)[::2],
+    ):
+        assert_same_bits(estimate_pseudo_labels(same, CONFIG), estimated)
+
+
+def test_the_features_are_left_as_they_are(features):
+    before = features.copy()
+    before.flags.writeable = False  # as in an object store
+    estimate_pseudo_labels(before, CONFIG)
+    assert np.array_equal(before, features)
 
 
 def test_scale_of_features_does_not_matter(features, estimated):
@@ -41,123 +117,50 @@ def test_scale_of_features_does_not_matter(features, estimated):
     assert np.array_equal(estimate_pseudo_labels(scaled, CONFIG).labels, estimated.labels)
 
 
-def test_shuffling_does_not_matter(features, estimated):
-    order = np.random.default_rng(0).permutation(500)
-    shuffled = estimate_pseudo_labels(features[order], CONFIG).labels
-    together = estimated.labels[order][:, None] == estimated.labels[order][None, :]
-    assert np.array_equal(shuffled[:, None] == shuffled[None, :], together)
+@pytest.mark.parametrize("dialect", ["zhong", "faiss"])
+def test_shuffling_only_shuffles(dialect):
+    config = CONFIG.model_copy(update={"dialect": dialect})
+    features = reference.drawn(300, 24, 25, seed=3)
+    sq, _ = reference.ranking(normalised_features(features)[0])
+    assert all(len(np.unique(row)) == 300 for row in sq)  # no ties, which go by index
+    order = np.random.default_rng(0).permutation(300)
+    found = estimate_pseudo_labels(features, config)
+    shuffled = estimate_pseudo_labels(features[order], config)
+    assert shuffled.eps == found.eps
+    assert same_partition(shuffled.labels, found.labels[order])
+    assert found.num_clusters > 5
 
 
-@pytest.mark.parametrize("num_blocks", [3, 17])
-def test_blocks_do_not_matter(features, estimated, num_blocks):
-    blocked = estimate_pseudo_labels(features, CONFIG, num_blocks=num_blocks)
-    assert blocked.eps == estimated.eps
-    assert np.array_equal(blocked.labels, estimated.labels)
-    assert np.array_equal(blocked.centroids, estimated.centroids)
+# ---- eps --------------------------------------------------------------------------------
 
 
-def test_eps_rules(features, estimated):
-    pairs_an_image = 0.02 * 499 / 2
-    by_q = estimate_pseudo_labels(
-        features, CONFIG.model_copy(update={"eps_rule": "q", "q": pairs_an_image})
-    )
+def test_q_is_p_of_so_many_pairs_an_image(features, estimated):
+    q = 0.02 * 499 / 2
+    by_q = estimate_pseudo_labels(features, CONFIG.model_copy(update={"eps_rule": "q", "q": q}))
     assert by_q.p == pytest.approx(0.02)
-    assert by_q.eps == pytest.approx(estimated.eps)
+    assert_same_bits(by_q, estimated)
+
+
+def test_more_pairs_an_image_than_there_are_select_all(features):
+    config = CONFIG.model_copy(update={"eps_rule": "q", "q": 1e6, "max_backoffs": 0})
+    config = config.model_copy(update={"max_cluster_share": 1, "min_clusters": 1})
+    found = estimate_pseudo_labels(features, config)
+    assert found.p == 1
+    assert found.eps == pytest.approx(estimate_eps(jaccard_distance(features, 10, 3), 1.0))
+
+
+def test_fixed_eps(features, estimated):
     fixed = estimate_pseudo_labels(
         features, CONFIG.model_copy(update={"eps_rule": "fixed", "eps": estimated.eps})
     )
     assert fixed.p is None
-    assert np.array_equal(fixed.labels, estimated.labels)
-    frozen = estimate_pseudo_labels(features, CONFIG, eps=0.3)
-    assert frozen.eps == 0.3
+    assert_same_bits(fixed, estimated)
 
 
-def test_a_few_unusable_features_become_outliers(features, estimated):
-    broken = np.insert(features, [0, 100, 250], 0, axis=0)
-    broken[0, 3], broken[101] = np.nan, np.inf
-    found = estimate_pseudo_labels(broken, CONFIG)
-    assert found.num_bad == 3
-    assert found.labels[[0, 101, 252]].tolist() == [-1, -1, -1]
-    assert np.array_equal(np.delete(found.labels, [0, 101, 252]), estimated.labels)
-    assert "3 features" in found.notes[0]
-
-
-def test_many_unusable_features_stop(features):
-    broken = features.copy()
-    broken[:6] = np.nan
-    with pytest.raises(LabelError, match="6 of 500"):
-        estimate_pseudo_labels(broken, CONFIG)
-
-
-@pytest.mark.parametrize("shape", [(0, 8), (1, 8), (8,)])
-def test_too_few_images(shape):
-    with pytest.raises(LabelError):
-        estimate_pseudo_labels(np.ones(shape, np.float32), CONFIG)
-
-
-def test_p_that_selects_nothing_names_one_that_does():
-    with pytest.raises(LabelError, match="use p="):
-        estimate_pseudo_labels(reference.drawn(20, 8, 4, seed=2), ClusterConfig())
-
-
-def test_no_cluster_names_remedies(features):
-    with pytest.raises(LabelError, match="larger q"):
-        estimate_pseudo_labels(features, CONFIG, eps=1e-4)
-
-
-def test_identical_images_are_one_cluster():
-    features = np.ones((300, 8), np.float32)
-    with pytest.raises(LabelError, match="1 cluster"):
-        estimate_pseudo_labels(features, ClusterConfig(max_cluster_share=1))
-    config = ClusterConfig(max_cluster_share=1, min_clusters=1)
-    found = estimate_pseudo_labels(features, config)
-    assert found.num_clusters == 1
-    assert found.outlier_share == 0
-    assert found.num_copies == 300
-
-
-@pytest.fixture(scope="module")
-def blurred():
-    """Features that hardly know identities: a loose eps joins nearly all of them."""
-    return reference.drawn(500, 12, 30, seed=4, noise=1.0)
-
-
-def test_giant_cluster_steps_back(blurred):
-    found = estimate_pseudo_labels(blurred, CONFIG.model_copy(update={"p": 0.08}))
-    assert found.num_backoffs >= 1
-    assert found.p == 0.08 / 2**found.num_backoffs
-    assert found.largest_cluster_share <= 0.5
-    assert any("giant" in note for note in found.notes)
-    frozen = estimate_pseudo_labels(blurred, CONFIG, eps=0.97)
-    assert frozen.num_backoffs >= 1
-    assert frozen.eps == pytest.approx(0.97 * 0.8**frozen.num_backoffs)
-
-
-def test_giant_cluster_that_stays_stops(blurred):
-    config = CONFIG.model_copy(update={"p": 0.08, "max_backoffs": 0})
-    with pytest.raises(LabelError, match="One cluster holds"):
-        estimate_pseudo_labels(blurred, config)
-
-
-def test_giant_size():
-    assert giant_size(10_000, 0.2) == 2000
-    assert giant_size(2000, 0.2) == 500
-    assert giant_size(300, 0.2) == 150
-
-
-def test_many_outliers_are_noted(features):
-    found = estimate_pseudo_labels(features, CONFIG, eps=0.12)
-    assert found.outlier_share > 0.7
-    assert any("outliers" in note for note in found.notes)
-
-
-def test_fewer_images_than_k1_are_noted():
-    features = reference.drawn(15, 8, 3, seed=3, noise=0.1)
-    found = estimate_pseudo_labels(features, ClusterConfig(p=0.25))
-    assert any("k1=20" in note for note in found.notes)
-
-
-def test_cuml_needs_a_gpu(features, monkeypatch):
-    monkeypatch.setattr("cluster.dbscan.cuml_available", lambda: False)
-    with pytest.raises(ConfigError, match="cuml"):
-        estimate_pseudo_labels(features, CONFIG.model_copy(update={"backend": "cuml"}))
+@pytest.mark.parametrize("eps_rule", ["p", "q", "fixed"])
+def test_an_eps_that_is_given_goes_before_any_rule(features, estimated, eps_rule):
+    config = CONFIG.model_copy(update={"eps_rule": eps_rule})
+    assert_same_bits(estimate_pseudo_labels(features, config, eps=estimated.eps), estimated)
+    frozen = estimate_pseudo_labels(features, config, eps=0.3)
+    assert (frozen.eps, frozen.p) == (0.3, None)
+    assert np.array_equal(frozen.labels, dbscan(jaccard_distance(features, 10, 3), 0.3, 4))

@@ -1,0 +1,66 @@
+"""What several tests of `cluster` need: small sets, and sparse matrices made comparable."""
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.sparse import csr_array
+from sklearn.cluster import DBSCAN
+
+from cluster.dense_blocks import cores_of
+from cluster.rerank import distances_below, invert, symmetric
+
+# Quarters make distances exact in any arithmetic, so ties and copies are real ones.
+lattice = st.tuples(st.integers(2, 30), st.integers(1, 3)).flatmap(
+    lambda shape: arrays(np.float32, shape, elements=st.integers(-3, 3).map(lambda v: v / 4))
+)
+
+
+def dense(distance):
+    """Absent means 1."""
+    full = np.ones(distance.shape)
+    rows = np.repeat(np.arange(distance.shape[0]), np.diff(distance.indptr))
+    full[rows, distance.indices] = distance.data
+    return full
+
+
+def sparse(pairs, num_samples):
+    """Symmetric matrix from {(i, j): distance}, without a diagonal."""
+    both = [*pairs, *((j, i) for i, j in pairs)]
+    rows, cols = np.array(both, int).reshape(-1, 2).T
+    values = np.array([*pairs.values()] * 2, np.float32)
+    return csr_array((values, (rows, cols)), shape=(num_samples, num_samples))
+
+
+def same_bits(a, b):
+    """Of two sparse matrices, or of two tuples of arrays."""
+    if isinstance(a, csr_array):
+        a, b = (a.indptr, a.indices, a.data), (b.indptr, b.indices, b.data)
+    return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def same_partition(a, b):
+    """Whether two labellings differ in the numbers of clusters only; outliers are outliers."""
+    together = [(x[:, None] == x) & (x[:, None] >= 0) for x in (a, b)]
+    return np.array_equal(*together)
+
+
+def dense_cores(distance_BB, min_samples):
+    """A CPU stand-in for cuML's DBSCAN on a dense block."""
+    assert distance_BB.dtype == np.float32
+    fitted = DBSCAN(eps=0.5, min_samples=min_samples, metric="precomputed").fit(distance_BB)
+    return cores_of(fitted.core_sample_indices_, fitted.labels_)
+
+
+def in_given_order(runner, handles):
+    """A dense array of encodings, by what `encode` and `encode_by_camera` return."""
+    encodings, order = runner.collect(handles)
+    number = np.argsort(order)
+    return encodings.toarray()[np.ix_(number, number)]
+
+
+def all_distances(runner, handles, blocks):
+    """Dense distances of encodings, in the samples' own order."""
+    encodings, order = handles
+    upper = distances_below(runner, encodings, invert(runner, encodings), 1.0, blocks)
+    number = np.argsort(runner.collect([order])[0])
+    return dense(symmetric(upper))[np.ix_(number, number)]

@@ -1,0 +1,121 @@
+"""The faiss index: nearly the exact neighbours, and refused where it can't find them."""
+
+import sys
+
+import numpy as np
+import pytest
+import reference
+
+from cluster.approximate import approximate_neighbours
+from cluster.blocks import row_blocks
+from cluster.estimate import estimate_pseudo_labels
+from cluster.neighbours import nearest_neighbours
+from cluster.runner import Threads
+from daal.config import ClusterConfig
+from daal.errors import ConfigError
+from daal.load_config import check_config
+
+pytest.importorskip("faiss")
+
+K = 21
+APPROXIMATE = ClusterConfig(search="approximate", eps_rule="q")
+
+
+@pytest.fixture(scope="module")
+def features():
+    features = reference.drawn(3000, 64, 150, seed=0)
+    features.flags.writeable = False  # as in an object store
+    return features
+
+
+def exact(features, k=K):
+    with Threads(2, "cpu") as runner:
+        return runner.collect([nearest_neighbours(runner, features, k, 3)])[0]
+
+
+def approximate(features, k=K, num_blocks=3):
+    with Threads(2, "cpu") as runner:
+        blocks = row_blocks(len(features), num_blocks)
+        handle, recall = approximate_neighbours(runner, features, len(features), k, blocks)
+        return runner.collect([handle])[0], recall
+
+
+def test_nearly_all_neighbours_are_the_exact_ones(features):
+    true = exact(features)
+    found, recall = approximate(features)
+    assert recall.share >= 0.99
+    assert recall.num_sampled == 1000
+    is_true = (found.sq_distances_NK <= true.sq_distances_NK[:, -1:])[:, 1:]
+    assert is_true.mean() == pytest.approx(recall.share, abs=5e-3)
+    # A row that misses nobody is the exact row, bit by bit.
+    is_same = (found.indices_NK == true.indices_NK).all(1)
+    assert is_same.mean() > 0.8
+    assert np.array_equal(found.sq_distances_NK[is_same], true.sq_distances_NK[is_same])
+    assert (np.diff(found.sq_distances_NK, axis=1) >= 0).all()
+    assert found.indices_NK[:, 0].tolist() == list(range(3000))
+    share_of_farthest = found.max_sq_distance_N / true.max_sq_distance_N
+    assert 0.99 < share_of_farthest.mean() <= share_of_farthest.max() <= 1
+    assert [array.dtype for array in found] == [array.dtype for array in true]
+
+
+@pytest.mark.parametrize("dialect", ["zhong", "faiss"])
+def test_labels_are_nearly_the_exact_ones(features, dialect):
+    config = APPROXIMATE.model_copy(update={"dialect": dialect})
+    with Threads(2, "cpu") as runner:
+        found = estimate_pseudo_labels(features, config, runner=runner)
+        true = estimate_pseudo_labels(
+            features, config.model_copy(update={"search": "exact"}), runner=runner
+        )
+    assert found.notes[0].startswith("Neighbours are approximate: recall 0.99")
+    assert "on 1,000 sampled images, nprobe" in found.notes[0]
+    assert found.num_clusters == pytest.approx(true.num_clusters, rel=0.02)
+    assert found.eps == pytest.approx(true.eps, rel=0.05)
+    rows, columns = np.triu_indices(len(features), 1)
+
+    def together(labels):
+        return (labels[rows] == labels[columns]) & (labels[rows] >= 0)
+
+    both = (together(found.labels) & together(true.labels)).sum()
+    either = (together(found.labels) | together(true.labels)).sum()
+    assert both / either > 0.95
+
+
+@pytest.mark.parametrize("num_samples", [2, 10, 300])
+def test_small_sets_are_searched_whole(num_samples, capfd):
+    features = reference.drawn(num_samples, 8, 3, seed=1)
+    found, recall = approximate(features)
+    assert recall.share == 1
+    for array, true in zip(found, exact(features), strict=True):
+        assert np.array_equal(array, true)
+    assert capfd.readouterr().err == ""
+
+
+def test_copies_are_each_others_nearest():
+    features = reference.drawn(400, 8, 20, seed=2, num_copies=100)
+    found, recall = approximate(features)
+    assert recall.share >= 0.99
+    assert not found.sq_distances_NK[-100:].any()
+    identical, _ = approximate(np.tile(features[:1], (300, 1)))
+    assert np.array_equal(identical.indices_NK[:, 0], np.arange(300))
+    assert not identical.max_sq_distance_N.any()
+
+
+def test_refused_where_samples_have_no_clusters():
+    scattered = reference.drawn(3000, 64, 1, seed=0, noise=100.0)
+    with pytest.raises(
+        ConfigError, match=r"recall 0\.\d{3} on 1,000 .* nprobe 16 of 76 lists"
+    ) as error:
+        approximate(scattered)
+    assert "use cluster.search=exact" in str(error.value)
+
+
+def test_faiss_that_is_not_installed_is_named(features, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ConfigError, match=r"pip install 'daal\[faiss\]'"):
+        estimate_pseudo_labels(features, APPROXIMATE)
+
+
+def test_cameras_are_searched_exactly():
+    with pytest.raises(ConfigError, match="camera_aware=true needs cluster.search=exact") as error:
+        check_config({"cluster": {"camera_aware": True, "search": "approximate"}})
+    assert str(error.value).startswith("cluster.camera_aware")

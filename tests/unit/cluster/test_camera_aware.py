@@ -1,0 +1,145 @@
+"""CA-Jaccard against its definition, and what must not change it."""
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import all_distances, in_given_order, lattice, same_partition
+
+from cluster.blocks import row_blocks
+from cluster.camera_aware import CameraNeighbours, encode_by_camera
+from cluster.encoding import ONE
+from cluster.estimate import estimate_pseudo_labels
+from cluster.neighbours import FIXED_POINT
+from cluster.runner import Threads
+from daal.config import ClusterConfig
+from daal.errors import ConfigError
+
+CONFIG = ClusterConfig(
+    camera_aware=True, k1_intra=4, k1_inter=10, k2_intra=2, k2_inter=3, p=0.05, min_samples=3
+)
+COUNTS = CameraNeighbours(4, 10, 2, 3)
+
+
+def encoded(runner, features, camids, counts, num_blocks=3, precision="fp32"):
+    blocks = row_blocks(len(features), num_blocks)
+    return encode_by_camera(
+        *(runner, features, float(FIXED_POINT), camids, CameraNeighbours(*counts)),
+        *(num_blocks, blocks, precision),
+    )
+
+
+def distances(runner, features, camids, counts, num_blocks=3, precision="fp32"):
+    handles = encoded(runner, features, camids, counts, num_blocks, precision)
+    return all_distances(runner, handles, row_blocks(len(features), num_blocks))
+
+
+def unit(features):
+    """Rows of length 1; those at the origin become the first axis."""
+    features[(features == 0).all(1), 0] = 1
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+unit_lattice = lattice.map(unit)
+unit_drawn = st.builds(
+    reference.drawn,
+    st.integers(2, 30),
+    st.integers(2, 8),
+    st.integers(1, 5),
+    seed=st.integers(0, 1000),
+)
+counts = st.tuples(st.integers(1, 35), st.integers(1, 35), st.integers(1, 35), st.integers(0, 35))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.one_of(unit_lattice, unit_drawn),
+    st.integers(1, 4),
+    st.integers(0, 1000),
+    st.one_of(counts, st.just((5, 20, 2, 4)), st.just((2, 3, 2, 2))),
+    st.integers(1, 5),
+)
+def test_any_small_set_of_one_to_four_cameras(
+    runner, features, num_cameras, seed, counts, num_blocks
+):
+    # Camera numbers have gaps, as those of a data set may.
+    camids = 3 * np.random.default_rng(seed).integers(0, num_cameras, len(features)) - 1
+    handles = encoded(runner, features, camids, counts, num_blocks)
+    expected = reference.camera_encodings(features, camids, *counts)
+    np.testing.assert_allclose(in_given_order(runner, handles) / ONE, expected, atol=1e-8)
+    np.testing.assert_allclose(
+        all_distances(runner, handles, row_blocks(len(features), num_blocks)),
+        reference.overlap_distance(expected),
+        atol=1e-6,
+    )
+
+
+def test_each_sample_alone_in_its_camera(runner):
+    features = reference.drawn(20, 8, 4, seed=1)
+    expected = reference.camera_jaccard(features, np.arange(20), *COUNTS)
+    found = distances(runner, features, np.arange(20), COUNTS)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    features = reference.drawn(200, 24, 15, seed=5, noise=0.4)
+    sq, _ = reference.ranking(features)
+    assert all(len(np.unique(row)) == 200 for row in sq)  # no ties, which go by index
+    return features, np.random.default_rng(2).integers(0, 3, 200)
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("num_blocks", [1, 3, 17])
+def test_blocks_and_threads_change_no_bit(runner, drawn, num_blocks, num_threads):
+    expected = distances(runner, *drawn, COUNTS)
+    with Threads(num_threads, "cpu") as threads:
+        assert np.array_equal(distances(threads, *drawn, COUNTS, num_blocks), expected)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_coarse_products_change_no_bit(runner, drawn, precision):
+    expected = distances(runner, *drawn, COUNTS)
+    assert np.array_equal(distances(runner, *drawn, COUNTS, precision=precision), expected)
+
+
+def test_shuffling_and_renaming_cameras_only_shuffles(runner, drawn):
+    features, camids = drawn
+    order = np.random.default_rng(0).permutation(200)
+    names = np.array([7, 2, 5])
+    expected = distances(runner, features, camids, COUNTS)[np.ix_(order, order)]
+    found = distances(runner, features[order], names[camids[order]], COUNTS)
+    assert np.array_equal(found, expected)
+
+
+def test_pseudo_labels_are_those_of_the_definition(drawn):
+    features, camids = drawn
+    found = estimate_pseudo_labels(features, CONFIG, camids_N=camids)
+    distance = reference.camera_jaccard(features, camids, *COUNTS)
+    assert found.eps == pytest.approx(reference.eps(distance, CONFIG.p), rel=1e-6)
+    assert np.array_equal(found.labels, reference.dbscan(distance, found.eps, 3))
+    assert found.num_clusters > 5
+
+
+def test_pseudo_labels_without_cameras_say_so(drawn):
+    with pytest.raises(ConfigError, match="camera of every image"):
+        estimate_pseudo_labels(drawn[0], CONFIG)
+
+
+def test_cameras_of_unusable_features_are_left_out(drawn):
+    features, camids = drawn
+    expected = estimate_pseudo_labels(features, CONFIG, camids_N=camids)
+    broken = np.insert(features, [3, 150], np.nan, axis=0)
+    found = estimate_pseudo_labels(broken, CONFIG, camids_N=np.insert(camids, [3, 150], [9, 0]))
+    assert found.labels[[3, 151]].tolist() == [-1, -1]
+    assert np.array_equal(np.delete(found.labels, [3, 151]), expected.labels)
+
+
+def test_shuffled_images_have_the_same_clusters(drawn):
+    features, camids = drawn
+    order = np.random.default_rng(1).permutation(200)
+    expected = estimate_pseudo_labels(features, CONFIG, camids_N=camids)
+    found = estimate_pseudo_labels(features[order], CONFIG, camids_N=camids[order])
+    assert found.eps == expected.eps
+    assert same_partition(found.labels, expected.labels[order])

@@ -1,0 +1,116 @@
+"""Encodings: integers that hardly differ from the definition, and equal where they should be."""
+
+import math
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import in_given_order, lattice
+
+from cluster.blocks import row_blocks
+from cluster.encoding import ONE, Reciprocity, encode, exp_tables, exponential
+from cluster.neighbours import fixed_point_scale, nearest_neighbours
+
+
+def encoded(runner, features, k1, k2, dialect="zhong", num_blocks=3):
+    counts = Reciprocity.of(k1, dialect)
+    found = nearest_neighbours(runner, features, max(counts.num_full, k2), num_blocks)
+    handles = encode(
+        *(runner, runner.share(features), fixed_point_scale(features), found, counts, k2),
+        row_blocks(len(features), num_blocks),
+    )
+    return in_given_order(runner, handles)
+
+
+@pytest.mark.parametrize(
+    ("k1", "dialect", "expected"),
+    [
+        (20, "zhong", (21, 11, True)),
+        (20, "faiss", (20, 11, False)),
+        (25, "zhong", (26, 13, True)),  # half to even: 12 and the sample itself
+        (27, "faiss", (27, 15, False)),
+        (1, "zhong", (2, 1, True)),
+        (1, "faiss", (1, 1, False)),
+        (2, "faiss", (2, 2, False)),
+        (3, "faiss", (3, 3, False)),
+    ],
+)
+def test_how_many_neighbours_count(k1, dialect, expected):
+    assert Reciprocity.of(k1, dialect) == expected
+
+
+def test_tables_are_exponentials():
+    tables = exp_tables()
+    assert (tables[:, 0] == 1).all()
+    for place, shift in enumerate((22, 11, 0)):
+        for number in (1, 2, 100, 2047):
+            exact = math.exp(-number * 2.0 ** (shift - 30))
+            assert abs(tables[place, number] - exact) <= 2.0**-52 * exact
+
+
+def test_exponential_of_what_the_tables_resolve_is_off_by_one_unit_at_most():
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, 8 << 30, 20_000)
+    for fixed in [0, 1, (1 << 11) - 1, 1 << 11, 1 << 22, (8 << 30) - 1, *drawn.tolist()]:
+        x = fixed / 2**30
+        assert abs(exponential(x, exp_tables()) - 2**32 * math.exp(-x)) <= 1
+
+
+def test_exponential_of_any_argument_is_off_by_what_the_tables_do_not_resolve():
+    """x is cut to 30 bits behind the point: exp(-x) is then up to 4 units of 2^-32 larger."""
+    for x in np.random.default_rng(1).uniform(0, 8, 20_000):
+        exact = 2**32 * math.exp(-x)
+        assert -1 <= exponential(x, exp_tables()) - exact <= 1 + 4 * math.exp(-x)
+
+
+@pytest.mark.parametrize("x", [8.0, 8.5, 1e3, 1e10, 1e30])
+def test_exponential_counts_eight_and_more_as_eight(x):
+    assert exponential(x, exp_tables()) == pytest.approx(2**32 * math.exp(-8), abs=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lattice,
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from(["zhong", "faiss"]),
+    st.integers(1, 5),
+)
+def test_encodings_are_the_definitions_in_integers(runner, features, k1, k2, dialect, num_blocks):
+    found = encoded(runner, features, k1, k2, dialect, num_blocks)
+    expected = reference.encodings(features, k1, k2, dialect)
+    assert np.array_equal(found > 0, expected > 0)
+    np.testing.assert_allclose(found / ONE, expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("dialect", ["zhong", "faiss"])
+def test_rows_sum_to_one_but_for_half_a_unit_an_entry(runner, dialect):
+    features = reference.drawn(100, 16, 12, seed=9)
+    found = encoded(runner, features, 20, 6, dialect)
+    assert (np.abs(found.sum(axis=1) - ONE) <= (found > 0).sum(axis=1) / 2).all()
+
+
+def test_k2_of_one_averages_nothing(runner):
+    features = reference.drawn(100, 16, 12, seed=9)
+    found = encoded(runner, features, 8, 1)
+    assert (np.diagonal(found) == found.max(axis=1)).all()  # itself is nearest
+    np.testing.assert_allclose(found / ONE, reference.encodings(features, 8, 1), atol=1e-8)
+
+
+def test_rows_that_are_equal_on_paper_are_equal(runner):
+    """Two copies and a third sample far from all others have each other only."""
+    features = np.float32([[1, 0], [1, 0], [1, 0], [0, 1], [0, 0.99], [0, 0.98], [-1, -1]])
+    found = encoded(runner, features, 2, 3)
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
+def test_distances_beyond_the_table_are_no_neighbours_weight(runner):
+    """faiss's exp(-d2) of features that aren't of length 1: far samples have hardly a weight."""
+    features = np.float32([[0], [1], [1e6], [1e6 + 1], [1e6 + 2]])
+    found = encoded(runner, features, 5, 1, "faiss") / ONE
+    assert (found[:2, 2:] < 4e-4).all()
+    assert (found[2:, :2] < 4e-4).all()
+    assert (np.diagonal(found) > 0.4).all()

@@ -1,0 +1,343 @@
+"""Exact nearest neighbours: order, ties, copies, and what must not change a bit."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import lattice, same_bits
+
+from cluster import neighbours, products
+from cluster.neighbours import Groups, distinct_rows, fixed_point_scale, nearest_neighbours
+from cluster.runner import by_stage
+
+FIRST_COPIES = np.array([0, 1, 0, 3, 1, 0])
+
+
+def nearest(runner, features, k, num_blocks=1, precision="fp32"):
+    handle = nearest_neighbours(runner, features, k, num_blocks, precision)
+    return runner.collect([handle])[0]
+
+
+def assert_is_exact(found, features, k):
+    sq, order = reference.ranking(features)
+    k = min(k, len(features))
+    assert np.array_equal(found.indices_NK, [row[:k] for row in order])
+    in_order = np.take_along_axis(sq, found.indices_NK.astype(int), 1)
+    np.testing.assert_allclose(found.sq_distances_NK, in_order, rtol=1e-6)
+    np.testing.assert_allclose(found.max_sq_distance_N, sq.max(1), rtol=1e-6)
+    assert [array.dtype for array in found] == [np.int32, np.float32, np.float32]
+
+
+@pytest.fixture
+def searched_rows(monkeypatch):
+    """How many rows each search of whole rows took on, filled while the test runs."""
+    calls = []
+    search = neighbours._search_rows
+
+    def counting(*arguments):
+        calls.append(len(arguments[6]))  # their distances to all samples
+        search(*arguments)
+
+    monkeypatch.setattr(neighbours, "_search_rows", counting)
+    return calls
+
+
+# ---- Order ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_neighbours_are_exact_at_any_scale_and_offset(runner, scale):
+    rng = np.random.default_rng(6)
+    features = (scale * (rng.standard_normal((200, 16)) + 30)).astype(np.float32)
+    assert_is_exact(nearest(runner, features, 11), features, 11)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lattice, st.integers(1, 40), st.integers(1, 5))
+def test_ties_and_copies_are_ordered_by_index(runner, features, k, num_blocks):
+    assert_is_exact(nearest(runner, features, k, num_blocks), features, k)
+
+
+def test_k_beyond_all_samples_gives_them_all(runner):
+    features = reference.drawn(7, 4, 2, seed=1)
+    found = nearest(runner, features, 50, num_blocks=3)
+    assert found.indices_NK.shape == (7, 7)
+    assert_is_exact(found, features, 50)
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 5])
+@pytest.mark.parametrize("k", [1, 2, 9])
+def test_tiny_sets(runner, num_samples, k):
+    features = reference.drawn(num_samples, 4, 2, seed=1)
+    assert_is_exact(nearest(runner, features, k, num_blocks=2), features, k)
+
+
+def test_one_dimension(runner):
+    features = np.float32([[0], [3], [1], [1], [7]])
+    found = nearest(runner, features, 3)
+    assert found.indices_NK.tolist() == [[0, 2, 3], [1, 2, 3], [2, 3, 0], [3, 2, 0], [4, 1, 2]]
+    assert found.max_sq_distance_N.tolist() == [49, 16, 36, 36, 49]
+
+
+@pytest.mark.parametrize("largest", [1e-6, 0.3, 1.0, 1.0000001, 1.09, 1.11, 2.2, 1e6])
+def test_fixed_point_is_a_power_of_two_and_has_room(largest):
+    scale = fixed_point_scale(np.float32([[largest, 0], [0, 0.01 * largest]]))
+    assert np.frexp(scale)[0] == 0.5
+    assert 0.5 <= largest * scale / neighbours.FIXED_POINT < 1.2
+    if largest in (1.0, 1.0000001, 1.09):
+        assert scale == neighbours.FIXED_POINT
+
+
+# ---- What must not change a bit ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_blocks", [2, 3, 17, 40])
+def test_blocks_change_no_bit(runner, num_blocks):
+    features = reference.drawn(300, 24, 20, seed=4, num_copies=30)
+    expected = nearest(runner, features, 12)
+    assert same_bits(nearest(runner, features, 12, num_blocks), expected)
+
+
+def test_tiles_and_the_gpus_selection_change_no_bit(runner, monkeypatch):
+    features = reference.drawn(300, 24, 20, seed=4, num_copies=30)
+    expected = nearest(runner, features, 12)
+    monkeypatch.setattr(products, "TILE", 37)
+    monkeypatch.setattr(products, "TILE_ON_GPU", 41)
+    assert same_bits(nearest(runner, features, 12), expected)
+    select = products._select_pair
+    monkeypatch.setattr(
+        products,
+        "_scan_pair",
+        lambda features, precision, *pair: select(features, precision, "cpu", *pair),
+    )
+    assert same_bits(nearest(runner, features, 12, num_blocks=2), expected)
+    assert same_bits(nearest(runner, features, 12, precision="tf32"), expected)
+
+
+def test_training_precision_does_not_leak_in(runner, monkeypatch):
+    features = reference.drawn(100, 16, 12, seed=8)
+    expected = nearest(runner, features, 5)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert same_bits(nearest(runner, features, 5), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+# ---- Copies -----------------------------------------------------------------------------
+
+
+def test_distinct_rows_are_the_first_of_their_like():
+    rows = reference.drawn(4, 6, 4, seed=1)
+    assert np.array_equal(distinct_rows(rows[FIRST_COPIES]), FIRST_COPIES)
+    assert np.array_equal(distinct_rows(rows), np.arange(4))
+
+
+def test_minus_zero_is_zero():
+    features = np.float32([[0, 1], [-0.0, 1], [0, -1], [-0.0, -0.0], [0, 0]])
+    assert distinct_rows(features).tolist() == [0, 0, 2, 3, 3]
+
+
+def test_rows_of_equal_hash_are_compared(monkeypatch):
+    monkeypatch.setattr(neighbours, "_hash_rows", lambda bits: np.zeros(len(bits), np.int64))
+    rows = reference.drawn(4, 6, 4, seed=1)
+    assert np.array_equal(distinct_rows(rows[FIRST_COPIES]), FIRST_COPIES)
+
+
+def both_ways(runner, monkeypatch, features, k, num_blocks):
+    """Neighbours with copies in place, and with copies set aside."""
+    found = []
+    for many_copies in (1, 0):
+        monkeypatch.setattr(neighbours, "MANY_COPIES", many_copies)
+        before = len(runner.times())
+        found.append(nearest(runner, features, k, num_blocks))
+        set_aside = "neighbours: copies" in by_stage(runner.times()[before:])
+        has_copies = len(np.unique(features, axis=0)) < len(features)
+        assert set_aside == (has_copies and many_copies == 0)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(lattice, st.integers(1, 40), st.integers(1, 5))
+def test_copies_set_aside_or_in_place_are_the_same(runner, features, k, num_blocks):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        in_place, aside = both_ways(runner, monkeypatch, features, k, num_blocks)
+    assert_is_exact(in_place, features, k)
+    assert same_bits(aside, in_place)
+
+
+@pytest.mark.parametrize("num_copies", [1, 2, 60])
+def test_few_and_many_copies_both_ways(runner, monkeypatch, num_copies):
+    """60 copies fill every list of their own: in place, only a search of whole rows helps."""
+    features = reference.drawn(200, 16, 12, seed=7)
+    features[-num_copies:] = features[0]
+    features[40], features[150] = features[20], features[30]
+    in_place, aside = both_ways(runner, monkeypatch, features, 11, 3)
+    assert_is_exact(in_place, features, 11)
+    assert same_bits(aside, in_place)
+
+
+@pytest.mark.parametrize(
+    ("num_copies", "set_aside"), [(0, False), (1, False), (2, False), (3, True), (199, True)]
+)
+def test_more_than_one_percent_are_many_copies(runner, num_copies, set_aside):
+    features = reference.drawn(200, 16, 12, seed=7)
+    features[200 - num_copies :] = features[0]
+    before = len(runner.times())
+    assert_is_exact(nearest(runner, features, 5), features, 5)
+    assert ("neighbours: copies" in by_stage(runner.times()[before:])) == set_aside
+
+
+def test_300_copies_and_all_rows_identical(runner, monkeypatch):
+    features = reference.drawn(400, 16, 12, seed=7)
+    features[::4] = features[0]
+    features[1::4] = features[0]
+    features[2::4] = features[0]
+    in_place, aside = both_ways(runner, monkeypatch, features, 21, 4)
+    assert_is_exact(in_place, features, 21)
+    assert same_bits(aside, in_place)
+    for found in both_ways(runner, monkeypatch, np.ones((300, 8), np.float32), 21, 4):
+        assert_is_exact(found, np.ones((300, 8)), 21)
+
+
+def test_copies_that_differ_in_the_sign_of_zero(runner, monkeypatch):
+    rng = np.random.default_rng(3)
+    features = rng.integers(-1, 2, (60, 4)).astype(np.float32)
+    features[::2][features[::2] == 0] = -0.0
+    in_place, aside = both_ways(runner, monkeypatch, features, 9, 2)
+    assert_is_exact(in_place, features, 9)
+    assert same_bits(aside, in_place)
+
+
+# ---- Certificate ------------------------------------------------------------------------
+
+
+def tight_cluster():
+    """60 samples within 1e-4 of each other among 140: below the rounding of any product."""
+    features = reference.drawn(200, 32, 12, seed=9)
+    offsets = np.random.default_rng(9).standard_normal((60, 32))
+    offsets *= 5e-5 / np.linalg.norm(offsets, axis=1, keepdims=True)
+    features[70:130] = features[70] + offsets
+    return features
+
+
+def ties():
+    return np.random.default_rng(5).integers(-2, 3, (200, 4)).astype(np.float32) / 4
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("k", [1, 2, 12])
+def test_coarse_products_give_the_same_neighbours(runner, precision, k):
+    for features in (reference.drawn(300, 24, 20, seed=1), ties(), tight_cluster()):
+        found = nearest(runner, features, k, 3, precision)
+        assert same_bits(found, nearest(runner, features, k))
+        assert_is_exact(found, features, k)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_rows_in_doubt_are_searched_again(runner, searched_rows, precision):
+    assert_is_exact(nearest(runner, tight_cluster(), 12, 1, precision), tight_cluster(), 12)
+    assert sum(searched_rows) >= 60
+    searched_rows.clear()
+    assert_is_exact(nearest(runner, ties(), 12, 1, precision), ties(), 12)
+    assert sum(searched_rows) > 0
+
+
+def test_fp32_leaves_no_doubt_where_distances_differ(runner, searched_rows):
+    features = reference.drawn(300, 24, 20, seed=1)
+    assert_is_exact(nearest(runner, features, 12), features, 12)
+    assert searched_rows == []
+
+
+def test_a_search_of_a_few_rows_at_a_time(runner, searched_rows, monkeypatch):
+    expected = nearest(runner, tight_cluster(), 12)
+    searched_rows.clear()
+    monkeypatch.setattr(neighbours, "SEARCH_PRODUCTS", 1500)
+    assert same_bits(nearest(runner, tight_cluster(), 12), expected)
+    assert max(searched_rows) == 7
+    assert len(searched_rows) >= 60 / 7
+
+
+def rounded_one_way(precision, spread, num_rows=120, dims=64):
+    """Rows whose coordinates all round down, or all up, by as much as rounding ever errs.
+
+    Products of two rows that round down are 4 units too small, others are right; the rows'
+    true squared distances are up to `spread` units. (A unit is half the last bit kept.)
+    """
+    rng = np.random.default_rng(int(10 * spread))
+    unit = 2.0 ** -(products_bits(precision) + 1)
+    side = rng.choice([-1, 1], (num_rows, 1))
+    features = np.full((num_rows, dims), 1.0) * (1 + unit * (1 + side / 64)) / np.sqrt(dims)
+    moved = np.sqrt(spread * unit * rng.random(num_rows) / 2)
+    place = 2 * rng.integers(0, dims // 2, num_rows)
+    features[np.arange(num_rows), place] += moved
+    features[np.arange(num_rows), place + 1] -= moved
+    return features.astype(np.float32)
+
+
+def products_bits(precision):
+    return {"tf32": 10, "bf16": 7}[precision]
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("spread", [1, 4, 8, 20])
+def test_rounding_that_errs_one_way_hides_nobody(runner, precision, spread):
+    features = rounded_one_way(precision, spread)
+    for k in (2, 4):
+        assert same_bits(nearest(runner, features, k, 1, precision), nearest(runner, features, k))
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_the_nearest_is_found_behind_a_full_list_of_nearer_products(runner, precision):
+    """Row 1 is nearest to row 0, but its product says otherwise by almost all it can."""
+    unit = 2.0 ** -(products_bits(precision) + 1)
+    features = np.full((43, 64), (1 + unit * (1 + 1 / 64)) / 8)  # rounds up
+    features[:2] = (1 + unit * (1 - 1 / 64)) / 8  # rounds down
+    features[1] *= 1 - unit / 256
+    sq = unit * np.array([0.025, *np.linspace(3.28, 3.53, 39), 16])
+    for place, moved in enumerate(np.sqrt(sq / 2)):
+        features[2 + place, 2 * (place % 32)] += moved
+        features[2 + place, 2 * (place % 32) + 1] -= moved
+    features = features.astype(np.float32)
+    assert nearest(runner, features, 2).indices_NK[0].tolist() == [0, 1]
+    assert nearest(runner, features, 2, 1, precision).indices_NK[0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_the_farthest_is_found_behind_a_full_list_of_farther_products(runner, precision):
+    """Row 1 is farthest from row 0, and its product too small by almost all it can be."""
+    unit = 2.0 ** -(products_bits(precision) + 1)
+    features = np.full((60, 64), (1 + unit * (1 - 1 / 64)) / 8)  # rounds down
+    features[:2] = (1 + unit * (1 + 1 / 64)) / 8  # rounds up
+    sq = unit * np.array([20, 19.9, 18, 17.5, 17, 16.5, *np.linspace(1, 12, 53)])
+    for place, moved in enumerate(np.sqrt(sq / 2)):
+        features[1 + place, 2 * (place % 32)] += moved
+        features[1 + place, 2 * (place % 32) + 1] -= moved
+    features = features.astype(np.float32)
+    found = nearest(runner, features, 2, 1, precision).max_sq_distance_N[0]
+    assert found == nearest(runner, features, 2).max_sq_distance_N[0]
+
+
+# ---- Groups -----------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(lattice, st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 9))
+def test_groups_are_searched_apart(runner, features, k, num_blocks, num_groups, seed):
+    of_N = np.sort(np.random.default_rng(seed).integers(0, num_groups, len(features)))
+    _, own, others = reference.camera_ranking(features, of_N)
+    for same, lists in ((True, own), (False, others)):
+        handle = neighbours.nearest_in_groups(
+            runner,
+            runner.share(features),
+            fixed_point_scale(features),
+            Groups(of_N.astype(np.int32), same),
+            k,
+            num_blocks,
+        )
+        found = runner.collect([handle])[0]
+        k_found = min(k, len(features))
+        assert np.array_equal(found.indices_NK, reference.padded(lists, k_found))

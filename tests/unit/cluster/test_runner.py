@@ -1,0 +1,140 @@
+"""Threads that run the stages."""
+
+import threading
+import time
+
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+
+from cluster.runner import TaskTime, Threads, by_stage
+
+
+def add(*numbers):
+    return sum(numbers)
+
+
+def fail(*_):
+    raise ValueError("broken stage")
+
+
+def blas_threads():
+    return [library["num_threads"] for library in threadpool_info()]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_tasks_wait_for_what_they_need(num_threads):
+    with Threads(num_threads, "cpu") as runner:
+        slow = runner.submit("slow", lambda: time.sleep(0.05) or 1)
+        chain = [runner.submit("add", add, slow, slow, 1)]
+        for _ in range(50):
+            chain.append(runner.submit("add", add, chain[-1], 1))
+        assert runner.collect([chain[-1], slow, 7]) == [53, 1, 7]
+
+
+def test_tasks_that_wait_hold_no_thread():
+    """If one did, the last task would find both threads taken, and the first would wait for it."""
+    started = threading.Event()
+    with Threads(2, "cpu") as runner:
+        first = runner.submit("wait", started.wait, 10)
+        later = [runner.submit("add", add, first, number) for number in range(100)]
+        runner.submit("start", started.set)
+        assert runner.collect([first, *later]) == [True, *range(1, 101)]
+
+
+def test_a_task_may_have_several_results():
+    with Threads(2, "cpu") as runner:
+        quotient, rest = runner.submit("divide", divmod, 17, 5, num_results=2)
+        total = runner.submit("add", add, quotient, rest)
+        assert runner.collect([quotient, rest, total]) == [3, 2, 5]
+
+
+def test_shared_values_are_arguments_like_others():
+    with Threads(2, "cpu") as runner:
+        shared = runner.share(5)
+        assert runner.collect([runner.submit("add", add, shared, shared), shared]) == [10, 5]
+
+
+@pytest.mark.parametrize("num_results", [1, 2])
+def test_an_error_in_a_task_reaches_collect_through_all_that_need_it(num_results):
+    with Threads(2, "cpu") as runner:
+        broken = runner.submit("fail", fail, num_results=num_results)
+        broken = broken if num_results == 1 else broken[1]
+        last = runner.submit("add", add, runner.submit("add", add, broken, 1), 1)
+        with pytest.raises(ValueError, match="broken stage"):
+            runner.collect([last])
+
+
+def test_after_an_error_the_pool_shuts_down_and_waiting_tasks_never_start():
+    before = threading.active_count()
+    release, ran = threading.Event(), []
+    with pytest.raises(ValueError, match="broken stage"):
+        with Threads(2, "cpu") as runner:
+            slow = runner.submit("slow", release.wait, 10)
+            runner.submit("after", ran.append, slow)
+            try:
+                runner.collect([runner.submit("fail", fail)])
+            finally:
+                threading.Timer(0.05, release.set).start()
+    assert ran == []
+    release.wait(10)
+    deadline = time.time() + 10
+    while threading.active_count() > before and time.time() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_inside_there_is_one_thread_for_torch_and_blas_and_outside_what_was_before():
+    torch_before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        before = blas_threads()
+        with Threads(3, "cpu"):
+            assert torch.get_num_threads() == 1
+            assert set(blas_threads()) == {1}
+        assert torch.get_num_threads() == 2
+        assert blas_threads() == before
+        with pytest.raises(KeyError), Threads(3, "cpu"):
+            raise KeyError
+        assert torch.get_num_threads() == 2
+        assert blas_threads() == before
+    finally:
+        torch.set_num_threads(torch_before)
+
+
+def test_as_many_workers_as_torch_uses():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert Threads().num_workers == 3
+        assert Threads(5).num_workers == 5
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_device_is_a_gpu_if_there_is_one():
+    assert Threads().device == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert Threads(device="cpu").device == "cpu"
+
+
+def test_times_tell_stage_and_duration():
+    with Threads(2, "cpu") as runner:
+        runner.collect([runner.submit("sleep", time.sleep, 0.02) for _ in range(3)])
+        times = runner.times()
+    assert [task.stage for task in times] == ["sleep"] * 3
+    assert all(task.end - task.start >= 0.015 and 0 <= task.cpu < 0.02 for task in times)
+
+
+def test_by_stage_counts_time_that_tasks_share_once():
+    times = [
+        TaskTime("b", 5, 6, 0.5),
+        TaskTime("a", 3, 4, 1),  # after a gap
+        TaskTime("a", 0, 2, 1),
+        TaskTime("a", 1, 1.5, 0.25),  # within the first
+        TaskTime("a", 1.5, 2.5, 0.5),  # reaches beyond it
+    ]
+    stages = by_stage(times)
+    assert list(stages) == ["a", "b"]
+    assert (stages["a"].wall, stages["a"].cpu, stages["a"].num_tasks) == (3.5, 2.75, 4)
+    assert (stages["b"].wall, stages["b"].cpu, stages["b"].num_tasks) == (1, 0.5, 1)
+    assert by_stage([]) == {}
