@@ -41,7 +41,7 @@ MIN_PER_LIST = 39  # samples on average, as they do: few make poor centres
 TRAINED_PER_LIST = 16  # samples from which a centre is found; more, or more rounds than
 TRAINING_ROUNDS = 5  # these, take longer and hardly move the recall
 FIRST_NPROBE = 8  # lists that a search looks into, doubled until the recall is reached
-MAX_PROBED = 0.25  # of the lists; beyond, the exact search's products are faster
+MAX_PROBED = 0.25  # of the lists; beyond, exact search is faster anyway
 SCALE = float(FIXED_POINT)  # all features are of length 1
 NO_PRODUCT = np.float32(-np.inf)
 
@@ -87,7 +87,7 @@ def approximate_neighbours(
 
     Raises ConfigError if faiss isn't installed, or if the recall stays below 0.99.
     """
-    faiss_with_one_thread()  # is there one? Better asked now than by a task
+    load_faiss()  # is it there? Better asked now than by a task
     k = min(k, num_samples)
     centres = runner.submit("neighbours: index", find_centres, features)
     parts = [
@@ -115,8 +115,8 @@ def approximate_neighbours(
     return runner.submit("neighbours: join", join, *parts), recall
 
 
-def faiss_with_one_thread() -> Any:
-    """The library; what runs side by side are tasks. Raises ConfigError if it isn't there."""
+def load_faiss() -> Any:
+    """The library. Raises ConfigError if it isn't there."""
     try:
         import faiss
     except ImportError as error:
@@ -124,6 +124,12 @@ def faiss_with_one_thread() -> Any:
             "cluster.search=approximate needs faiss: pip install 'daal[faiss]', or use "
             "cluster.search=exact."
         ) from error
+    return faiss
+
+
+def faiss_of_task() -> Any:
+    """The library, with one thread for the thread that calls: what runs side by side are tasks."""
+    faiss = load_faiss()
     faiss.omp_set_num_threads(1)
     return faiss
 
@@ -136,7 +142,7 @@ def find_centres(features_ND: Floats) -> Floats:
 
     Nearest is the largest product: among vectors of length 1 that is the smallest distance.
     """
-    faiss = faiss_with_one_thread()
+    faiss = faiss_of_task()
     num_samples, dims = features_ND.shape
     num_lists = min(int(LISTS_PER_ROOT * np.sqrt(num_samples)), num_samples // MIN_PER_LIST)
     kmeans = faiss.Kmeans(
@@ -156,7 +162,7 @@ def nearest_centres(
     features_ND: Floats, centres_LD: Floats, row_start: int, row_stop: int
 ) -> Longs:
     """The list of each of the rows row_start..row_stop, (rows,)."""
-    faiss = faiss_with_one_thread()
+    faiss = faiss_of_task()
     rows_RD = features_ND[row_start:row_stop]
     list_R1: Longs = faiss.knn(rows_RD, centres_LD, 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
     return list_R1[:, 0]
@@ -250,7 +256,7 @@ def look_up(
 ) -> tuple[Floats, Ints]:
     """Products (descending) and indices of each query's nearest in `nprobe` lists, (R, num_near);
     -inf and -1 where there are no more."""
-    faiss = faiss_with_one_thread()
+    faiss = faiss_of_task()
     metric, num_lists = faiss.METRIC_INNER_PRODUCT, len(lists.centres_LD)
     nprobe = min(nprobe, num_lists)
     _, probed_RP = faiss.knn(queries_RD, lists.centres_LD, nprobe, metric=metric)

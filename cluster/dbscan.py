@@ -103,7 +103,6 @@ def dbscan(
     Raises ConfigError if `backend` is cuml and there is no cuML or no GPU.
     """
     if runner is None:
-        backend = resolve_backend(backend)
         with Threads() as runner:
             return dbscan(
                 *(distance, eps, min_samples, backend),
@@ -111,6 +110,9 @@ def dbscan(
                 runner=runner,
                 notes=notes,
             )
+    if backend in ("auto", "cuml"):
+        asked = runner.submit("dbscan: backend", resolve_backend, backend, on_device=True)
+        backend = runner.collect([asked])[0]
     if eps + TOLERANCE >= 1:  # the pairs that aren't stored are neighbours, too
         all_in_one = distance.shape[0] >= min_samples
         return np.full(distance.shape[0], 0 if all_in_one else -1, np.int64)

@@ -6,6 +6,7 @@ The stages are the same functions in this process and on a Ray cluster; a `Runne
 them (`cluster.task_graph` supplies Ray's).
 """
 
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +22,6 @@ from cluster.blocks import row_blocks
 from cluster.camera_aware import CameraNeighbours, encode_by_camera
 from cluster.dbscan import (
     TOLERANCE,
-    Backend,
     dbscan,
     eps_of_pairs,
     num_smallest,
@@ -116,6 +116,9 @@ def estimate_pseudo_labels(
                 runner=runner,
                 num_blocks=num_blocks,
             )
+    started = time.time()
+    if config.backend == "cuml":  # say now rather than in the end that there is none
+        runner.collect([runner.submit("dbscan: backend", resolve_backend, "cuml", on_device=True)])
     features, is_good = normalised_features(features_ND, runner.num_workers)
     shared = runner.share(features)
     features = runner.collect([shared])[0]  # on Ray, the only copy from here on
@@ -167,7 +170,7 @@ def estimate_pseudo_labels(
         num_bad=num_bad,
         num_copies=num_copies,
         notes=tuple(notes),
-        stages=by_stage(runner.times()),
+        stages=by_stage(task for task in runner.times() if task.start >= started),
     )
 
 
@@ -266,16 +269,13 @@ def cluster_encodings(
         upper = smallest_distances(runner, encodings, index, num_samples, p, blocks)
     distance = symmetric(upper)
     order_N = runner.collect([order])[0]
-    backend: Backend = runner.collect(
-        [runner.submit("dbscan: backend", resolve_backend, config.backend, on_device=True)]
-    )[0]
     num_backoffs = 0
     while True:
         eps_now = eps if p is None else eps_of_pairs(upper.data, num_samples, p)
         assert eps_now is not None  # either p or eps is given
         said: list[str] = []
         labels = dbscan(
-            *(distance, eps_now, config.min_samples, backend),
+            *(distance, eps_now, config.min_samples, config.backend),
             order_N=order_N,
             runner=runner,
             notes=said,

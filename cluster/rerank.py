@@ -243,10 +243,10 @@ def _overlaps_of_row(
             j = entries[other, 0]
             if j <= i:
                 break
-            if overlap_N[j] == 0:
-                met[num_met] = j
-                num_met += 1
-            overlap_N[j] += min(weight, entries[other, 1])
+            overlap = overlap_N[j]
+            met[num_met] = j  # stays if it is new; without a branch, which would be guessed wrong
+            num_met += overlap == 0
+            overlap_N[j] = overlap + min(weight, entries[other, 1])
     return num_met
 
 
@@ -269,7 +269,7 @@ def _pairs_kernel(
 ) -> Any:
     num_samples = len(indptr) - 1
     overlap_N = np.zeros(num_samples, np.int32)
-    met = np.empty(num_samples, np.int32)
+    met = np.empty(num_samples + 1, np.int32)
     out_indptr = np.zeros(row_stop - row_start + 1, np.int64)
     out_indices = np.empty(1024, np.int32)
     out_distances = np.empty(1024, np.float32)
@@ -318,7 +318,7 @@ def _histogram_kernel(
 ) -> Any:
     num_samples = len(indptr) - 1
     overlap_N = np.zeros(num_samples, np.int32)
-    met = np.empty(num_samples, np.int32)
+    met = np.empty(num_samples + 1, np.int32)
     counts = np.zeros(1 + NUM_BINS, np.int64)
     for i in range(row_start + (-row_start) % every, row_stop, every):
         num_met = _overlaps_of_row(i, indptr, indices, weights, starts, entries, overlap_N, met)

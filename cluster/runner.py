@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -85,9 +84,10 @@ def by_stage(times: Iterable[TaskTime]) -> dict[str, StageTime]:
 
 @dataclass
 class _Waiting:
-    """A submitted task and the arguments it still waits for."""
+    """A submitted task, its results, and how many arguments it still waits for."""
 
     run: Callable[[], None]
+    results: list[Future[Any]]
     num_missing: int
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -96,8 +96,11 @@ class _Waiting:
             self.num_missing -= 1
             is_ready = self.num_missing == 0
         if is_ready:
-            with suppress(RuntimeError):  # another task failed, and the pool was shut down
+            try:
                 pool.submit(self.run)
+            except RuntimeError:  # the pool was shut down, say because another task failed
+                for result in self.results:
+                    result.cancel()
 
 
 class Threads:
@@ -148,16 +151,17 @@ class Threads:
             try:
                 values = [a.result() if isinstance(a, Future) else a for a in arguments]
                 found = function(*values)
+                pairs = list(zip(results, found if num_results > 1 else [found], strict=True))
             except BaseException as error:
                 for result in results:
                     result.set_exception(error)
                 return
             self._times.append(TaskTime(stage, start, time.time(), time.thread_time() - cpu))
-            for result, value in zip(results, found if num_results > 1 else [found], strict=True):
+            for result, value in pairs:
                 result.set_result(value)
 
         # Only tasks that can start enter the pool: one that waited there would hold a thread.
-        waiting = _Waiting(run, len(missing) + 1)
+        waiting = _Waiting(run, results, len(missing) + 1)
         for argument in missing:
             argument.add_done_callback(lambda _: waiting.one_is_there(self._pool))
         waiting.one_is_there(self._pool)

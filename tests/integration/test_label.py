@@ -60,9 +60,7 @@ def test_labels_figures_and_file(file, known, tmp_path):
 
 def test_one_split_by_camera(file, known, tmp_path):
     out = tmp_path / "labels.parquet"
-    result = daal_label(
-        file, "--out", out, "--split", "train", "cluster.camera_aware=true", *RULE
-    )
+    result = daal_label(file, "--out", out, "--split", "train", "cluster.camera_aware=true", *RULE)
     assert result.returncode == 0, result.stderr
     assert "num_clusters" in result.stdout
     config = CONFIG.model_copy(update={"camera_aware": True})

@@ -28,12 +28,12 @@ def camera_ranking(features, camids):
     sq, _ = ranking(features)
     everybody = range(len(camids))
     own = [
-        [i] + sorted(
-            (j for j in everybody if camids[j] == camids[i] and j != i),
-            key=lambda j: (sq[i, j], j),
+        sorted(
+            (j for j in everybody if camids[j] == camids[i]),
+            key=lambda j: (j != i, sq[i, j], j),
         )
         for i in everybody
-    ]  # fmt: skip
+    ]
     others = [
         sorted(
             (j for j in everybody if camids[j] != camids[i]),

@@ -99,7 +99,7 @@ def test_300_copies_among_others(features, k2):
     assert found.eps == pytest.approx(reference.eps(distance, 0.004), rel=1e-6)
     assert np.array_equal(found.labels, reference.dbscan(distance, found.eps, 4))
     assert (found.labels[:10] == found.labels[0]).all()
-    assert found.num_clusters > 5
+    assert found.num_clusters >= 5
 
 
 def test_fewer_images_than_k1_are_noted():

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from cluster.runner import TaskTime, Threads, by_stage
 
@@ -84,22 +84,29 @@ def test_after_an_error_the_pool_shuts_down_and_waiting_tasks_never_start():
     assert threading.active_count() == before
 
 
-def test_inside_there_is_one_thread_for_torch_and_blas_and_outside_what_was_before():
+@pytest.fixture
+def two_threads():
+    """For torch and BLAS, whatever the environment says."""
     torch_before = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        before = blas_threads()
-        with Threads(3, "cpu"):
-            assert torch.get_num_threads() == 1
-            assert set(blas_threads()) == {1}
-        assert torch.get_num_threads() == 2
-        assert blas_threads() == before
-        with pytest.raises(KeyError), Threads(3, "cpu"):
-            raise KeyError
-        assert torch.get_num_threads() == 2
-        assert blas_threads() == before
-    finally:
-        torch.set_num_threads(torch_before)
+    with threadpool_limits(2):
+        yield
+    torch.set_num_threads(torch_before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_inside_there_is_one_thread_for_torch_and_blas_and_outside_what_was_before():
+    before = blas_threads()
+    assert 2 in before
+    with Threads(3, "cpu"):
+        assert torch.get_num_threads() == 1
+        assert set(blas_threads()) == {1}
+    assert torch.get_num_threads() == 2
+    assert blas_threads() == before
+    with pytest.raises(KeyError), Threads(3, "cpu"):
+        raise KeyError
+    assert torch.get_num_threads() == 2
+    assert blas_threads() == before
 
 
 def test_as_many_workers_as_torch_uses():
