@@ -94,9 +94,9 @@ def warm_up(given: argparse.Namespace) -> None:
 
 def estimate(features: Floats, config: ClusterConfig, given: argparse.Namespace) -> PseudoLabels:
     if given.ray:
-        from cluster.task_graph import default_num_blocks, estimate_on_ray
+        from cluster.task_graph import RayTasks, estimate_on_ray
 
-        num_blocks = default_num_blocks(len(features), os.cpu_count() or 1)
+        num_blocks = RayTasks("cpu", os.cpu_count() or 1, None).default_num_blocks(len(features))
         return estimate_on_ray(
             features, config, num_blocks=num_blocks, use_gpu=given.device != "cpu",
             on_progress=None if given.json else say,

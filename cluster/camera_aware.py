@@ -29,6 +29,9 @@ from cluster.locality import locality_order, renumbered
 from cluster.neighbours import Groups, Neighbours, nearest_in_groups
 from cluster.products import Floats, Ints, Precision
 from cluster.runner import Handle, Runner
+from daal.errors import ConfigError
+
+MAX_CAMERAS = 256
 
 
 class CameraNeighbours(NamedTuple):
@@ -43,9 +46,10 @@ class CameraNeighbours(NamedTuple):
 
 def encode_by_camera(
     runner: Runner,
-    features_ND: Floats,
+    features: Handle,
     scale: float,
     camids_N: npt.NDArray[np.integer],
+    by_camera: npt.NDArray[np.integer],
     counts: CameraNeighbours,
     num_blocks: int,
     blocks: list[tuple[int, int]],
@@ -53,11 +57,16 @@ def encode_by_camera(
 ) -> tuple[Handle, Handle]:
     """Handles of camera-aware encodings, a csr_array of int32 (N, N), and of their rows' order.
 
-    `features_ND` are of length 1.
+    `features`, a handle of float32 (N, D) of length 1, and `camids_N` are ordered by camera, row r
+    being sample by_camera[r]. Samples at equal distance are ordered by camera, then by index.
+    Raises ConfigError if there are more than 256 cameras: each is a block of its own.
     """
-    by_camera = np.argsort(camids_N, kind="stable").astype(np.int32)
-    features = runner.share(features_ND[by_camera])
-    camera_N = np.unique(camids_N[by_camera], return_inverse=True)[1].astype(np.int32)
+    camera_N = np.unique(camids_N, return_inverse=True)[1].astype(np.int32)
+    if camera_N[-1] >= MAX_CAMERAS:
+        raise ConfigError(
+            f"cluster.camera_aware=true is made for up to {MAX_CAMERAS} cameras, and there are "
+            f"{camera_N[-1] + 1} camids; are they camids, or numbers of tracks?"
+        )
     # As in the authors' code, k1_inter + 1: their list of other cameras has no place for the
     # sample itself, which the plain list begins with.
     found = [

@@ -5,7 +5,7 @@ neighbour is, how clusters are numbered and where border samples go is settled h
 that all backends give the same labels.
 """
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -110,8 +110,14 @@ def dbscan(
                 runner=runner,
                 notes=notes,
             )
+    if backend not in get_args(Backend):
+        raise ConfigError(
+            f"backend={backend} is unknown; use one of {', '.join(get_args(Backend))}."
+        )
     if backend in ("auto", "cuml"):
-        asked = runner.submit("dbscan: backend", resolve_backend, backend, on_device=True)
+        asked = runner.submit(
+            "dbscan: backend", resolve_backend, backend, runner.device, on_device=True
+        )
         backend = runner.collect([asked])[0]
     if eps + TOLERANCE >= 1:  # the pairs that aren't stored are neighbours, too
         all_in_one = distance.shape[0] >= min_samples
@@ -146,10 +152,10 @@ def cuml_available() -> bool:
     return True
 
 
-def resolve_backend(backend: Backend) -> Literal["sklearn", "components", "cuml"]:
-    """`auto` is cuml where it can run, else components. Raises ConfigError; see `dbscan`."""
+def resolve_backend(backend: Backend, device: str) -> Literal["sklearn", "components", "cuml"]:
+    """`auto` is cuml on a GPU that has it, else components. Raises ConfigError; see `dbscan`."""
     if backend == "auto":
-        return "cuml" if cuml_available() else "components"
+        return "cuml" if device != "cpu" and cuml_available() else "components"
     if backend == "cuml" and not cuml_available():
         raise ConfigError(
             "cluster.backend=cuml needs a GPU and the package cuml, and one of them is missing "

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from cluster.runner import Runner
 
 Labels: TypeAlias = npt.NDArray[np.int64]
-# Which samples are core, and a number for the component of each that is (-1 for the others).
+# Which samples are core, and a number for the component of each that is (any for the others).
 Cores: TypeAlias = tuple[npt.NDArray[np.bool_], Labels]
 DenseCores: TypeAlias = Callable[[npt.NDArray[np.float32], int], Cores]
 

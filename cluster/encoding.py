@@ -209,6 +209,14 @@ def exp_tables() -> Tables:
 
 
 @kernel
+def grown(array: Any, num_used: int) -> Any:
+    """A copy with room for twice as much."""
+    larger = np.empty(2 * len(array), array.dtype)
+    larger[:num_used] = array[:num_used]
+    return larger
+
+
+@kernel
 def is_among(value: int, row: Ints, count: int) -> bool:
     for place in range(count):  # noqa: SIM110 (numba has no any())
         if row[place] == value:
@@ -272,8 +280,8 @@ def _weights_kernel(
     num_half = min(num_half, num_full)
     most = min(num_full * (num_half + 1), num_samples)
     indptr = np.zeros(num_rows + 1, np.int64)
-    out_indices = np.empty(num_rows * most, np.int32)  # pages are claimed when written to
-    out_weights = np.empty(num_rows * most, np.int32)
+    out_indices = np.empty(num_rows * num_full + most, np.int32)
+    out_weights = np.empty(num_rows * num_full + most, np.int32)
     gaussian = np.empty(most, np.int64)
     half = np.empty(num_half, np.int32)
     reciprocal = np.empty(num_full, np.int32)
@@ -283,6 +291,8 @@ def _weights_kernel(
     end = 0
     for i in range(row_start, row_stop):
         start = end
+        if end + most > len(out_indices):
+            out_indices, out_weights = grown(out_indices, end), grown(out_weights, end)
         num_reciprocal = 0
         for place in range(num_full):
             if flags_NK[i, place] & FULL:

@@ -35,7 +35,6 @@ from cluster.rerank import (
     NUM_BINS,
     ZERO,
     InvertedIndex,
-    default_num_blocks,
     distance_histogram,
     distances_below,
     invert,
@@ -51,6 +50,8 @@ MAX_BAD_SHARE = 0.01
 MAX_OUTLIER_SHARE = 0.7  # above it the labels are used, with a warning
 GIANT = 500  # no cluster up to this size is called giant in sets of 1,000 images and more
 EPS_BACKOFF = 0.8
+ROWS_AT_ONCE = 1024  # that are normalised: a few MB
+MAX_PAIRS = 400_000_000  # distances stored: some 10 GB
 SAMPLED_ROWS = 2000  # whose distances tell where eps will be
 
 
@@ -105,9 +106,12 @@ def estimate_pseudo_labels(
 
     Raises LabelError if more than 1 % of the features are unusable, if p selects no pair, if
     there are fewer than `config.min_clusters` clusters, or if a giant cluster remains after
-    `config.max_backoffs` steps back; ConfigError if the backend can't run here, or cameras are
-    needed and not given.
+    `config.max_backoffs` steps back; ConfigError if the backend can't run here, if cameras are
+    needed and not given (or are more than 256), if eps isn't between 0 and 1, or if approximate
+    neighbours are wanted and faiss isn't there or misses too many.
     """
+    if eps is not None and not 0 <= eps <= 1:
+        raise ConfigError(f"eps={eps} is not a distance between 0 and 1.")
     if runner is None:
         with Threads() as runner:
             return estimate_pseudo_labels(
@@ -118,18 +122,24 @@ def estimate_pseudo_labels(
             )
     started = time.time()
     if config.backend == "cuml":  # say now rather than in the end that there is none
-        runner.collect([runner.submit("dbscan: backend", resolve_backend, "cuml", on_device=True)])
-    features, is_good = normalised_features(features_ND, runner.num_workers)
+        asked = runner.submit(
+            "dbscan: backend", resolve_backend, "cuml", runner.device, on_device=True
+        )
+        runner.collect([asked])
+    by_camera = camera_order(config, camids_N, len(features_ND))
+    features, rows = normalised_features(features_ND, by_camera, runner.num_workers)
+    num_bad = len(features_ND) - len(rows)
     shared = runner.share(features)
     features = runner.collect([shared])[0]  # on Ray, the only copy from here on
-    cameras_N = None if camids_N is None else camids_N[is_good]
-    num_blocks = num_blocks or default_num_blocks(len(features), runner.num_workers)
+    number = np.empty_like(rows)  # of each row among the usable ones, in the given order
+    number[np.argsort(rows)] = np.arange(len(rows))
+    cameras = None if by_camera is None or camids_N is None else (camids_N[rows], number)
+    num_blocks = num_blocks or runner.default_num_blocks(len(features))
     blocks = row_blocks(len(features), num_blocks)
     notes = []
-    num_bad = int((~is_good).sum())
     if num_bad:
         notes.append(f"{num_bad} features are not finite or zero; they are outliers now.")
-    if len(features) <= config.k1:
+    if len(features) <= config.k1 and not config.camera_aware:
         notes.append(
             f"{len(features)} images are no more than k1={config.k1}: all are each other's "
             "neighbours; use a smaller k1."
@@ -140,12 +150,12 @@ def estimate_pseudo_labels(
         notes.append(f"{num_copies} images have an exact copy among the others.")
 
     encodings, order = encode_features(
-        *(runner, features, shared, config, cameras_N, first_copy_N, num_blocks, blocks, notes)
+        *(runner, features, shared, config, cameras, first_copy_N, num_blocks, blocks, notes)
     )
     found = cluster_encodings(runner, encodings, order, len(features), config, eps, blocks, notes)
 
-    labels = np.full(len(is_good), -1, np.int64)
-    labels[is_good] = found.labels
+    labels = np.full(len(features_ND), -1, np.int64)
+    labels[np.sort(rows)] = found.labels
     sizes = np.bincount(found.labels[found.labels >= 0])
     outlier_share = float((labels < 0).mean())
     if found.num_backoffs:
@@ -155,12 +165,13 @@ def estimate_pseudo_labels(
         )
     if outlier_share > MAX_OUTLIER_SHARE:
         notes.append(
-            f"{outlier_share:.0%} of the images are outliers; "
-            "a larger q (or p), or a smaller min_samples, keeps more."
+            f"{outlier_share:.0%} of the images are outliers; a larger "
+            + ("eps" if found.p is None else "q (or p)")
+            + ", or a smaller min_samples, keeps more."
         )
     return PseudoLabels(
         labels=labels,
-        centroids=centroids(features, found.labels),
+        centroids=centroids(features, labels[rows]),
         eps=found.eps,
         num_clusters=len(sizes),
         outlier_share=outlier_share,
@@ -174,10 +185,26 @@ def estimate_pseudo_labels(
     )
 
 
+def camera_order(
+    config: ClusterConfig, camids_N: npt.NDArray[np.integer] | None, num_samples: int
+) -> npt.NDArray[np.intp] | None:
+    """All rows by camera, if cameras matter. Raises ConfigError if they aren't there."""
+    if not config.camera_aware:
+        return None
+    if camids_N is None or len(camids_N) != num_samples:
+        raise ConfigError(
+            "cluster.camera_aware=true needs the camera of every image: there are "
+            f"{0 if camids_N is None else len(camids_N)} camids for {num_samples} features."
+        )
+    return np.argsort(camids_N, kind="stable")
+
+
 def normalised_features(
-    features_ND: npt.NDArray[np.floating], num_threads: int = 1
-) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """The usable rows, float32 and of length 1, and which rows these are.
+    features_ND: npt.NDArray[np.floating],
+    order_N: npt.NDArray[np.intp] | None = None,
+    num_threads: int = 1,
+) -> tuple[Floats, npt.NDArray[np.intp]]:
+    """The usable rows, float32 and of length 1, and which rows these are, in `order_N`.
 
     Raises LabelError if the array isn't (N, D), if more than 1 % of the rows aren't finite or
     have no direction, or if fewer than 2 are left.
@@ -187,25 +214,25 @@ def normalised_features(
     features = np.ascontiguousarray(features_ND, np.float32)
     norms = torch.linalg.vector_norm(to_device(features, "cpu"), dim=1).numpy()
     is_good = np.isfinite(norms) & (norms >= MIN_NORM)
-    num_bad = int((~is_good).sum())
+    num_good = int(is_good.sum())
+    num_bad = len(features) - num_good
     if num_bad > MAX_BAD_SHARE * len(features):
         raise LabelError(
             f"{num_bad} of {len(features)} features are not finite or zero: the network that "
             "made them is broken (diverged training, half precision overflow?)."
         )
-    if len(features) - num_bad < 2:
-        raise LabelError(f"Pseudo-labels need at least 2 images, not {len(features) - num_bad}.")
-    if num_bad:
-        features, norms = features[is_good], norms[is_good]
-    unit = np.empty_like(features)
+    if num_good < 2:
+        raise LabelError(f"Pseudo-labels need at least 2 images, not {num_good}.")
+    rows = np.flatnonzero(is_good) if order_N is None else order_N[is_good[order_N]]
+    unit = np.empty((num_good, features.shape[1]), np.float32)
 
     def normalise(block: tuple[int, int]) -> None:
-        rows = slice(*block)
-        np.divide(features[rows], norms[rows, None], out=unit[rows])
+        some = rows[slice(*block)]
+        np.divide(features[some], norms[some, None], out=unit[slice(*block)])
 
     with ThreadPoolExecutor(num_threads) as pool:  # claiming the memory is most of the work
-        list(pool.map(normalise, row_blocks(len(unit), num_threads)))
-    return unit, is_good
+        list(pool.map(normalise, row_blocks(num_good, -(-num_good // ROWS_AT_ONCE))))
+    return unit, rows
 
 
 def encode_features(
@@ -213,22 +240,23 @@ def encode_features(
     features_ND: Floats,
     features: Handle,
     config: ClusterConfig,
-    camids_N: npt.NDArray[np.integer] | None,
+    cameras: tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]] | None,
     first_copy_N: npt.NDArray[np.int64],
     num_blocks: int,
     blocks: list[tuple[int, int]],
     notes: list[str],
 ) -> tuple[Handle, Handle]:
-    """The encodings whose overlap is the Jaccard distance, as configured, and their order."""
+    """The encodings whose overlap is the Jaccard distance, as configured, and their order.
+
+    `cameras`: camid and number of each row, if the rows are ordered by camera.
+    """
     scale = float(FIXED_POINT)  # all features are of length 1
-    if config.camera_aware:
-        if camids_N is None:
-            raise ConfigError("cluster.camera_aware=true needs the camera of every image.")
+    if cameras is not None:
         counts = CameraNeighbours(
             config.k1_intra, config.k1_inter, config.k2_intra, config.k2_inter
         )
         return encode_by_camera(
-            *(runner, features_ND, scale, camids_N, counts, num_blocks, blocks, config.products)
+            *(runner, features, scale, *cameras, counts, num_blocks, blocks, config.products)
         )
     reciprocity = Reciprocity.of(config.k1, config.dialect)
     k = max(reciprocity.num_full, config.k2)
@@ -264,6 +292,9 @@ def cluster_encodings(
     index = invert(runner, encodings)
     if p is None:
         assert eps is not None
+        every = max(1, num_samples // SAMPLED_ROWS)
+        num_zero, counts = distance_histogram(runner, encodings, index, blocks, every)
+        check_number(every * (num_zero + counts[: int(eps * NUM_BINS)].sum()), num_samples)
         upper = distances_below(runner, encodings, index, reach(eps), blocks)
     else:
         upper = smallest_distances(runner, encodings, index, num_samples, p, blocks)
@@ -271,7 +302,12 @@ def cluster_encodings(
     order_N = runner.collect([order])[0]
     num_backoffs = 0
     while True:
-        eps_now = eps if p is None else eps_of_pairs(upper.data, num_samples, p)
+        try:
+            eps_now = eps if p is None else eps_of_pairs(upper.data, num_samples, p)
+        except LabelError as error:
+            if num_backoffs == 0:
+                raise
+            raise LabelError(f"Steps back from a giant cluster led nowhere: {error}") from None
         assert eps_now is not None  # either p or eps is given
         said: list[str] = []
         labels = dbscan(
@@ -286,8 +322,9 @@ def cluster_encodings(
         if num_backoffs == config.max_backoffs:
             raise LabelError(
                 f"One cluster holds {sizes.max()} of {num_samples} images even after "
-                f"{num_backoffs} step(s) back, to eps={eps_now:.4f}; use a smaller q (or p), "
-                "eps_rule=fixed with eps near 0.5, or a better source model."
+                f"{num_backoffs} step(s) back, to eps={eps_now:.4f}; use a smaller "
+                + ("eps, " if p is None else "q (or p), eps_rule=fixed with eps near 0.5, ")
+                + "or a better source model."
             )
         num_backoffs += 1
         eps = None if eps is None else eps * EPS_BACKOFF
@@ -295,8 +332,9 @@ def cluster_encodings(
     if len(sizes) < config.min_clusters:
         raise LabelError(
             f"DBSCAN found {len(sizes)} cluster(s) at eps={eps_now:.4f}, fewer than "
-            f"min_clusters={config.min_clusters}; use a larger q (or p), a smaller "
-            "min_samples, or more images."
+            f"min_clusters={config.min_clusters}; use a larger "
+            + ("eps" if p is None else "q (or p)")
+            + ", a smaller min_samples, or more images."
         )
     notes.extend(said)
     return Clustering(labels, eps_now, p, num_backoffs)
@@ -325,6 +363,7 @@ def smallest_distances(
     num_zero, counts = distance_histogram(runner, encodings, index, blocks, every)
     if every > 1:
         wanted = 1.1 * p * num_samples * (num_samples - 1) / 2
+        check_number(min(wanted, every * counts.sum()) + every * num_zero, num_samples)
         cut = distance_at(counts, wanted / every)
         upper = distances_below(runner, encodings, index, cut, blocks)
         num_zero = int((upper.data <= ZERO).sum())
@@ -336,6 +375,16 @@ def smallest_distances(
         num_zero, counts = distance_histogram(runner, encodings, index, blocks)
     cut = distance_at(counts, num_smallest(num_samples, num_zero, p))
     return distances_below(runner, encodings, index, cut, blocks)
+
+
+def check_number(num_pairs: float, num_samples: int) -> None:
+    """Refuse to store more pairs than memory may hold. Raises LabelError."""
+    if num_pairs > MAX_PAIRS:
+        raise LabelError(
+            f"eps would make some {num_pairs / num_samples:.0f} pairs an image neighbours, "
+            f"{num_pairs:.2g} in all: one giant cluster. Use eps_rule=q (pairs an image, "
+            "10.35 by default), a smaller p, or a smaller eps."
+        )
 
 
 def distance_at(counts: npt.NDArray[np.int64], num_pairs: float) -> float:

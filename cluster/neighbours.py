@@ -35,11 +35,9 @@ from cluster.runner import Handle, Runner
 
 Longs: TypeAlias = npt.NDArray[np.int64]
 
-# Bound on the rounding of a product's squared distance, relative to the two squared norms.
-# The worst case: each operand is off by half a unit of its last place with bf16, and by a whole
-# one with TF32, as matrix units may cut off what doesn't fit. fp32 sums err at random, far below
-# 1e-5 (a worst case of thousands of terms doesn't occur).
-ROUNDING: dict[Precision, float] = {"fp32": 1e-5, "tf32": 1.01 * 2**-9, "bf16": 1.01 * 2**-7}
+# How far an operand of a product is rounded off, relatively: by half a unit of its last place with
+# bf16, by a whole one with TF32, as matrix units may cut off what doesn't fit.
+OPERANDS: dict[Precision, float] = {"fp32": 0.0, "tf32": 1.01 * 2**-10, "bf16": 1.01 * 2**-8}
 SEARCH_PRODUCTS = 1 << 24  # products held at once while rows are searched again
 MANY_COPIES = 0.01  # of the rows; a few cost less in place than a copy of the features
 MINUS_ZERO = np.uint32(1 << 31)  # its bits
@@ -96,7 +94,7 @@ def nearest_neighbours(
 ) -> Handle:
     """Handle of the `Neighbours`: the `min(k, N)` nearest samples by Euclidean distance.
 
-    `features_ND` is float32, finite, of any scale; `features` is a handle of it and
+    `features_ND` is float32, finite, with norms up to 1e15; `features` is a handle of it and
     `first_copy_N` its `distinct_rows`, if they are there already. Memory: O(N k), and a few
     tiles for each task.
     """
@@ -183,6 +181,15 @@ def join(*parts: Neighbours) -> Neighbours:
     return Neighbours(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
+def rounding_bound(precision: Precision, dims: int) -> float:
+    """Bound on the rounding of a product's squared distance, relative to the two squared norms.
+
+    The worst case: both operands rounded, and every addition of the product's fp32 sum and of
+    those of the two norms, in any order (Higham 2002, sec. 3.1).
+    """
+    return 2 * OPERANDS[precision] + 2 * (dims + 4) * 2**-24
+
+
 def fixed_point_scale(features_ND: Floats) -> float:
     """A power of two: the same for all features of about the same largest norm."""
     largest = float(np.sqrt(np.einsum("nd,nd->n", features_ND, features_ND).max(initial=0)))
@@ -204,7 +211,8 @@ def refine(features_ND: Floats, search: Search, device: str, candidates: Candida
     )
     certified_R = np.zeros(num_rows, np.bool_)
     arguments = (
-        *(features_ND, search.scale, ROUNDING[search.precision], search.groups.same),
+        *(features_ND, search.scale, rounding_bound(search.precision, features_ND.shape[1])),
+        search.groups.same,
         *(*candidates, *found, certified_R),
     )
     if device == "cpu":
@@ -216,13 +224,14 @@ def refine(features_ND: Floats, search: Search, device: str, candidates: Candida
     doubtful = np.flatnonzero(~certified_R & search.certify)
     if len(doubtful) == 0:
         return found
+    fp32 = rounding_bound("fp32", features_ND.shape[1])
     features = features_ND if device == "cpu" else to_device(features_ND, device)
     rows_at_once = max(1, SEARCH_PRODUCTS // len(features_ND))
     for start in range(0, len(doubtful), rows_at_once):
         some = doubtful[start : start + rows_at_once]
         sq_RN = squared_distances(features, some + candidates.row_start)
         _search_rows(
-            *(features_ND, search.scale, *search.groups, candidates.row_start, some, sq_RN),
+            *(features_ND, search.scale, fp32, *search.groups, candidates.row_start, some, sq_RN),
             *found,
         )
     return found
@@ -374,6 +383,7 @@ def _refine_rows(
 def _search_rows(
     features_ND: Floats,
     scale: float,
+    rounding: float,
     group_N: Ints,
     same_group: bool,
     row_start: int,
@@ -389,13 +399,15 @@ def _search_rows(
     for place, r in enumerate(rows):
         i = row_start + r
         norm = _norm(features_ND[i])
-        near_bound = sq_RK[r, -1] + _rounding(norm, sq_RK[r, -1], scale, 1e-5)
-        far_bound = max_sq_R[r] - _rounding(norm, max_sq_R[r], scale, 1e-5)
+        near_bound = sq_RK[r, -1] + _rounding(norm, sq_RK[r, -1], scale, rounding)
+        far_bound = max_sq_R[r] - _rounding(norm, max_sq_R[r], scale, rounding)
+        # A list that isn't full holds everybody.
+        is_open = k > first and indices_RK[r, -1] >= 0
         num_held = 0
         for j in range(sq_RN.shape[1]):
             if j == i or (len(group_N) > 0 and (group_N[j] == group_N[i]) != same_group):
                 continue
-            is_near = k > first and sq_RN[place, j] <= near_bound
+            is_near = is_open and sq_RN[place, j] <= near_bound
             is_far = sq_RN[place, j] >= far_bound
             if is_near or is_far:
                 sq = squared_distance(features_ND, i, j, scale)
@@ -434,6 +446,9 @@ def _copy_rows(
                 v = indices_UK[u, p]
                 if v >= 0:
                     for entry in range(edges[v], edges[v + 1]):
+                        # Of a run of one, k copies are enough.
+                        if num_pooled == k and run_stop == place + 1:
+                            break
                         if by_distinct[entry] != i:
                             pool[num_pooled] = by_distinct[entry]
                             num_pooled += 1

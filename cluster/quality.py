@@ -15,8 +15,8 @@ class ClusterQuality:
     `ari` and `nmi` count every outlier as a cluster of its own, so dropping images doesn't
     flatter. A pair is predicted if both images are in one cluster: `pair_precision` is the
     share of predicted pairs that are of one person, `pair_recall` the share of all pairs of
-    one person that are predicted (None where there is no such pair). Images with a negative
-    pid (junk, unknown) are left out of these four.
+    one person that are predicted (None where there is no such pair). Images of nobody in
+    particular (pid 0 or below: distractors, junk, unknown) are left out of these four.
     """
 
     num_images: int
@@ -52,7 +52,7 @@ def cluster_quality(
         largest_cluster=largest,
         largest_cluster_share=largest / max(num_images, 1),
         size_histogram=_size_histogram(sizes),
-        **({} if pids_N is None else _against_pids(labels_N[pids_N >= 0], pids_N[pids_N >= 0])),
+        **({} if pids_N is None else _against_pids(labels_N[pids_N > 0], pids_N[pids_N > 0])),
     )
 
 

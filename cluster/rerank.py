@@ -17,10 +17,11 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from cluster.blocks import kernel, row_blocks
-from cluster.encoding import ONE, Dialect, Reciprocity, encode, stack
+from cluster.encoding import ONE, Dialect, Reciprocity, encode, grown, stack
 from cluster.neighbours import Longs, fixed_point_scale, nearest_neighbours
 from cluster.products import Ints
 from cluster.runner import Handle, Runner, Threads
+from daal.errors import LabelError
 
 NUM_BINS = 1 << 17  # of the distance histogram
 ZERO = 1e-6  # distances up to here count as 0: equal rows may differ by rounding elsewhere
@@ -47,12 +48,13 @@ def jaccard_distance(
 ) -> csr_array:
     """Jaccard distance of k-reciprocal encodings between all samples (Zhong et al. 2017).
 
-    `features_ND`: finite; neighbours are by Euclidean distance. `dialect`: see `Reciprocity`;
-    "faiss" is meant for features of length 1.
+    `features_ND`: neighbours are by Euclidean distance. `dialect`: see `Reciprocity`; "faiss" is
+    meant for features of length 1.
     Returns a symmetric float32 (N, N) with sorted indices, holding the distances below
     `max_distance` only; with 1.0, absent means exactly 1. Zeros are explicit entries, the
     diagonal too, so scikit-learn's DBSCAN takes it as it is. Don't add such matrices or call
     `eliminate_zeros`: SciPy would drop the zeros, and copies would stop being neighbours.
+    Raises LabelError if a feature isn't finite, or the longest isn't between 1e-15 and 1e15.
     """
     if runner is None:
         with Threads() as runner:
@@ -63,7 +65,13 @@ def jaccard_distance(
                 num_blocks=num_blocks,
             )
     features = np.ascontiguousarray(features_ND, np.float32)
-    num_blocks = num_blocks or default_num_blocks(len(features), runner.num_workers)
+    longest = float(np.linalg.norm(features, axis=1).max(initial=0))
+    if not (1e-15 <= longest <= 1e15 or longest == 0):
+        raise LabelError(
+            f"The longest feature has length {longest:g}; features must be finite, and of a "
+            "scale that fp32 products can hold: divide them by their lengths."
+        )
+    num_blocks = num_blocks or runner.default_num_blocks(len(features))
     blocks = row_blocks(len(features), num_blocks)
     reciprocity = Reciprocity.of(k1, dialect)
     neighbours = nearest_neighbours(runner, features, max(reciprocity.num_full, k2), num_blocks)
@@ -79,14 +87,6 @@ def jaccard_distance(
     distance = distance[number_N][:, number_N]
     distance.sort_indices()
     return distance
-
-
-def default_num_blocks(num_samples: int, num_workers: int) -> int:
-    """Row blocks: enough for every worker to be busy whatever the others do, none tiny.
-
-    Blocks meet in pairs, half their number at a time (`cluster.blocks.tournament`).
-    """
-    return max(1, min(4 * num_workers, num_samples // 256))
 
 
 def invert(runner: Runner, encodings: Handle) -> Handle:
@@ -292,8 +292,7 @@ def _pairs_kernel(
                 overlap_N[j] = 0
         met[:num_kept].sort()
         while end + num_kept > len(out_indices):
-            out_indices = np.concatenate((out_indices, np.empty_like(out_indices)))
-            out_distances = np.concatenate((out_distances, np.empty_like(out_distances)))
+            out_indices, out_distances = grown(out_indices, end), grown(out_distances, end)
         for m in range(num_kept):
             j = met[m]
             out_indices[end] = j

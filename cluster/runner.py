@@ -9,12 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from threadpoolctl import threadpool_limits
+
+TASKS_ON_DEVICE = 2  # at a time: the memory of a GPU is small, and one task nearly fills it
 
 Handle: TypeAlias = Any  # of a value that may not be there yet: a Future, or Ray's ObjectRef
 
@@ -33,6 +36,10 @@ class Runner(Protocol):
 
     device: str
     num_workers: int
+
+    def default_num_blocks(self, num_samples: int) -> int:
+        """Row blocks that keep all workers busy, none tiny. Half of them meet the other half at
+        a time (`cluster.blocks.tournament`)."""
 
     def share(self, value: Any) -> Handle:
         """A handle of a value that many tasks read."""
@@ -82,27 +89,6 @@ def by_stage(times: Iterable[TaskTime]) -> dict[str, StageTime]:
     return stages
 
 
-@dataclass
-class _Waiting:
-    """A submitted task, its results, and how many arguments it still waits for."""
-
-    run: Callable[[], None]
-    results: list[Future[Any]]
-    num_missing: int
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def one_is_there(self, pool: ThreadPoolExecutor) -> None:
-        with self.lock:
-            self.num_missing -= 1
-            is_ready = self.num_missing == 0
-        if is_ready:
-            try:
-                pool.submit(self.run)
-            except RuntimeError:  # the pool was shut down, say because another task failed
-                for result in self.results:
-                    result.cancel()
-
-
 class Threads:
     """A `Runner` in this process: a context manager, as it holds a pool of threads.
 
@@ -114,12 +100,15 @@ class Threads:
         self.num_workers = num_threads or torch.get_num_threads()
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._times: list[TaskTime] = []
+        self._on_device = threading.Semaphore(TASKS_ON_DEVICE if self.device != "cpu" else 1 << 30)
+        self._is_open = False
 
     def __enter__(self) -> "Threads":
         self._torch_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         self._limits = threadpool_limits(1)
         self._pool = ThreadPoolExecutor(self.num_workers)
+        self._is_open = True
         return self
 
     def __exit__(
@@ -128,9 +117,13 @@ class Threads:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._is_open = False
         self._pool.shutdown(cancel_futures=True)
         self._limits.restore_original_limits()
         torch.set_num_threads(self._torch_threads)
+
+    def default_num_blocks(self, num_samples: int) -> int:
+        return max(1, min(4 * self.num_workers, num_samples // 256))
 
     def share(self, value: Any) -> Handle:
         return value
@@ -143,28 +136,15 @@ class Threads:
         num_results: int = 1,
         on_device: bool = False,
     ) -> Any:
+        if not self._is_open:
+            raise RuntimeError("Threads take tasks only inside their with block.")
         results: list[Future[Any]] = [Future() for _ in range(num_results)]
+        task = _Task(self, stage, function, arguments, results, on_device)
         missing = [argument for argument in arguments if isinstance(argument, Future)]
-
-        def run() -> None:
-            start, cpu = time.time(), time.thread_time()
-            try:
-                values = [a.result() if isinstance(a, Future) else a for a in arguments]
-                found = function(*values)
-                pairs = list(zip(results, found if num_results > 1 else [found], strict=True))
-            except BaseException as error:
-                for result in results:
-                    result.set_exception(error)
-                return
-            self._times.append(TaskTime(stage, start, time.time(), time.thread_time() - cpu))
-            for result, value in pairs:
-                result.set_result(value)
-
-        # Only tasks that can start enter the pool: one that waited there would hold a thread.
-        waiting = _Waiting(run, results, len(missing) + 1)
+        task.num_missing = len(missing) + 1
         for argument in missing:
-            argument.add_done_callback(lambda _: waiting.one_is_there(self._pool))
-        waiting.one_is_there(self._pool)
+            argument.add_done_callback(task.one_is_there)
+        task.one_is_there()
         return results if num_results > 1 else results[0]
 
     def collect(self, handles: Sequence[Handle]) -> list[Any]:
@@ -172,3 +152,60 @@ class Threads:
 
     def times(self) -> list[TaskTime]:
         return self._times
+
+    def start(self, task: "_Task") -> None:
+        """Let a task into the pool, once its arguments are there: one that waited for them
+        inside would hold a thread."""
+        if self._is_open:
+            with suppress(RuntimeError):  # closed just now
+                self._pool.submit(self._run, task)
+
+    def _run(self, task: "_Task") -> None:
+        stage, function, arguments, results = task.take()
+        start, cpu = time.time(), time.thread_time()
+        try:
+            values = [a.result() if isinstance(a, Future) else a for a in arguments]
+            with self._on_device if task.on_device else nullcontext():
+                found = function(*values)
+            pairs = list(zip(results, found if len(results) > 1 else [found], strict=True))
+        except BaseException as error:
+            for result in results:
+                result.set_exception(error)
+            return
+        self._times.append(TaskTime(stage, start, time.time(), time.thread_time() - cpu))
+        for result, value in pairs:
+            result.set_result(value)
+
+
+class _Task:
+    """A submitted task, and how many arguments it still waits for.
+
+    Futures never forget whom they called back, so a task forgets its arguments once it starts:
+    else no value of the graph would be freed before the last.
+    """
+
+    def __init__(
+        self,
+        runner: Threads,
+        stage: str,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        results: list[Future[Any]],
+        on_device: bool,
+    ) -> None:
+        self._runner, self._all = runner, (stage, function, arguments, results)
+        self.on_device = on_device
+        self.num_missing = 0
+        self._lock = threading.Lock()
+
+    def one_is_there(self, _: Future[Any] | None = None) -> None:
+        with self._lock:
+            self.num_missing -= 1
+            is_ready = self.num_missing == 0
+        if is_ready:
+            self._runner.start(self)
+
+    def take(self) -> tuple[str, Callable[..., Any], tuple[Any, ...], list[Future[Any]]]:
+        everything = self._all
+        del self._all
+        return everything

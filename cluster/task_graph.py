@@ -4,8 +4,9 @@
 
 The stages are those of `cluster.estimate`, and give the same bits however the rows are cut and
 whoever runs them; so a task that is lost with its worker or node is run again by Ray, and nothing
-changes. Features are put into the object store once and read there in place, once per node; what
-travels between tasks are lists and sparse rows. Tasks bear their stage's name in the dashboard.
+changes. Features are put into the object store once (those in another order, by camera or without
+copies, once more) and read there in place, once per node; what travels between tasks are lists
+and sparse rows. Tasks bear their stage's name in the dashboard.
 A small set is one task.
 """
 
@@ -28,7 +29,7 @@ from daal.errors import ConfigError
 OnProgress: TypeAlias = Callable[[str, int, int], None]  # stage, tasks done, tasks submitted
 
 SMALL = {"cpu": 20_000, "cuda": 100_000}  # images: up to here, one task is faster than many
-ROWS_PER_BLOCK = 2048  # at least
+ROWS_PER_BLOCK = (2048, 65_536)  # not worth a task below; a task takes long to stop above
 POLL_SECONDS = 1.0
 
 
@@ -49,10 +50,10 @@ def estimate_on_ray(
     are GPUs) are one task with `cpus_per_task` CPUs and as many threads; beyond that, or with
     `num_blocks`, tasks of one CPU each keep the whole cluster at work. Where there are GPUs,
     stages that gain by it take one each, unless `use_gpu` is false. `on_progress` is called
-    about once a second while tasks are at work.
+    about once a second while there are several tasks.
 
-    Raises what the local function raises, and ConfigError if `config.backend` is cuml and there
-    is no GPU to use.
+    Raises what the local function raises, ConfigError if `config.backend` is cuml and there is
+    no GPU to use, and RayError if Ray gives a task up.
     """
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_gpus = int(resources.get("GPU", 0)) if use_gpu else 0
@@ -66,13 +67,16 @@ def estimate_on_ray(
         ray.get(features_ND) if isinstance(features_ND, ray.ObjectRef) else features_ND
     )
     if num_blocks is None and len(features) <= SMALL[device]:
+        num_cpus = min(cpus_per_task, _cpus_of_a_node(num_gpus > 0))
         one_task = _run_whole.options(
-            name="pseudo-labels", num_cpus=cpus_per_task, num_gpus=1 if num_gpus else 0
+            name="pseudo-labels", num_cpus=num_cpus, num_gpus=1 if num_gpus else 0
         )
-        found: PseudoLabels = _result(
-            one_task.remote(features_ND, config, eps, camids_N, cpus_per_task, device)
-        )
-        return found
+        reference = one_task.remote(features_ND, config, eps, camids_N, num_cpus, device)
+        try:
+            found: PseudoLabels = _result(reference)
+            return found
+        finally:
+            ray.cancel(reference)  # after Ctrl-C; what is done stays done
     num_workers = num_gpus or int(resources.get("CPU", 1))
     runner = RayTasks(device, num_workers, on_progress)
     try:
@@ -82,16 +86,17 @@ def estimate_on_ray(
             eps,
             camids_N=camids_N,
             runner=runner,
-            num_blocks=num_blocks or default_num_blocks(len(features), num_workers),
+            num_blocks=num_blocks,
         )
     finally:
         runner.cancel()
 
 
-def default_num_blocks(num_samples: int, num_workers: int) -> int:
-    """Row blocks for `num_workers`: half of them meet the other half at a time
-    (`cluster.blocks.tournament`), so that four for each keep all at work."""
-    return max(1, min(4 * num_workers, num_samples // ROWS_PER_BLOCK))
+def _cpus_of_a_node(with_gpu: bool) -> int:
+    """CPUs of the largest node, or of the largest that has a GPU."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    fit = (node.get("CPU", 0.0) for node in nodes if not with_gpu or node.get("GPU", 0.0) >= 1)
+    return max(1, int(max(fit, default=1)))
 
 
 class RayTasks:
@@ -103,6 +108,10 @@ class RayTasks:
         self._on_progress = on_progress
         self._times: dict[Any, str] = {}  # the reference of each task's time, and its stage
         self._shown: Counter[str] = Counter()
+
+    def default_num_blocks(self, num_samples: int) -> int:
+        least, most = ROWS_PER_BLOCK
+        return max(1, -(-num_samples // most), min(4 * self.num_workers, num_samples // least))
 
     def share(self, value: Any) -> Handle:
         return value if isinstance(value, ray.ObjectRef) else ray.put(value)
@@ -126,13 +135,14 @@ class RayTasks:
         return results if num_results > 1 else results[0]
 
     def collect(self, handles: Sequence[Handle]) -> list[Any]:
-        refs = [handle for handle in handles if isinstance(handle, ray.ObjectRef)]
-        pending = refs
+        pending = [handle for handle in handles if isinstance(handle, ray.ObjectRef)]
         while pending:
-            _, pending = ray.wait(
+            done, pending = ray.wait(
                 pending, num_returns=len(pending), timeout=POLL_SECONDS, fetch_local=False
             )
             self._report()
+            for reference in done:
+                _result(reference)  # if it is an error, nobody waits for the others
         return [
             _result(handle) if isinstance(handle, ray.ObjectRef) else handle for handle in handles
         ]

@@ -3,6 +3,8 @@
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -126,16 +128,23 @@ def label(
 ) -> None:
     """Pseudo-labels of any features, by themselves: k-reciprocal distance, eps, DBSCAN.
 
-    eps is found by cluster.eps_rule=q here, which holds for sets of any size.
+    eps is found by cluster.eps_rule=q here, which holds for sets of any size. Giving cluster.p,
+    cluster.q or cluster.eps implies the rule that uses it: p, q or fixed; more than one of them
+    needs cluster.eps_rule.
     """
     from daal.load_config import load_config
     from pipelines import label as labelling
 
-    config = load_config(None, ["cluster.eps_rule=q", *(overrides or [])])
+    config = load_config(None, labelling.with_eps_rule(overrides or []))
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: that is a folder; name a file in it.")
     given = labelling.read_features(features, split)
-    with errors.status(f"{len(given.features_NC)} features") as status:
+    with (
+        ray_errors("-v shows what Ray says."),
+        errors.status(f"{len(given.features_NC)} features") as status,
+    ):
         found = labelling.label(
             given,
             config.cluster,
@@ -143,10 +152,10 @@ def label(
             verbose,
             lambda stage, done, tasks: status.update(f"{stage}: {done} of {tasks} tasks"),
         )
-    pq.write_table(labelling.labels_table(given, found), out, compression="zstd")
+    figures = labelling.as_dict(given, found)  # first, so that no failure leaves a file behind
+    labelling.write_whole(labelling.labels_table(given, found), out)
     for note in found.notes:
         show("yellow", "note", note)
-    figures = labelling.as_dict(given, found)
     if as_json:
         print(json.dumps(figures, indent=1))
     else:
@@ -227,8 +236,6 @@ def run_adaptation(
         Console().print(table)
         return
 
-    from ray.exceptions import RayError
-
     from pipelines.adapt import Adaptation
     from pipelines.progress import Progress, scores_table
     from pipelines.run_folder import RunFolder
@@ -237,8 +244,9 @@ def run_adaptation(
     run = RunFolder(config.out)
     run.keep_config(config)
     progress = Progress(lambda event: run.append("metrics.jsonl", event), errors)
+    remedy = "the same command continues it, and -v shows what Ray says."
     try:
-        with ray_session(config.ray, verbose) as resources:
+        with ray_errors(remedy), ray_session(config.ray, verbose) as resources:
             progress.say(str(resources))
             adaptation = Adaptation(config, run, resources, progress)
             if pretrain_only:
@@ -248,13 +256,20 @@ def run_adaptation(
     except KeyboardInterrupt:
         errors.print("stopped; the same command continues this run.")
         raise
-    except RayError as error:
-        raise ClusterError(
-            f"Ray stopped the run ({str(error).strip().splitlines()[-1]}); the same command "
-            "continues it, and -v shows what Ray says."
-        ) from error
     Console().print(scores_table([(row["name"], row) for row in adaptation.rows if "map" in row]))
     errors.print(f"run folder: {config.out}")
+
+
+@contextmanager
+def ray_errors(remedy: str) -> Iterator[None]:
+    """Turn an error of Ray's own, such as a lost worker, into one line with its remedy."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        reason = str(error).strip() or type(error).__name__
+        raise ClusterError(f"Ray stopped the run ({reason.splitlines()[-1]}); {remedy}") from error
 
 
 def show(colour: str, kind: str, text: str) -> None:

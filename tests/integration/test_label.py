@@ -1,8 +1,10 @@
-"""`daal label`: pseudo-labels of a features file, in a real process."""
+"""`daal label`: pseudo-labels of a features file, in a real process where it matters."""
 
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.estimate import estimate_pseudo_labels
-from daal.config import ClusterConfig
+from daal.config import ClusterConfig, RayConfig
+from daal.errors import ClusterError, ConfigError
+from daal.load_config import load_config
 from pipelines import cli
+from pipelines import label as labelling
 
 RULE = ["cluster.q=8", "cluster.k1=10"]
 CONFIG = ClusterConfig(eps_rule="q", q=8, k1=10)
@@ -22,6 +27,20 @@ def daal_label(*arguments):
         [sys.executable, "-m", "pipelines.cli", "label", *map(str, arguments)],
         capture_output=True, text=True, timeout=200,
     )  # fmt: skip
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`daal label` in this process: exit code, standard output and error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["daal", "label", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out, err = capsys.readouterr()
+        return exit_.value.code, out, err
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +77,23 @@ def test_labels_figures_and_file(file, known, tmp_path):
     assert figures["ari"] > 0.9
 
 
-def test_one_split_by_camera(file, known, tmp_path):
+def test_one_split_by_camera(file, known, tmp_path, run):
     out = tmp_path / "labels.parquet"
-    result = daal_label(file, "--out", out, "--split", "train", "cluster.camera_aware=true", *RULE)
-    assert result.returncode == 0, result.stderr
-    assert "num_clusters" in result.stdout
+    arguments = ["--split", "train", "cluster.camera_aware=true", *RULE]
+    code, printed, message = run(file, "--out", out, *arguments)
+    assert code == 0, message
+    assert "num_clusters" in printed
     config = CONFIG.model_copy(update={"camera_aware": True})
     expected = estimate_pseudo_labels(known[0][:240], config, camids_N=known[2][:240])
     assert np.array_equal(pq.read_table(out)["pseudo_label"], expected.labels)
 
 
-def test_array_file(known, tmp_path):
+def test_array_file(known, tmp_path, run):
     np.save(tmp_path / "features.npy", known[0].astype(np.float64))
-    result = daal_label(tmp_path / "features.npy", "--out", tmp_path / "labels.parquet", *RULE)
-    assert result.returncode == 0, result.stderr
-    table = pq.read_table(tmp_path / "labels.parquet")
+    out = tmp_path / "labels.parquet"
+    code, _, message = run(tmp_path / "features.npy", "--out", out, *RULE)
+    assert code == 0, message
+    table = pq.read_table(out)
     assert table.column_names == ["row", "pseudo_label"]
     assert np.array_equal(table["pseudo_label"], estimate_pseudo_labels(known[0], CONFIG).labels)
 
@@ -85,11 +106,18 @@ def test_on_ray(file, known, tmp_path):
     assert np.array_equal(labels, estimate_pseudo_labels(known[0], CONFIG).labels)
 
 
-def test_bad_input_names_the_thing_and_the_remedy(file, known, tmp_path, monkeypatch, capsys):
+def test_bad_input_names_the_thing_and_the_remedy(file, known, tmp_path, run):
     text = tmp_path / "text.parquet"
     text.write_text("not parquet")
     pq.write_table(pa.table({"feature": ["a"]}), tmp_path / "words.parquet")
     pq.write_table(pa.table({"feature": [[1.0], [1.0, 2.0]]}), tmp_path / "ragged.parquet")
+    pq.write_table(pa.table({"feature": [{"a": 1.0}]}), tmp_path / "struct.parquet")
+    for name, values in (("text", ["7", "8"]), ("none", [7, None]), ("real", [7.0, 8.5])):
+        for column in ("pid", "camid"):
+            table = pa.table({"feature": [[1.0], [2.0]], column: values})
+            pq.write_table(table, tmp_path / f"{column}_{name}.parquet")
+    with open(tmp_path / "archive.npy", "wb") as archive:
+        np.savez(archive, known[0])
     np.save(tmp_path / "flat.npy", np.ones(5))
     np.save(tmp_path / "pickle.npy", np.array([{}], object), allow_pickle=True)
     np.save(tmp_path / "nan.npy", np.full((50, 4), np.nan, np.float32))
@@ -99,20 +127,148 @@ def test_bad_input_names_the_thing_and_the_remedy(file, known, tmp_path, monkeyp
         ([text], 3, "not a features file"),
         ([tmp_path / "words.parquet"], 3, "not a list of numbers"),
         ([tmp_path / "ragged.parquet"], 3, "differ in length"),
+        ([tmp_path / "struct.parquet"], 3, "not a list of numbers"),
+        ([tmp_path / "pid_text.parquet"], 3, 'column "pid" is string, not integers'),
+        ([tmp_path / "pid_none.parquet"], 3, 'column "pid" lacks 1 of 2 values'),
+        ([tmp_path / "pid_real.parquet"], 3, 'column "pid" is double, not integers'),
+        ([tmp_path / "camid_text.parquet"], 3, 'column "camid" is string, not integers'),
+        ([tmp_path / "camid_none.parquet"], 3, 'column "camid" lacks 1 of 2 values'),
+        ([tmp_path / "camid_real.parquet"], 3, 'column "camid" is double, not integers'),
+        ([tmp_path / "archive.npy"], 3, "not a features file"),
         ([tmp_path / "flat.npy"], 3, "shape (5,)"),
         ([tmp_path / "pickle.npy"], 3, "not a features file"),
         ([tmp_path / "nan.npy"], 7, "50 of 50"),
         ([file, "--split", "nonsense"], 3, "no rows of split nonsense"),
         ([tmp_path / "good.npy", "cluster.camera_aware=true"], 2, "needs the camera"),
         ([tmp_path / "good.npy", "cluster.q=1e-5"], 7, "or q="),
+        ([tmp_path / "good.npy", "cluster.p=1e-3", "cluster.q=8"], 2, "different rules"),
         ([tmp_path / "good.npy", "--out", tmp_path / "no" / "where"], 2, "no folder"),
+        ([tmp_path / "good.npy", "--out", tmp_path], 2, "that is a folder"),
     ):
         out = [] if "--out" in arguments else ["--out", tmp_path / "labels.parquet"]
-        monkeypatch.setattr(sys, "argv", ["daal", "label", *map(str, [*arguments, *out])])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        assert exit_.value.code == code, arguments
-        message = capsys.readouterr().err
+        exit_code, _, message = run(*arguments, *out)
+        assert exit_code == code, (arguments, message)
         assert message.startswith("error: "), message
         assert said in message.replace("\n", " ")
     assert not (tmp_path / "labels.parquet").exists()
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int16()), pa.large_list(pa.int64())])
+def test_integers_count_as_float32(kind, tmp_path):
+    table = pa.table({"feature": pa.array([[1, 2], [3, 4], [5, 6]], kind), "pid": [3, -1, 0]})
+    pq.write_table(table, tmp_path / "integers.parquet")
+    given = labelling.read_features(tmp_path / "integers.parquet")
+    assert given.features_NC.dtype == np.float32
+    assert given.features_NC.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert given.pids.tolist() == [3, -1, 0]
+    np.save(tmp_path / "integers.npy", np.array([[1, 2], [3, 4]]))
+    assert labelling.read_features(tmp_path / "integers.npy").features_NC.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ([], "q"),
+        (["cluster.k1=10"], "q"),
+        (["cluster.q=8"], "q"),
+        (["cluster.p=1e-3"], "p"),
+        (["cluster={p: 1e-3}"], "p"),
+        (["cluster.eps=0.5"], "fixed"),
+        (["cluster.eps_rule=p", "cluster.p=1e-3", "cluster.eps=0.5"], "p"),
+        (["cluster.q=8", "cluster.eps_rule=fixed"], "fixed"),
+    ],
+)
+def test_rule_of_eps_follows_from_its_setting(settings, rule):
+    config = load_config(None, labelling.with_eps_rule(settings)).cluster
+    assert config.eps_rule == rule
+
+
+def test_two_rules_of_eps_need_a_word():
+    with pytest.raises(ConfigError, match=r"cluster\.p and cluster\.eps .*cluster\.eps_rule=fixed"):
+        labelling.with_eps_rule(["cluster.eps=0.5", "cluster.p=1e-3"])
+
+
+def test_given_eps_is_used(file, tmp_path, run):
+    settings = ["--json", "cluster.k1=10", "cluster.eps=0.55"]
+    code, out, message = run(file, "--out", tmp_path / "labels.parquet", *settings)
+    assert code == 0, message
+    figures = json.loads(out)
+    assert (figures["eps"], figures["p"]) == (0.55, None)
+
+
+def test_figures_that_fail_leave_no_file(file, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(labelling, "cluster_quality", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(file, "--out", tmp_path / "labels.parquet", *RULE)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_interrupted_write_leaves_the_old_file(error, tmp_path, monkeypatch):
+    def half(table, where, **_):
+        where.write_bytes(b"half")
+        raise error
+
+    out = tmp_path / "labels.parquet"
+    labelling.write_whole(pa.table({"pseudo_label": [1]}), out)
+    monkeypatch.setattr(pq, "write_table", half)
+    with pytest.raises(error):
+        labelling.write_whole(pa.table({"pseudo_label": [2]}), out)
+    assert list(tmp_path.iterdir()) == [out]
+    assert pq.read_table(out)["pseudo_label"].to_pylist() == [1]
+
+
+def test_output_through_a_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "labels.parquet"
+    link.symlink_to(tmp_path / "there" / "labels.parquet")
+    for value in (1, 2):  # of a file that isn't there yet, and of one that is
+        labelling.write_whole(pa.table({"pseudo_label": [value]}), link)
+        assert link.is_symlink()
+        assert pq.read_table(link)["pseudo_label"].to_pylist() == [value]
+
+
+def lost_worker(*_):
+    from ray.exceptions import WorkerCrashedError
+
+    raise WorkerCrashedError
+
+
+def test_error_of_ray__exit_6(file, tmp_path, run, monkeypatch):
+    monkeypatch.setattr(labelling, "ray_session", lost_worker)
+    code, _, message = run(file, "--out", tmp_path / "labels.parquet", "--ray", *RULE)
+    assert code == 6
+    assert message.startswith("error: Ray stopped the run (")
+    assert "continues" not in message
+    assert "-v shows what Ray says." in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_error_of_ray_while_adapting_says_how_to_go_on(tiny_config, monkeypatch):
+    monkeypatch.setattr("pipelines.session.ray_session", lost_worker)
+    with pytest.raises(ClusterError, match="the same command continues it, and -v shows"):
+        cli.run_adaptation(tiny_config)
+
+
+def test_error_of_ray_without_words_gets_its_name():
+    from ray.exceptions import RayError
+
+    with pytest.raises(ClusterError, match=r"\(RayError\); wait\."), cli.ray_errors("wait."):
+        raise RayError
+
+
+def test_ray_is_asked_for_no_more_than_labelling_needs(file, monkeypatch):
+    asked = {}
+
+    @contextmanager
+    def session(config, verbose):
+        asked["config"] = config
+        yield SimpleNamespace(cpus_per_task=3, use_gpu=False)
+
+    monkeypatch.setattr(labelling, "ray_session", session)
+    monkeypatch.setattr(labelling, "estimate_on_ray", lambda *_, **given: asked.update(given))
+    training = RayConfig(num_workers=8, data_cpus=4, extract_replicas=16, use_gpu=False)
+    labelling.label(labelling.read_features(file), CONFIG, training)
+    config = asked["config"]
+    assert (config.num_workers, config.data_cpus, config.extract_replicas) == (1, 1, None)
+    assert (asked["cpus_per_task"], asked["use_gpu"], config.use_gpu) == (3, False, False)

@@ -24,9 +24,10 @@ COUNTS = CameraNeighbours(4, 10, 2, 3)
 
 def encoded(runner, features, camids, counts, num_blocks=3, precision="fp32"):
     blocks = row_blocks(len(features), num_blocks)
+    order = np.argsort(camids, kind="stable")
     return encode_by_camera(
-        *(runner, features, float(FIXED_POINT), camids, CameraNeighbours(*counts)),
-        *(num_blocks, blocks, precision),
+        *(runner, features[order], float(FIXED_POINT), camids[order], order),
+        *(CameraNeighbours(*counts), num_blocks, blocks, precision),
     )
 
 
@@ -143,3 +144,24 @@ def test_shuffled_images_have_the_same_clusters(drawn):
     found = estimate_pseudo_labels(features[order], CONFIG, camids_N=camids[order])
     assert found.eps == expected.eps
     assert same_partition(found.labels, expected.labels[order])
+
+
+@pytest.mark.parametrize("num_blocks", [1, 5, 60])
+def test_cameras_with_fewer_images_than_neighbours_and_near_ties(runner, num_blocks):
+    """Bursts of nearly equal frames: whole rows are searched again whose lists aren't full."""
+    rng = np.random.default_rng(0)
+    features = np.repeat(rng.standard_normal((20, 64)), 12, axis=0)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    features += np.sqrt(1e-5 / 64) * rng.standard_normal((240, 64))
+    features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+    camids, counts = np.repeat(np.arange(20), 12), (12, 20, 2, 4)
+    found = in_given_order(runner, encoded(runner, features, camids, counts, num_blocks))
+    expected = reference.camera_encodings(features, camids, *counts)
+    np.testing.assert_allclose(found / ONE, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("camids", [None, np.zeros(7, int), np.arange(300)])
+def test_cameras_that_are_absent_too_few_or_too_many(camids):
+    features = reference.drawn(300, 16, 20, seed=1)
+    with pytest.raises(ConfigError, match="camids"):
+        estimate_pseudo_labels(features, CONFIG, camids_N=camids)

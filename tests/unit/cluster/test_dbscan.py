@@ -126,9 +126,10 @@ def test_no_neighbours_at_all():
 @pytest.mark.parametrize(("available", "expected"), [(True, "cuml"), (False, "components")])
 def test_auto_is_cuml_where_it_runs(monkeypatch, available, expected):
     monkeypatch.setattr("cluster.dbscan.cuml_available", lambda: available)
-    assert resolve_backend("auto") == expected
-    assert resolve_backend("sklearn") == "sklearn"
-    assert resolve_backend("components") == "components"
+    assert resolve_backend("auto", "cuda") == expected
+    assert resolve_backend("auto", "cpu") == "components"
+    assert resolve_backend("sklearn", "cuda") == "sklearn"
+    assert resolve_backend("components", "cuda") == "components"
 
 
 def test_cuml_without_gpu_says_so(distance, monkeypatch):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import reference
 
+from cluster import estimate
 from cluster.estimate import estimate_pseudo_labels, giant_size
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
@@ -144,7 +145,7 @@ def test_two_images_at_distance_zero_have_no_eps():
 
 
 def test_no_cluster_names_remedies(features):
-    with pytest.raises(LabelError, match="0 cluster.*larger q.*smaller min_samples"):
+    with pytest.raises(LabelError, match="0 cluster.*larger eps.*smaller min_samples"):
         estimate_pseudo_labels(features, CONFIG, eps=1e-4)
 
 
@@ -215,3 +216,18 @@ def test_cuml_needs_a_gpu(features, monkeypatch):
     monkeypatch.setattr("cluster.dbscan.cuml_available", lambda: False)
     with pytest.raises(ConfigError, match="cuml"):
         estimate_pseudo_labels(features, changed(backend="cuml"))
+
+
+@pytest.mark.parametrize("rule", [{"p": 0.5}, {"eps_rule": "fixed", "eps": 0.95}])
+def test_more_pairs_than_memory_holds_are_refused(monkeypatch, rule):
+    monkeypatch.setattr(estimate, "MAX_PAIRS", 2000)
+    monkeypatch.setattr(estimate, "SAMPLED_ROWS", 100)
+    features = reference.drawn(300, 12, 10, seed=4, noise=0.8)
+    with pytest.raises(LabelError, match="eps_rule=q"):
+        estimate_pseudo_labels(features, ClusterConfig(**rule))
+
+
+@pytest.mark.parametrize("eps", [-0.1, 1.5, float("nan")])
+def test_eps_that_is_no_distance(eps):
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        estimate_pseudo_labels(reference.drawn(50, 8, 4, seed=1), eps=eps)

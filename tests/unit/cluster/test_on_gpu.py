@@ -18,13 +18,13 @@ from cluster.encoding import Reciprocity
 from cluster.estimate import estimate_pseudo_labels
 from cluster.locality import locality_order, renumbered
 from cluster.neighbours import (
-    ROUNDING,
     Groups,
     Neighbours,
     _refine_rows,
     fixed_point_scale,
     nearest_in_groups,
     nearest_neighbours,
+    rounding_bound,
 )
 from cluster.products import meet, meet_itself, no_candidates
 from cluster.runner import Threads
@@ -69,7 +69,7 @@ def refined(refine, features, scale, candidates, k, precision, itself_first, *de
         np.zeros(num_rows, np.float32),
     )
     certified = np.zeros(num_rows, np.bool_)
-    rounding = ROUNDING[precision]
+    rounding = rounding_bound(precision, features.shape[1])
     refine(features, scale, rounding, itself_first, *candidates, *found, certified, *device)
     return *found, certified
 

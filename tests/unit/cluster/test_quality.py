@@ -31,6 +31,19 @@ def test_pairs_against_identities():
     json.dumps(quality.as_dict())
 
 
+def test_images_of_nobody_are_left_out():
+    # Distractors (0), junk (-1) and unknown (-2) lie in clusters of their own, in those of others
+    # and among the outliers; all but the counts of images and clusters is as without them.
+    nobody = np.array([0, 0, 0, 0, -1, -2])
+    labels = np.append(LABELS, [2, 2, 0, -1, 2, -1])
+    quality = cluster_quality(labels, np.append(PIDS, nobody))
+    without = cluster_quality(LABELS, PIDS)
+    assert (quality.num_images, quality.num_clusters) == (14, 3)
+    for name in ("ari", "nmi", "pair_precision", "pair_recall"):
+        assert getattr(quality, name) == getattr(without, name)
+    assert cluster_quality(labels[8:], nobody).ari is None
+
+
 def test_perfect_labels():
     quality = cluster_quality(np.array([1, 1, 0, 0]), np.array([5, 5, 6, 6]))
     assert (quality.ari, quality.nmi) == (1, pytest.approx(1))

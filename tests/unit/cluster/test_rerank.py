@@ -13,7 +13,6 @@ from cluster.encoding import Reciprocity, encode
 from cluster.neighbours import fixed_point_scale, nearest_neighbours
 from cluster.rerank import (
     NUM_BINS,
-    default_num_blocks,
     distance_histogram,
     distances_below,
     invert,
@@ -169,4 +168,4 @@ def test_histogram_of_some_rows(runner, encodings, every, num_blocks):
     [(1, 8, 1), (255, 8, 1), (1024, 8, 4), (13_000, 2, 8), (1_000_000, 16, 64)],
 )
 def test_default_blocks_keep_workers_busy_and_are_not_tiny(num_samples, num_workers, expected):
-    assert default_num_blocks(num_samples, num_workers) == expected
+    assert Threads(num_workers).default_num_blocks(num_samples) == expected

@@ -1,7 +1,9 @@
 """Threads that run the stages."""
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -145,3 +147,54 @@ def test_by_stage_counts_time_that_tasks_share_once():
     assert (stages["a"].wall, stages["a"].cpu, stages["a"].num_tasks) == (3.5, 2.75, 4)
     assert (stages["b"].wall, stages["b"].cpu, stages["b"].num_tasks) == (1, 0.5, 1)
     assert by_stage([]) == {}
+
+
+def test_values_are_freed_when_nobody_needs_them_any_more():
+    class Value:
+        pass
+
+    def step(value):
+        return Value()
+
+    gc.disable()
+    try:
+        with Threads(2) as runner:
+            alive = []
+            handle = runner.submit("first", Value)
+            for _ in range(10):
+                alive.append(weakref.ref(runner.collect([handle])[0]))
+                handle = runner.submit("next", step, handle)
+            runner.collect([handle])
+            time.sleep(0.1)
+            assert [value() for value in alive] == [None] * 10
+    finally:
+        gc.enable()
+
+
+def test_a_stage_that_returns_too_few_values_is_an_error():
+    with Threads(2) as runner:
+        handles = runner.submit("short", lambda: [1], num_results=2)
+        with pytest.raises(ValueError):
+            runner.collect(handles[1:])
+
+
+def test_closed_threads_take_no_tasks():
+    with Threads(2) as runner:
+        pass
+    with pytest.raises(RuntimeError, match="with block"):
+        runner.submit("late", int)
+
+
+def test_an_error_in_a_long_graph_is_one_error(capfd):
+    with pytest.raises(ZeroDivisionError):
+        with Threads(2) as runner:
+            gate = threading.Event()
+            handle = runner.submit("wait", gate.wait, 5)
+            for _ in range(2000):
+                handle = runner.submit("next", lambda value: value, handle)
+            failed = runner.submit("fails", lambda: 1 / 0)
+            try:
+                runner.collect([failed])
+            finally:
+                gate.set()
+    assert capfd.readouterr().err == ""
