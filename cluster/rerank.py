@@ -225,34 +225,45 @@ def _index_kernel(indptr: Any, indices: Any, weights: Any) -> Any:
 
 
 @kernel
-def _overlaps_of_row(
+def _meet_column(
     i: int,
-    indptr: Any,
-    indices: Any,
-    weights: Any,
+    weight: int,
+    g: int,
     starts: Longs,
     entries: Ints,
     overlap_N: Ints,
     met: Ints,
+    num_met: int,
 ) -> int:
-    """Add min(V[i, g], V[j, g]) over common g to overlap_N[j], j > i; returns how many j met."""
-    num_met = 0
-    for entry in range(indptr[i], indptr[i + 1]):
-        weight, g = weights[entry], indices[entry]
-        for other in range(starts[g + 1] - 1, starts[g] - 1, -1):
-            j = entries[other, 0]
-            if j <= i:
-                break
-            overlap = overlap_N[j]
-            met[num_met] = j  # stays if it is new; without a branch, which would be guessed wrong
-            num_met += overlap == 0
-            overlap_N[j] = overlap + min(weight, entries[other, 1])
+    """Add min(V[i, g], V[j, g]) to overlap_N[j], j > i, and note who is met for the first time;
+    returns how many are noted."""
+    for other in range(starts[g + 1] - 1, starts[g] - 1, -1):
+        j = entries[other, 0]
+        if j <= i:
+            break
+        overlap = overlap_N[j]
+        met[num_met] = j  # stays if it is new; without a branch, which would be guessed wrong
+        num_met += overlap == 0
+        overlap_N[j] = overlap + min(weight, entries[other, 1])
     return num_met
 
 
 @kernel
 def distance_of(overlap: int, both_sums: int) -> np.float32:
     return np.float32((both_sums - 2 * overlap) / (both_sums - overlap))
+
+
+@kernel
+def _light_entries(weights: Ints, budget: int, is_light: Any) -> int:
+    """Mark the lightest of a row's entries, as many as weigh `budget` at most; their weight."""
+    total = 0
+    is_light[: len(weights)] = False
+    for entry in np.argsort(weights):
+        if total + weights[entry] > budget:
+            break
+        total += weights[entry]
+        is_light[entry] = True
+    return total
 
 
 @kernel
@@ -270,26 +281,43 @@ def _pairs_kernel(
     num_samples = len(indptr) - 1
     overlap_N = np.zeros(num_samples, np.int32)
     met = np.empty(num_samples + 1, np.int32)
+    light_N = np.zeros(num_samples, np.int32)  # the weights of the light entries of a row
+    is_light = np.empty(np.diff(indptr).max(), np.bool_)
     out_indptr = np.zeros(row_stop - row_start + 1, np.int64)
     out_indices = np.empty(1024, np.int32)
     out_distances = np.empty(1024, np.float32)
-    # Most overlaps are too small, which a comparison shows (a little below, as sums and
-    # distances are rounded) without a division.
-    least = int(2 * ONE * (1 - max_distance) / (2 - max_distance)) - 4096
+    # The least overlap that a distance asked for may have; a little less, as sums and distances
+    # are rounded.
+    least = max(0, int(2 * ONE * (1 - max_distance) / (2 - max_distance)) - 4096)
     end = 0
     for i in range(row_start, row_stop):
-        num_met = _overlaps_of_row(i, indptr, indices, weights, starts, entries, overlap_N, met)
+        row = slice(indptr[i], indptr[i + 1])
+        # Most entries are light and all of them together weigh less than `least`: whoever meets
+        # the row in those alone is too far. They count once few candidates are left.
+        light_weight = _light_entries(weights[row], least // 2, is_light)
+        num_met = 0
+        for entry in range(indptr[i], indptr[i + 1]):
+            if is_light[entry - indptr[i]]:
+                light_N[indices[entry]] = weights[entry]
+            else:
+                num_met = _meet_column(
+                    *(i, weights[entry], indices[entry], starts, entries, overlap_N, met, num_met)
+                )
         num_kept = 0
         for m in range(num_met):
             j = met[m]
-            if (
-                overlap_N[j] > least
-                and distance_of(overlap_N[j], np.int64(sums[i]) + sums[j]) < max_distance
-            ):
-                met[num_kept] = j
-                num_kept += 1
-            else:
-                overlap_N[j] = 0
+            if overlap_N[j] > least - light_weight:
+                for entry in range(indptr[j], indptr[j + 1]):
+                    overlap_N[j] += min(weights[entry], light_N[indices[entry]])
+                if (
+                    overlap_N[j] > least
+                    and distance_of(overlap_N[j], np.int64(sums[i]) + sums[j]) < max_distance
+                ):
+                    met[num_kept] = j
+                    num_kept += 1
+                    continue
+            overlap_N[j] = 0
+        light_N[indices[row]] = 0
         met[:num_kept].sort()
         while end + num_kept > len(out_indices):
             out_indices, out_distances = grown(out_indices, end), grown(out_distances, end)
@@ -320,7 +348,11 @@ def _histogram_kernel(
     met = np.empty(num_samples + 1, np.int32)
     counts = np.zeros(1 + NUM_BINS, np.int64)
     for i in range(row_start + (-row_start) % every, row_stop, every):
-        num_met = _overlaps_of_row(i, indptr, indices, weights, starts, entries, overlap_N, met)
+        num_met = 0
+        for entry in range(indptr[i], indptr[i + 1]):
+            num_met = _meet_column(
+                *(i, weights[entry], indices[entry], starts, entries, overlap_N, met, num_met)
+            )
         for m in range(num_met):
             j = met[m]
             distance = distance_of(overlap_N[j], np.int64(sums[i]) + sums[j])
