@@ -13,7 +13,6 @@ once. `--json` prints one object instead of the tables.
 import argparse
 import json
 import os
-import statistics
 import sys
 import threading
 import time
@@ -27,7 +26,7 @@ import numpy.typing as npt
 
 import pipelines  # noqa: F401  makes its settings before Ray is imported
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
-from cluster.runner import StageTime, Threads
+from cluster.runner import Threads
 from daal.config import ClusterConfig
 
 Floats = npt.NDArray[np.float32]
@@ -113,39 +112,34 @@ def say(stage: str, num_done: int, num_tasks: int) -> None:
 def measure(num_images: int, given: argparse.Namespace) -> dict[str, Any]:
     config = ClusterConfig(eps_rule="q")
     features = draw(num_images, given.dim)
-    walls, products, peaks, cpus = [], [], [], []
+    runs = []
     for _ in range(given.repeats):
-        if not given.no_baseline:
-            products.append(product_seconds(features))
+        product = None if given.no_baseline else product_seconds(features)
         before = shared_memory_bytes()
         with watched_memory() as peak:
-            start, cpu = time.perf_counter(), time.process_time()
+            start = time.perf_counter()
             found = estimate(features, config, given)
-            walls.append(time.perf_counter() - start)
-            cpus.append(time.process_time() - cpu)
-        peaks.append((peak[0] - before, peak[0]))
-    in_stages = sum(stage.wall for stage in found.stages.values())
-    search = sum(s.wall for name, s in found.stages.items() if name.startswith("neighbours"))
-    wall = statistics.median(walls)
+            wall = time.perf_counter() - start
+        runs.append((wall, product, found, peak[0] - before, peak[0]))
+    # All figures are those of the repeat with the median time, but for the largest peaks.
+    wall, product, found, _, _ = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
+    searching = [stage for name, stage in found.stages.items() if name.startswith("neighbours")]
+    search = max(stage.end for stage in searching) - min(stage.start for stage in searching)
     return {
         "name": f"pseudo-labels, {num_images} x {given.dim}",
         "num": num_images,
         "seconds": wall,
-        "product_s": statistics.median(products) if products else None,
-        "ratio": statistics.median(
-            wall / product for wall, product in zip(walls, products, strict=True)
-        ) if products else None,
-        "cpu_s": sum(s.cpu for s in found.stages.values()) if given.ray else cpus[-1],
+        "product_s": product,
+        "ratio": None if product is None else wall / product,
         "search_s": search,
-        "rest_s": walls[-1] - search,
-        "caller_s": walls[-1] - in_stages,
-        "peak_above_features_gb": max(above for above, _ in peaks) / 1e9,
-        "peak_gb": max(total for _, total in peaks) / 1e9,
+        "rest_s": wall - search,
+        "peak_above_features_gb": max(above for *_, above, _ in runs) / 1e9,
+        "peak_gb": max(total for *_, total in runs) / 1e9,
         "eps": found.eps,
         "num_clusters": found.num_clusters,
         "outlier_share": found.outlier_share,
         "stages": {name: vars(stage) for name, stage in found.stages.items()},
-    }  # fmt: skip
+    }
 
 
 def product_seconds(features: Floats) -> float:
@@ -164,9 +158,7 @@ def show(row: dict[str, Any]) -> None:
           f"{row['outlier_share']:.0%} outliers")  # fmt: skip
     print(f"{'stage':<26}{'wall s':>9}{'CPU s':>9}{'tasks':>7}")
     for name, stage in row["stages"].items():
-        time_ = StageTime(**stage)
-        print(f"{name:<26}{time_.wall:>9.3f}{time_.cpu:>9.3f}{time_.num_tasks:>7}")
-    print(f"{'in the caller (eps, DBSCAN, centroids, waiting)':<50}{row['caller_s']:.3f}")
+        print(f"{name:<26}{stage['wall']:>9.3f}{stage['cpu']:>9.3f}{stage['num_tasks']:>7}")
     print(f"{'neighbour search':<26}{row['search_s']:>9.3f}")
     print(f"{'everything else':<26}{row['rest_s']:>9.3f}", flush=True)
 

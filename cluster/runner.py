@@ -68,8 +68,11 @@ class Runner(Protocol):
 @dataclass
 class StageTime:
     """What a stage took: `wall` seconds with at least one of its tasks at work, `cpu` seconds
-    of all its tasks, and how many they were."""
+    of all its tasks, and how many they were; the first began at `start`, the last ended at
+    `end` (seconds since the epoch)."""
 
+    start: float
+    end: float
     wall: float = 0.0
     cpu: float = 0.0
     num_tasks: int = 0
@@ -78,14 +81,12 @@ class StageTime:
 def by_stage(times: Iterable[TaskTime]) -> dict[str, StageTime]:
     """Stage times in order of their first task's beginning."""
     stages: dict[str, StageTime] = {}
-    busy_until: dict[str, float] = {}
     for task in sorted(times, key=lambda task: task.start):
-        stage = stages.setdefault(task.stage, StageTime())
-        covered = busy_until.get(task.stage, 0.0)
-        stage.wall += max(0.0, task.end - max(task.start, covered))
+        stage = stages.setdefault(task.stage, StageTime(task.start, task.start))
+        stage.wall += max(0.0, task.end - max(task.start, stage.end))
         stage.cpu += task.cpu
         stage.num_tasks += 1
-        busy_until[task.stage] = max(covered, task.end)
+        stage.end = max(stage.end, task.end)
     return stages
 
 

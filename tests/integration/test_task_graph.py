@@ -10,8 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.cluster import DBSCAN
 
+from cluster.dbscan import dbscan, neighbour_graph, number_clusters
+from cluster.dense_blocks import cores_by_dense_blocks
 from cluster.estimate import estimate_pseudo_labels
+from cluster.rerank import jaccard_distance
 from cluster.task_graph import SMALL, RayTasks, estimate_on_ray
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
@@ -144,6 +148,35 @@ def test_number_of_workers_changes_no_bit(num_cpus, tmp_path):
     expected = estimate_pseudo_labels(features, CONFIG)
     assert f"eps {expected.eps.hex()}" in result.stdout
     assert np.array_equal(np.load(tmp_path / "labels.npy"), expected.labels)
+
+
+@pytest.mark.ray
+def test_dense_blocks_are_tasks_side_by_side(ray_cluster):
+    """With a CPU stand-in for cuML."""
+
+    def dense_cores(distance_BB, min_samples):
+        fitted = DBSCAN(eps=0.5, min_samples=min_samples, metric="precomputed").fit(distance_BB)
+        is_core = np.zeros(len(distance_BB), bool)
+        is_core[fitted.core_sample_indices_] = True
+        return is_core, fitted.labels_.astype(np.int64)
+
+    distance = jaccard_distance(drawn_features(), 10, 3)
+    graph = neighbour_graph(distance, 0.3)
+    runner = RayTasks("cpu", 4, None)
+    cores, num_large = cores_by_dense_blocks(runner, graph, 4, dense_cores, max_dense=100)
+    assert num_large == 0
+    assert sum(task.stage == "dbscan: dense block" for task in runner.times()) > 2
+    labels = number_clusters(graph, *cores, np.arange(500))
+    assert np.array_equal(labels, dbscan(distance, 0.3, 4, "components"))
+
+
+@pytest.mark.ray
+def test_cancelling_frees_the_cluster(ray_cluster):
+    runner = RayTasks("cpu", 4, None)
+    for _ in range(4):  # on all four CPUs
+        runner.submit("sleeping", time.sleep, 250)
+    runner.cancel()
+    assert runner.collect([runner.submit("after", int)]) == [0]
 
 
 @pytest.mark.ray
