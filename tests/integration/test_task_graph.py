@@ -74,26 +74,24 @@ def test_progress_counts_the_tasks(ray_cluster):
 
 @pytest.mark.ray
 def test_killed_workers_change_no_bit(ray_cluster):
-    features = drawn_features(8000, 768, num_copies=0)
+    features = drawn_features(8000, 1024, num_copies=0)
     config = ClusterConfig(eps_rule="q")
     killed = []
     done = threading.Event()
 
     def kill():
-        """One worker in each of two stages, while it is at work."""
-        for stage in ("ray::neighbours: products", "ray::neighbours: refine"):
-            while not done.is_set():
-                at_work = workers_at(stage)
-                if at_work:
-                    os.kill(at_work[0], signal.SIGKILL)
-                    killed.append(stage)
-                    break
-                time.sleep(0.002)
+        """Two workers, one after the other, while they are at work."""
+        while len(killed) < 2 and not done.is_set():
+            at_work = [pid for pid in workers_at("ray::neighbours: products") if pid not in killed]
+            if at_work:
+                os.kill(at_work[0], signal.SIGKILL)
+                killed.append(at_work[0])
+            time.sleep(0.002)
 
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        found = estimate_on_ray(features, config, num_blocks=5)
+        found = estimate_on_ray(features, config, num_blocks=8)
     finally:
         done.set()
         thread.join()
