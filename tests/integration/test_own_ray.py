@@ -127,7 +127,7 @@ def test_interrupt_while_training__exit_130_and_the_run_can_go_on(
                 break
             time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=90)
+        _, stderr = process.communicate(timeout=240)
     finally:
         process.kill()
     assert process.returncode == 130, stderr
