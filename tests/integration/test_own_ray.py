@@ -120,6 +120,8 @@ def test_interrupt_while_training__exit_130_and_the_run_can_go_on(
         [sys.executable, "-m", "pipelines.cli", "pretrain", str(recipe)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=kept | {"HOME": str(tmp_path)},
+        # A test run in a shell's background inherits that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         for _ in range(240):
