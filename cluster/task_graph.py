@@ -41,7 +41,7 @@ def estimate_on_ray(
     camids_N: npt.NDArray[np.integer] | None = None,
     cpus_per_task: int = 1,
     num_blocks: int | None = None,
-    use_gpu: bool = True,
+    gpus_per_task: float = 1,
     on_progress: OnProgress | None = None,
 ) -> PseudoLabels:
     """`cluster.estimate.estimate_pseudo_labels` on the Ray cluster we are connected to.
@@ -49,14 +49,14 @@ def estimate_on_ray(
     `features_ND` may be a reference into the object store. Up to 20,000 images (100,000 if there
     are GPUs) are one task with `cpus_per_task` CPUs and as many threads; beyond that, or with
     `num_blocks`, tasks of one CPU each keep the whole cluster at work. Where there are GPUs,
-    stages that gain by it take one each, unless `use_gpu` is false. `on_progress` is called
+    tasks of stages that gain by it take `gpus_per_task` of one (0: none). `on_progress` is called
     about once a second while there are several tasks.
 
     Raises what the local function raises, ConfigError if `config.backend` is cuml and there is
     no GPU to use, and RayError if Ray gives a task up.
     """
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_gpus = int(resources.get("GPU", 0)) if use_gpu else 0
+    num_gpus = int(resources.get("GPU", 0)) if gpus_per_task else 0
     if config.backend == "cuml" and num_gpus == 0:
         raise ConfigError(
             "cluster.backend=cuml needs a GPU and this run has none; use auto, components "
@@ -69,7 +69,7 @@ def estimate_on_ray(
     if num_blocks is None and len(features) <= SMALL[device]:
         num_cpus = min(cpus_per_task, _cpus_of_a_node(num_gpus > 0))
         one_task = _run_whole.options(
-            name="pseudo-labels", num_cpus=num_cpus, num_gpus=1 if num_gpus else 0
+            name="pseudo-labels", num_cpus=num_cpus, num_gpus=gpus_per_task if num_gpus else 0
         )
         reference = one_task.remote(features_ND, config, eps, camids_N, num_cpus, device)
         try:
@@ -78,7 +78,7 @@ def estimate_on_ray(
         finally:
             ray.cancel(reference)  # after Ctrl-C; what is done stays done
     num_workers = num_gpus or int(resources.get("CPU", 1))
-    runner = RayTasks(device, num_workers, on_progress)
+    runner = RayTasks(device, num_workers, on_progress, gpus_per_task)
     try:
         return estimate_pseudo_labels(
             features,
@@ -102,9 +102,16 @@ def _cpus_of_a_node(with_gpu: bool) -> int:
 class RayTasks:
     """`cluster.runner.Runner` on Ray: handles are object references."""
 
-    def __init__(self, device: str, num_workers: int, on_progress: OnProgress | None) -> None:
+    def __init__(
+        self,
+        device: str,
+        num_workers: int,
+        on_progress: OnProgress | None,
+        gpus_per_task: float = 1,
+    ) -> None:
         self.device = device
         self.num_workers = num_workers
+        self._gpus_per_task = gpus_per_task
         self._on_progress = on_progress
         self._times: dict[Any, str] = {}  # the reference of each task's time, and its stage
         self._shown: Counter[str] = Counter()
@@ -127,7 +134,7 @@ class RayTasks:
         task = _run_stage.options(
             name=stage,
             num_cpus=1,
-            num_gpus=1 if on_device and self.device == "cuda" else 0,
+            num_gpus=self._gpus_per_task if on_device and self.device == "cuda" else 0,
             num_returns=num_results + 1,
         )
         *results, spent = task.remote(stage, function, num_results, *arguments)

@@ -112,6 +112,12 @@ class NetworkConfig(Section):
         "clustering are always between unit features.",
     )
     head_scale: float = Field(20.0, gt=0, description="Used by identity_head=unit.")
+    batch_norm_images: int = Field(
+        16,
+        ge=1,
+        description="BatchNorm's statistics are over at least so many images: workers with fewer "
+        "share them in groups (the field's most reported cause of lost accuracy on more GPUs).",
+    )
 
 
 class OptimConfig(Section):
@@ -147,6 +153,12 @@ class FitConfig(Section):
         gt=1,
         description="P x K target batches with this K; default random, as only "
         "cross entropies are used.",
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="Each worker takes its share of a batch in so many parts: less memory, the "
+        "same batch; BatchNorm sees one part at a time.",
     )
     optim: OptimConfig = OptimConfig()
     checkpoint_every_epochs: int = Field(
@@ -272,22 +284,31 @@ class ClusterConfig(Section):
 class RayConfig(Section):
     """How the run is laid over a Ray cluster.
 
-    Batches are global: the same images make up a step whatever the number of workers. BatchNorm
-    sees one worker's share of them, so keep at least 16 images a worker.
+    Batches are global: the same images make up a step whatever the number of workers.
     """
 
-    num_workers: int = Field(2, ge=1, description="Ray Train workers (DDP ranks).")
+    num_workers: int = Field(
+        2, ge=1, description="Ray Train workers (DDP ranks); they extract the features, too."
+    )
     use_gpu: bool | Literal["auto"] = Field(
         "auto", description="One GPU a worker; auto: if there are enough."
     )
     cpus_per_worker: float = Field(1, gt=0)
     data_cpus: int = Field(2, ge=1, description="CPUs kept free for Ray Data to decode with.")
-    extract_replicas: int | None = Field(None, ge=1, description="Default: num_workers.")
+    images: Literal["auto", "jpeg", "decoded", "device"] = Field(
+        "auto",
+        description="jpeg: decode at every use. decoded: once, kept in the object store. device: "
+        "kept in each worker's device memory as well. auto: the last of these that fits.",
+    )
     extract_batch: int = Field(64, ge=1)
     threads_per_worker: int | None = Field(
         None, ge=1, description="Default: the node's cores divided by its workers."
     )
-    max_failures: int = Field(2, ge=0, description="Worker losses survived in one training.")
+    max_failures: int = Field(
+        8,
+        ge=-1,
+        description="Losses of workers survived in a run, -1: any; preemptions don't count.",
+    )
 
 
 class Config(Section):
@@ -323,6 +344,14 @@ class Config(Section):
         description="bf16 autocast in training and extraction, on GPUs and CPUs that multiply "
         "bf16 natively; fp32 elsewhere.",
     )
+    compile: bool = Field(
+        False,
+        description="torch.compile for training: worth its minute of start-up on GPUs and long "
+        "runs; results differ from the eager ones by rounding.",
+    )
+    deterministic: bool = Field(
+        True, description="Only algorithms that give the same bits each time, also on GPUs."
+    )
     supervised_bound: bool = Field(
         False, description="Also train on the target's true identities (Table 4's first row)."
     )
@@ -353,10 +382,11 @@ class Config(Section):
                 raise ValueError(f"{name}.optim.nesterov=true needs {name}.optim.momentum above 0")
             for side in ("batch_source", "batch_target"):
                 size = getattr(fit, side)
-                if size % self.ray.num_workers:
+                if size % (self.ray.num_workers * fit.accumulate):
+                    parts = f" x {name}.accumulate={fit.accumulate}" if fit.accumulate > 1 else ""
                     raise ValueError(
                         f"{name}.{side}={size} is not divisible by ray.num_workers="
-                        f"{self.ray.num_workers}; every worker takes an equal share"
+                        f"{self.ray.num_workers}{parts}; every worker takes an equal share"
                     )
             if fit.images_per_id and fit.batch_target % fit.images_per_id:
                 raise ValueError(

@@ -18,19 +18,28 @@ rule is the mean precision at the matches, and what torchreid, fast-reid and sci
 compute; the trapezoid rule of Oxford-5k and of Market-1501's own MATLAB code averages the
 precision at a match with that just before it, and is lower.
 
-How it is computed: only the ranks of matches matter, so no row of distances is ever
-sorted or kept. The distances of the matches cut the real line into intervals, and counting the
-non-matches that fall into each gives the ranks. Memory is one tile of distances whatever Q and G.
+How it is computed: only the ranks of matches matter, so no row of distances is kept or put in
+order as a whole. The distances of a query's matches cut the real line into intervals, and counting
+the non-matches that fall into each gives the ranks. Tiles of distances are sorted by value
+alone, and the cuts looked up there: many elements, few cuts.
 
 The ranking is that of the distances computed in float64 as a sum of squared differences,
-whatever the device, the number of threads and the size of the blocks. The tile comes from
-a matrix product, whose rounding depends on all of these; so non-matches that come closer
-to a match than its error bound are measured again, directly. Products are in float64 because
-this bound is then so small (1e-12 for unit features) that this touches exact copies and little
-else, and because autocast, TF32 and the like leave float64 alone.
+whatever the device, the number of threads and the size of the blocks. A tile comes from matrix
+products, whose rounding depends on all of these; so non-matches that come closer to a match
+than its error bound are measured again, directly. There are two rounds of products:
+
+1. in float32, on CPUs, which tell nearly all non-matches of a usable model apart;
+2. in float64 for the queries with too many left to measure: there the bound is so small (1e-12
+   for unit features) that it holds exact copies and little else. GPUs begin here: it is what
+   autocast, TF32 and the like leave alone.
+
+Memory: tables and tiles of a fixed size, whatever Q and G.
 """
 
+import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,10 +49,17 @@ from torch import Tensor
 from daal.errors import DataError
 from daal.records import JUNK_PID
 
-QUERY_ROWS = 1024
-GALLERY_ROWS = 8192
-TABLE_SIZE = 2**23  # numbers in a table of matches: 64 MB in float64
+QUERY_ROWS = 1024  # of a tile of distances
+GALLERY_ROWS = 4096
+CHANNELS = 512  # added up in one product: the error bound grows with them
+TABLE_SIZE = 2**25  # numbers in all tables of a block of queries: some 500 MB
+TILE_SIZE = 2**22  # numbers in what is looked up or compared at once
 DIRECT_SIZE = 2**18  # numbers in a batch of direct distances: 2 MB stay in a processor's cache
+# A direct distance takes as long as 60 elements of a float64 product and what comes after it.
+# Queries that need more than one for so many gallery images go on to float64.
+DIRECT_SHARE = 1 / 64
+DIRECT_AT_LEAST = 32  # before the share says anything
+UNDERFLOW = 2.0**-100  # more than all float32 underflows of features scaled to length 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,21 +142,17 @@ def evaluate(
     ap_official = np.full(len(queries_QD), np.nan)
     first_match_rank = np.full(len(queries_QD), -1, dtype=np.int64)
     if len(valid_V):
-        centre_D, radius = _centre(gallery_GD)
+        gallery = _survey(gallery_GD, gallery_pids_G)
         first_pair_Q = num_matches_Q.cumsum(0) - num_matches_Q
-        most = int(num_matches_Q.max())
-        rows = max(1, min(QUERY_ROWS, TABLE_SIZE // (2 * most + 1)))
-        for block_B in torch.split(valid_V, rows):
+        widest = max(4 * int(num_matches_Q.max()), queries_QD.shape[1])
+        for block_B in torch.split(valid_V, max(1, TABLE_SIZE // widest)):
             ranks_BM = _match_ranks(
                 queries_QD[block_B],
                 query_pids_Q[block_B],
-                gallery_GD,
-                gallery_pids_G,
+                gallery,
                 pair_gallery_P,
                 first_pair_Q[block_B],
                 num_matches_Q[block_B],
-                centre_D,
-                radius,
             ).numpy(force=True)
             at = block_B.cpu().numpy()
             first_match_rank[at] = ranks_BM[:, 0]
@@ -216,29 +228,45 @@ def _matches(
     return query_P[other_camera_P], gallery_P[other_camera_P]
 
 
-def _centre(gallery_GD: Tensor) -> tuple[Tensor, float]:
-    """The gallery's mean and its largest distance from there, in float64.
+class _Gallery(NamedTuple):
+    features_GD: Tensor
+    pids_G: Tensor
+    centre_D: Tensor  # the mean, float64
+    radius: float  # the largest distance from there
+    copy_of_G: Tensor  # index of an image with the same features, the same one for all copies
 
-    Distances don't change when both sides are moved, but the rounding of |q|^2 - 2 q.g + |g|^2
-    shrinks with the norms: features that all lie close together, far from 0, need this.
+
+def _survey(features_GD: Tensor, pids_G: Tensor) -> _Gallery:
+    """What all queries need to know of the gallery.
+
+    Distances don't change when both sides are moved to the mean, but the rounding of
+    |q|^2 - 2 q.g + |g|^2 shrinks with the norms: features that lie close together, far from 0, need
+    this.
     """
-    chunks = torch.split(gallery_GD, GALLERY_ROWS)
-    total_D = torch.stack([chunk.double().sum(0) for chunk in chunks]).sum(0)
-    centre_D = total_D / len(gallery_GD)
-    radii = [(chunk.double() - centre_D).square().sum(1).max() for chunk in chunks]
-    return centre_D, float(torch.stack(radii).max()) ** 0.5
+    chunks = torch.split(features_GD, GALLERY_ROWS)
+    centre_D = torch.stack([chunk.double().sum(0) for chunk in chunks]).sum(0) / len(features_GD)
+    squares_G = torch.cat([(chunk.double() - centre_D).square_().sum(1) for chunk in chunks])
+    # Copies have equal norms. Should rounding tell norms of copies apart, or others' norms come
+    # between them, they are measured twice; the result is the same.
+    squares_G, order_G = squares_G.sort(stable=True)
+    is_copy_G = torch.zeros(len(order_G), dtype=torch.bool, device=order_G.device)
+    is_copy_G[1:] = squares_G[1:] == squares_G[:-1]
+    for place_S in torch.split(is_copy_G.nonzero().squeeze(1), GALLERY_ROWS):
+        same_SD = features_GD[order_G[place_S]] == features_GD[order_G[place_S - 1]]
+        is_copy_G[place_S] = same_SD.all(1)
+    originals_U = order_G[~is_copy_G]
+    copy_of_G = torch.empty_like(order_G)
+    copy_of_G[order_G] = originals_U[(~is_copy_G).cumsum(0) - 1]
+    return _Gallery(features_GD, pids_G, centre_D, float(squares_G[-1]) ** 0.5, copy_of_G)
 
 
 def _match_ranks(
     queries_BD: Tensor,
     query_pids_B: Tensor,
-    gallery_GD: Tensor,
-    gallery_pids_G: Tensor,
+    gallery: _Gallery,
     pair_gallery_P: Tensor,
     first_pair_B: Tensor,
     num_matches_B: Tensor,
-    centre_D: Tensor,
-    radius: float,
 ) -> Tensor:
     """Rank (from 0, ascending) of every match of a block of queries: int64 (B, M), rest -1."""
     device = queries_BD.device
@@ -249,103 +277,187 @@ def _match_ranks(
 
     # A stable sort keeps the ascending gallery index among equal distances.
     match_BM = torch.full(present_BM.shape, torch.inf, dtype=torch.float64, device=device)
-    match_BM[present_BM] = _direct_distance(queries_BD, rows_P, gallery_GD, columns_P)
+    match_BM[present_BM] = _direct_distance(queries_BD, rows_P, gallery.features_GD, columns_P)
     match_BM, order_BM = match_BM.sort(dim=1, stable=True)
     index_BM = torch.zeros_like(order_BM)
     index_BM[present_BM] = columns_P
     index_BM = index_BM.gather(1, order_BM)
 
+    nearer_BM = torch.zeros_like(order_BM)
+    left_R = torch.arange(len(queries_BD), device=device)
+    for dtype in (torch.float32, torch.float64) if device.type == "cpu" else (torch.float64,):
+        if len(left_R) == 0:
+            break
+        nearer_RM, given_up_R = _count_nearer(
+            *(dtype, queries_BD[left_R], query_pids_B[left_R], gallery),
+            *(match_BM[left_R], index_BM[left_R], num_matches_B[left_R]),
+        )
+        nearer_BM[left_R] = nearer_RM
+        left_R = left_R[given_up_R]
+    return (slots_M + nearer_BM).where(present_BM, -1)
+
+
+def _count_nearer(
+    dtype: torch.dtype,
+    queries_BD: Tensor,
+    query_pids_B: Tensor,
+    gallery: _Gallery,
+    match_BM: Tensor,
+    index_BM: Tensor,
+    num_matches_B: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """How many non-matches rank before each match: (B, M), padding meaningless.
+
+    The second result is whether a query's were left uncounted (B,): as float32 left too much open.
+    """
+    # A power of two keeps float32 from overflows, and changes no digit.
+    centred_BD = queries_BD.double() - gallery.centre_D
+    norm_B = centred_BD.square().sum(1).sqrt_()
+    _, exponent = math.frexp(max(gallery.radius, float(norm_B.max())))
+    scale = math.ldexp(1.0, min(max(-exponent, -500), 500))
+    centred_BD, norm_B, radius = centred_BD.mul_(scale), norm_B * scale, gallery.radius * scale
+    squares_B = norm_B.square()
+    minus_two_BD = centred_BD.mul_(-2).to(dtype)
+    del centred_BD
+
     # Around each match lies a band in which the matrix product can't tell nearer from
-    # farther. The two ends of all bands, sorted, cut the line into 2M + 1 buckets.
-    centred_BD = queries_BD.double() - centre_D
-    squares_B = centred_BD.square().sum(1)
-    # Each of the three terms, and the direct sum, is off by at most D roundings of a number that is
-    # no larger than (|q| + |g|)^2; 32 more stand for centring and the last additions.
-    roundings = 4 * queries_BD.shape[1] + 32
-    band_B = roundings * 2.0**-53 * (squares_B.sqrt() + radius).square()
-    band_B = band_B + torch.finfo(torch.float64).tiny  # never empty: copies of the query need it
+    # farther. The two ends of all bands, sorted, cut the line into buckets.
     # |q|^2 is the same for a whole row: it is taken off the matches instead of added to the tile.
-    threshold_BM = match_BM - squares_B[:, None]
-    ends_BE, end_order_BE = torch.cat(
-        [threshold_BM - band_B[:, None], threshold_BM + band_B[:, None]], dim=1
-    ).sort(dim=1)
-    closed_BE = (end_order_BE >= len(slots_M)).long().cumsum(1)
-    zero_B1 = torch.zeros_like(closed_BE[:, :1])
-    # In bucket e, matches 0..beaten-1 are certainly nearer than the element.
-    beaten_BE = torch.cat([zero_B1, closed_BE], dim=1)
-    opened_BE = torch.arange(beaten_BE.shape[1], device=device) - beaten_BE
-    unclear_BE = opened_BE != beaten_BE
+    threshold_BM = match_BM * scale**2 - squares_B[:, None]
+    band_B1 = _error_bound(dtype, norm_B, radius, queries_BD.shape[1])[:, None]
+    ends_BE, end_order_BE = torch.cat([threshold_BM - band_B1, threshold_BM + band_B1], 1).sort(1)
+    closes_BE = (end_order_BE >= match_BM.shape[1]).long()
+    # Bucket e ends at end e. Matches 0..beaten-1 are certainly nearer than an element in it.
+    beaten_BE = closes_BE.cumsum(1) - closes_BE
+    opened_BE = torch.arange(beaten_BE.shape[1], device=beaten_BE.device) - beaten_BE
+    is_unclear_BE = opened_BE != beaten_BE
+    ends_BE = ends_BE.to(dtype)
+    last_end_B1 = ends_BE.gather(1, 2 * num_matches_B[:, None] - 1)
 
     # nearer[b, n]: non-matches behind exactly the first n matches of query b.
-    num_buckets = beaten_BE.shape[1]
-    first_bucket_B1 = torch.arange(len(queries_BD), device=device)[:, None] * num_buckets
+    nearer_BN = torch.zeros_like(beaten_BE[:, : match_BM.shape[1] + 1])
     clear_BE = torch.zeros_like(beaten_BE)
-    nearer_BN = torch.zeros(len(queries_BD), len(slots_M) + 1, dtype=torch.int64, device=device)
-    for start in range(0, len(gallery_GD), GALLERY_ROWS):
-        chunk_CD = gallery_GD[start : start + GALLERY_ROWS].double() - centre_D
-        tile_BC = torch.addmm(chunk_CD.square().sum(1), centred_BD, chunk_CD.T, alpha=-2.0)
-        # Matches are ranked among themselves below, and junk isn't ranked at all: to infinity.
-        same_pid_BC = query_pids_B[:, None] == gallery_pids_G[start : start + GALLERY_ROWS]
-        tile_BC.masked_fill_(same_pid_BC, torch.inf)
-        bucket_BC = torch.searchsorted(ends_BE, tile_BC, right=True)
-        count_BE = torch.bincount(
-            (bucket_BC + first_bucket_B1).flatten(), minlength=clear_BE.numel()
-        ).view_as(clear_BE)
-        clear_BE += count_BE.where(~unclear_BE, 0)
-
-        rows_R = (count_BE.where(unclear_BE, 0).sum(1) > 0).nonzero().squeeze(1)
-        if len(rows_R):
-            unclear_RC = unclear_BE[rows_R].gather(1, bucket_BC[rows_R])
-            near_row_P, column_P = unclear_RC.nonzero(as_tuple=True)
+    num_unclear_B = torch.zeros_like(num_matches_B)
+    given_up_B = torch.zeros_like(num_matches_B, dtype=torch.bool)
+    for start in range(0, len(gallery.pids_G), GALLERY_ROWS):
+        chunk_CD = gallery.features_GD[start : start + GALLERY_ROWS].double() - gallery.centre_D
+        squares_C = chunk_CD.mul_(scale).square().sum(1).to(dtype)
+        chunk_CD = chunk_CD.to(dtype)
+        pids_C = gallery.pids_G[start : start + GALLERY_ROWS]
+        for rows_R in torch.split((~given_up_B).nonzero().squeeze(1), QUERY_ROWS):
+            tile_RC = _products(minus_two_BD[rows_R], chunk_CD).add_(squares_C)
+            # Matches are ranked among themselves, and junk isn't ranked at all: to infinity.
+            tile_RC.masked_fill_(query_pids_B[rows_R, None] == pids_C, torch.inf)
+            ends_RE = ends_BE[rows_R]
+            # Nothing beyond the last end counts, and equal numbers are quickly sorted.
+            sorted_RC = _sort_rows(torch.minimum(tile_RC, last_end_B1[rows_R]))
+            before_RE = torch.searchsorted(sorted_RC, ends_RE)
+            count_RE = before_RE.diff(dim=1, prepend=torch.zeros_like(before_RE[:, :1]))
+            clear_BE[rows_R] += count_RE
+            count_RE *= is_unclear_BE[rows_R]
+            num_unclear_B[rows_R] += count_RE.sum(1)
+            if dtype == torch.float32:
+                most = DIRECT_AT_LEAST + DIRECT_SHARE * (start + len(pids_C))
+                given_up_B[rows_R] = num_unclear_B[rows_R] > most
+                count_RE *= ~given_up_B[rows_R, None]
+            row_K, end_K = count_RE.nonzero(as_tuple=True)
+            row_P, column_P = _within(tile_RC, row_K, ends_RE[row_K, end_K - 1], ends_RE[row_K, end_K])
             _count_directly(
-                nearer_BN,
-                queries_BD,
-                rows_R[near_row_P],
-                gallery_GD,
-                column_P + start,
-                match_BM,
-                index_BM,
+                *(nearer_BN, queries_BD, rows_R[row_P], gallery, column_P + start),
+                *(match_BM, index_BM),
             )
-    nearer_BN.scatter_add_(1, beaten_BE, clear_BE)
+    nearer_BN.scatter_add_(1, beaten_BE, clear_BE * ~is_unclear_BE)
     # A non-match behind the first n matches is in front of all later ones.
-    ranks_BM = slots_M + nearer_BN.cumsum(1)[:, :-1]
-    return ranks_BM.where(present_BM, -1)
+    return nearer_BN.cumsum(1)[:, :-1], given_up_B
+
+
+def _error_bound(dtype: torch.dtype, norm_B: Tensor, radius: float, num_channels: int) -> Tensor:
+    """How far |g|^2 - 2 q.g and a match's distance, less |q|^2, may be off in all: float64 (B,).
+
+    A sum of n products in any order is off by at most n roundings of |q| |g| (Higham 2002, Accuracy
+    and Stability of Numerical Algorithms, sec. 3.1); 2.1 for twice that holds up to n = 500,000.
+    The factor 16 stands for rounding the operands, |g|^2, its addition and the bands' ends. Direct
+    sums, squares and centring are in float64.
+    """
+    rounding = torch.finfo(dtype).eps / 2
+    num_added = min(num_channels, CHANNELS) + -(-num_channels // CHANNELS)
+    most_B = (norm_B + radius).square()
+    return (
+        rounding * (2.1 * num_added * norm_B * radius + 16 * most_B)
+        + 2.0**-53 * (num_channels + 64) * most_B
+        + UNDERFLOW
+    )
+
+
+def _products(queries_RD: Tensor, chunk_CD: Tensor) -> Tensor:
+    """All dot products of two sides, added up by blocks of channels: (R, C)."""
+    tile_RC = torch.zeros(
+        len(queries_RD), len(chunk_CD), dtype=chunk_CD.dtype, device=chunk_CD.device
+    )
+    for queries_RK, chunk_CK in zip(
+        torch.split(queries_RD, CHANNELS, dim=1), torch.split(chunk_CD, CHANNELS, dim=1), strict=True
+    ):
+        if tile_RC.is_cuda:
+            tile_RC += queries_RK @ chunk_CK.T
+        else:  # NumPy's BLAS is the faster one, and knows no autocast
+            tile_RC += torch.from_numpy(queries_RK.numpy() @ chunk_CK.numpy().T)
+    return tile_RC
+
+
+def _sort_rows(tile_RC: Tensor) -> Tensor:
+    """The numbers of each row, ascending. May change `tile_RC`."""
+    if tile_RC.is_cuda:
+        return tile_RC.sort(dim=1).values
+    # NumPy sorts many times faster than torch, in one thread.
+    num_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(num_threads) as pool:
+        for part in np.array_split(tile_RC.numpy(), num_threads):
+            pool.submit(part.sort, axis=1)
+    return tile_RC
+
+
+def _within(tile_RC: Tensor, row_K: Tensor, low_K: Tensor, high_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of all elements of intervals low <= x < high of rows: (P,), (P,)."""
+    step = max(1, TILE_SIZE // tile_RC.shape[1])
+    rows, columns = [row_K[:0]], [row_K[:0]]
+    for row_S, low_S, high_S in zip(row_K.split(step), low_K.split(step), high_K.split(step)):
+        values_SC = tile_RC[row_S]
+        inside_SC = (values_SC >= low_S[:, None]).logical_and_(values_SC < high_S[:, None])
+        flat_P = inside_SC.flatten().nonzero().squeeze(1)
+        rows.append(row_S[flat_P // tile_RC.shape[1]])
+        columns.append(flat_P % tile_RC.shape[1])
+    return torch.cat(rows), torch.cat(columns)
 
 
 def _count_directly(
     nearer_BN: Tensor,
     queries_BD: Tensor,
     rows_P: Tensor,
-    gallery_GD: Tensor,
+    gallery: _Gallery,
     columns_P: Tensor,
     match_BM: Tensor,
     index_BM: Tensor,
 ) -> None:
     """Add to `nearer_BN` the non-matches (pairs of row and column) that came too close to call."""
     # Features that have collapsed into few values make each pair too close to call; so the distance
-    # to a row and to its copies is taken once. Which copy stands for the others doesn't matter.
-    columns_U, column_of_P = torch.unique(columns_P, return_inverse=True)
-    _, copy_of_U = torch.unique(gallery_GD[columns_U], dim=0, return_inverse=True)
-    copy_U = torch.zeros_like(columns_U).scatter_(0, copy_of_U, columns_U)
+    # to an image and to its copies is taken once.
+    num_gallery = len(gallery.pids_G)
     pairs_K, pair_of_P = torch.unique(
-        rows_P * len(columns_U) + copy_of_U[column_of_P], return_inverse=True
+        rows_P * num_gallery + gallery.copy_of_G[columns_P], return_inverse=True
     )
     distance_K = _direct_distance(
-        queries_BD, pairs_K // len(columns_U), gallery_GD, copy_U[pairs_K % len(columns_U)]
+        queries_BD, pairs_K // num_gallery, gallery.features_GD, pairs_K % num_gallery
     )
-    step = max(1, TABLE_SIZE // match_BM.shape[1])
+    step = max(1, TILE_SIZE // match_BM.shape[1])
     for rows_S, columns_S, pair_of_S in zip(
-        torch.split(rows_P, step),
-        torch.split(columns_P, step),
-        torch.split(pair_of_P, step),
-        strict=True,
+        *(torch.split(some_P, step) for some_P in (rows_P, columns_P, pair_of_P)), strict=True
     ):
         distance_S1 = distance_K[pair_of_S][:, None]
         match_SM, index_SM = match_BM[rows_S], index_BM[rows_S]
         tied_SM = (match_SM == distance_S1) & (index_SM < columns_S[:, None])
         behind_S = ((match_SM < distance_S1) | tied_SM).sum(1)
         cell_S = rows_S * nearer_BN.shape[1] + behind_S
-        nearer_BN += torch.bincount(cell_S, minlength=nearer_BN.numel()).view_as(nearer_BN)
+        nearer_BN.view(-1).scatter_add_(0, cell_S, torch.ones_like(cell_S))
 
 
 def _direct_distance(

@@ -1,10 +1,16 @@
-"""One update of the weights: the only place where gradients happen."""
+"""One update of the weights: the only place where gradients happen.
 
-from collections.abc import Callable
+Nothing here waits for the device. Whether a step may change the weights is decided there: the
+finite check ends in a tensor that the optimizer's fused kernels read.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from daal import losses
 from daal.config import FitConfig, LossConfig, OptimConfig
@@ -37,23 +43,49 @@ class TrainBatch:
 
 def train_step(
     model: nn.Module,
-    batch: TrainBatch,
+    batches: Sequence[TrainBatch],
     optimizer: torch.optim.Optimizer,
     weights: LossConfig,
-    everywhere: Callable[[Tensor], bool],
+    diverged: Tensor,
+    agree: Callable[[Tensor], None],
     autocast: torch.autocast,
 ) -> losses.LossTerms:
-    """Forward, Eq. 7, backward, update.
+    """Forward, Eq. 7 and backward of each micro-batch, then one update by their mean.
 
-    `everywhere` tells whether a boolean scalar holds on all workers.
+    `batches` are this worker's share of one global batch, in equal parts. `diverged` (float32
+    scalar on the device) becomes 1 when a loss or gradient of any worker isn't finite, and stays
+    so: from then on neither weights nor the optimizer's state change. `agree` takes the maximum
+    of it over all workers, in place. `optimizer` is one of `make_optimizer`.
 
-    Raises:
-        TrainingDiverged: on every worker, before any weight changes, if the loss or a
-            gradient of one of them isn't finite.
+    Returns the means of the loss terms over the micro-batches, detached.
     """
+    optimizer.zero_grad(set_to_none=True)
+    # Gradients go to the other workers once, with the last micro-batch.
+    alone = model.no_sync if isinstance(model, DistributedDataParallel) else nullcontext
+    found = []
+    for number, batch in enumerate(batches, start=1):
+        with alone() if number < len(batches) else nullcontext():
+            terms = _forward(model, batch, weights, autocast)
+            (terms.total / len(batches)).backward()  # type: ignore[no-untyped-call]
+        found.append(torch.stack([terms.source, terms.target, terms.domain, terms.total]).detach())
+    terms = losses.LossTerms(*torch.stack(found).mean(0).unbind())
+
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    is_bad = ~(torch.isfinite(terms.total) & torch.isfinite(norm))
+    torch.maximum(diverged, is_bad.float(), out=diverged)
+    agree(diverged)
+    optimizer.found_inf = diverged  # type: ignore[attr-defined]
+    optimizer.step()
+    return terms
+
+
+def _forward(
+    model: nn.Module, batch: TrainBatch, weights: LossConfig, autocast: torch.autocast
+) -> losses.LossTerms:
     with autocast:
         out = model(batch.images_BCHW, batch.num_source)
-    terms = losses.total_loss(
+    return losses.total_loss(
         out.source_logits_BS,
         batch.source_labels_S,
         out.target_logits_BK,
@@ -64,17 +96,22 @@ def train_step(
         target_weight=weights.target_weight,
         domain_weight=weights.domain_weight,
     )
-    optimizer.zero_grad(set_to_none=True)
-    terms.total.backward()  # type: ignore[no-untyped-call]
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if not everywhere(torch.isfinite(terms.total.detach()) & torch.isfinite(norm)):
+
+
+def raise_if_diverged(diverged: Tensor, terms: losses.LossTerms, step: int) -> None:
+    """Look at `train_step`'s flag, which waits for the device.
+
+    `terms` are those of `step` (counted from 0), the last one before the look.
+
+    Raises:
+        TrainingDiverged: the flag is set. The workers agree on it, so that all of them raise.
+    """
+    if float(diverged) != 0:
         raise TrainingDiverged(
-            f"a loss or gradient is not finite ({terms.as_dict()}); the weights are those "
-            "before this step: lower optim.lr_backbone and optim.lr_new, or add warmup_steps."
+            f"a loss or gradient is not finite at step {step + 1} ({terms.as_dict()}); the weights "
+            "are those before this step: lower optim.lr_backbone and optim.lr_new, or add "
+            "warmup_steps."
         )
-    optimizer.step()
-    return terms
 
 
 def mixed_precision(device: torch.device, wanted: bool) -> torch.autocast:
@@ -88,22 +125,35 @@ def mixed_precision(device: torch.device, wanted: bool) -> torch.autocast:
 
 
 def make_optimizer(network: DaalNetwork, config: OptimConfig) -> torch.optim.Optimizer:
-    """The paper's two rates: backbone layers, and all others."""
+    """The paper's two rates: backbone layers, and all others.
+
+    `network` is on its device and in its memory format already, as the state is made like it.
+    """
     backbone, new = network.parameter_groups()
     groups = [
         {"params": backbone, "base_lr": config.lr_backbone},
         {"params": new, "base_lr": config.lr_new},
     ]
     groups = [group for group in groups if group["params"]]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups,
-            lr=config.lr_new,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
+    # Only fused kernels can leave a step out by a flag on the device (`found_inf`).
+    if config.optimizer == "adam":
+        return torch.optim.Adam(
+            groups, lr=config.lr_new, weight_decay=config.weight_decay, fused=True
         )
-    return torch.optim.Adam(groups, lr=config.lr_new, weight_decay=config.weight_decay)
+    optimizer = torch.optim.SGD(
+        groups,
+        lr=config.lr_new,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+        fused=True,
+    )
+    if config.momentum:
+        # A first step makes these buffers, and if it is left out they hold what was in memory. From
+        # zeros it gives the same: the gradient.
+        for parameter in backbone + new:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_learning_rate(

@@ -21,11 +21,14 @@ from daal.records import Domain
 from pipelines import artefacts
 from pipelines.evaluate import evaluate_features
 from pipelines.extract import extract, features_array, features_table
-from pipelines.fit import Images, Trainer, Weights
+from pipelines.fit import Trainer
 from pipelines.ingest import ingest
+from pipelines.pixels import Images, Pixels
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
 from pipelines.session import Resources
+from pipelines.train_loop import Weights
+from pipelines.workers import Workers
 
 Scores = dict[str, Any]
 
@@ -41,10 +44,18 @@ class Adaptation:
     rows: list[Scores] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.trainer = Trainer(self.config, self.run, self.resources, self.progress)
+        self.workers = Workers(self.config, self.run, self.resources, self.progress)
+        self.pixels = Pixels(self.config, self.resources, self.progress.say)
+        self.trainer = Trainer(self.config, self.workers, self.pixels, self.progress)
 
     def adapt(self) -> dict[str, Any]:
         """From two image sets to an adapted model; returns what summary.json holds."""
+        with self.workers:
+            self.algorithm_1()
+        return self.finish()
+
+    def algorithm_1(self) -> None:
+        """The paper's listing, line by line; and the supervised bound, if wanted."""
         source, target = self.ingest("source"), self.ingest("target")
 
         weights = pretrained = self.pretrain(source)  # line 1
@@ -64,13 +75,13 @@ class Adaptation:
         if self.config.supervised_bound:
             bound = self.supervised_bound(target)
             self.evaluate("supervised", target, self.extract("supervised", target, bound))
-        return self.finish()
 
     def pretrain_only(self) -> None:
         """Line 1 and the direct transfer; `adapt` on the same folder goes on from here."""
-        source, target = self.ingest("source"), self.ingest("target")
-        weights = self.pretrain(source)
-        self.evaluate("pretrain", target, self.extract("pretrain", target, weights))
+        with self.workers:
+            source, target = self.ingest("source"), self.ingest("target")
+            weights = self.pretrain(source)
+            self.evaluate("pretrain", target, self.extract("pretrain", target, weights))
 
     def ingest(self, domain: Domain) -> Images:
         """Read a domain's folder once, into one table that travels through the object store."""
@@ -104,7 +115,7 @@ class Adaptation:
 
         def make() -> dict[str, bytes | pa.Buffer]:
             features = extract(
-                target.reference, len(target.table), self.config, ray.put(weights), self.resources
+                f"{name}/extract", target, self.config, weights, self.workers, self.pixels
             )
             return {file: artefacts.table_bytes(features_table(target.table, features))}
 
@@ -140,8 +151,8 @@ class Adaptation:
                     self.config.cluster,
                     frozen,
                     camids_N=target.column("camid")[rows],
-                    cpus_per_task=self.resources.cpus_per_task,
-                    use_gpu=self.resources.use_gpu,
+                    cpus_per_task=self.resources.cpus_beside_workers,
+                    gpus_per_task=self.resources.gpus_per_task,
                     on_progress=self.progress.tasks,
                 )
                 pseudo_labels_N[rows] = estimated.labels

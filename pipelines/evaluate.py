@@ -28,8 +28,8 @@ def evaluate_features(
         arrays += [features_NC[rows], pids[rows], camids[rows]]
     task = ray.remote(evaluate).options(
         name="evaluate",
-        num_cpus=resources.cpus_per_worker,
-        num_gpus=1 if resources.use_gpu else 0,
+        num_cpus=resources.cpus_beside_workers,
+        num_gpus=resources.gpus_per_task,
     )
     device = "cuda" if resources.use_gpu else "cpu"
     result: EvaluationResult = ray.get(task.remote(*map(ray.put, arrays), device=device))

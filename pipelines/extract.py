@@ -1,5 +1,7 @@
-"""Line 3 of Algorithm 1: features of all images, by replicas of the network."""
+"""Line 3 of Algorithm 1: features of all images, each worker its share."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from daal.augment import normalise
@@ -15,80 +18,120 @@ from daal.config import Config, InputConfig
 from daal.errors import DataError
 from daal.network import DaalNetwork
 from daal.step import mixed_precision
-from pipelines.session import Resources
-from pipelines.stream import decode_rows
+from pipelines.pixels import Images, ImageSource, Pixels, decode_rows
+from pipelines.stream import ahead
+from pipelines.train_loop import Weights, pixel_reader
+from pipelines.workers import Worker, Workers
+
+BATCHES_PER_BLOCK = 4  # a Ray Data task decodes this many batches
 
 
 def extract(
-    images: ray.ObjectRef[Any],
-    num_images: int,
-    config: Config,
-    weights: ray.ObjectRef[Any],
-    resources: Resources,
+    stage: str, images: Images, config: Config, weights: Weights, workers: Workers, pixels: Pixels
 ) -> NDArray[np.float32]:
-    """Shared features (num_images, C) of an image table, in the rows' order.
-
-    `weights` refers to a checkpoint's tensors as NumPy arrays.
+    """Shared features (N, C) of an image table, in the rows' order.
 
     Raises:
         DataError: a feature isn't finite.
     """
-    batch_size = config.ray.extract_batch
-    replicas = max(1, min(resources.num_replicas, -(-num_images // batch_size)))
-    pixels = ray.data.range(
-        num_images, override_num_blocks=max(replicas, -(-num_images // (4 * batch_size)))
-    ).map_batches(_Decoder(images, config.input), batch_size=batch_size)
-    extracted = pixels.map_batches(
-        _Replica,
-        fn_constructor_args=(config, weights, resources.threads, resources.use_gpu),
-        batch_size=batch_size,
-        compute=ray.data.ActorPoolStrategy(size=replicas),
-        num_cpus=resources.cpus_per_worker,
-        num_gpus=1 if resources.use_gpu else 0,
-    )
-    features = None
-    for batch in extracted.iter_batches(batch_size=None, batch_format="numpy"):
-        if features is None:
-            features = np.empty((num_images, batch["feature"].shape[1]), np.float32)
-        features[batch["row"]] = batch["feature"]
-    if features is None or not np.isfinite(features).all():
+    job = ExtractJob(stage, config, pixels.source(images), len(images.table), ray.put(weights))
+    parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = workers.run(stage, job)
+    features_NC = np.empty((len(images.table), parts[0][1].shape[1]), np.float32)
+    for rows, features in parts:
+        features_NC[rows] = features
+    if not np.isfinite(features_NC).all():
         raise DataError("the network gives features that are not finite; its weights are damaged.")
-    return features
+    return features_NC
 
 
-class _Decoder:
-    def __init__(self, images: ray.ObjectRef[Any], size: InputConfig) -> None:
-        self.images, self.size = images, size
+@dataclass(frozen=True)
+class ExtractJob:
+    """Features of all rows of a table. Large things are references into the object store."""
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {"row": batch["id"], "pixels": decode_rows(self.images, batch["id"], self.size)}
+    stage: str
+    config: Config
+    source: ImageSource
+    num_images: int
+    weights: ray.ObjectRef[Any]
 
-
-class _Replica:
-    """One copy of the network, on its own GPU if there is one."""
-
-    def __init__(self, config: Config, weights: Any, threads: int, use_gpu: bool) -> None:
-        torch.set_num_threads(threads)
-        self.device = torch.device("cuda" if use_gpu else "cpu")
+    def run(self, worker: Worker) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """This worker's rows, and their features (len(rows), C)."""
+        config = self.config
         # The checkpoint has all the weights, so the backbone's own are not read again.
-        self.network = DaalNetwork(config.network.model_copy(update={"weights": "none"}))
-        loaded = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
-        self.network.load_matching({name: torch.tensor(array) for name, array in loaded.items()})
-        self.network.to(self.device, memory_format=torch.channels_last).eval()
-        self.flip = config.flip_test
-        self.autocast = mixed_precision(self.device, config.mixed_precision)
+        network = DaalNetwork(config.network.model_copy(update={"weights": "none"}))
+        loaded: Weights = ray.get(self.weights)
+        network.load_matching({name: torch.tensor(array) for name, array in loaded.items()})
+        network.to(worker.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        autocast = mixed_precision(worker.device, config.mixed_precision)
 
-    @torch.inference_mode()
+        is_kept = self.source.places_N >= 0
+        rows = np.concatenate([
+            np.array_split(np.flatnonzero(chosen), worker.world_size)[worker.rank]
+            for chosen in (is_kept, ~is_kept)
+        ])  # fmt: skip
+        features_NC = torch.empty((len(rows), network.num_features))
+        batches = self._batches(worker, rows)
+        if worker.device.type == "cuda":
+            features_NC = features_NC.pin_memory()
+            batches = ahead(batches, 2)
+        at = 0
+        for number, images_BHWC in enumerate(batches):
+            worker.reach(stage=self.stage, step=number)
+            features_BC = _features(network, images_BHWC.to(worker.device, non_blocking=True),
+                                    config.flip_test, autocast)  # fmt: skip
+            # Not waited for: the next batch is on its way to the device meanwhile.
+            features_NC[at : at + len(features_BC)].copy_(features_BC, non_blocking=True)
+            at += len(features_BC)
+        if worker.device.type == "cuda":
+            torch.cuda.synchronize()
+        return rows, features_NC.numpy()
+
+    def _batches(self, worker: Worker, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+        """uint8 (B, height, width, 3) of the rows: kept images first, then decoded ones."""
+        size = self.config.ray.extract_batch
+        num_kept = int((self.source.places_N[rows] >= 0).sum())
+        if num_kept:
+            reader = pixel_reader(worker, self.source, self.config)
+            for first in range(0, num_kept, size):
+                yield reader.read(rows[first : min(first + size, num_kept)])
+        if num_kept < len(rows):
+            yield from _decoded(self.source, rows[num_kept:], size, self.config.input)
+
+
+def _decoded(
+    source: ImageSource, rows: NDArray[np.int64], batch_size: int, size: InputConfig
+) -> Iterator[Tensor]:
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    num_blocks = -(-len(rows) // (BATCHES_PER_BLOCK * batch_size))
+    dataset = ray.data.range(len(rows), override_num_blocks=num_blocks).map_batches(
+        _Decoder(source.table, rows, size), batch_size=batch_size
+    )
+    for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy"):
+        yield torch.tensor(batch["pixels"])
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    table: ray.ObjectRef[Any]
+    rows: NDArray[np.int64]
+    size: InputConfig
+
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        images_BCHW = torch.tensor(batch["pixels"], device=self.device).permute(0, 3, 1, 2)
-        images_BCHW = normalise(images_BCHW)
-        with self.autocast:
-            features_BC = self.network.extract(images_BCHW)
-            if self.flip:
-                features_BC += self.network.extract(images_BCHW.flip(3))
-        if self.flip and self.network.unit_features:
-            features_BC = F.normalize(features_BC, dim=1)
-        return {"row": batch["row"], "feature": features_BC.cpu().numpy()}
+        return {"pixels": decode_rows(self.table, self.rows[batch["id"]], self.size)}
+
+
+@torch.inference_mode()
+def _features(
+    network: DaalNetwork, images_BHWC: Tensor, flip: bool, autocast: torch.autocast
+) -> Tensor:
+    images_BCHW = normalise(images_BHWC.permute(0, 3, 1, 2))
+    with autocast:
+        features_BC = network.extract(images_BCHW)
+        if flip:
+            features_BC = features_BC + network.extract(images_BCHW.flip(3))
+    return F.normalize(features_BC, dim=1) if flip and network.unit_features else features_BC
 
 
 def features_table(images: pa.Table, features: NDArray[np.float32]) -> pa.Table:

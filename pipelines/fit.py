@@ -1,57 +1,32 @@
-"""One training by Ray Train workers: pretraining, adapting, or the supervised bound."""
+"""One training on the cluster: pretraining, adapting, or the supervised bound."""
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
 from numpy.typing import NDArray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from daal import checkpoint
 from daal.config import Config, FitConfig
-from daal.errors import CheckpointError, ClusterError, DaalError, DataError, TrainingDiverged
+from daal.errors import DataError
 from daal.network import DaalNetwork
 from daal.plan import Plan
-from pipelines.progress import Monitor, Progress
-from pipelines.run_folder import RunFolder
-from pipelines.session import Resources
+from pipelines.pixels import Images, Pixels
+from pipelines.progress import Progress
 from pipelines.stream import StreamSource
-from pipelines.train_loop import FitJob, FitOutcome, Labels, train_loop
+from pipelines.train_loop import FitJob, FitOutcome, Labels, Weights
+from pipelines.workers import Workers
 
-Weights = dict[str, NDArray[Any]]  # a checkpoint's tensors, as they travel through the object store
 NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
-class Images:
-    """A domain's image table, here and in the object store."""
-
-    table: pa.Table
-    reference: ray.ObjectRef[Any]
-
-    def rows(self, split: str) -> NDArray[np.int64]:
-        return np.flatnonzero(self.table["split"].to_numpy(zero_copy_only=False) == split)
-
-    def column(self, name: str) -> NDArray[np.int64]:
-        return self.table[name].to_numpy().astype(np.int64)
-
-
-@dataclass(frozen=True)
 class Trainer:
-    """Runs fits on the cluster; everything that is the same for all fits of a run."""
+    """Gives trainings to the workers; everything that is the same for all of a run."""
 
     config: Config
-    run: RunFolder
-    resources: Resources
+    workers: Workers
+    pixels: Pixels
     progress: Progress
 
     def supervised(self, stage: str, images: Images) -> Weights:
@@ -119,49 +94,23 @@ class Trainer:
         labels: Labels,
         start: Weights,
     ) -> Weights:
-        monitor = Monitor.options(  # type: ignore[attr-defined]
-            scheduling_strategy=NodeAffinitySchedulingStrategy(
-                ray.get_runtime_context().get_node_id(), soft=True
-            )
-        ).remote()
-        stream = StreamSource(ray.put(plan), source.reference, target.reference, self.config.input)
-        job = FitJob(
-            self.config, fit, iteration, stream, ray.put(labels), ray.put(start), monitor,
-            self.resources.threads,
-        )  # fmt: skip
-        trainer = TorchTrainer(
-            train_loop,
-            train_loop_config={"job": job},
-            scaling_config=ScalingConfig(
-                num_workers=self.resources.num_workers,
-                use_gpu=self.resources.use_gpu,
-                resources_per_worker={"CPU": self.resources.cpus_per_worker}
-                | ({"GPU": 1} if self.resources.use_gpu else {}),
-            ),
-            run_config=RunConfig(
-                name=stage.replace("/", "-"),
-                storage_path=self.run.path("ray_train"),
-                storage_filesystem=self.run.filesystem,
-                failure_config=FailureConfig(max_failures=self.config.ray.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
-            ),
+        stream = StreamSource(
+            ray.put(plan),
+            self.pixels.source(source),
+            self.pixels.source(target),
+            self.config.input,
         )
-        with self.progress.watch(stage, monitor):
-            try:
-                result = _interruptible(trainer.fit)
-            except ray.train.TrainingFailedError as error:
-                raise _cause(error) from error
-        outcome: FitOutcome = result.return_value
-        if outcome.diverged is not None:
-            raise TrainingDiverged(f"{stage}: {outcome.diverged}")
-        self.progress.figures(stage, workers=outcome.num_workers, device=outcome.device)
-        if result.checkpoint is None:
-            raise CheckpointError(
-                f"{stage} ended without a checkpoint; run the same command again."
-            )
-        with result.checkpoint.as_directory() as directory:
-            tensors, _ = checkpoint.load(Path(directory))
-        return {name: tensor.numpy() for name, tensor in tensors.items()}
+        job = FitJob(stage, self.config, fit, iteration, stream, ray.put(labels), ray.put(start))
+        outcome: FitOutcome = self.workers.run(stage, job)[0]
+        self.progress.figures(
+            stage,
+            workers=outcome.num_workers,
+            device=outcome.device,
+            images=outcome.images,
+            first_step=outcome.first_step,
+        )
+        assert outcome.weights is not None
+        return outcome.weights
 
 
 def class_labels(images: Images) -> tuple[Labels, NDArray[np.int64]]:
@@ -175,33 +124,3 @@ def class_labels(images: Images) -> tuple[Labels, NDArray[np.int64]]:
     source_N = np.full(len(pids), -1, np.int64)
     source_N[rows] = classes
     return Labels(source_N, len(ids)), rows
-
-
-def _interruptible(function: Callable[[], Any]) -> Any:
-    """Call in a thread and wait: on the main thread, Ray Train makes Ctrl-C an exit code of 0."""
-    future: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future.result()
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Our own error inside Ray's, if a worker raised one."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in [*failures.values(), error.__cause__]:
-        seen = failure
-        while seen is not None:
-            if isinstance(seen, DaalError):
-                return type(seen)(str(seen).splitlines()[0])
-            seen = getattr(seen, "cause", None) or seen.__cause__
-    reason = next((str(failure) for failure in failures.values()), str(error))
-    return ClusterError(
-        f"training stopped: {reason.strip().splitlines()[-1]}; the same command continues the run, "
-        "and -v shows what Ray says."
-    )

@@ -1,5 +1,6 @@
 """Using a trained model: features of a folder of images, scores of a features file."""
 
+import tempfile
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +15,11 @@ from daal.evaluation import EvaluationResult, evaluate
 from daal.load_config import apply_overrides, check_config
 from pipelines.extract import extract, features_array, features_table
 from pipelines.ingest import ingest
+from pipelines.pixels import Images, Pixels
+from pipelines.progress import Progress
+from pipelines.run_folder import RunFolder
 from pipelines.session import ray_session
+from pipelines.workers import Workers
 
 
 def extract_folder(
@@ -35,10 +40,17 @@ def extract_folder(
     if layout not in layouts:
         raise ConfigError(f"--layout {layout} is unknown; take one of {', '.join(layouts)}.")
     dataset = DatasetConfig.model_validate({"layout": layout, "root": root})
-    with ray_session(config.ray, verbose) as resources:
+    progress = Progress()
+    with (
+        ray_session(config.ray, verbose) as resources,
+        tempfile.TemporaryDirectory() as scratch,
+        Workers(config, RunFolder(scratch), resources, progress) as workers,
+    ):
         table, quarantine = ingest(dataset, "target", config.seed)
-        weights = ray.put({name: tensor.numpy() for name, tensor in tensors.items()})
-        features = extract(ray.put(table), len(table), config, weights, resources)
+        images = Images(table, ray.put(table))
+        weights = {name: tensor.numpy() for name, tensor in tensors.items()}
+        pixels = Pixels(config, resources, progress.say)
+        features = extract("extract", images, config, weights, workers, pixels)
     return features_table(table, features), quarantine
 
 

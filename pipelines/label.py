@@ -124,16 +124,14 @@ def label(
     if ray_config is None:
         return estimate_pseudo_labels(features.features_NC, config, camids_N=features.camids)
     # Nothing is trained or read here, so don't ask the cluster for the CPUs and GPUs of that.
-    ray_config = ray_config.model_copy(
-        update={"num_workers": 1, "data_cpus": 1, "extract_replicas": None}
-    )
+    ray_config = ray_config.model_copy(update={"num_workers": 1, "data_cpus": 1})
     with ray_session(ray_config, verbose) as resources:
         return estimate_on_ray(
             features.features_NC,
             config,
             camids_N=features.camids,
-            cpus_per_task=resources.cpus_per_task,
-            use_gpu=resources.use_gpu,
+            cpus_per_task=resources.cpus_per_node,
+            gpus_per_task=1 if resources.use_gpu else 0,
             on_progress=on_progress,
         )
 

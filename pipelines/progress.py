@@ -1,6 +1,6 @@
 """What a run shows while it works: a live line on a terminal, plain lines elsewhere.
 
-Workers report to a small actor; the driver collects from it while it waits for them.
+Workers report to their desk; the driver collects from it while it waits for them.
 """
 
 import threading
@@ -13,21 +13,6 @@ import ray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-
-@ray.remote(num_cpus=0)
-class Monitor:
-    """A mailbox for the figures of training steps."""
-
-    def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
-
-    def log(self, event: dict[str, Any]) -> None:
-        self._events.append({"time": time.time(), **event})
-
-    def take(self) -> list[dict[str, Any]]:
-        events, self._events = self._events, []
-        return events
 
 
 class Progress:
@@ -74,7 +59,7 @@ class Progress:
         self._record({"time": time.time(), "stage": stage, **figures})
 
     @contextmanager
-    def watch(self, stage: str, monitor: Any) -> Iterator[None]:
+    def watch(self, stage: str, desk: Any) -> Iterator[None]:
         """Show and record what training workers send, until the block ends."""
         done = threading.Event()
 
@@ -82,7 +67,7 @@ class Progress:
             while True:
                 finished = done.wait(1.0)
                 try:
-                    events = ray.get(monitor.take.remote(), timeout=10)
+                    events = ray.get(desk.events.remote(), timeout=10)
                 except ray.exceptions.RayError:  # lost with its node: training goes on unseen
                     return
                 for event in events:

@@ -1,6 +1,7 @@
 """Ray manners: start a local Ray or join a cluster, and refuse at once what can't be placed."""
 
 import logging
+import math
 import os
 import socket
 import warnings
@@ -16,6 +17,10 @@ from ray.exceptions import RayError
 from daal.config import RayConfig
 from daal.errors import ClusterError
 
+# Workers live as long as the run and are idle while tasks make pseudo-labels on the same GPUs. A
+# share above one half puts each worker on a GPU of its own.
+WORKER_GPU, TASK_GPU = 0.6, 0.4
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -24,10 +29,19 @@ class Resources:
     num_workers: int
     use_gpu: bool
     cpus_per_worker: float
-    num_replicas: int  # of the network, when extracting
     threads: int  # of each worker
-    cpus_per_task: int  # of a pseudo-label task, which has the node to itself
+    cpus_per_node: int  # of the largest node, as a task on it could use them
+    cpus_beside_workers: int  # what the workers leave of that for tasks (pseudo-labels, scores)
+    node_store_bytes: int  # object store of the smallest node
     unused_gpus: int = 0
+
+    @property
+    def gpus_per_worker(self) -> float:
+        return WORKER_GPU if self.use_gpu else 0
+
+    @property
+    def gpus_per_task(self) -> float:
+        return TASK_GPU if self.use_gpu else 0
 
     def __str__(self) -> str:
         device = "GPUs" if self.use_gpu else f"CPUs ({self.threads} threads each)"
@@ -106,8 +120,7 @@ def _keep_token_private() -> None:
 def _cpus_needed(config: RayConfig) -> float:
     # While training and extracting, Ray Data decodes beside the workers; without a CPU of its
     # own it would wait for ever, and say nothing.
-    replicas = config.extract_replicas or config.num_workers
-    return max(config.num_workers, replicas) * config.cpus_per_worker + config.data_cpus
+    return config.num_workers * config.cpus_per_worker + config.data_cpus
 
 
 def _place(config: RayConfig) -> Resources:
@@ -117,7 +130,7 @@ def _place(config: RayConfig) -> Resources:
     if cpus < (needed := _cpus_needed(config)):
         raise ClusterError(
             f"the cluster has {cpus:g} CPUs, but the run needs {needed:g}: ray.num_workers="
-            f"{config.num_workers} (or ray.extract_replicas) x ray.cpus_per_worker="
+            f"{config.num_workers} x ray.cpus_per_worker="
             f"{config.cpus_per_worker:g} + ray.data_cpus={config.data_cpus} for reading images; "
             "lower these or add nodes."
         )
@@ -129,20 +142,24 @@ def _place(config: RayConfig) -> Resources:
             "can't be split over nodes: lower either."
         )
     use_gpu = gpus >= config.num_workers if config.use_gpu == "auto" else config.use_gpu
-    if use_gpu and gpus < max(config.num_workers, config.extract_replicas or 0):
+    if use_gpu and gpus < config.num_workers:
         raise ClusterError(
             f"the cluster has {gpus:g} GPUs, but ray.use_gpu=true and ray.num_workers="
-            f"{config.num_workers} need {config.num_workers}; lower ray.num_workers (and "
-            "ray.extract_replicas), add GPU nodes, or set ray.use_gpu=false."
+            f"{config.num_workers} need {config.num_workers}; lower ray.num_workers, add GPU "
+            "nodes, or set ray.use_gpu=false."
         )
     cores = os.cpu_count() or 1
     workers_per_node = -(-config.num_workers // len(nodes))
+    largest = max(1, int(max(node.get("CPU", 0.0) for node in nodes)))
     return Resources(
         num_workers=config.num_workers,
         use_gpu=bool(use_gpu),
         cpus_per_worker=config.cpus_per_worker,
-        num_replicas=config.extract_replicas or config.num_workers,
         threads=config.threads_per_worker or max(1, cores // workers_per_node),
-        cpus_per_task=max(1, min(cores, int(max(node.get("CPU", 0.0) for node in nodes)))),
+        cpus_per_node=min(cores, largest),
+        cpus_beside_workers=max(
+            1, min(cores, largest - math.ceil(workers_per_node * config.cpus_per_worker))
+        ),
+        node_store_bytes=int(min(node.get("object_store_memory", 0.0) for node in nodes)),
         unused_gpus=0 if use_gpu else int(gpus),
     )

@@ -1,52 +1,88 @@
-"""Ray Data streams a plan: step numbers in, decoded batches out.
+"""The batches of a fit, in the plan's order, ahead of the training step.
 
-A stream ships nothing but step numbers. Each task works out which images its step takes
-(the plan is a pure function), reads their bytes in place from the object store, and hands
-on uint8 pixels ahead of the training step.
+Pixels that are kept are gathered from memory. Others are streamed by Ray Data, one stream for
+all epochs of a fit, which ships nothing but step numbers: each task works out which images its
+step takes (the plan is a pure function), reads their bytes in place from the object store, and
+hands on decoded pixels.
 """
 
+import queue
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from daal.config import InputConfig
-from daal.images import decode
-from daal.plan import Plan
+from daal.plan import Batch, Plan
+from pipelines.pixels import ImageSource, PixelReader, decode_rows, get_once
 
+T = TypeVar("T")
 STEPS_PER_BLOCK = 8  # a Ray Data task decodes this many batches; some run ahead of the training
 
 
 @dataclass(frozen=True)
-class StreamedBatch:
+class FedBatch:
     """One worker's batch. images_BHWC: uint8, source rows first; rows: into each domain's table."""
 
     step: int
-    images_BHWC: NDArray[np.uint8]
+    images_BHWC: Tensor
     source_rows: NDArray[np.int64]
     target_rows: NDArray[np.int64]
+
+    def part(self, at: int, num_parts: int) -> "FedBatch":
+        """Every `num_parts`-th image of each domain, from the `at`-th on."""
+        if num_parts == 1:
+            return self
+        source_rows = self.source_rows[at::num_parts]
+        num_source = len(self.source_rows)
+        images = (
+            self.images_BHWC[:num_source][at::num_parts],
+            self.images_BHWC[num_source:][at::num_parts],
+        )
+        return FedBatch(self.step, torch.cat(images), source_rows, self.target_rows[at::num_parts])
 
 
 @dataclass(frozen=True)
 class StreamSource:
-    """What a stream reads: references into the object store, small to ship."""
+    """What a fit reads: references into the object store, small to ship."""
 
     plan: ray.ObjectRef[Any]
-    source_images: ray.ObjectRef[Any]
-    target_images: ray.ObjectRef[Any]
+    source: ImageSource
+    target: ImageSource
     size: InputConfig
 
 
-def stream_batches(
-    source: StreamSource, first_step: int, num_steps: int, rank: int, world_size: int
-) -> Iterator[StreamedBatch]:
-    """One worker's share of steps first_step .. num_steps-1, in order."""
+def kept_batches(
+    plan: Plan,
+    source: PixelReader,
+    target: PixelReader,
+    first_step: int,
+    rank: int,
+    world_size: int,
+) -> Iterator[FedBatch]:
+    """One worker's share of the steps from `first_step` on, from kept pixels."""
+    for step in range(first_step, plan.num_steps):
+        share = plan.batch(step).share(rank, world_size)
+        parts = [
+            reader.read(rows)
+            for reader, rows in ((source, share.source), (target, share.target))
+            if len(rows)
+        ]
+        images_BHWC = torch.cat(parts) if len(parts) > 1 else parts[0]
+        yield FedBatch(step, images_BHWC, share.source, share.target)
+
+
+def streamed_batches(
+    stream: StreamSource, first_step: int, num_steps: int, rank: int, world_size: int
+) -> Iterator[FedBatch]:
+    """The same from JPEG bytes, decoded by Ray Data."""
     if first_step >= num_steps:
         return
     context = ray.data.DataContext.get_current()
@@ -54,13 +90,13 @@ def stream_batches(
     context.enable_progress_bars = False
     num_blocks = -(-(num_steps - first_step) // STEPS_PER_BLOCK)
     dataset = ray.data.range(num_steps - first_step, override_num_blocks=num_blocks).map(
-        _BatchReader(source, first_step, rank, world_size).read
+        _BatchReader(stream, first_step, rank, world_size).read
     )
     # One row is one batch, whatever its size.
     for row in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2):
-        yield StreamedBatch(
+        yield FedBatch(
             step=int(row["step"][0]),
-            images_BHWC=row["images"][0],
+            images_BHWC=torch.tensor(row["images"][0]),
             source_rows=row["source_rows"][0],
             target_rows=row["target_rows"][0],
         )
@@ -68,17 +104,18 @@ def stream_batches(
 
 @dataclass(frozen=True)
 class _BatchReader:
-    source: StreamSource
+    stream: StreamSource
     first_step: int
     rank: int
     world_size: int
 
     def read(self, row: dict[str, Any]) -> dict[str, Any]:
-        plan: Plan = _get_once(self.source.plan)
-        batch = plan.batch(self.first_step + int(row["id"])).share(self.rank, self.world_size)
+        plan: Plan = get_once(self.stream.plan)
+        batch: Batch = plan.batch(self.first_step + int(row["id"]))
+        batch = batch.share(self.rank, self.world_size)
         images = [
-            decode_rows(self.source.source_images, batch.source, self.source.size),
-            decode_rows(self.source.target_images, batch.target, self.source.size),
+            decode_rows(self.stream.source.table, batch.source, self.stream.size),
+            decode_rows(self.stream.target.table, batch.target, self.stream.size),
         ]
         return {
             "step": batch.step,
@@ -88,20 +125,36 @@ class _BatchReader:
         }
 
 
-def decode_rows(
-    table_ref: ray.ObjectRef[Any], rows: NDArray[np.int64], size: InputConfig
-) -> NDArray[np.uint8]:
-    """Pixels (len(rows), height, width, 3) of rows of an image table in the object store."""
-    pixels = np.empty((len(rows), size.height, size.width, 3), np.uint8)
-    if len(rows):
-        table: pa.Table = _get_once(table_ref)
-        column = table.column("image")
-        for at, row in enumerate(rows.tolist()):
-            pixels[at] = decode(column[row].as_buffer().to_pybytes(), size.height, size.width)
-    return pixels
+def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+    """The same items, made by a thread up to `depth` ahead of their use."""
+    made: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+    unwanted = threading.Event()
 
+    def put(kind: str, value: Any = None) -> None:
+        while not unwanted.is_set():
+            try:
+                return made.put((kind, value), timeout=0.2)
+            except queue.Full:
+                continue
 
-@lru_cache(maxsize=8)
-def _get_once(reference: ray.ObjectRef[Any]) -> Any:
-    # Zero-copy views; cached because a worker process serves many tasks of one stream.
-    return ray.get(reference)
+    def make() -> None:
+        try:
+            for item in items:
+                put("item", item)
+                if unwanted.is_set():
+                    return
+            put("end")
+        except BaseException as error:
+            put("error", error)
+
+    threading.Thread(target=make, daemon=True).start()
+    try:
+        while True:
+            kind, value = made.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise value
+            yield value
+    finally:
+        unwanted.set()

@@ -1,8 +1,9 @@
-"""What each Ray Train worker runs: one fit, from a starting network to a trained one."""
+"""One training as each worker runs it, from a starting network to a trained one."""
 
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,28 +11,32 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
-import ray.train.torch
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from cluster.soft_labels import hard_label_weights, lsr_weights, soft_label_weights
 from daal import checkpoint
 from daal.augment import augment, sample_seeds
+from daal.batch_norm import group_size, synchronise
 from daal.config import Config, FitConfig
-from daal.errors import TrainingDiverged
 from daal.network import DaalNetwork
 from daal.plan import Plan
 from daal.step import (
     TrainBatch,
     make_optimizer,
     mixed_precision,
+    raise_if_diverged,
     set_learning_rate,
     train_step,
 )
-from pipelines.stream import StreamedBatch, StreamSource, stream_batches
+from pipelines.pixels import ImageSource, PixelReader
+from pipelines.stream import FedBatch, StreamSource, ahead, kept_batches, streamed_batches
+from pipelines.workers import Worker
 
 LOG_SECONDS = 2.0
+Weights = dict[str, NDArray[Any]]  # a checkpoint's tensors, as they travel through the object store
 
 
 @dataclass(frozen=True)
@@ -54,88 +59,208 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class FitOutcome:
+    """What a worker returns of a fit; the weights come from rank 0 alone."""
+
+    weights: Weights | None
+    num_workers: int
+    device: str
+    images: str  # where pixels came from: jpeg, decoded or device
+    first_step: int  # above 0 if it went on from a checkpoint
+
+
+@dataclass(frozen=True)
 class FitJob:
     """One training. Large things are references into the object store."""
 
+    stage: str
     config: Config
     fit: FitConfig
     iteration: int
     stream: StreamSource
     labels: ray.ObjectRef[Any]  # Labels
-    start: ray.ObjectRef[Any]  # dict of tensors (NumPy) to start from, {} for none
-    monitor: Any  # handle of pipelines.progress.Monitor
-    threads: int
+    start: ray.ObjectRef[Any]  # Weights to start from, {} for none
 
+    def run(self, worker: Worker) -> FitOutcome:
+        """All steps of the plan, or those behind the last checkpoint of this stage.
 
-@dataclass(frozen=True)
-class FitOutcome:
-    """How a fit ended, as rank 0 saw it."""
+        Raises:
+            TrainingDiverged: on every worker, with the weights of the step before.
+        """
+        config, fit, rank = self.config, self.fit, worker.rank
+        labels: Labels = ray.get(self.labels)
+        plan: Plan = ray.get(self.stream.plan)
+        network = build_network(config, labels, ray.get(self.start))
+        first_step, optimizer_state = self._resume(network)
+        network = _placed(network, worker, plan, fit, config)
+        optimizer = make_optimizer(network, fit.optim)
+        if optimizer_state is not None:
+            checkpoint.restore_optimizer(optimizer, network.named_parameters(), optimizer_state)
+        autocast = mixed_precision(worker.device, config.mixed_precision)
+        targets = TargetLabels(labels, config, worker.device)
+        images, batches = self._batches(worker, plan, first_step)
+        diverged = torch.zeros((), device=worker.device)
+        earlier = None  # figures of the step before, which a GPU may still be working on
 
-    num_workers: int
-    device: str
-    diverged: str | None = None
+        network.train()
+        model = _distributed(network, worker)
+        shown, num_images = time.monotonic(), 0
+        for fed in batches:
+            step, epoch = fed.step, plan.epoch_of(fed.step)
+            worker.reach(stage=self.stage, step=step)
+            rate = set_learning_rate(optimizer, fit, step, plan.steps_per_epoch)
+            parts = [
+                self._train_batch(fed.part(at, fit.accumulate), targets, epoch, worker.device)
+                for at in range(fit.accumulate)
+            ]
+            terms = train_step(model, parts, optimizer, config.loss, diverged, _agree, autocast)
+            last = step + 1 == plan.num_steps
+            end_of_epoch = (step + 1) % plan.steps_per_epoch == 0
+            saves = last or (end_of_epoch and (epoch + 1) % fit.checkpoint_every_epochs == 0)
+            if earlier is not None:
+                raise_if_diverged(*earlier)
+            earlier = diverged.clone(), terms, step
+            if saves or worker.device.type == "cpu":
+                raise_if_diverged(*earlier)
 
+            num_images += len(fed.images_BHWC) * worker.world_size
+            if rank == 0 and (last or time.monotonic() - shown > LOG_SECONDS):
+                figures = {"loss": terms.as_dict(), "lr": rate}
+                speed = num_images / (time.monotonic() - shown)
+                worker.log({"epoch": epoch + 1, "epochs": plan.epochs, "step": step + 1,
+                            "steps": plan.num_steps, "images_per_s": round(speed, 1), **figures,
+                            })  # fmt: skip
+                shown, num_images = time.monotonic(), 0
+            if saves:
+                self._report(network, optimizer, step + 1, rank)
+                # DDP sorts its buckets anew after its first step, and with them the order of
+                # additions. Wrapped anew here, a resumed run and an undisturbed one agree.
+                model = _distributed(network, worker)
 
-def train_loop(settings: dict[str, FitJob]) -> FitOutcome:
-    """One worker's part of a fit; its checkpoints are reported to Ray Train.
+        weights = {n: t.cpu().contiguous().numpy() for n, t in network.state_dict().items()}
+        return FitOutcome(
+            weights if rank == 0 else None,
+            worker.world_size,
+            str(worker.device),
+            images,
+            first_step,
+        )
 
-    Divergence is an outcome, not an error: Ray would try the same steps again.
-    """
-    try:
-        _fit(settings["job"])
-        diverged = None
-    except TrainingDiverged as error:
-        diverged = str(error)
-    world_size = ray.train.get_context().get_world_size()
-    return FitOutcome(world_size, str(ray.train.torch.get_device()), diverged)
-
-
-def _fit(job: FitJob) -> None:
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    torch.set_num_threads(job.threads)
-    config, fit = job.config, job.fit
-    labels: Labels = ray.get(job.labels)
-    plan: Plan = ray.get(job.stream.plan)
-
-    network = build_network(config, labels, ray.get(job.start))
-    optimizer_state, first_step = None, 0
-    if (saved := ray.train.get_checkpoint()) is not None:
+    def _resume(self, network: DaalNetwork) -> tuple[int, dict[str, Tensor] | None]:
+        """Load the last checkpoint if it is of this fit; the step to go on from."""
+        saved = ray.train.get_checkpoint()
+        if saved is None:
+            return 0, None
         with saved.as_directory() as directory:
             tensors, metadata = checkpoint.load(Path(directory))
+            if metadata["stage"] != self.stage:
+                return 0, None
             optimizer_state = checkpoint.load_optimizer(Path(directory))
         network.load_state_dict(tensors)
-        first_step = metadata["next_step"]
-    model = ray.train.torch.prepare_model(network.to(memory_format=torch.channels_last))
-    optimizer = make_optimizer(network, fit.optim)
-    if optimizer_state is not None:
-        checkpoint.restore_optimizer(optimizer, network.named_parameters(), optimizer_state)
-    autocast = mixed_precision(device, config.mixed_precision)
-    model.train()
+        return metadata["next_step"], optimizer_state
 
-    shown, images = time.monotonic(), 0
-    for streamed in stream_batches(job.stream, first_step, plan.num_steps, rank, world_size):
-        step = streamed.step
-        epoch = plan.epoch_of(step)
-        batch = to_train_batch(streamed, job, labels, epoch, device)
-        rate = set_learning_rate(optimizer, fit, step, plan.steps_per_epoch)
-        terms = train_step(model, batch, optimizer, config.loss, _everywhere, autocast)
+    def _batches(
+        self, worker: Worker, plan: Plan, first_step: int
+    ) -> tuple[str, Iterator[FedBatch]]:
+        stream, share = self.stream, (worker.rank, worker.world_size)
+        if stream.source.keeps(plan.source_rows) and stream.target.keeps(plan.target_rows):
+            source = pixel_reader(worker, stream.source, self.config)
+            target = pixel_reader(worker, stream.target, self.config)
+            images = "device" if source.on_device and target.on_device else "decoded"
+            batches = kept_batches(plan, source, target, first_step, *share)
+        else:
+            images = "jpeg"
+            batches = streamed_batches(stream, first_step, plan.num_steps, *share)
+        if worker.device.type == "cuda":
+            batches = ahead(batches, 2)  # on a CPU, the thread would take the step's own core
+        return images, batches
 
-        images += len(batch.images_BCHW) * world_size
-        last = step + 1 == plan.num_steps
-        if rank == 0 and (last or time.monotonic() - shown > LOG_SECONDS):
-            speed = images / (time.monotonic() - shown)
-            figures = {"loss": terms.as_dict(), "lr": rate, "images_per_s": round(speed, 1)}
-            job.monitor.log.remote({"epoch": epoch + 1, "epochs": plan.epochs, "step": step + 1,
-                                    "steps": plan.num_steps, **figures})  # fmt: skip
-            shown, images = time.monotonic(), 0
-        end_of_epoch = (step + 1) % plan.steps_per_epoch == 0
-        if last or (end_of_epoch and (epoch + 1) % fit.checkpoint_every_epochs == 0):
-            _report(network, optimizer, step + 1, rank)
+    def _train_batch(
+        self, fed: FedBatch, targets: "TargetLabels", epoch: int, device: torch.device
+    ) -> TrainBatch:
+        """Pixels and row numbers -> augmented images, labels and Eq. 4's weights."""
+        config, labels = self.config, targets.labels
+        images_BCHW = fed.images_BHWC.to(device, non_blocking=True).permute(0, 3, 1, 2)
+        # Target rows are numbered behind the source's, so that no two samples share a seed.
+        samples = np.concatenate([fed.source_rows, len(labels.source_N) + fed.target_rows])
+        seeds_B = sample_seeds(
+            config.seed, self.iteration, epoch, fed.step, to_device(samples, device)
+        )
+        return TrainBatch(
+            augment(images_BCHW, seeds_B, config.augment),
+            to_device(labels.source_N[fed.source_rows], device),
+            targets.weights(fed.target_rows),
+        )
+
+    def _report(
+        self, network: DaalNetwork, optimizer: torch.optim.Optimizer, next_step: int, rank: int
+    ) -> None:
+        """Hand a checkpoint to Ray Train; a barrier for all workers."""
+        if rank != 0:
+            ray.train.report({"next_step": next_step})
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            directory = Path(scratch) / "checkpoint"
+            checkpoint.save(
+                directory,
+                network.state_dict(),
+                {"stage": self.stage, "next_step": next_step},
+                optimizer=checkpoint.optimizer_tensors(optimizer, network.named_parameters()),
+            )
+            ray.train.report(
+                {"next_step": next_step},
+                checkpoint=ray.train.Checkpoint.from_directory(os.fspath(directory)),
+            )
 
 
-def build_network(config: Config, labels: Labels, start: dict[str, NDArray[Any]]) -> DaalNetwork:
+class TargetLabels:
+    """Eq. 4's weights (or Table 4's other two kinds of label) of a batch's target rows."""
+
+    def __init__(self, labels: Labels, config: Config, device: torch.device) -> None:
+        self.labels = labels
+        self._config = config.soft_labels
+        self._device = device
+        if labels.centroids_KC is not None:
+            self._centroids_KC = torch.tensor(labels.centroids_KC, device=device)
+
+    def weights(self, rows: NDArray[np.int64]) -> Tensor | None:
+        """(len(rows), K) on the device; None when there are no clusters (pretraining)."""
+        labels, config = self.labels, self._config
+        if labels.pseudo_labels_N is None or labels.features_NC is None:
+            return None
+        pseudo_labels_T = to_device(labels.pseudo_labels_N[rows], self._device)
+        match config.target_labels:
+            case "hard":
+                return hard_label_weights(pseudo_labels_T, labels.num_clusters)
+            case "lsr":
+                return lsr_weights(pseudo_labels_T, labels.num_clusters)
+            case _:
+                return soft_label_weights(
+                    to_device(labels.features_NC[rows], self._device),
+                    self._centroids_KC,
+                    pseudo_labels_T,
+                    config.epsilon,
+                    config.form,
+                    config.min_sq_distance,
+                )
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """A copy on the device; from pinned memory, so that a GPU's queue is not waited for."""
+    tensor = torch.tensor(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def pixel_reader(worker: Worker, source: ImageSource, config: Config) -> PixelReader:
+    """The reader of a table's kept pixels, made once for all jobs of a worker."""
+    key = source.table
+    if key not in worker.kept:
+        worker.kept[key] = PixelReader(source, worker.device, config.ray.images)
+    reader: PixelReader = worker.kept[key]
+    return reader
+
+
+def build_network(config: Config, labels: Labels, start: Weights) -> DaalNetwork:
     """The network of one fit: started from `start`, target head from the cluster centroids.
 
     Heads that aren't carried over are drawn with the run's seed, the same on every worker.
@@ -159,70 +284,39 @@ def build_network(config: Config, labels: Labels, start: dict[str, NDArray[Any]]
     return network
 
 
-def to_train_batch(
-    streamed: StreamedBatch, job: FitJob, labels: Labels, epoch: int, device: torch.device
-) -> TrainBatch:
-    """Decoded pixels and row numbers -> augmented images, labels and Eq. 4's weights."""
-    config = job.config
-    images_BCHW = torch.tensor(streamed.images_BHWC, device=device).permute(0, 3, 1, 2)
-    # Target rows are numbered behind the source's, so that no two samples share a seed.
-    samples = np.concatenate([streamed.source_rows, len(labels.source_N) + streamed.target_rows])
-    seeds_B = sample_seeds(
-        config.seed, job.iteration, epoch, streamed.step, torch.tensor(samples, device=device)
+def _placed(
+    network: DaalNetwork, worker: Worker, plan: Plan, fit: FitConfig, config: Config
+) -> DaalNetwork:
+    """On the device, with BatchNorm over enough images, compiled if wanted."""
+    network = network.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = (plan.batch_source + plan.batch_target) // (worker.world_size * fit.accumulate)
+    size = group_size(images, worker.world_size, config.network.batch_norm_images)
+    if size > 1:
+        if ("group", size) not in worker.kept:
+            groups = [
+                distributed.new_group(list(range(first, first + size)))
+                for first in range(0, worker.world_size, size)
+            ]
+            worker.kept["group", size] = groups[worker.rank // size]
+        synchronise(network, worker.kept["group", size])
+    if config.compile:
+        network.compile()
+    return network
+
+
+def _distributed(network: DaalNetwork, worker: Worker) -> nn.Module:
+    if worker.world_size == 1:
+        return network
+    on_gpu = worker.device.type == "cuda"
+    return DistributedDataParallel(
+        network,
+        device_ids=[worker.device] if on_gpu else None,
+        # Every worker's BatchNorm keeps statistics of its own; rank 0's are saved.
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
     )
-    return TrainBatch(
-        augment(images_BCHW, seeds_B, config.augment),
-        torch.tensor(labels.source_N[streamed.source_rows], device=device),
-        _target_weights(config, labels, streamed.target_rows, device),
-    )
 
 
-def _target_weights(
-    config: Config, labels: Labels, rows: NDArray[np.int64], device: torch.device
-) -> Tensor | None:
-    if labels.pseudo_labels_N is None or labels.features_NC is None:
-        return None
-    pseudo_labels_T = torch.tensor(labels.pseudo_labels_N[rows], device=device)
-    match config.soft_labels.target_labels:
-        case "hard":
-            return hard_label_weights(pseudo_labels_T, labels.num_clusters)
-        case "lsr":
-            return lsr_weights(pseudo_labels_T, labels.num_clusters)
-        case _:
-            return soft_label_weights(
-                torch.tensor(labels.features_NC[rows], device=device),
-                torch.tensor(labels.centroids_KC, device=device),
-                pseudo_labels_T,
-                config.soft_labels.epsilon,
-                config.soft_labels.form,
-                config.soft_labels.min_sq_distance,
-            )
-
-
-def _everywhere(holds: Tensor) -> bool:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        flag = holds.float()
-        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MIN)
-        return bool(flag)
-    return bool(holds)
-
-
-def _report(
-    network: DaalNetwork, optimizer: torch.optim.Optimizer, next_step: int, rank: int
-) -> None:
-    """Hand a checkpoint to Ray Train; a barrier for all workers."""
-    if rank != 0:
-        ray.train.report({"next_step": next_step})
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch) / "checkpoint"
-        checkpoint.save(
-            directory,
-            network.state_dict(),
-            {"next_step": next_step},
-            optimizer=checkpoint.optimizer_tensors(optimizer, network.named_parameters()),
-        )
-        ray.train.report(
-            {"next_step": next_step},
-            checkpoint=ray.train.Checkpoint.from_directory(os.fspath(directory)),
-        )
+def _agree(flag: Tensor) -> None:
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)

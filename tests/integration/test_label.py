@@ -263,12 +263,12 @@ def test_ray_is_asked_for_no_more_than_labelling_needs(file, monkeypatch):
     @contextmanager
     def session(config, verbose):
         asked["config"] = config
-        yield SimpleNamespace(cpus_per_task=3, use_gpu=False)
+        yield SimpleNamespace(cpus_per_node=3, use_gpu=False)
 
     monkeypatch.setattr(labelling, "ray_session", session)
     monkeypatch.setattr(labelling, "estimate_on_ray", lambda *_, **given: asked.update(given))
-    training = RayConfig(num_workers=8, data_cpus=4, extract_replicas=16, use_gpu=False)
+    training = RayConfig(num_workers=8, data_cpus=4, use_gpu=False)
     labelling.label(labelling.read_features(file), CONFIG, training)
     config = asked["config"]
-    assert (config.num_workers, config.data_cpus, config.extract_replicas) == (1, 1, None)
-    assert (asked["cpus_per_task"], asked["use_gpu"], config.use_gpu) == (3, False, False)
+    assert (config.num_workers, config.data_cpus) == (1, 1)
+    assert (asked["cpus_per_task"], asked["gpus_per_task"], config.use_gpu) == (3, 0, False)

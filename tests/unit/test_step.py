@@ -1,38 +1,82 @@
-"""One update, the finite check before it, and the schedule."""
+"""One update, the finite check that stops it, and the schedule."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
 
-from daal.config import FitConfig, LossConfig, NetworkConfig, OptimConfig
+from daal import checkpoint
+from daal.config import AttentionConfig, FitConfig, LossConfig, NetworkConfig, OptimConfig
 from daal.errors import TrainingDiverged
+from daal.losses import LossTerms
 from daal.network import DaalNetwork
-from daal.step import TrainBatch, make_optimizer, mixed_precision, set_learning_rate, train_step
+from daal.step import (
+    TrainBatch,
+    make_optimizer,
+    mixed_precision,
+    raise_if_diverged,
+    set_learning_rate,
+    train_step,
+)
 
 OFF = mixed_precision(torch.device("cpu"), wanted=False)
+SGD = OptimConfig(lr_backbone=0.02, lr_new=0.02)
+OPTIMIZERS = {
+    "sgd": SGD,
+    "nesterov": SGD.model_copy(update={"nesterov": True}),
+    "no momentum": SGD.model_copy(update={"momentum": 0.0}),
+    "adam": OptimConfig(optimizer="adam", lr_backbone=1e-3, lr_new=1e-3),
+}
 
 
-def setting() -> tuple[DaalNetwork, TrainBatch]:
+def setting(**changes: object) -> tuple[DaalNetwork, TrainBatch]:
     torch.manual_seed(0)
-    network = DaalNetwork(
-        NetworkConfig(backbone="resnet18", weights="none", identity_head="unit"), 3, 4, True
-    )
+    config = NetworkConfig(backbone="resnet18", weights="none", identity_head="unit")
+    network = DaalNetwork(config.model_copy(update=changes), 3, 4, True)
     weights = torch.softmax(torch.randn(4, 4), dim=1)
     batch = TrainBatch(torch.randn(8, 3, 32, 16), torch.tensor([0, 1, 2, 0]), weights)
     return network.train(), batch
 
 
+def step(
+    model: nn.Module,
+    batches: TrainBatch | list[TrainBatch],
+    optimizer: torch.optim.Optimizer,
+    weights: LossConfig = LossConfig(),  # noqa: B008 (frozen)
+    diverged: Tensor | None = None,
+    autocast: torch.autocast = OFF,
+) -> LossTerms:
+    """A step of the only worker."""
+    batches = [batches] if isinstance(batches, TrainBatch) else batches
+    diverged = torch.zeros(()) if diverged is None else diverged
+    return train_step(model, batches, optimizer, weights, diverged, lambda _: None, autocast)
+
+
+def everything(network: DaalNetwork, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Copies of all parameters and of the optimizer's state."""
+    tensors = dict(network.named_parameters())
+    tensors |= checkpoint.optimizer_tensors(optimizer, network.named_parameters())
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
 def test_steps_lower_every_term_of_eq7() -> None:
     network, batch = setting()
     batch = replace(batch, target_weights_TK=torch.eye(4))
-    optimizer = make_optimizer(network, OptimConfig(lr_backbone=0.02, lr_new=0.02))
-    set_learning_rate(optimizer, FitConfig(), 0, 1)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.02
-    first = train_step(network, batch, optimizer, LossConfig(), bool, OFF).as_dict()
+    optimizer = make_optimizer(network, SGD)
+    first = step(network, batch, optimizer).as_dict()
     for _ in range(15):
-        last = train_step(network, batch, optimizer, LossConfig(), bool, OFF).as_dict()
+        last = step(network, batch, optimizer).as_dict()
     for name in ("source", "target", "domain", "total"):
         assert last[name] < first[name], name
 
@@ -41,23 +85,222 @@ def test_loss_weights_of_zero_leave_their_heads_alone() -> None:
     network, batch = setting()
     before = {name: tensor.clone() for name, tensor in network.domain_head.state_dict().items()}  # type: ignore[union-attr]
     optimizer = make_optimizer(network, OptimConfig(lr_new=0.1, weight_decay=0, momentum=0))
-    train_step(network, batch, optimizer, LossConfig(domain_weight=0), bool, OFF)
+    step(network, batch, optimizer, LossConfig(domain_weight=0))
     for name, tensor in network.domain_head.state_dict().items():  # type: ignore[union-attr]
         assert torch.equal(tensor, before[name])
 
 
-@pytest.mark.parametrize("poison", ["image", "other worker"])
-def test_not_finite_anywhere__stops_before_a_weight_changes(poison: str) -> None:
+# ---- Micro-batches ----------------------------------------------------------------------
+
+
+def halves(batch: TrainBatch) -> list[TrainBatch]:
+    assert batch.target_weights_TK is not None
+    return [
+        TrainBatch(
+            batch.images_BCHW[at::2], batch.source_labels_S[at::2], batch.target_weights_TK[at::2]
+        )
+        for at in (0, 1)
+    ]
+
+
+def test_micro_batches_give_the_gradient_of_the_whole() -> None:
+    results = []
+    for cut in (lambda batch: [batch], halves):
+        network, batch = setting()
+        network.eval()  # BatchNorm would see each micro-batch apart
+        optimizer = make_optimizer(network, SGD)
+        terms = step(network, cut(batch), optimizer)
+        results.append({**everything(network, optimizer), **vars(terms)})
+    assert not any(tensor.requires_grad for tensor in vars(terms).values())
+    for name, tensor in results[0].items():
+        torch.testing.assert_close(tensor, results[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def process_group(tmp_path: Path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_micro_batches__gradients_travel_once(process_group: None) -> None:
     network, batch = setting()
-    if poison == "image":
-        batch.images_BCHW[0, 0, 0, 0] = torch.nan
-    optimizer = make_optimizer(network, OptimConfig(lr_new=0.1))
-    before = {name: tensor.clone() for name, tensor in network.named_parameters()}
-    everywhere = bool if poison == "image" else lambda holds: False
-    with pytest.raises(TrainingDiverged, match="not finite"):
-        train_step(network, batch, optimizer, LossConfig(), everywhere, OFF)
-    for name, tensor in network.named_parameters():
-        assert torch.equal(tensor, before[name])
+    model = DistributedDataParallel(network)
+    sent = []
+
+    def send(_: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+        sent.append(bucket.buffer().numel())
+        done: torch.futures.Future[Tensor] = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    model.register_comm_hook(None, send)
+    step(model, [*halves(batch), *halves(batch)], make_optimizer(network, SGD))
+    assert sum(sent) == sum(parameter.numel() for parameter in network.parameters())
+
+
+# ---- Divergence -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_before", [0, 2])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_not_finite__neither_weights_nor_state_change_from_then_on(
+    name: str, num_before: int
+) -> None:
+    network, batch = setting()
+    optimizer = make_optimizer(network, OPTIMIZERS[name])
+    diverged = torch.zeros(())
+    for _ in range(num_before):
+        step(network, batch, optimizer, diverged=diverged)
+    assert float(diverged) == 0
+    # Adam makes its zeros with the first step, taken or not.
+    before = dict(network.named_parameters()) if num_before == 0 else everything(network, optimizer)
+    before = {name: tensor.detach().clone() for name, tensor in before.items()}
+    poisoned = batch.images_BCHW.clone()
+    poisoned[0, 0, 0, 0] = torch.nan
+    for images_BCHW in (poisoned, batch.images_BCHW):
+        step(network, replace(batch, images_BCHW=images_BCHW), optimizer, diverged=diverged)
+        assert float(diverged) == 1
+        after = everything(network, optimizer)
+        assert_same_bits({name: after[name] for name in before}, before)
+        assert all(not tensor.any() for name, tensor in after.items() if name not in before)
+
+
+def test_gradient_that_is_not_finite_under_a_finite_loss() -> None:
+    network, batch = setting()
+    next(network.parameters()).register_hook(lambda gradient: gradient.fill_(torch.inf))
+    optimizer, diverged = make_optimizer(network, SGD), torch.zeros(())
+    terms = step(network, batch, optimizer, diverged=diverged)
+    assert torch.isfinite(terms.total) and float(diverged) == 1
+
+
+def test_not_finite_on_another_worker() -> None:
+    network, batch = setting()
+    optimizer, diverged = make_optimizer(network, SGD), torch.zeros(())
+    before = everything(network, optimizer)
+    train_step(
+        network, [batch], optimizer, LossConfig(), diverged, lambda flag: flag.fill_(1.0), OFF
+    )
+    assert_same_bits(everything(network, optimizer), before)
+
+
+def test_a_diverged_run_says_where_and_what_to_do() -> None:
+    terms = LossTerms(*torch.tensor([1.0, torch.inf, 0.5, torch.inf]).unbind())
+    raise_if_diverged(torch.tensor(0.0), terms, 6)
+    with pytest.raises(TrainingDiverged, match=r"step 7 .*'target': inf.*lower optim.lr_backbone"):
+        raise_if_diverged(torch.tensor(1.0), terms, 6)
+
+
+def test_no_step_waits_for_the_device() -> None:
+    """Fake tensors have no values: whatever asks for one on the host raises an error."""
+    with FakeTensorMode():
+        network, batch = setting()
+        optimizer = make_optimizer(network, SGD)
+        for _ in range(2):
+            terms = step(network, halves(batch), optimizer)
+        with pytest.raises(DataDependentOutputException):
+            raise_if_diverged(torch.zeros(()) + 0, terms, 0)
+
+
+# ---- Optimizers -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_fused_optimizers_equal_the_plain_ones(name: str) -> None:
+    config = OPTIMIZERS[name].model_copy(update={"weight_decay": 0.1})
+    networks = [setting()[0].to(memory_format=torch.channels_last) for _ in range(2)]
+    fused = make_optimizer(networks[0], config)
+    settings = {"lr": config.lr_new, "weight_decay": config.weight_decay, "foreach": False}
+    plain: torch.optim.Optimizer
+    if name == "adam":
+        plain = torch.optim.Adam(networks[1].parameters(), **settings)
+    else:
+        momentum = {"momentum": config.momentum, "nesterov": config.nesterov}
+        plain = torch.optim.SGD(networks[1].parameters(), **settings, **momentum)
+    for seed in range(5):
+        for network, optimizer in zip(networks, (fused, plain), strict=True):
+            torch.manual_seed(seed)
+            for parameter in network.parameters():
+                parameter.grad = torch.randn(parameter.shape).to(parameter)
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+            optimizer.step()
+    for ours, theirs in zip(*(n.parameters() for n in networks), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_before", [0, 3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_restored_optimizers_go_on_to_the_bit(name: str, num_before: int) -> None:
+    network, batch = setting()
+    optimizer = make_optimizer(network, OPTIMIZERS[name])
+    for _ in range(num_before):
+        step(network, batch, optimizer)
+    saved = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = checkpoint.optimizer_tensors(optimizer, network.named_parameters())
+    state = {name: tensor.clone() for name, tensor in state.items()}
+
+    again, _ = setting()
+    again.load_state_dict(saved)
+    restored = make_optimizer(again, OPTIMIZERS[name])
+    checkpoint.restore_optimizer(restored, again.named_parameters(), state)
+    for pair in ((network, optimizer), (again, restored)):
+        for _ in range(2):
+            step(pair[0], batch, pair[1])
+    assert_same_bits(everything(again, restored), everything(network, optimizer))
+
+
+# ---- torch.compile ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def dynamo():
+    torch._dynamo.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("mode", ["residual", "independent", "none"])
+def test_compiled_steps__one_graph_and_the_same_numbers(mode: str, dynamo: None) -> None:
+    results = []
+    for compiled in (False, True):
+        network, batch = setting(attention=AttentionConfig(mode=mode))
+        names = list(network.state_dict())
+        if compiled:
+            network.compile(backend="aot_eager", fullgraph=True)
+        optimizer = make_optimizer(network, SGD)
+        terms = [step(network, halves(batch), optimizer).total for _ in range(3)]
+        assert list(network.state_dict()) == names
+        results.append(torch.stack(terms))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_compiled_steps_of_ddp(process_group: None, dynamo: None) -> None:
+    network, batch = setting()
+    network.compile(backend="aot_eager")
+    model = DistributedDataParallel(network)
+    optimizer = make_optimizer(network, SGD)
+    first = step(model, halves(batch), optimizer).as_dict()
+    for _ in range(5):
+        last = step(model, halves(batch), optimizer).as_dict()
+    assert last["total"] < first["total"]
+    assert not counters["graph_break"]
+
+
+def test_compiled_extraction(dynamo: None) -> None:
+    network, batch = setting()
+    network.eval()
+    extract = torch.compile(network.extract, backend="aot_eager", fullgraph=True)
+    with torch.inference_mode():
+        expected = network.extract(batch.images_BCHW)
+        torch.testing.assert_close(extract(batch.images_BCHW), expected)
+
+
+# ---- Schedule, precision, batches -------------------------------------------------------
 
 
 def test_schedule__two_rates_warm_up_and_decay() -> None:
@@ -65,8 +308,8 @@ def test_schedule__two_rates_warm_up_and_decay() -> None:
     fit = FitConfig(optim=OptimConfig(warmup_steps=4, decay_every_epochs=2))
     optimizer = make_optimizer(network, fit.optim)
     rates = []
-    for step in range(12):
-        set_learning_rate(optimizer, fit, step, steps_per_epoch=3)
+    for number in range(12):
+        set_learning_rate(optimizer, fit, number, steps_per_epoch=3)
         rates.append([group["lr"] for group in optimizer.param_groups])
     assert rates[3] == [1.5e-4, 3e-5]
     assert rates[0] == pytest.approx([1.5e-4 / 4, 3e-5 / 4])
@@ -99,12 +342,12 @@ def test_bf16_on_cpus__no_garbage_gradient_on_maps_one_pixel_wide() -> None:
     optimizer = make_optimizer(network, OptimConfig())
     images = torch.randn(8, 3, 64, 32).to(memory_format=torch.channels_last)
     bf16 = mixed_precision(torch.device("cpu"), wanted=True)
-    for step in range(20):
-        set_learning_rate(optimizer, FitConfig(), step, 100)
+    for number in range(20):
+        set_learning_rate(optimizer, FitConfig(), number, 100)
         batch = TrainBatch(images, torch.randint(120, (8,)), None)
-        train_step(network, batch, optimizer, LossConfig(), bool, bf16)
+        step(network, batch, optimizer, autocast=bf16)
         worst = max(float(p.grad.abs().max()) for p in network.parameters() if p.grad is not None)
-        assert worst < 100, step
+        assert worst < 100, number
 
 
 def test_domains__source_rows_first() -> None:

@@ -1,0 +1,169 @@
+"""What scoring a retrieval costs beside the bare product of its features, and in memory.
+
+    python benchmarks/evaluation.py                      11,659 x 82,161 x 2,048, as in MSMT17
+    python benchmarks/evaluation.py --queries 2000 --gallery 20000 --dim 256
+
+Features are drawn: identities in 48 dimensions, a shift for each of 15 cameras, rotated into
+`--dim` dimensions, with noise; a tenth of the gallery are distractors. Of the bad model they are
+noise alone, so that matches lie anywhere in the ranking. The baseline of both is the bare fp32
+matrix product of the same features, in blocks that are thrown away, by NumPy's BLAS (on GPUs
+torch); another row compares with sorting whole rows. All are measured in turn. Memory is that
+of this process above the features (PSS). `--json` prints one object instead of the table.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+sys.path.append(str(Path(__file__).parent))
+from pseudo_labels import shared_memory_bytes, watched_memory
+
+from daal.evaluation import EvaluationResult, evaluate
+
+Floats = npt.NDArray[np.float32]
+Longs = npt.NDArray[np.int64]
+ROWS = 1024
+SAMPLE = 256  # queries that are ranked by sorting
+
+
+class Side(NamedTuple):
+    features: torch.Tensor
+    pids: torch.Tensor
+    camids: torch.Tensor
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--queries", type=int, default=11_659)
+    options.add_argument("--gallery", type=int, default=82_161)
+    options.add_argument("--dim", type=int, default=2048)
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--json", action="store_true")
+    given = options.parse_args()
+
+    rows = []
+    for name, signal in (("usable model", 1.0), ("bad model", 0.0)):
+        query, gallery = draw(given, signal)
+        rows += measure(name, query, gallery, given)
+        del query, gallery
+    if given.json:
+        print(json.dumps({"rows": rows}))
+        return
+    print(f"{given.queries} queries x {given.gallery} gallery images x {given.dim} dimensions")
+    print(f"{'':<44}{'ours s':>9}{'baseline s':>12}{'ratio':>7}{'memory GB':>11}{'mAP':>7}")
+    for row in rows:
+        print(f"{row['name']:<44}{row['seconds']:>9.2f}{row['baseline_s']:>12.2f}"
+              f"{row['ratio']:>7.3f}{row['peak_above_features_gb']:>11.2f}"
+              f"{row['map']:>7.1%}")  # fmt: skip
+
+
+def draw(given: argparse.Namespace, signal: float, seed: int = 0) -> tuple[Side, Side]:
+    """Features of length 1, float32, with pids from 1 (0 are distractors) and 15 cameras."""
+    rng = np.random.default_rng(seed)
+    num_pids = max(2, given.gallery // 27)
+    directions = rng.standard_normal((num_pids, 48), np.float32)
+    cameras = rng.standard_normal((15, 48), np.float32)
+    rotation = rng.standard_normal((48, given.dim), np.float32) / np.float32(np.sqrt(48))
+
+    def side(num_images: int, distractors: float) -> Side:
+        pids = rng.integers(1, num_pids + 1, num_images)
+        camids = rng.integers(0, 15, num_images)
+        latent = directions[pids - 1] + 0.3 * cameras[camids]
+        latent += SPREAD * rng.standard_normal(latent.shape, np.float32)
+        lost = rng.random(num_images) < distractors
+        latent[lost] = rng.standard_normal((int(lost.sum()), 48), np.float32)
+        pids[lost] = 0
+        features = np.empty((num_images, given.dim), np.float32)
+        for start in range(0, num_images, 10_000):
+            some = features[start : start + 10_000]
+            rng.standard_normal(out=some, dtype=np.float32)
+            if signal:
+                some *= 0.3
+                some += latent[start : start + 10_000] @ rotation
+            some /= np.linalg.norm(some, axis=1, keepdims=True)
+        return Side(
+            *(torch.from_numpy(array).to(given.device) for array in (features, pids, camids))
+        )
+
+    return side(given.queries, 0.0), side(given.gallery, 0.1)
+
+
+def measure(
+    name: str, query: Side, gallery: Side, given: argparse.Namespace
+) -> list[dict[str, Any]]:
+    few = [Side(*(some[:SAMPLE] for some in side)) for side in (query, gallery)]
+    evaluate(*few[0], *few[1])  # start the libraries' threads
+    runs = []
+    for _ in range(given.repeats):
+        product = seconds(lambda: multiply(query, gallery), given)
+        before = shared_memory_bytes()
+        with watched_memory() as peak:
+            found: list[EvaluationResult] = []
+            wall = seconds(lambda: found.append(evaluate(*query, *gallery)), given)
+        sorting = seconds(lambda: rank_by_sorting(few[0], gallery), given)
+        runs.append((wall, product, sorting * len(query.pids) / len(few[0].pids),
+                     (peak[0] - before) / 1e9))  # fmt: skip
+        if not given.json:
+            print(f"  {name}: {wall:.2f} s, product {product:.2f} s", file=sys.stderr)
+    # The repeat with the median ratio to the product, but for the largest peak.
+    wall, product, sorting, _ = sorted(runs, key=lambda run: run[0] / run[1])[len(runs) // 2]
+    row = {"seconds": wall, "map": found[0].map, "repeats": [run[:2] for run in runs],
+           "peak_above_features_gb": max(run[-1] for run in runs)}  # fmt: skip
+    return [
+        {"name": f"{name}, to the bare product", "ratio": wall / product, "baseline_s": product,
+         **row},
+        {"name": f"{name}, to sorting (from {len(few[0].pids)} queries)", "ratio": wall / sorting,
+         "baseline_s": sorting, **row},
+    ]  # fmt: skip
+
+
+def seconds(work: Any, given: argparse.Namespace) -> float:
+    def wait() -> None:
+        if given.device != "cpu":
+            torch.cuda.synchronize()
+
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start
+
+
+def multiply(query: Side, gallery: Side) -> None:
+    for start in range(0, len(query.features), ROWS):
+        block = query.features[start : start + ROWS]
+        if block.is_cuda:
+            block @ gallery.features.T
+        else:
+            block.numpy() @ gallery.features.numpy().T
+
+
+def rank_by_sorting(query: Side, gallery: Side) -> float:
+    """Mean average precision by ranking the whole gallery for every query."""
+    precisions = []
+    squares = gallery.features.square().sum(1)
+    for start in range(0, len(query.features), ROWS):
+        rows = slice(start, start + ROWS)
+        distances = torch.addmm(squares, query.features[rows], gallery.features.T, alpha=-2)
+        order = distances.argsort(dim=1, stable=True)
+        right = gallery.pids[order] == query.pids[rows, None]
+        junk = right & (gallery.camids[order] == query.camids[rows, None])
+        rank = (~junk).cumsum(1)
+        hits = right & ~junk
+        precision = (hits.cumsum(1) / rank.clamp(min=1)).where(hits, 0).sum(1)
+        precisions.append((precision / hits.sum(1))[hits.any(1)])
+    return float(torch.cat(precisions).mean())
+
+
+SPREAD = 0.8
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Section "checks" of benchmarks/gpu.py: each row is right (`ok`) or not.
+
+On a machine without a GPU the same checks run, most of them of the CPU against itself.
+"""
+
+import tempfile
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from benchmarks.gpu_search import device_name, estimate, same
+from benchmarks.gpu_support import Bench, drawn_features
+from benchmarks.gpu_training import Ours
+from daal.augment import augment, sample_seeds
+from daal.batch_norm import GroupBatchNorm2d
+from daal.config import AugmentConfig
+from daal.evaluation import evaluate
+
+CPU = torch.device("cpu")
+# Of the gradients' length: what fp32 and the kinks of 50 ReLU layers do.
+GRADIENT_ERROR = 5e-3
+LOSS_ERROR = 1e-4
+
+
+def checks(bench: Bench) -> None:
+    for check in (
+        _augmentation, _evaluation, _pseudo_labels, _step_as_on_cpu, _compiled_step,
+        _left_out_step, _step_that_never_waits, _deterministic_step, _group_batch_norm,
+    ):  # fmt: skip
+        name = f"check:{check.__name__.replace('_', ' ')}"
+        if bench.is_late(name):
+            continue
+        try:
+            with _exact():
+                bench.add(name, **check(bench))
+        except Exception as error:  # the next check may say more
+            bench.add(name, ok=False, error=f"{type(error).__name__}: {error}"[:300])
+
+
+@contextmanager
+def _exact():
+    """Without TF32."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _augmentation(bench: Bench) -> dict[str, Any]:
+    images_BCHW = torch.randint(256, (64, 3, 64, 32), dtype=torch.uint8)
+    seeds_B = sample_seeds(0, 1, 2, 3, torch.arange(64))
+    found, expected = (
+        augment(images_BCHW.to(device), seeds_B.to(device), AugmentConfig()).cpu()
+        for device in (bench.device, CPU)
+    )
+    return {"ok": torch.equal(found, expected)}
+
+
+def _evaluation(bench: Bench) -> dict[str, Any]:
+    drawn = drawn_features(*bench.sizes.check_points)
+    arrays = [array[rows] for rows in (slice(200), slice(200, None)) for array in drawn]
+    found, expected = (evaluate(*arrays, device=device) for device in (bench.device, CPU))
+    equal = np.array_equal(found.first_match_rank, expected.first_match_rank)
+    close = np.allclose(found.ap, expected.ap, rtol=1e-14, atol=0, equal_nan=True)
+    return {"ok": equal and close, "map": found.map}
+
+
+def _pseudo_labels(bench: Bench) -> dict[str, Any]:
+    """With each precision of the products, and camera-aware."""
+    drawn = drawn_features(*bench.sizes.check_points)
+    expected = estimate(bench, drawn, "cpu")
+    equal = {
+        precision: same(estimate(bench, drawn, device_name(bench), products=precision), expected)
+        for precision in ("fp32", "tf32", "bf16")
+    }
+    return {"ok": all(equal.values()), **equal, "clusters": expected.num_clusters}
+
+
+def _gradients(ours: Ours) -> tuple[float, Tensor]:
+    """Loss and all gradients (one vector, float64) of a step."""
+    loss = float(ours.step().total)
+    parameters = ours.network.parameters()
+    return loss, torch.cat([p.grad.flatten().double().cpu() for p in parameters])  # type: ignore[union-attr]
+
+
+def _closeness(ours: Ours, reference: Ours) -> dict[str, Any]:
+    (loss, gradient_P), (expected, expected_P) = _gradients(ours), _gradients(reference)
+    loss_error = abs(loss - expected) / abs(expected)
+    gradient_error = float((gradient_P - expected_P).norm() / expected_P.norm())
+    return {
+        "ok": loss_error < LOSS_ERROR and gradient_error < GRADIENT_ERROR,
+        "loss_error": loss_error,
+        "gradient_error": gradient_error,
+    }
+
+
+def _step_as_on_cpu(bench: Bench) -> dict[str, Any]:
+    ours = Ours(bench, bench.sizes.check, precise=True)
+    reference = Ours(bench, bench.sizes.check, precise=True, device=CPU)
+    return _closeness(ours, reference)
+
+
+def _compiled_step(bench: Bench) -> dict[str, Any]:
+    ours = Ours(bench, bench.sizes.check, precise=True, compiled=True)
+    found = _closeness(ours, Ours(bench, bench.sizes.check, precise=True))
+    torch._dynamo.reset()
+    return found
+
+
+def _left_out_step(bench: Bench) -> dict[str, Any]:
+    """Not finite: the fused update leaves weights and momentum as they were."""
+    ours = Ours(bench, bench.sizes.check)
+    ours.step()
+    before = _state(ours)
+    batch = ours.batch()
+    batch.images_BCHW[0, 0, 0, 0] = torch.nan
+    ours.update(batch)
+    ours.step()
+    return {"ok": float(ours.diverged) == 1 and _same_bits(_state(ours), before)}
+
+
+def _state(ours: Ours) -> list[Tensor]:
+    """Weights and momentum."""
+    parameters = list(ours.network.parameters())
+    state = [ours.optimizer.state[p]["momentum_buffer"] for p in parameters]
+    return [tensor.detach().clone() for tensor in (*parameters, *state)]
+
+
+def _same_bits(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def _step_that_never_waits(bench: Bench) -> dict[str, Any]:
+    """torch raises an error where the host would wait for the GPU; CPUs can't be asked."""
+    ours = Ours(bench, bench.sizes.check)
+    ours.step()
+    batch = ours.batch()
+    found: dict[str, Any] = {}
+    for name, part in (("batch", ours.batch), ("step", lambda: ours.update(batch))):
+        try:
+            with _no_waiting() if bench.on_gpu else nullcontext():
+                part()
+            found[name] = True
+        except RuntimeError as error:
+            found[name] = f"waits: {error}"[:200]
+    return {"ok": all(value is True for value in found.values()), **found}
+
+
+@contextmanager
+def _no_waiting():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def _deterministic_step(bench: Bench) -> dict[str, Any]:
+    """Two trainings from the same start, to the bit; the ratio is what that costs."""
+    plain = Ours(bench, bench.sizes.check)
+    plain_s = bench.seconds({"plain": plain.step})["plain"]
+    torch.use_deterministic_algorithms(True)
+    try:
+        states = []
+        for _ in range(2):
+            ours = Ours(bench, bench.sizes.check)
+            for _ in range(3):
+                ours.step()
+            states.append(_state(ours))
+        strict_s = bench.seconds({"strict": ours.step})["strict"]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return {"ok": _same_bits(*states), "ratio": strict_s / plain_s}
+
+
+def _group_batch_norm(bench: Bench) -> dict[str, Any]:
+    """A group of one equals plain BatchNorm: GPUs have kernels of their own for it."""
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group(
+            "nccl" if bench.on_gpu else "gloo",
+            init_method=f"file://{folder}/rendezvous",
+            rank=0,
+            world_size=1,
+        )
+        try:
+            errors = {
+                name: _group_error(bench.device, dtype, layout)
+                for name, dtype, layout in (
+                    ("fp32", torch.float32, torch.contiguous_format),
+                    ("channels_last", torch.float32, torch.channels_last),
+                    ("bf16", torch.bfloat16, torch.channels_last),
+                )
+            }
+        finally:
+            dist.destroy_process_group()
+    limits = {"fp32": 1e-4, "channels_last": 1e-4, "bf16": 3e-2}
+    return {"ok": all(errors[name] < limit for name, limit in limits.items()), **errors}
+
+
+def _group_error(device: torch.device, dtype: torch.dtype, layout: torch.memory_format) -> float:
+    """The largest difference of results, gradients and statistics."""
+    torch.manual_seed(0)
+    values_BCHW, gradient_BCHW = (
+        torch.randn(8, 64, 12, 4, device=device).to(dtype).contiguous(memory_format=layout)
+        for _ in range(2)
+    )
+    plain = nn.BatchNorm2d(64, device=device)
+    nn.init.uniform_(plain.weight)
+    copied = nn.BatchNorm2d(64, device=device)
+    copied.load_state_dict(plain.state_dict())
+    results = []
+    for norm in (plain, GroupBatchNorm2d(copied, dist.group.WORLD)):
+        input_BCHW = values_BCHW.clone().requires_grad_()
+        out_BCHW = norm(input_BCHW)
+        out_BCHW.backward(gradient_BCHW)
+        gradients = [input_BCHW.grad, *(parameter.grad for parameter in norm.parameters())]
+        results.append([out_BCHW.detach(), *gradients, norm.running_mean, norm.running_var])
+    return max(
+        float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
+        for ours, theirs in zip(*results, strict=True)
+    )

@@ -1,0 +1,243 @@
+"""What the sections of benchmarks/gpu.py share: sizes, clocks, rates, drawn data, tables."""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Row = dict[str, Any]
+
+
+class Shape(NamedTuple):
+    """Of a batch of images, half of them source."""
+
+    batch: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.batch} x {self.height}x{self.width}"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    backbone: str
+    eager: tuple[Shape, ...]
+    compiled: tuple[Shape, ...]  # most telling first: each is minutes of compiling
+    profiled: Shape
+    num_ids: int
+    num_clusters: int
+    steps: int  # of a timing, of which there are `rounds`
+    rounds: int
+    check: Shape
+    check_points: tuple[int, int]  # features (N, D)
+    points: tuple[tuple[int, int], ...]
+    queries: int
+    gallery: int
+    dim: int
+    matmul: int
+    copy_bytes: int
+
+
+def _shapes(*batches: int) -> tuple[Shape, ...]:
+    return tuple(Shape(batch, *size) for size in ((384, 128), (256, 128)) for batch in batches)
+
+
+FULL = Sizes(
+    backbone="resnet50",
+    eager=_shapes(32, 64, 256),
+    compiled=_shapes(64, 32, 256),
+    profiled=Shape(64, 384, 128),
+    num_ids=751,
+    num_clusters=700,
+    steps=10,
+    rounds=5,
+    check=Shape(16, 256, 128),
+    check_points=(6000, 2048),
+    points=((12_936, 2048), (32_621, 2048)),
+    queries=11_659,
+    gallery=82_161,
+    dim=2048,
+    matmul=8192,
+    copy_bytes=1 << 31,
+)
+QUICK = Sizes(
+    backbone="resnet18",
+    eager=(Shape(8, 64, 64),),
+    compiled=(Shape(8, 64, 64),),
+    profiled=Shape(8, 64, 64),
+    num_ids=20,
+    num_clusters=30,
+    steps=1,
+    rounds=2,
+    check=Shape(8, 64, 64),
+    check_points=(500, 32),
+    points=((800, 32),),
+    queries=60,
+    gallery=600,
+    dim=32,
+    matmul=256,
+    copy_bytes=1 << 22,
+)
+
+
+class Bench:
+    """Device, sizes, time left, and the rows found so far."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.on_gpu = self.device.type == "cuda"
+        self.sizes = QUICK if given.quick else FULL
+        self.points = tuple(given.points or self.sizes.points)
+        self.quiet: bool = given.json
+        self.rows: list[Row] = []
+        self._end = time.monotonic() + given.budget
+        self._rates: tuple[float, float] | None = None
+        # Inductor needs a C++ compiler on CPUs, and minutes; there only the graph is checked.
+        self.compiler = "inductor" if self.on_gpu else "aot_eager"
+
+    def add(self, name: str, ratio: float | None = None, **figures: Any) -> None:
+        """A row: `ratio` is our time, or other cost, over the baseline's."""
+        self.rows.append({"name": name, "ratio": ratio, **figures})
+
+    def is_late(self, name: str) -> bool:
+        """Whether the time is used up; then a row says what was left out."""
+        if time.monotonic() < self._end:
+            return False
+        self.add(name, left_out="no time left (--budget)")
+        return True
+
+    def say(self, text: str) -> None:
+        print(text, file=sys.stderr if self.quiet else sys.stdout, flush=True)
+
+    def synchronise(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    # ---- Clocks ---------------------------------------------------------------------
+
+    def seconds(
+        self, functions: dict[str, Callable[[], object]], calls: int | None = None
+    ) -> dict[str, float]:
+        """Median seconds of a call of each, measured in turn after two calls to warm up."""
+        calls = calls or self.sizes.steps
+        for function in functions.values():
+            function()
+            function()
+        times: dict[str, list[float]] = {name: [] for name in functions}
+        for _ in range(self.sizes.rounds):
+            for name, function in functions.items():
+                times[name].append(self.timed(function, calls))
+        return {name: statistics.median(some) for name, some in times.items()}
+
+    def timed(self, function: Callable[[], object], calls: int = 1) -> float:
+        """Seconds a call, on the device's own clock if it has one."""
+        self.synchronise()
+        if not self.on_gpu:
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            return (time.perf_counter() - start) / calls
+        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        events[0].record()
+        for _ in range(calls):
+            function()
+        events[1].record()
+        events[1].synchronize()
+        return events[0].elapsed_time(events[1]) / 1e3 / calls
+
+    def peak_gb(self, function: Callable[[], object]) -> float | None:
+        """Device memory that a call takes on top of what was allocated before it."""
+        if not self.on_gpu:
+            return None
+        function()  # what is kept between calls is there from now on
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        function()
+        return (torch.cuda.max_memory_allocated() - before) / 1e9
+
+    def rates(self) -> tuple[float, float]:
+        """Measured once: bytes per second of a copy (read and written), bf16 FLOP per second."""
+        if self._rates is None:
+            source = torch.empty(self.sizes.copy_bytes, dtype=torch.uint8, device=self.device)
+            target = torch.empty_like(source)
+            square = torch.randn(2, self.sizes.matmul, self.sizes.matmul, device=self.device)
+            left, right = square.bfloat16()
+            took = self.seconds({"copy": lambda: target.copy_(source), "mm": lambda: left @ right})
+            self._rates = 2 * len(source) / took["copy"], 2 * self.sizes.matmul**3 / took["mm"]
+        return self._rates
+
+
+# ---- Drawn data -------------------------------------------------------------------------
+
+
+class Drawn(NamedTuple):
+    """Features (N, D) float32 of length 1, and who is seen where."""
+
+    features: npt.NDArray[np.float32]
+    pids: npt.NDArray[np.int64]
+    camids: npt.NDArray[np.int64]
+
+
+def drawn_features(num: int, dim: int, seed: int = 0) -> Drawn:
+    """Identities of 10 to 25 images in 48 dimensions, a shift for each of 8 cameras, rotated
+    into `dim` dimensions, with noise: as in benchmarks/pseudo_labels.py."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(10, 26, num // 10 + 1)
+    pids = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)[:num])
+    camids = rng.integers(0, 8, num)
+    latent = rng.standard_normal((len(sizes), 48), np.float32)[pids]
+    latent += 0.3 * rng.standard_normal((8, 48), np.float32)[camids]
+    latent += 0.7 * rng.standard_normal((num, 48), np.float32)
+    features = latent @ (rng.standard_normal((48, dim), np.float32) / np.float32(np.sqrt(48)))
+    for start in range(0, num, 10_000):
+        some = features[start : start + 10_000]
+        some += 0.3 * rng.standard_normal(some.shape, np.float32)
+        some /= np.linalg.norm(some, axis=1, keepdims=True)
+    return Drawn(features, pids, camids)
+
+
+def drawn_people(num_ids: int, per_id: int, shape: Shape) -> tuple[Tensor, Tensor]:
+    """uint8 images (N, 3, H, W) that show an identity's coarse pattern under noise, and pids."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(num_ids, 3, 8, 4, generator=generator)
+    patterns = torch.nn.functional.interpolate(coarse, (shape.height, shape.width))
+    pids = torch.arange(num_ids).repeat_interleave(per_id)
+    noise = torch.rand(len(pids), 3, shape.height, shape.width, generator=generator)
+    return ((patterns[pids] + 0.8 * noise) * 140).byte(), pids
+
+
+# ---- Tables -----------------------------------------------------------------------------
+
+
+def table(rows: list[Row]) -> str:
+    """Rows under the union of their keys, numbers with four digits; empty where there is none."""
+    columns = list(
+        dict.fromkeys(key for row in rows for key, value in row.items() if _is_cell(value))
+    )
+    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
+    lines = []
+    for line in cells:
+        first = line[0].ljust(widths[0])
+        rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
+        lines.append("  ".join([first, *rest]).rstrip())
+    return "\n".join(lines)
+
+
+def _is_cell(value: Any) -> bool:
+    return value is not None and not isinstance(value, dict | list)
+
+
+def _cell(value: Any) -> str:
+    if not _is_cell(value):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

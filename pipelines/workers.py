@@ -1,0 +1,287 @@
+"""One group of Ray Train workers for a whole run, which takes one job after another.
+
+To start a group (processes, imports, the process group of DDP) costs tens of seconds, and each
+iteration of Algorithm 1 needs it twice. So Ray Train's training function is a loop here: a
+worker takes a job from the desk, runs it, delivers what it returns and waits for the next.
+A job is a training or an extraction. If a worker dies, Ray Train starts the group anew, and the
+new workers take the same job again; a training then goes on from its last checkpoint.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch import distributed
+
+from daal.config import Config
+from daal.errors import ClusterError, DaalError
+from pipelines.faults import Fault, planned_faults
+from pipelines.progress import Progress
+from pipelines.run_folder import RunFolder
+from pipelines.session import Resources
+
+POLL_SECONDS = 0.5  # between looks at whether the group is still there
+CLOSE_SECONDS = 30.0  # what a group may take to end; idle workers need about 3
+
+
+class Job(Protocol):
+    """What workers do together. Large things in it are references into the object store."""
+
+    def run(self, worker: "Worker") -> Any:
+        """This worker's part; what it returns travels through the object store.
+
+        A DaalError ends the run with its message; after any other error the job is run again.
+        """
+
+
+@ray.remote(num_cpus=0)
+class Desk:
+    """Where the driver leaves jobs, and workers their results and figures."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._number = 0  # of the job on the desk
+        self._job: Any = None
+        self._attempt = 0  # counts starts of the group
+        self._delivered: dict[int, Any] = {}  # by rank
+        self._finished: list[Any] | DaalError | None = None
+        self._events: list[dict[str, Any]] = []
+        self._struck: set[Fault] = set()
+
+    async def post(self, job: Any) -> None:
+        async with self._changed:
+            self._number += 1
+            self._job, self._finished, self._delivered = job, None, {}
+            self._changed.notify_all()
+
+    async def result(self) -> list[Any] | DaalError:
+        """References to what each worker returned, by rank, once all have."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._finished is not None)
+            finished, self._job, self._delivered = self._finished, None, {}
+            assert finished is not None
+            return finished
+
+    async def enter(self) -> int:
+        """A group has started; what workers of an earlier one still deliver is not wanted."""
+        self._attempt += 1
+        self._delivered = {}
+        return self._attempt
+
+    async def take(self, after: int) -> tuple[int, Any]:
+        """The first job behind job number `after` that isn't finished; waits for it."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._number > after and self._finished is None)
+            return self._number, self._job
+
+    async def deliver(
+        self, number: int, attempt: int, rank: int, world_size: int, result: list[Any]
+    ) -> None:
+        async with self._changed:
+            if (number, attempt) == (self._number, self._attempt):
+                self._delivered[rank] = result[0]
+            if len(self._delivered) == world_size:
+                self._finished = [self._delivered[rank] for rank in range(world_size)]
+                self._changed.notify_all()
+
+    async def fail(self, number: int, error: DaalError) -> None:
+        async with self._changed:
+            if number == self._number:
+                self._finished = error
+                self._changed.notify_all()
+
+    async def log(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+
+    async def events(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
+    async def strike(self, fault: Fault) -> bool:
+        """Whether a planned fault is due: each happens once, however often workers restart."""
+        first = fault not in self._struck
+        self._struck.add(fault)
+        return first
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process of the group, as its jobs see it."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    desk: Any
+    faults: tuple[Fault, ...] = ()
+    kept: dict[Any, Any] = field(default_factory=dict)  # what is worth keeping between jobs
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Send figures to the driver, which shows and records them."""
+        self.desk.log.remote(event)
+
+    def reach(self, **where: Any) -> None:
+        """A named point: if a test planned a fault here, this process ends as if killed."""
+        for fault in self.faults:
+            if fault.is_at(rank=self.rank, **where) and ray.get(self.desk.strike.remote(fault)):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def serve(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker runs: jobs, until there are no more."""
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device, desk = ray.train.torch.get_device(), settings["desk"]
+    torch.set_num_threads(settings["threads"])
+    if settings["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    worker = Worker(rank, world_size, device, desk, settings["faults"])
+    attempt = torch.zeros(1, dtype=torch.int64, device=device)
+    if rank == 0:
+        attempt.fill_(ray.get(desk.enter.remote()))
+    if distributed.is_initialized():
+        distributed.broadcast(attempt, src=0)
+    number = 0
+    while True:
+        number, job = ray.get(desk.take.remote(number))
+        if job is None:
+            return
+        try:
+            result = job.run(worker)
+        except DaalError as error:
+            ray.get(desk.fail.remote(number, error))
+            raise  # so that no other worker waits for this one
+        reference = ray.put(result)
+        del result, job
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # pseudo-labels are made on the same GPU
+        ray.get(desk.deliver.remote(number, int(attempt), rank, world_size, [reference]))
+
+
+class Workers:
+    """The driver's side. The group starts with the first job and ends with the context."""
+
+    def __init__(
+        self, config: Config, folder: RunFolder, resources: Resources, progress: Progress
+    ) -> None:
+        self.resources = resources
+        self._config = config
+        self._folder = folder
+        self._progress = progress
+        self._desk: Any = None
+        self._group: Future[Any] | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._group is None:
+            return
+        self._desk.post.remote(None)
+        if kind is None:
+            with contextlib.suppress(Exception):  # all results are in, whatever its end is like
+                self._group.result(timeout=CLOSE_SECONDS)
+        self._group = self._desk = None
+
+    def run(self, stage: str, job: Job) -> list[Any]:
+        """What each worker returned, by rank.
+
+        Raises:
+            DaalError: what a worker raised; ClusterError when too many workers were lost.
+        """
+        if self._group is None:
+            self._start()
+        with self._progress.watch(stage, self._desk):
+            while True:
+                ray.get(self._desk.post.remote(job))
+                finished = self._wait(self._desk.result.remote())
+                if isinstance(finished, DaalError):
+                    raise finished
+                try:
+                    return ray.get(finished)
+                except (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError):
+                    continue  # a worker was lost with its result before we had it
+
+    def _wait(self, reference: Any) -> Any:
+        assert self._group is not None
+        while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
+            if self._group.done():
+                raise _cause(self._group.exception())
+        return ray.get(reference)
+
+    def _start(self) -> None:
+        config, resources = self._config, self.resources
+        self._desk = Desk.options(  # type: ignore[attr-defined]
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            )
+        ).remote()
+        trainer = TorchTrainer(
+            serve,
+            train_loop_config={
+                "desk": self._desk,
+                "threads": resources.threads,
+                "deterministic": config.deterministic,
+                "faults": planned_faults(),
+            },
+            scaling_config=ScalingConfig(
+                num_workers=resources.num_workers,
+                use_gpu=resources.use_gpu,
+                resources_per_worker={"CPU": resources.cpus_per_worker}
+                | ({"GPU": resources.gpus_per_worker} if resources.use_gpu else {}),
+            ),
+            run_config=RunConfig(
+                name="workers",
+                storage_path=self._folder.path("ray_train"),
+                storage_filesystem=self._folder.filesystem,
+                failure_config=FailureConfig(max_failures=config.ray.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+            ),
+        )
+        self._group = _in_thread(trainer.fit)
+
+
+def _in_thread(function: Callable[[], Any]) -> Future[Any]:
+    # On the main thread, Ray Train makes Ctrl-C an exit code of 0.
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _cause(error: BaseException | None) -> BaseException:
+    """Our own error inside Ray's, if a worker raised one."""
+    if error is None:
+        return ClusterError("the workers ended before their work; run the same command again.")
+    failures = getattr(error, "worker_failures", {})
+    for failure in [*failures.values(), error.__cause__]:
+        seen = failure
+        while seen is not None:
+            if isinstance(seen, DaalError):
+                return type(seen)(str(seen).splitlines()[0])
+            seen = getattr(seen, "cause", None) or seen.__cause__
+    reason = next((str(failure) for failure in failures.values()), str(error))
+    return ClusterError(
+        f"the workers stopped: {reason.strip().splitlines()[-1]}; the same command continues the "
+        "run, and -v shows what Ray says."
+    )

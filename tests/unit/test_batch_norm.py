@@ -1,0 +1,214 @@
+"""Statistics over a group of workers equal those of one worker with all the group's images."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.nn.parallel import DistributedDataParallel
+
+from daal.batch_norm import GroupBatchNorm2d, group_size, synchronise
+from daal.config import LossConfig, NetworkConfig, OptimConfig
+from daal.network import DaalNetwork
+from daal.step import TrainBatch, make_optimizer, train_step
+
+NUM_WORKERS = 4
+GROUPS = {"pairs": [[0, 1], [2, 3]], "all": [[0, 1, 2, 3]]}
+KINDS = ["plain", "channels_last", "bf16", "far from 0"]
+OPTIM = OptimConfig(lr_backbone=0.05, lr_new=0.05)
+AUTOCASTS = {
+    "fp32 step": torch.autocast("cpu", enabled=False),
+    "bf16 step": torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize(
+    ("images", "workers", "at_least", "expected"),
+    [(16, 4, 16, 1), (8, 4, 16, 2), (5, 4, 16, 4), (1, 4, 16, 4), (6, 6, 16, 3), (1, 1, 9, 1)],
+)
+def test_group_size(images: int, workers: int, at_least: int, expected: int) -> None:
+    assert group_size(images, workers, at_least) == expected
+
+
+def small_network(frozen_stages: int = 0) -> DaalNetwork:
+    torch.manual_seed(0)
+    config = NetworkConfig(backbone="resnet18", weights="none", frozen_stages=frozen_stages)
+    return DaalNetwork(config, 3, 4, True).train()
+
+
+def test_synchronise__names_tensors_and_frozen_layers_stay() -> None:
+    network = small_network(frozen_stages=2)
+    before = network.state_dict(keep_vars=True)
+    parameters = list(network.parameters())
+    assert synchronise(network, None) is network  # type: ignore[arg-type]
+    after = network.state_dict(keep_vars=True)
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+    assert all(new is old for new, old in zip(network.parameters(), parameters, strict=True))
+    kinds = {
+        name: type(module)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+    }
+    frozen = ("backbone.bn1", "backbone.layer1.")
+    assert {name for name, kind in kinds.items() if kind is nn.BatchNorm2d} == {
+        name for name in kinds if name.startswith(frozen)
+    }
+    assert sum(kind is GroupBatchNorm2d for kind in kinds.values()) > 15
+    assert not network.backbone.bn1.training and network.backbone.layer2[0].bn1.training
+
+
+def test_synchronised__scores_as_before() -> None:
+    network = small_network().eval()
+    images_BCHW = torch.randn(2, 3, 32, 16)
+    expected = network.extract(images_BCHW)
+    found = synchronise(network, None).extract(images_BCHW)  # type: ignore[arg-type, operator]
+    torch.testing.assert_close(found, expected)
+
+
+def test_compiled__one_graph_and_the_same_numbers(tmp_path: Path) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    norm = GroupBatchNorm2d(layer(), dist.group.WORLD)
+    torch._dynamo.reset()
+    counters.clear()
+    norm.compile(backend="aot_eager", fullgraph=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(2):
+            found = results(norm, *share(0, "channels_last"))
+            norm.zero_grad()
+    dist.destroy_process_group()
+    assert counters["stats"]["unique_graphs"] == 1
+    expected = results(layer(), *share(0, "channels_last"))
+    for name in ("out", "input gradient"):
+        torch.testing.assert_close(found[name], expected[name])
+
+
+# ---- Real processes ---------------------------------------------------------------------
+
+
+def share(rank: int, kind: str) -> tuple[Tensor, Tensor]:
+    """A worker's images, and the gradient of its loss in the result: (3, 5, 4, 2) each."""
+    generator = torch.Generator().manual_seed(rank)
+    images_BCHW, gradient_BCHW = torch.randn(2, 3, 5, 4, 2, generator=generator)
+    images_BCHW += rank  # so that groups differ
+    if kind == "far from 0":
+        images_BCHW += 1000
+    if kind == "channels_last":
+        images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
+    return (x.bfloat16() if kind == "bf16" else x for x in (images_BCHW, gradient_BCHW))
+
+
+def layer() -> nn.BatchNorm2d:
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(5)
+    nn.init.uniform_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def results(norm: nn.BatchNorm2d, images_BCHW: Tensor, gradient_BCHW: Tensor) -> dict[str, Tensor]:
+    images_BCHW = images_BCHW.detach().requires_grad_()
+    out_BCHW = norm(images_BCHW)
+    assert out_BCHW.dtype == images_BCHW.dtype and out_BCHW.stride() == images_BCHW.stride()
+    out_BCHW.backward(gradient_BCHW)
+    assert images_BCHW.grad is not None and images_BCHW.grad.dtype == images_BCHW.dtype
+    found = {"out": out_BCHW.detach(), "input gradient": images_BCHW.grad}
+    gradients = {f"{name} gradient": p.grad for name, p in norm.named_parameters()}
+    return {**found, **gradients, **dict(norm.named_buffers())}  # type: ignore[dict-item]
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_WORKERS
+    )
+    found = {}
+    for name, members in GROUPS.items():
+        group, _ = dist.new_subgroups_by_enumeration(members)
+        for kind in KINDS:
+            norm = GroupBatchNorm2d(layer(), group)
+            found[name, kind] = results(norm, *share(rank, kind))
+    for name, autocast in AUTOCASTS.items():  # the last group is all workers
+        model = DistributedDataParallel(synchronise(small_network(), group))
+        found[name] = step(model, batch(rank), autocast)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def batch(rank: int | None) -> TrainBatch:
+    """A worker's two source and two target images, or everybody's."""
+    generator = torch.Generator().manual_seed(0)
+    num = 2 * NUM_WORKERS
+    source, target = torch.randn(2, num, 3, 64, 64, generator=generator)
+    labels = torch.randint(3, (num,), generator=generator)
+    weights = torch.softmax(torch.randn(num, 4, generator=generator), 1)
+    mine = slice(None) if rank is None else slice(rank, None, NUM_WORKERS)
+    return TrainBatch(torch.cat([source[mine], target[mine]]), labels[mine], weights[mine])
+
+
+def step(model: nn.Module, one: TrainBatch, autocast: torch.autocast) -> dict[str, Tensor]:
+    network: DaalNetwork = getattr(model, "module", model)
+    optimizer = make_optimizer(network, OPTIM)
+    diverged = torch.zeros(())
+    train_step(model, [one], optimizer, LossConfig(), diverged, lambda _: None, autocast)
+    assert float(diverged) == 0
+    return network.state_dict()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What each worker found."""
+    folder = tmp_path_factory.mktemp("workers")
+    multiprocessing.set_forkserver_preload(["daal.step"])  # imported once, not by each worker
+    torch.multiprocessing.start_processes(
+        worker, (str(folder),), nprocs=NUM_WORKERS, start_method="forkserver"
+    )
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(NUM_WORKERS)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("groups", GROUPS)
+def test_a_group_equals_one_worker_with_all_its_images(
+    found: list[dict], groups: str, kind: str
+) -> None:
+    for members in GROUPS[groups]:
+        images_BCHW, gradient_BCHW = (
+            torch.cat(parts).double()
+            for parts in zip(*(share(rank, kind) for rank in members), strict=True)
+        )
+        expected = results(layer().double(), images_BCHW, gradient_BCHW)
+        ours = [found[rank][groups, kind] for rank in members]
+        close = {"rtol": 2e-2, "atol": 2e-2} if kind == "bf16" else {"rtol": 1e-5, "atol": 1e-5}
+        if kind == "far from 0":
+            close["atol"] = 1e-3  # 1000 has a spacing of 6e-5 in float32
+        for name, whole in expected.items():
+            if name in ("out", "input gradient"):
+                mine = torch.cat([part[name] for part in ours])
+            elif "gradient" in name:  # the workers' sum, which DDP makes
+                mine = torch.stack([part[name] for part in ours]).sum(0)
+            else:
+                mine = ours[0][name]
+                assert all(torch.equal(part[name], mine) for part in ours), name
+            torch.testing.assert_close(mine.to(whole), whole, **close)
+
+
+def test_pairs_are_independent(found: list[dict]) -> None:
+    first, other = (found[rank]["pairs", "plain"]["running_mean"] for rank in (0, 2))
+    assert (first - other).abs().min() > 0.1
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("fp32 step", 1e-4), ("bf16 step", 3e-2)])
+def test_step_of_four_workers_equals_that_of_one(
+    found: list[dict], name: str, tolerance: float
+) -> None:
+    """The whole network under DDP, statistics over all workers."""
+    expected = step(small_network(), batch(None), AUTOCASTS[name])
+    for key, tensor in expected.items():
+        for rank in range(NUM_WORKERS):
+            ours = found[rank][name][key]
+            torch.testing.assert_close(ours, tensor, rtol=tolerance, atol=tolerance)
