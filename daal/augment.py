@@ -10,6 +10,7 @@ arithmetic, + - * / and sqrt are exact or correctly rounded everywhere; exp and 
 """
 
 from enum import IntEnum
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -68,12 +69,19 @@ def normalise(images_BCHW: Tensor) -> Tensor:
     Raises ValueError for anything but uint8 of that shape.
     """
     _check(images_BCHW)
-    pixels_BCHW = images_BCHW.float()
-    mean_C11, std_C11 = (
-        torch.tensor(values_C, device=images_BCHW.device).mul(255)[:, None, None]
-        for values_C in (MEAN_C, STD_C)
-    )
-    return pixels_BCHW.sub_(mean_C11).div_(std_C11)
+    mean_C11, std_C11 = _statistics(images_BCHW.device)
+    return images_BCHW.float().sub_(mean_C11).div_(std_C11)
+
+
+@lru_cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation on the scale of uint8; made once, as a GPU is waited for meanwhile."""
+    with torch.inference_mode(False):
+        mean_C11, std_C11 = (
+            torch.tensor(values_C, device=device).mul(255)[:, None, None]
+            for values_C in (MEAN_C, STD_C)
+        )
+    return mean_C11, std_C11
 
 
 def augment(images_BCHW: Tensor, seeds_B: Tensor, config: AugmentConfig) -> Tensor:

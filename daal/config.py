@@ -374,6 +374,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _maps_are_wide_enough(self) -> "Config":
+        if self.mixed_precision and min(self.input.width, self.input.height) < 32:
+            raise ValueError(
+                "input.width and input.height below 32 need mixed_precision=false: on maps one "
+                "pixel wide, torch's bf16 convolutions give wrong gradients on CPUs"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_split_evenly(self) -> "Config":
         for name, fit in (("pretrain", self.pretrain), ("adapt", self.adapt)):
             if fit.batch_source == 0 == fit.batch_target:

@@ -50,11 +50,11 @@ from daal.errors import DataError
 from daal.records import JUNK_PID
 
 QUERY_ROWS = 1024  # of a tile of distances
-GALLERY_ROWS = 4096
+GALLERY_ROWS = 1024
 CHANNELS = 512  # added up in one product: the error bound grows with them
-TABLE_SIZE = 2**25  # numbers in all tables of a block of queries: some 500 MB
+TABLE_SIZE = 2**24  # numbers in all tables of a block of queries: some 500 MB
 TILE_SIZE = 2**22  # numbers in what is looked up or compared at once
-DIRECT_SIZE = 2**18  # numbers in a batch of direct distances: 2 MB stay in a processor's cache
+CACHED_SIZE = 2**18  # numbers in what is done in float64: 2 MB stay in a processor's cache
 # A direct distance takes as long as 60 elements of a float64 product and what comes after it.
 # Queries that need more than one for so many gallery images go on to float64.
 DIRECT_SHARE = 1 / 64
@@ -232,32 +232,46 @@ class _Gallery(NamedTuple):
     features_GD: Tensor
     pids_G: Tensor
     centre_D: Tensor  # the mean, float64
-    radius: float  # the largest distance from there
-    copy_of_G: Tensor  # index of an image with the same features, the same one for all copies
+    squares_G: Tensor  # squared distances from there, float64
+    copy_of_G: Tensor  # index of an image with the same features: one and the same for all copies
 
 
 def _survey(features_GD: Tensor, pids_G: Tensor) -> _Gallery:
-    """What all queries need to know of the gallery.
-
-    Distances don't change when both sides are moved to the mean, but the rounding of
-    |q|^2 - 2 q.g + |g|^2 shrinks with the norms: features that lie close together, far from 0, need
-    this.
-    """
-    chunks = torch.split(features_GD, GALLERY_ROWS)
-    centre_D = torch.stack([chunk.double().sum(0) for chunk in chunks]).sum(0) / len(features_GD)
-    squares_G = torch.cat([(chunk.double() - centre_D).square_().sum(1) for chunk in chunks])
+    """What all queries need to know of the gallery."""
+    sums = [some_SD.double().sum(0) for some_SD in _cached(features_GD)]
+    centre_D = torch.stack(sums).sum(0) / len(features_GD)
+    squares_G = _squares(features_GD, centre_D)
     # Copies have equal norms. Should rounding tell norms of copies apart, or others' norms come
     # between them, they are measured twice; the result is the same.
-    squares_G, order_G = squares_G.sort(stable=True)
-    is_copy_G = torch.zeros(len(order_G), dtype=torch.bool, device=order_G.device)
-    is_copy_G[1:] = squares_G[1:] == squares_G[:-1]
-    for place_S in torch.split(is_copy_G.nonzero().squeeze(1), GALLERY_ROWS):
+    sorted_G, order_G = squares_G.sort(stable=True)
+    is_copy_G = torch.zeros_like(order_G, dtype=torch.bool)
+    is_copy_G[1:] = sorted_G[1:] == sorted_G[:-1]
+    for place_S in is_copy_G.nonzero().squeeze(1).split(GALLERY_ROWS):
         same_SD = features_GD[order_G[place_S]] == features_GD[order_G[place_S - 1]]
         is_copy_G[place_S] = same_SD.all(1)
-    originals_U = order_G[~is_copy_G]
     copy_of_G = torch.empty_like(order_G)
-    copy_of_G[order_G] = originals_U[(~is_copy_G).cumsum(0) - 1]
-    return _Gallery(features_GD, pids_G, centre_D, float(squares_G[-1]) ** 0.5, copy_of_G)
+    copy_of_G[order_G] = order_G[~is_copy_G][(~is_copy_G).cumsum(0) - 1]
+    return _Gallery(features_GD, pids_G, centre_D, squares_G, copy_of_G)
+
+
+def _cached(features_ND: Tensor) -> tuple[Tensor, ...]:
+    return features_ND.split(max(1, CACHED_SIZE // max(1, features_ND.shape[1])))
+
+
+def _squares(features_ND: Tensor, centre_D: Tensor) -> Tensor:
+    """Squared distances from the centre, float64 (N,)."""
+    squares = [(some.double() - centre_D).square_().sum(1) for some in _cached(features_ND)]
+    return torch.cat(squares)
+
+
+def _centred(features_ND: Tensor, centre_D: Tensor, factor: float, dtype: torch.dtype) -> Tensor:
+    """`factor` times the features from the centre, rounded once.
+
+    Distances don't change when both sides are moved, but the rounding of |q|^2 - 2 q.g + |g|^2
+    shrinks with the norms: features that lie close together, far from 0, need this.
+    """
+    parts = [(some.double() - centre_D).mul_(factor).to(dtype) for some in _cached(features_ND)]
+    return torch.cat(parts)
 
 
 def _match_ranks(
@@ -306,72 +320,92 @@ def _count_nearer(
     index_BM: Tensor,
     num_matches_B: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """How many non-matches rank before each match: (B, M), padding meaningless.
+    """How many non-matches rank before each match (B, M), by products of `dtype`.
 
-    The second result is whether a query's were left uncounted (B,): as float32 left too much open.
+    The second result is true of queries given up (B,): float32 left too much open.
     """
     # A power of two keeps float32 from overflows, and changes no digit.
-    centred_BD = queries_BD.double() - gallery.centre_D
-    norm_B = centred_BD.square().sum(1).sqrt_()
-    _, exponent = math.frexp(max(gallery.radius, float(norm_B.max())))
+    squares_B, squares_G = _squares(queries_BD, gallery.centre_D), gallery.squares_G
+    _, exponent = math.frexp(max(float(squares_B.max()), float(squares_G.max())) ** 0.5)
     scale = math.ldexp(1.0, min(max(-exponent, -500), 500))
-    centred_BD, norm_B, radius = centred_BD.mul_(scale), norm_B * scale, gallery.radius * scale
-    squares_B = norm_B.square()
-    minus_two_BD = centred_BD.mul_(-2).to(dtype)
-    del centred_BD
-
-    # Around each match lies a band in which the matrix product can't tell nearer from
-    # farther. The two ends of all bands, sorted, cut the line into buckets.
+    squares_B, squares_G = squares_B * scale**2, squares_G * scale**2
+    blocks = [
+        (rows_R, _centred(queries_BD[rows_R], gallery.centre_D, -2 * scale, dtype))
+        for rows_R in torch.arange(len(queries_BD), device=queries_BD.device).split(QUERY_ROWS)
+    ]
     # |q|^2 is the same for a whole row: it is taken off the matches instead of added to the tile.
-    threshold_BM = match_BM * scale**2 - squares_B[:, None]
-    band_B1 = _error_bound(dtype, norm_B, radius, queries_BD.shape[1])[:, None]
-    ends_BE, end_order_BE = torch.cat([threshold_BM - band_B1, threshold_BM + band_B1], 1).sort(1)
-    closes_BE = (end_order_BE >= match_BM.shape[1]).long()
-    # Bucket e ends at end e. Matches 0..beaten-1 are certainly nearer than an element in it.
-    beaten_BE = closes_BE.cumsum(1) - closes_BE
-    opened_BE = torch.arange(beaten_BE.shape[1], device=beaten_BE.device) - beaten_BE
-    is_unclear_BE = opened_BE != beaten_BE
-    ends_BE = ends_BE.to(dtype)
-    last_end_B1 = ends_BE.gather(1, 2 * num_matches_B[:, None] - 1)
+    cuts = _cut(
+        match_BM * scale**2 - squares_B[:, None],
+        _error_bound(dtype, squares_B.sqrt(), squares_G.max().sqrt(), queries_BD.shape[1]),
+        num_matches_B,
+        dtype,
+    )
 
     # nearer[b, n]: non-matches behind exactly the first n matches of query b.
-    nearer_BN = torch.zeros_like(beaten_BE[:, : match_BM.shape[1] + 1])
-    clear_BE = torch.zeros_like(beaten_BE)
+    nearer_BN = index_BM.new_zeros(len(index_BM), index_BM.shape[1] + 1)
+    clear_BE = torch.zeros_like(cuts.beaten_BE)
     num_unclear_B = torch.zeros_like(num_matches_B)
     given_up_B = torch.zeros_like(num_matches_B, dtype=torch.bool)
     for start in range(0, len(gallery.pids_G), GALLERY_ROWS):
-        chunk_CD = gallery.features_GD[start : start + GALLERY_ROWS].double() - gallery.centre_D
-        squares_C = chunk_CD.mul_(scale).square().sum(1).to(dtype)
-        chunk_CD = chunk_CD.to(dtype)
-        pids_C = gallery.pids_G[start : start + GALLERY_ROWS]
-        for rows_R in torch.split((~given_up_B).nonzero().squeeze(1), QUERY_ROWS):
-            tile_RC = _products(minus_two_BD[rows_R], chunk_CD).add_(squares_C)
+        chunk = slice(start, start + GALLERY_ROWS)
+        chunk_CD = _centred(gallery.features_GD[chunk], gallery.centre_D, scale, dtype)
+        squares_C, pids_C = squares_G[chunk].to(dtype), gallery.pids_G[chunk]
+        for number, (rows_R, minus_two_RD) in enumerate(blocks):
+            tile_RC = _products(minus_two_RD, chunk_CD).add_(squares_C)
             # Matches are ranked among themselves, and junk isn't ranked at all: to infinity.
             tile_RC.masked_fill_(query_pids_B[rows_R, None] == pids_C, torch.inf)
-            ends_RE = ends_BE[rows_R]
+            ends_RE = cuts.ends_BE[rows_R]
             # Nothing beyond the last end counts, and equal numbers are quickly sorted.
-            sorted_RC = _sort_rows(torch.minimum(tile_RC, last_end_B1[rows_R]))
+            sorted_RC = _sort_rows(torch.minimum(tile_RC, cuts.last_end_B1[rows_R]))
             before_RE = torch.searchsorted(sorted_RC, ends_RE)
             count_RE = before_RE.diff(dim=1, prepend=torch.zeros_like(before_RE[:, :1]))
             clear_BE[rows_R] += count_RE
-            count_RE *= is_unclear_BE[rows_R]
+            count_RE *= cuts.is_unclear_BE[rows_R]
             num_unclear_B[rows_R] += count_RE.sum(1)
             if dtype == torch.float32:
                 most = DIRECT_AT_LEAST + DIRECT_SHARE * (start + len(pids_C))
-                given_up_B[rows_R] = num_unclear_B[rows_R] > most
-                count_RE *= ~given_up_B[rows_R, None]
+                stays_R = num_unclear_B[rows_R] <= most
+                if not bool(stays_R.all()):
+                    given_up_B[rows_R] = ~stays_R
+                    blocks[number] = rows_R[stays_R], minus_two_RD[stays_R]
+                    count_RE *= stays_R[:, None]
             row_K, end_K = count_RE.nonzero(as_tuple=True)
-            row_P, column_P = _within(tile_RC, row_K, ends_RE[row_K, end_K - 1], ends_RE[row_K, end_K])
+            low_K, high_K = ends_RE[row_K, end_K - 1], ends_RE[row_K, end_K]
+            row_P, column_P = _within(tile_RC, row_K, low_K, high_K)
             _count_directly(
                 *(nearer_BN, queries_BD, rows_R[row_P], gallery, column_P + start),
                 *(match_BM, index_BM),
             )
-    nearer_BN.scatter_add_(1, beaten_BE, clear_BE * ~is_unclear_BE)
+    nearer_BN.scatter_add_(1, cuts.beaten_BE, clear_BE * ~cuts.is_unclear_BE)
     # A non-match behind the first n matches is in front of all later ones.
     return nearer_BN.cumsum(1)[:, :-1], given_up_B
 
 
-def _error_bound(dtype: torch.dtype, norm_B: Tensor, radius: float, num_channels: int) -> Tensor:
+class _Cuts(NamedTuple):
+    """The two ends of each match's band, sorted, cut the line into buckets: E = 2 M.
+
+    Within a band the matrix product can't tell nearer from farther. Bucket e ends before end e;
+    matches 0..beaten-1 are certainly nearer than an element in it.
+    """
+
+    ends_BE: Tensor
+    last_end_B1: Tensor  # without padding
+    beaten_BE: Tensor
+    is_unclear_BE: Tensor
+
+
+def _cut(match_BM: Tensor, band_B: Tensor, num_matches_B: Tensor, dtype: torch.dtype) -> _Cuts:
+    ends_BE = torch.cat([match_BM - band_B[:, None], match_BM + band_B[:, None]], dim=1)
+    ends_BE, order_BE = ends_BE.sort(dim=1)
+    ends_BE = ends_BE.to(dtype)
+    closes_BE = (order_BE >= match_BM.shape[1]).long()
+    beaten_BE = closes_BE.cumsum(1) - closes_BE
+    opened_BE = torch.arange(beaten_BE.shape[1], device=beaten_BE.device) - beaten_BE
+    last_end_B1 = ends_BE.gather(1, 2 * num_matches_B[:, None] - 1)
+    return _Cuts(ends_BE, last_end_B1, beaten_BE, opened_BE != beaten_BE)
+
+
+def _error_bound(dtype: torch.dtype, norm_B: Tensor, radius: Tensor, num_channels: int) -> Tensor:
     """How far |g|^2 - 2 q.g and a match's distance, less |q|^2, may be off in all: float64 (B,).
 
     A sum of n products in any order is off by at most n roundings of |q| |g| (Higham 2002, Accuracy
@@ -391,41 +425,42 @@ def _error_bound(dtype: torch.dtype, norm_B: Tensor, radius: float, num_channels
 
 def _products(queries_RD: Tensor, chunk_CD: Tensor) -> Tensor:
     """All dot products of two sides, added up by blocks of channels: (R, C)."""
-    tile_RC = torch.zeros(
-        len(queries_RD), len(chunk_CD), dtype=chunk_CD.dtype, device=chunk_CD.device
-    )
+    tile_RC: Tensor | None = None
     for queries_RK, chunk_CK in zip(
-        torch.split(queries_RD, CHANNELS, dim=1), torch.split(chunk_CD, CHANNELS, dim=1), strict=True
+        queries_RD.split(CHANNELS, dim=1), chunk_CD.split(CHANNELS, dim=1), strict=True
     ):
-        if tile_RC.is_cuda:
-            tile_RC += queries_RK @ chunk_CK.T
-        else:  # NumPy's BLAS is the faster one, and knows no autocast
-            tile_RC += torch.from_numpy(queries_RK.numpy() @ chunk_CK.numpy().T)
+        if queries_RD.device.type == "cpu":  # NumPy's BLAS is faster there, and knows no autocast
+            products_RC = torch.from_numpy(queries_RK.numpy() @ chunk_CK.numpy().T)
+        else:
+            products_RC = queries_RK @ chunk_CK.T
+        tile_RC = products_RC if tile_RC is None else tile_RC.add_(products_RC)
+    assert tile_RC is not None
     return tile_RC
 
 
 def _sort_rows(tile_RC: Tensor) -> Tensor:
     """The numbers of each row, ascending. May change `tile_RC`."""
-    if tile_RC.is_cuda:
+    if tile_RC.device.type != "cpu":
         return tile_RC.sort(dim=1).values
     # NumPy sorts many times faster than torch, in one thread.
     num_threads = torch.get_num_threads()
     with ThreadPoolExecutor(num_threads) as pool:
-        for part in np.array_split(tile_RC.numpy(), num_threads):
-            pool.submit(part.sort, axis=1)
+        list(pool.map(lambda part: part.sort(axis=1), np.array_split(tile_RC.numpy(), num_threads)))
     return tile_RC
 
 
 def _within(tile_RC: Tensor, row_K: Tensor, low_K: Tensor, high_K: Tensor) -> tuple[Tensor, Tensor]:
     """Row and column of all elements of intervals low <= x < high of rows: (P,), (P,)."""
     step = max(1, TILE_SIZE // tile_RC.shape[1])
-    rows, columns = [row_K[:0]], [row_K[:0]]
-    for row_S, low_S, high_S in zip(row_K.split(step), low_K.split(step), high_K.split(step)):
+    rows, columns = [], []
+    for row_S, low_S, high_S in zip(
+        row_K.split(step), low_K.split(step), high_K.split(step), strict=True
+    ):
         values_SC = tile_RC[row_S]
-        inside_SC = (values_SC >= low_S[:, None]).logical_and_(values_SC < high_S[:, None])
-        flat_P = inside_SC.flatten().nonzero().squeeze(1)
-        rows.append(row_S[flat_P // tile_RC.shape[1]])
-        columns.append(flat_P % tile_RC.shape[1])
+        inside_SC = (low_S[:, None] <= values_SC).logical_and_(values_SC < high_S[:, None])
+        place_P, column_P = inside_SC.nonzero(as_tuple=True)
+        rows.append(row_S[place_P])
+        columns.append(column_P)
     return torch.cat(rows), torch.cat(columns)
 
 
@@ -472,18 +507,20 @@ def _direct_distance(
     if len(rows_P) == 0 or queries_BD.shape[1] == 0:
         return torch.zeros(len(rows_P), dtype=torch.float64, device=queries_BD.device)
     sums = []
-    step = max(1, DIRECT_SIZE // queries_BD.shape[1])
+    step = max(1, CACHED_SIZE // queries_BD.shape[1])
     for rows_S, columns_S in zip(
         torch.split(rows_P, step), torch.split(columns_P, step), strict=True
     ):
-        terms_SD = (queries_BD[rows_S].double() - gallery_GD[columns_S].double()).square_()
-        while (width := terms_SD.shape[1]) > 1:
+        # In place, as fresh memory would cost more than the arithmetic.
+        terms_SD = queries_BD[rows_S].double().sub_(gallery_GD[columns_S].double()).square_()
+        width = terms_SD.shape[1]
+        while width > 1:
             half = width // 2
-            folded_SD = terms_SD[:, :half] + terms_SD[:, half : 2 * half]
+            terms_SD[:, :half] += terms_SD[:, half : 2 * half]
             if width % 2:
-                folded_SD[:, 0] += terms_SD[:, -1]
-            terms_SD = folded_SD
-        sums.append(terms_SD[:, 0])
+                terms_SD[:, 0] += terms_SD[:, width - 1]
+            width = half
+        sums.append(terms_SD[:, 0].clone())
     return torch.cat(sums)
 
 

@@ -7,6 +7,7 @@ finite check ends in a tensor that the optimizer's fused kernels read.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -98,10 +99,29 @@ def _forward(
     )
 
 
-def raise_if_diverged(diverged: Tensor, terms: losses.LossTerms, step: int) -> None:
-    """Look at `train_step`'s flag, which waits for the device.
+class HostCopy:
+    """A scalar of the device as it is now, on its way to the host.
 
-    `terms` are those of `step` (counted from 0), the last one before the look.
+    `float` of it waits for that copy alone; `float` of the tensor would wait for all the work that
+    the device was given since.
+    """
+
+    def __init__(self, scalar: Tensor) -> None:
+        self._event = torch.cuda.Event() if scalar.is_cuda else None  # type: ignore[no-untyped-call]
+        self._copy = scalar.to("cpu", non_blocking=True, copy=True)  # from a GPU to pinned memory
+        if self._event is not None:
+            self._event.record()
+
+    def __float__(self) -> float:
+        if self._event is not None:
+            self._event.synchronize()
+        return float(self._copy)
+
+
+def raise_if_diverged(diverged: SupportsFloat, terms: losses.LossTerms, step: int) -> None:
+    """Look at `train_step`'s flag behind `step` (counted from 0), whose loss terms are `terms`.
+
+    To keep a GPU busy, make a `HostCopy` of the flag behind each step, and look behind the next.
 
     Raises:
         TrainingDiverged: the flag is set. The workers agree on it, so that all of them raise.

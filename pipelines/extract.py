@@ -35,7 +35,7 @@ def extract(
         DataError: a feature isn't finite.
     """
     job = ExtractJob(stage, config, pixels.source(images), len(images.table), ray.put(weights))
-    parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = workers.run(stage, job)
+    parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = workers.run(job)
     features_NC = np.empty((len(images.table), parts[0][1].shape[1]), np.float32)
     for rows, features in parts:
         features_NC[rows] = features

@@ -1,6 +1,6 @@
 """One training on the cluster: pretraining, adapting, or the supervised bound."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import ray
@@ -101,13 +101,14 @@ class Trainer:
             self.config.input,
         )
         job = FitJob(stage, self.config, fit, iteration, stream, ray.put(labels), ray.put(start))
-        outcome: FitOutcome = self.workers.run(stage, job)[0]
+        outcome: FitOutcome = self.workers.run(job)[0]
         self.progress.figures(
             stage,
             workers=outcome.num_workers,
             device=outcome.device,
             images=outcome.images,
             first_step=outcome.first_step,
+            times=asdict(outcome.times),
         )
         assert outcome.weights is not None
         return outcome.weights

@@ -34,10 +34,11 @@ class Images:
     reference: ray.ObjectRef[Any]
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        return np.flatnonzero(self.table["split"].to_numpy(zero_copy_only=False) == split)
+        splits = self.table["split"].to_numpy(zero_copy_only=False)
+        return np.flatnonzero(splits == split)
 
     def column(self, name: str) -> NDArray[np.int64]:
-        return self.table[name].to_numpy().astype(np.int64)
+        return np.asarray(self.table[name].to_numpy(), np.int64)
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,17 @@ class PixelReader:
     """A worker's side: kept pixels by row, from shared memory or the worker's device."""
 
     def __init__(self, source: ImageSource, device: torch.device, mode: str) -> None:
+        self.device = device
         self._places_N = source.places_N
         self._blocks: list[NDArray[np.uint8]] = ray.get(list(source.blocks))
         self._pin = device.type == "cuda"
         self._on_device: Tensor | None = None
         num_bytes = sum(block.nbytes for block in self._blocks)
         if self._pin and (mode == "device" or (mode == "auto" and _fits(num_bytes, device))):
-            self._on_device = torch.cat([torch.tensor(b, device=device) for b in self._blocks])
+            shape = sum(map(len, self._blocks)), *self._blocks[0].shape[1:]
+            self._on_device = torch.empty(shape, dtype=torch.uint8, device=device)
+            for at, block in enumerate(self._blocks):
+                self._on_device[at * BLOCK : at * BLOCK + len(block)] = torch.tensor(block)
             self._blocks = []
 
     @property

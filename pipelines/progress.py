@@ -59,7 +59,7 @@ class Progress:
         self._record({"time": time.time(), "stage": stage, **figures})
 
     @contextmanager
-    def watch(self, stage: str, desk: Any) -> Iterator[None]:
+    def watch(self, desk: Any) -> Iterator[None]:
         """Show and record what training workers send, until the block ends."""
         done = threading.Event()
 
@@ -68,11 +68,13 @@ class Progress:
                 finished = done.wait(1.0)
                 try:
                     events = ray.get(desk.events.remote(), timeout=10)
+                except ray.exceptions.GetTimeoutError:  # the desk is only starting, or busy
+                    events = []
                 except ray.exceptions.RayError:  # lost with its node: training goes on unseen
                     return
                 for event in events:
-                    self._record({"stage": stage, **event})
-                    self._training(stage, event)
+                    self._record(event)
+                    self._training(event)
                 if finished:
                     return
 
@@ -84,11 +86,11 @@ class Progress:
             done.set()
             thread.join(timeout=10)
 
-    def _training(self, stage: str, event: dict[str, Any]) -> None:
+    def _training(self, event: dict[str, Any]) -> None:
         terms = {name: value for name, value in event["loss"].items() if value}
         loss = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
         text = (
-            f"{stage}: epoch {event['epoch']}/{event['epochs']}  "
+            f"{event['stage']}: epoch {event['epoch']}/{event['epochs']}  "
             f"step {event['step']}/{event['steps']}  {event['images_per_s']:.0f} images/s  "
             f"loss {loss}"
         )

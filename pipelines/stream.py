@@ -67,11 +67,11 @@ def kept_batches(
     rank: int,
     world_size: int,
 ) -> Iterator[FedBatch]:
-    """One worker's share of the steps from `first_step` on, from kept pixels."""
+    """One worker's share of the steps from `first_step` on, from kept pixels, on its device."""
     for step in range(first_step, plan.num_steps):
         share = plan.batch(step).share(rank, world_size)
         parts = [
-            reader.read(rows)
+            reader.read(rows).to(reader.device, non_blocking=True)
             for reader, rows in ((source, share.source), (target, share.target))
             if len(rows)
         ]

@@ -24,6 +24,7 @@ from daal.config import Config, FitConfig
 from daal.network import DaalNetwork
 from daal.plan import Plan
 from daal.step import (
+    HostCopy,
     TrainBatch,
     make_optimizer,
     mixed_precision,
@@ -58,6 +59,17 @@ class Labels:
         return 0 if self.centroids_KC is None else len(self.centroids_KC)
 
 
+@dataclass
+class FitTimes:
+    """Where a worker's time went, in seconds."""
+
+    started: float  # when the first step began, since the epoch
+    input: float = 0.0  # waiting for images
+    first_step: float = 0.0
+    checkpoints: float = 0.0
+    total: float = 0.0  # of the first step and all that followed
+
+
 @dataclass(frozen=True)
 class FitOutcome:
     """What a worker returns of a fit; the weights come from rank 0 alone."""
@@ -67,6 +79,7 @@ class FitOutcome:
     device: str
     images: str  # where pixels came from: jpeg, decoded or device
     first_step: int  # above 0 if it went on from a checkpoint
+    times: FitTimes
 
 
 @dataclass(frozen=True)
@@ -105,7 +118,9 @@ class FitJob:
         network.train()
         model = _distributed(network, worker)
         shown, num_images = time.monotonic(), 0
+        times, clock, begun = FitTimes(time.time()), time.monotonic(), time.monotonic()
         for fed in batches:
+            times.input += time.monotonic() - clock
             step, epoch = fed.step, plan.epoch_of(fed.step)
             worker.reach(stage=self.stage, step=step)
             rate = set_learning_rate(optimizer, fit, step, plan.steps_per_epoch)
@@ -119,23 +134,30 @@ class FitJob:
             saves = last or (end_of_epoch and (epoch + 1) % fit.checkpoint_every_epochs == 0)
             if earlier is not None:
                 raise_if_diverged(*earlier)
-            earlier = diverged.clone(), terms, step
+            earlier = HostCopy(diverged), terms, step
             if saves or worker.device.type == "cpu":
                 raise_if_diverged(*earlier)
 
             num_images += len(fed.images_BHWC) * worker.world_size
-            if rank == 0 and (last or time.monotonic() - shown > LOG_SECONDS):
-                figures = {"loss": terms.as_dict(), "lr": rate}
-                speed = num_images / (time.monotonic() - shown)
-                worker.log({"epoch": epoch + 1, "epochs": plan.epochs, "step": step + 1,
-                            "steps": plan.num_steps, "images_per_s": round(speed, 1), **figures,
-                            })  # fmt: skip
-                shown, num_images = time.monotonic(), 0
+            clock = time.monotonic()
+            if step == first_step:
+                times.first_step = clock - begun
+            if rank == 0 and (last or clock - shown > LOG_SECONDS):
+                worker.log({
+                    "stage": self.stage, "epoch": epoch + 1, "epochs": plan.epochs,
+                    "step": step + 1, "steps": plan.num_steps, "loss": terms.as_dict(), "lr": rate,
+                    "images_per_s": round(num_images / (clock - shown), 1),
+                    "input_share": round(times.input / (clock - begun), 4),
+                })  # fmt: skip
+                shown, num_images = clock, 0
             if saves:
                 self._report(network, optimizer, step + 1, rank)
                 # DDP sorts its buckets anew after its first step, and with them the order of
                 # additions. Wrapped anew here, a resumed run and an undisturbed one agree.
                 model = _distributed(network, worker)
+                times.checkpoints += time.monotonic() - clock
+                clock = time.monotonic()
+        times.total = time.monotonic() - begun
 
         weights = {n: t.cpu().contiguous().numpy() for n, t in network.state_dict().items()}
         return FitOutcome(
@@ -144,6 +166,7 @@ class FitJob:
             str(worker.device),
             images,
             first_step,
+            times,
         )
 
     def _resume(self, network: DaalNetwork) -> tuple[int, dict[str, Tensor] | None]:

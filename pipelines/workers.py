@@ -7,11 +7,11 @@ A job is a training or an extraction. If a worker dies, Ray Train starts the gro
 new workers take the same job again; a training then goes on from its last checkpoint.
 """
 
-import asyncio
 import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -28,6 +28,7 @@ from torch import distributed
 
 from daal.config import Config
 from daal.errors import ClusterError, DaalError
+from pipelines.desk import Desk
 from pipelines.faults import Fault, planned_faults
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
@@ -47,76 +48,6 @@ class Job(Protocol):
         """
 
 
-@ray.remote(num_cpus=0)
-class Desk:
-    """Where the driver leaves jobs, and workers their results and figures."""
-
-    def __init__(self) -> None:
-        self._changed = asyncio.Condition()
-        self._number = 0  # of the job on the desk
-        self._job: Any = None
-        self._attempt = 0  # counts starts of the group
-        self._delivered: dict[int, Any] = {}  # by rank
-        self._finished: list[Any] | DaalError | None = None
-        self._events: list[dict[str, Any]] = []
-        self._struck: set[Fault] = set()
-
-    async def post(self, job: Any) -> None:
-        async with self._changed:
-            self._number += 1
-            self._job, self._finished, self._delivered = job, None, {}
-            self._changed.notify_all()
-
-    async def result(self) -> list[Any] | DaalError:
-        """References to what each worker returned, by rank, once all have."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._finished is not None)
-            finished, self._job, self._delivered = self._finished, None, {}
-            assert finished is not None
-            return finished
-
-    async def enter(self) -> int:
-        """A group has started; what workers of an earlier one still deliver is not wanted."""
-        self._attempt += 1
-        self._delivered = {}
-        return self._attempt
-
-    async def take(self, after: int) -> tuple[int, Any]:
-        """The first job behind job number `after` that isn't finished; waits for it."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._number > after and self._finished is None)
-            return self._number, self._job
-
-    async def deliver(
-        self, number: int, attempt: int, rank: int, world_size: int, result: list[Any]
-    ) -> None:
-        async with self._changed:
-            if (number, attempt) == (self._number, self._attempt):
-                self._delivered[rank] = result[0]
-            if len(self._delivered) == world_size:
-                self._finished = [self._delivered[rank] for rank in range(world_size)]
-                self._changed.notify_all()
-
-    async def fail(self, number: int, error: DaalError) -> None:
-        async with self._changed:
-            if number == self._number:
-                self._finished = error
-                self._changed.notify_all()
-
-    async def log(self, event: dict[str, Any]) -> None:
-        self._events.append(event)
-
-    async def events(self) -> list[dict[str, Any]]:
-        events, self._events = self._events, []
-        return events
-
-    async def strike(self, fault: Fault) -> bool:
-        """Whether a planned fault is due: each happens once, however often workers restart."""
-        first = fault not in self._struck
-        self._struck.add(fault)
-        return first
-
-
 @dataclass(frozen=True)
 class Worker:
     """One process of the group, as its jobs see it."""
@@ -130,7 +61,7 @@ class Worker:
 
     def log(self, event: dict[str, Any]) -> None:
         """Send figures to the driver, which shows and records them."""
-        self.desk.log.remote(event)
+        self.desk.log.remote({"time": time.time(), **event})
 
     def reach(self, **where: Any) -> None:
         """A named point: if a test planned a fault here, this process ends as if killed."""
@@ -141,14 +72,14 @@ class Worker:
 
 def serve(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs: jobs, until there are no more."""
+    if settings["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_num_threads(settings["threads"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device, desk = ray.train.torch.get_device(), settings["desk"]
-    torch.set_num_threads(settings["threads"])
-    if settings["deterministic"]:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
     worker = Worker(rank, world_size, device, desk, settings["faults"])
     attempt = torch.zeros(1, dtype=torch.int64, device=device)
     if rank == 0:
@@ -157,9 +88,10 @@ def serve(settings: dict[str, Any]) -> None:
         distributed.broadcast(attempt, src=0)
     number = 0
     while True:
-        number, job = ray.get(desk.take.remote(number))
-        if job is None:
+        number, posted = ray.get(desk.take.remote(number))
+        if not posted:
             return
+        job: Job = ray.get(posted[0])
         try:
             result = job.run(worker)
         except DaalError as error:
@@ -191,13 +123,13 @@ class Workers:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._group is None:
             return
-        self._desk.post.remote(None)
+        self._desk.post.remote([])
         if kind is None:
             with contextlib.suppress(Exception):  # all results are in, whatever its end is like
                 self._group.result(timeout=CLOSE_SECONDS)
         self._group = self._desk = None
 
-    def run(self, stage: str, job: Job) -> list[Any]:
+    def run(self, job: Job) -> list[Any]:
         """What each worker returned, by rank.
 
         Raises:
@@ -205,16 +137,22 @@ class Workers:
         """
         if self._group is None:
             self._start()
-        with self._progress.watch(stage, self._desk):
+        reference = ray.put(job)
+        with self._progress.watch(self._desk):
             while True:
-                ray.get(self._desk.post.remote(job))
+                ray.get(self._desk.post.remote([reference]))
                 finished = self._wait(self._desk.result.remote())
                 if isinstance(finished, DaalError):
                     raise finished
                 try:
-                    return ray.get(finished)
+                    results: list[Any] = ray.get(finished)
+                    return results
                 except (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError):
                     continue  # a worker was lost with its result before we had it
+
+    def num_starts(self) -> int:
+        """How often the group was started: more than once if workers were lost."""
+        return int(ray.get(self._desk.num_starts.remote())) if self._desk else 0
 
     def _wait(self, reference: Any) -> Any:
         assert self._group is not None

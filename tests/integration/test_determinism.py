@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "images", "batch_norm_images"), [(1, "jpeg", 16), (2, "auto", 1), (3, "auto", 16)]
+    ("num_workers", "images", "batch_norm_images"),
+    [(1, "jpeg", 16), (2, "auto", 1), (3, "auto", 16)],
 )
 def test_killed_amid_an_epoch__the_bits_of_an_undisturbed_training(
     ray_cluster: None,

@@ -165,7 +165,7 @@ def test_does_not_depend_on_blocks(offset: float, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(evaluation, "QUERY_ROWS", 4)
     monkeypatch.setattr(evaluation, "GALLERY_ROWS", 7)
     monkeypatch.setattr(evaluation, "TABLE_SIZE", 100)
-    monkeypatch.setattr(evaluation, "DIRECT_SIZE", 100)
+    monkeypatch.setattr(evaluation, "CACHED_SIZE", 100)
     blocks = evaluate(*query, *gallery)
     np.testing.assert_array_equal(whole.ap, blocks.ap)
     np.testing.assert_array_equal(whole.first_match_rank, blocks.first_match_rank)

@@ -16,6 +16,7 @@ from daal.errors import TrainingDiverged
 from daal.losses import LossTerms
 from daal.network import DaalNetwork
 from daal.step import (
+    HostCopy,
     TrainBatch,
     make_optimizer,
     mixed_precision,
@@ -191,6 +192,13 @@ def test_a_diverged_run_says_where_and_what_to_do() -> None:
     raise_if_diverged(torch.tensor(0.0), terms, 6)
     with pytest.raises(TrainingDiverged, match=r"step 7 .*'target': inf.*lower optim.lr_backbone"):
         raise_if_diverged(torch.tensor(1.0), terms, 6)
+
+
+def test_host_copy__as_the_flag_was() -> None:
+    diverged = torch.zeros(())
+    before = HostCopy(diverged)
+    diverged.fill_(1.0)
+    assert (float(before), float(HostCopy(diverged))) == (0.0, 1.0)
 
 
 def test_no_step_waits_for_the_device() -> None:

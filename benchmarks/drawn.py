@@ -1,0 +1,150 @@
+"""What the benchmarks of training, extraction and iterations share: drawn images, a small run."""
+
+import io
+import logging
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import pipelines  # noqa: F401  makes its settings before Ray is imported
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # a Ray of our own, on loopback, gone in minutes
+
+import pyarrow as pa
+import ray
+import ray.data
+from rich.console import Console
+
+from daal.config import Config
+from daal.load_config import load_config
+from daal.network import DaalNetwork
+from daal.synthetic import draw_domains
+from pipelines.fit import Trainer, class_labels
+from pipelines.ingest import ingest
+from pipelines.pixels import Images, Pixels
+from pipelines.progress import Progress
+from pipelines.run_folder import RunFolder
+from pipelines.session import ray_session
+from pipelines.train_loop import Labels
+from pipelines.workers import Workers
+
+
+@contextmanager
+def drawn_run(size: tuple[int, int], num_train_ids: int, settings: list[str]) -> Iterator["Run"]:
+    """A local Ray and two drawn domains of images (height, width), for one benchmark."""
+    with tempfile.TemporaryDirectory() as scratch:
+        draw_domains(
+            Path(scratch), num_train_ids=num_train_ids, num_test_ids=2, size=size,
+            workers=os.cpu_count() or 1,
+        )  # fmt: skip
+        config = load_config(
+            None,
+            [
+                f"source.root={scratch}/source", f"target.root={scratch}/target",
+                "source.published_counts=false", "target.published_counts=false",
+                f"out={scratch}/run", f"input.height={size[0]}", f"input.width={size[1]}",
+                "network.weights=none", "augment.pad=5", "mixed_precision=false", *settings,
+            ],
+        )  # fmt: skip
+        ray.init(address="local", num_cpus=8, include_dashboard=False,
+                 logging_level=logging.ERROR, log_to_driver=False)  # fmt: skip
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        for name in ("ray", "ray.data", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        try:
+            yield Run(config)
+        finally:
+            ray.shutdown()
+
+
+class Run:
+    """A configuration with its images; groups of workers for it."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.tables: dict[str, pa.Table] = {}
+        self.images: dict[str, Images] = {}
+        for domain, dataset in (("source", config.source), ("target", config.target)):
+            self.tables[domain], _ = ingest(dataset, domain, config.seed)  # type: ignore[arg-type]
+            self.images[domain] = Images(self.tables[domain], ray.put(self.tables[domain]))
+
+    @contextmanager
+    def group(self, **changes: Any) -> Iterator["Group"]:
+        """Workers with `ray` settings changed; started by their first job."""
+        config = self.config.model_copy(update={"ray": self.config.ray.model_copy(update=changes)})
+        figures: list[dict[str, Any]] = []
+        progress = Progress(figures.append, Console(file=io.StringIO()))
+        with (
+            ray_session(config.ray) as resources,
+            tempfile.TemporaryDirectory() as scratch,
+            Workers(config, RunFolder(scratch), resources, progress) as workers,
+        ):
+            pixels = Pixels(config, resources, lambda text: None)
+            yield Group(self, config, workers, pixels, progress, figures)
+
+    def labels(self, num_clusters: int) -> Labels:
+        """Drawn features and clusters of the target's training images."""
+        channels = DaalNetwork(self.config.network).num_features
+        rng = np.random.default_rng(0)
+        target = self.images["target"]
+        features = rng.standard_normal((len(target.table), channels)).astype(np.float32)
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        labels = np.full(len(features), -1)
+        rows = target.rows("train")
+        labels[rows] = np.arange(len(rows)) % num_clusters
+        centroids = np.stack([features[labels == k].mean(0) for k in range(num_clusters)])
+        source = class_labels(self.images["source"])[0]
+        return Labels(source.source_N, source.num_source_ids, labels, features, centroids)
+
+
+class Group:
+    """A group of workers and what it takes to give it jobs."""
+
+    def __init__(
+        self,
+        run: Run,
+        config: Config,
+        workers: Workers,
+        pixels: Pixels,
+        progress: Progress,
+        figures: list[dict[str, Any]],
+    ) -> None:
+        self.run, self.config, self.workers, self.pixels = run, config, workers, pixels
+        self.trainer = Trainer(config, workers, pixels, progress)
+        self._figures = figures
+
+    def adapt(self, stage: str, labels: Labels) -> dict[str, float]:
+        """One fit from random weights; where rank 0's time went (FitTimes)."""
+        self.trainer.adapt(
+            stage, 1, self.run.images["source"], self.run.images["target"],
+            labels.features_NC, labels.pseudo_labels_N, labels.centroids_KC, {},
+        )  # fmt: skip
+        times: dict[str, float] = next(
+            row["times"] for row in reversed(self._figures) if "times" in row
+        )
+        return times
+
+
+def show(title: str, rows: list[dict[str, Any]]) -> None:
+    """A table of rows with the same keys."""
+    print(f"\n{title}")
+    columns = list(rows[0])
+    cells = [[_text(row[column]) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    for line in [columns, *cells]:
+        first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join([first.strip().ljust(widths[0]), *others]))
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def median(values: list[float]) -> float:
+    return float(statistics.median(values))

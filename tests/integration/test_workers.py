@@ -1,0 +1,89 @@
+"""A group of workers: one for many jobs, started anew when a worker dies, ended by errors."""
+
+import io
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from rich.console import Console
+from torch import distributed
+
+from daal.config import Config
+from daal.errors import ClusterError, DataError
+from pipelines.faults import FAULTS
+from pipelines.progress import Progress
+from pipelines.run_folder import RunFolder
+from pipelines.session import ray_session
+from pipelines.workers import Worker, Workers
+
+# Workers can't import the module of a test.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+
+@dataclass(frozen=True)
+class WhoAmI:
+    def run(self, worker: Worker) -> tuple[int, int, int]:
+        worker.reach(stage="who", step=0)
+        return worker.rank, worker.world_size, os.getpid()
+
+
+@dataclass(frozen=True)
+class OneFails:
+    """Rank 1 finds bad data while rank 0 waits for it."""
+
+    def run(self, worker: Worker) -> None:
+        if worker.rank == 1:
+            raise DataError("row 7 is not an image.")
+        distributed.all_reduce(torch.zeros(1))
+
+
+@dataclass(frozen=True)
+class Crash:
+    def run(self, worker: Worker) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def group(config: Config, folder: Path, **ray_settings: Any) -> Any:
+    config = config.model_copy(update={"ray": config.ray.model_copy(update=ray_settings)})
+    return config, RunFolder(str(folder)), Progress(console=Console(file=io.StringIO()))
+
+
+def test_one_group_for_many_jobs__and_the_same_job_again_for_a_new_group(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder, progress = group(tiny_config, tmp_path)
+    monkeypatch.setenv(FAULTS, json.dumps([{"stage": "who", "step": 0, "rank": 1}]))
+    with (
+        ray_session(config.ray) as resources,
+        Workers(config, folder, resources, progress) as workers,
+    ):
+        first, second = workers.run(WhoAmI()), workers.run(WhoAmI())
+        assert [(rank, size) for rank, size, _ in first] == [(0, 2), (1, 2)]
+        assert first == second, "the second job met other processes"
+        assert workers.num_starts() == 2, "the planned fault did not happen"
+
+
+def test_bad_data_in_one_worker__ends_the_job_with_its_message(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path
+) -> None:
+    config, folder, progress = group(tiny_config, tmp_path)
+    with ray_session(config.ray) as resources, pytest.raises(DataError, match="row 7"):
+        with Workers(config, folder, resources, progress) as workers:
+            workers.run(OneFails())
+
+
+def test_workers_that_die_again_and_again__are_given_up(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path
+) -> None:
+    config, folder, progress = group(tiny_config, tmp_path, max_failures=1, num_workers=1)
+    with ray_session(config.ray) as resources, pytest.raises(ClusterError, match="same command"):
+        with Workers(config, folder, resources, progress) as workers:
+            workers.run(Crash())

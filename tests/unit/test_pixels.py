@@ -1,0 +1,74 @@
+"""Which images are kept decoded, and batches made ahead of their use."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from daal.config import Config
+from pipelines.pixels import STORE_SHARE, Images, Pixels
+from pipelines.stream import FedBatch, ahead
+
+BYTES = 32 * 16 * 3  # of an image
+
+
+def images(num_train: int, num_gallery: int) -> Images:
+    splits = ["gallery"] * num_gallery + ["train"] * num_train
+    table = pa.table({"split": splits, "domain": ["target"] * len(splits)})
+    return Images(table, object())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("mode", "room", "kept"),
+    [("auto", 8, 8), ("auto", 7, 3), ("auto", 2, 0), ("jpeg", 99, 0), ("decoded", 0, 8)],
+)
+def test_kept_images__training_first_and_within_the_room(
+    monkeypatch: pytest.MonkeyPatch, mode: str, room: int, kept: int
+) -> None:
+    decoded: list[int] = []
+    task = SimpleNamespace(remote=lambda table, rows, size: decoded.extend(rows.tolist()))
+    monkeypatch.setattr("pipelines.pixels._decode_block", SimpleNamespace(options=lambda **_: task))
+    config = Config.model_validate(
+        {"input": {"height": 32, "width": 16}, "mixed_precision": False, "ray": {"images": mode}}
+    )
+    resources = SimpleNamespace(node_store_bytes=int(room * BYTES / STORE_SHARE) + 1)
+    said: list[str] = []
+    source = Pixels(config, resources, said.append).source(images(3, 5))  # type: ignore[arg-type]
+    assert len(decoded) == kept == (source.places_N >= 0).sum()
+    assert source.keeps(np.array([5, 6, 7])) == (kept >= 3)  # the training rows
+    assert decoded[:3] == [5, 6, 7][: min(kept, 3)]
+    assert f"{kept} of 8 images kept decoded" in said[0]
+
+
+def test_parts_of_a_batch__hold_each_image_once_and_both_domains() -> None:
+    pixels = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1).expand(10, 2, 2, 3)
+    batch = FedBatch(7, pixels, np.arange(6), np.arange(100, 104))
+    parts = [batch.part(at, 2) for at in range(2)]
+    for part in parts:
+        assert (part.step, len(part.source_rows), len(part.target_rows)) == (7, 3, 2)
+        rows = np.concatenate([part.source_rows, part.target_rows - 100 + 6])
+        assert part.images_BHWC[:, 0, 0, 0].tolist() == rows.tolist()
+    assert sorted(np.concatenate([p.source_rows for p in parts])) == list(range(6))
+    assert batch.part(0, 1) is batch
+
+
+def test_ahead__keeps_order_passes_errors_on_and_stops_when_unwanted() -> None:
+    made: list[int] = []
+
+    def numbers(fails_at: int) -> "object":
+        for number in range(1000):
+            if number == fails_at:
+                raise ValueError("broken image")
+            made.append(number)
+            yield number
+
+    assert list(ahead(iter(range(50)), 2)) == list(range(50))
+    with pytest.raises(ValueError, match="broken image"):
+        list(ahead(numbers(5), 2))  # type: ignore[arg-type]
+    made.clear()
+    some = ahead(numbers(-1), 2)  # type: ignore[arg-type]
+    assert next(some) == 0
+    some.close()
+    assert len(made) <= 5
