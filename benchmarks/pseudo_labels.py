@@ -97,7 +97,8 @@ def estimate(features: Floats, config: ClusterConfig, given: argparse.Namespace)
 
         num_blocks = RayTasks("cpu", os.cpu_count() or 1, None).default_num_blocks(len(features))
         return estimate_on_ray(
-            features, config, num_blocks=num_blocks, gpus_per_task=0 if given.device == "cpu" else 1,
+            features, config, num_blocks=num_blocks,
+            gpus_per_task=0 if given.device == "cpu" else 1,
             on_progress=None if given.json else say,
         )  # fmt: skip
     with Threads(device=given.device) as runner:

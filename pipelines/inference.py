@@ -21,6 +21,8 @@ from pipelines.run_folder import RunFolder
 from pipelines.session import ray_session
 from pipelines.workers import Workers
 
+HERE = ("out", "ray")  # sections that belong to a run, not to its model
+
 
 def extract_folder(
     folder: Path, root: str, layout: str, overrides: list[str], verbose: bool = False
@@ -35,7 +37,9 @@ def extract_folder(
         raise CheckpointError(
             f"{folder} is not a checkpoint of a run: it does not say its configuration."
         )
-    config = check_config(apply_overrides(metadata["config"], overrides))
+    # How that run was laid over its cluster says nothing about the model, and not how this one is.
+    trained = {name: part for name, part in metadata["config"].items() if name not in HERE}
+    config = check_config(apply_overrides(trained, overrides))
     layouts = get_args(DatasetConfig.model_fields["layout"].annotation)
     if layout not in layouts:
         raise ConfigError(f"--layout {layout} is unknown; take one of {', '.join(layouts)}.")

@@ -24,7 +24,9 @@ from daal.plan import Batch, Plan
 from pipelines.pixels import ImageSource, PixelReader, decode_rows, get_once
 
 T = TypeVar("T")
-STEPS_PER_BLOCK = 8  # a Ray Data task decodes this many batches; some run ahead of the training
+# A Ray Data task decodes this much, and at most so many batches; some run ahead of the training.
+# Fewer, larger tasks start sooner (a thousand take seconds), but the first batch later.
+TASK_BYTES, TASK_STEPS = 32 * 1024**2, 16
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,13 @@ def streamed_batches(
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    num_blocks = -(-(num_steps - first_step) // STEPS_PER_BLOCK)
-    dataset = ray.data.range(num_steps - first_step, override_num_blocks=num_blocks).map(
-        _BatchReader(stream, first_step, rank, world_size).read
-    )
+    plan: Plan = get_once(stream.plan)
+    share = (plan.batch_source + plan.batch_target) // world_size
+    step_bytes = share * stream.size.height * stream.size.width * 3
+    steps = max(1, min(TASK_STEPS, TASK_BYTES // step_bytes))
+    dataset = ray.data.range(
+        num_steps - first_step, override_num_blocks=-(-(num_steps - first_step) // steps)
+    ).map(_BatchReader(stream, first_step, rank, world_size).read)
     # One row is one batch, whatever its size.
     for row in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2):
         yield FedBatch(

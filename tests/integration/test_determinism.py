@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "images", "batch_norm_images"),
-    [(1, "jpeg", 16), (2, "auto", 1), (3, "auto", 16)],
+    ("num_workers", "images", "batch_norm_images", "accumulate"),
+    [(1, "jpeg", 16, 2), (2, "auto", 1, 1), (3, "auto", 16, 1)],
 )
 def test_killed_amid_an_epoch__the_bits_of_an_undisturbed_training(
     ray_cluster: None,
@@ -32,6 +32,7 @@ def test_killed_amid_an_epoch__the_bits_of_an_undisturbed_training(
     num_workers: int,
     images: str,
     batch_norm_images: int,
+    accumulate: int,
 ) -> None:
     # Ray Train counts a checkpoint as made when its controller next looks, by default each 2 s.
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
@@ -40,7 +41,12 @@ def test_killed_amid_an_epoch__the_bits_of_an_undisturbed_training(
     config = tiny_config.model_copy(
         update={
             "pretrain": tiny_config.pretrain.model_copy(
-                update={"epochs": 3, "batch_source": 12, "steps_per_epoch": 6}
+                update={
+                    "epochs": 3,
+                    "batch_source": 12,
+                    "steps_per_epoch": 6,
+                    "accumulate": accumulate,
+                }
             ),
             "network": tiny_config.network.model_copy(
                 update={"batch_norm_images": batch_norm_images}
