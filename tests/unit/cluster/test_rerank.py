@@ -5,18 +5,21 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 from support import dense, lattice, same_bits
 
 from cluster.blocks import row_blocks
 from cluster.dbscan import dbscan, estimate_eps
-from cluster.encoding import Reciprocity, encode
+from cluster.encoding import ONE, Reciprocity, encode
 from cluster.neighbours import fixed_point_scale, nearest_neighbours
 from cluster.rerank import (
     NUM_BINS,
     distance_histogram,
     distances_below,
     invert,
+    inverted_index,
     jaccard_distance,
+    pairs_below,
     symmetric,
 )
 from cluster.runner import Threads
@@ -128,6 +131,49 @@ def test_shuffling_only_shuffles(runner, dialect, k1, k2):
         for some in (features, features[order])
     )
     assert np.array_equal(shuffled, distance[np.ix_(order, order)])
+
+
+@pytest.mark.parametrize("num_samples", [1, 2047, 2048, 2049, 10_000])
+def test_index_is_the_transpose(num_samples):
+    """Columns are sorted some 2,048 at a time."""
+    rng = np.random.default_rng(4)
+    rows, columns = (
+        np.repeat(np.arange(num_samples), 9),
+        rng.integers(0, num_samples, 9 * num_samples),
+    )
+    weights = rng.integers(1, 1000, len(rows)).astype(np.int32)
+    encodings = csr_array((weights, (rows, columns)), shape=(num_samples, num_samples))
+    by_column = encodings.tocsc()
+    starts, entries, sums = inverted_index(encodings, "cpu")
+    assert np.array_equal(starts, by_column.indptr)
+    assert np.array_equal(entries, np.stack([by_column.indices, by_column.data], 1))
+    assert np.array_equal(sums, encodings.sum(axis=1))
+
+
+@pytest.mark.parametrize("max_distance", [0.1, 0.5, 0.8, 0.97, 1.0])
+def test_samples_that_share_a_rough_sum_are_told_apart(max_distance):
+    """Every 8,192nd sample does: here three, some near each other and some far."""
+    rng = np.random.default_rng(5)
+    shares = rng.random((20_000, 40)) * (rng.random((20_000, 40)) < 0.2)
+    for start, noise in ((8192, 0.1), (16_384, 1)):
+        later = shares[start : start + 3000]
+        later[:] = shares[:3000] * (1 + noise * rng.random(later.shape))
+    shares[:, 0] += 0.01  # no row is empty
+    dense_weights = (ONE * shares / shares.sum(axis=1, keepdims=True)).astype(np.int32)
+    encodings = csr_array(dense_weights)
+    encodings.resize(20_000, 20_000)
+    index = inverted_index(encodings, "cpu")
+    start, stop = 70, 90
+    found = pairs_below(encodings, index, max_distance, "cpu", start, stop)
+    for i in range(start, stop):
+        overlap = np.minimum(dense_weights[i], dense_weights).sum(axis=1, dtype=np.int64)
+        both_sums = index.sums_N[i].astype(np.int64) + index.sums_N
+        distance = ((both_sums - 2 * overlap) / (both_sums - overlap)).astype(np.float32)
+        near = i + 1 + np.flatnonzero(distance[i + 1 :] < max_distance)
+        assert len(near) >= 1
+        row = found[[i - start]]
+        assert np.array_equal(row.indices, near)
+        assert np.array_equal(row.data, distance[near])
 
 
 @pytest.fixture(scope="module")

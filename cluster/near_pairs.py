@@ -1,0 +1,191 @@
+"""Which rows of the encodings are near each other: the inverted index and the pairs it leads to.
+
+Two rows are compared only if a rough sum over the columns they share says that they may be near
+enough; that sum is never too small, so none is missed.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from cluster.blocks import kernel
+from cluster.encoding import ONE, grown
+from cluster.neighbours import Longs
+from cluster.products import Ints
+
+BUCKET_BITS = 11  # 2048 columns of the index are sorted at a time
+NUM_SLOTS = 1 << 13  # of rough sums: 32 KB
+ROUGH_BITS = 14  # that rough sums don't have; copies of 2^28 samples would overflow them
+LINE = 16  # int32 in a cache line
+
+
+@kernel
+def index_kernel(
+    indptr: Any, indices: Any, weights: Any, columns: Any, entries: Ints
+) -> tuple[Longs, Ints]:
+    """Fill `entries`; returns (starts, sums). `columns` is room for a number of each entry."""
+    num_samples = len(indptr) - 1
+    # First by bucket of columns, then by column: entries are never scattered over more memory
+    # than the processor keeps close.
+    bucket_starts = np.zeros((num_samples >> BUCKET_BITS) + 2, np.int64)
+    for entry in range(len(indices)):
+        bucket_starts[np.uint64((indices[entry] >> BUCKET_BITS) + 1)] += 1
+    bucket_starts = np.cumsum(bucket_starts)
+    place = bucket_starts[:-1].copy()
+    sums = np.zeros(num_samples, np.int32)
+    for i in range(num_samples):
+        for entry in range(indptr[i], indptr[i + 1]):
+            its = np.uint64(indices[entry] >> BUCKET_BITS)
+            to = np.uint64(place[its])
+            columns[to] = indices[entry] & ((1 << BUCKET_BITS) - 1)  # counted from its first
+            entries[to, 0] = i
+            entries[to, 1] = weights[entry]
+            place[its] += 1
+            sums[i] += weights[entry]
+    starts = np.empty(num_samples + 1, np.int64)
+    starts[0] = 0
+    for bucket in range(len(bucket_starts) - 1):
+        inside = slice(bucket_starts[bucket], bucket_starts[bucket + 1])
+        first = bucket << BUCKET_BITS
+        last: Any = min(first + (1 << BUCKET_BITS), num_samples)
+        counts = np.zeros(1 << BUCKET_BITS, np.int64)
+        for column in columns[inside]:
+            counts[column] += 1
+        starts[first + 1 : last + 1] = starts[first] + np.cumsum(counts[: last - first])
+        place = starts[first:last].copy()
+        unsorted = entries[inside].copy()
+        for entry, column in enumerate(columns[inside]):
+            to = np.uint64(place[column])
+            entries[to, 0] = unsorted[entry, 0]
+            entries[to, 1] = unsorted[entry, 1]
+            place[column] += 1
+    return starts, sums
+
+
+@kernel
+def distance_of(overlap: int, both_sums: int) -> np.float32:
+    return np.float32((both_sums - 2 * overlap) / (both_sums - overlap))
+
+
+@kernel
+def _candidates(
+    i: int,
+    columns: Any,
+    weights: Any,
+    starts: Longs,
+    entries: Any,
+    threshold: int,
+    spans: Any,
+    sums: Ints,
+    met: Any,
+) -> Any:
+    """Note in `met` all samples j > i whose overlap with row i may be above `threshold`, some
+    repeatedly; returns (met, how many are noted).
+
+    Samples share the rough `sums`, which a processor's nearest cache holds, however many samples
+    there are; few who have too little overlap are noted for another's.
+    """
+    num_columns = num_entries = 0
+    for entry in range(len(columns)):
+        stop = starts[columns[entry] + 1]
+        spans[num_columns, 0] = starts[columns[entry]]
+        spans[num_columns, 1] = stop
+        spans[num_columns, 2] = weights[entry] >> ROUGH_BITS
+        num_entries += stop - spans[num_columns, 0]
+        num_columns += entries[2 * stop - 2] > i  # else nobody in it is later
+    while len(met) <= num_entries:
+        met = grown(met, 0)
+    # Read from the cache lines now: one would be waited for after the other below. How many of a
+    # column's samples are later is guessed, as if they were spread evenly.
+    touched = 0
+    later_share = 1 - i / (len(starts) - 1)
+    for c in range(num_columns):
+        num_later = 4 + int(later_share * (spans[c, 1] - spans[c, 0]))
+        first = max(spans[c, 0], spans[c, 1] - num_later)
+        for line in range(2 * spans[c, 1] - 2, 2 * first, -LINE):
+            touched += entries[np.uint64(line)]
+    met[0] = touched  # or the compiler leaves it out
+    # Each entry's part of the overlap was rounded down.
+    rough = np.int32((threshold >> ROUGH_BITS) - num_columns)
+    sums[:] = 0
+    num_met = np.uint64(0)  # unsigned, as what counts from the end would take as long as the rest
+    for c in range(num_columns):
+        weight = np.int32(spans[c, 2])
+        place = np.uint64(2 * spans[c, 1])
+        for _ in range(spans[c, 1] - spans[c, 0]):
+            place -= np.uint64(2)
+            j = entries[place]
+            if j <= i:
+                break
+            slot = np.uint64(j & (NUM_SLOTS - 1))
+            other = np.int32(entries[place + np.uint64(1)] >> ROUGH_BITS)
+            total = np.int32(sums[slot] + min(weight, other))
+            sums[slot] = total
+            met[num_met] = j  # stays if it may be near enough; without a branch, guessed wrong
+            num_met += np.uint64(total > rough)
+    return met, np.int64(num_met)
+
+
+@kernel
+def pairs_kernel(
+    indptr: Any,
+    indices: Any,
+    weights: Any,
+    starts: Longs,
+    entries: Ints,
+    sums: Ints,
+    max_distance: float,
+    row_start: int,
+    row_stop: int,
+) -> Any:
+    num_samples = len(indptr) - 1
+    entries = entries.reshape(-1)
+    spans = np.empty((np.diff(indptr).max(), 3), np.int64)
+    rough_sums = np.empty(NUM_SLOTS, np.int32)
+    met = np.empty(1024, np.int64)
+    seen_N = np.full(num_samples, -1, np.int32)  # by which row last
+    weight_N = np.zeros(num_samples, np.int32)  # of the row at work
+    out_indptr = np.zeros(row_stop - row_start + 1, np.int64)
+    out_indices = np.empty(1024, np.int32)
+    out_distances = np.empty(1024, np.float32)
+    # The least overlap that a distance asked for may have; a little less, as sums and distances
+    # are rounded.
+    least = max(0, int(2 * ONE * (1 - max_distance) / (2 - max_distance)) - 4096)
+    end = 0
+    for i in range(row_start, row_stop):
+        row = slice(indptr[i], indptr[i + 1])
+        met, num_met = _candidates(
+            *(i, indices[row], weights[row], starts, entries, least, spans, rough_sums, met)
+        )
+        num_candidates = touched = 0
+        for m in range(num_met):
+            j = met[m]
+            if seen_N[j] != i:
+                seen_N[j] = i
+                met[num_candidates] = j
+                num_candidates += 1
+                for entry in range(indptr[j], indptr[j + 1], LINE):
+                    touched += indices[entry] + weights[entry]
+        met[num_candidates] = touched  # as above
+        for entry in range(indptr[i], indptr[i + 1]):
+            weight_N[indices[entry]] = weights[entry]
+        num_kept = 0
+        for m in range(num_candidates):
+            j = met[m]
+            overlap = 0
+            for entry in range(np.uint64(indptr[j]), np.uint64(indptr[j + 1])):
+                overlap += min(weights[entry], weight_N[np.uint64(indices[entry])])
+            if overlap > least and distance_of(overlap, np.int64(sums[i]) + sums[j]) < max_distance:
+                met[num_kept] = j << 32 | overlap
+                num_kept += 1
+        weight_N[indices[row]] = 0
+        met[:num_kept].sort()
+        while end + num_kept > len(out_indices):
+            out_indices, out_distances = grown(out_indices, end), grown(out_distances, end)
+        for m in range(num_kept):
+            j, overlap = met[m] >> 32, met[m] & 0xFFFFFFFF
+            out_indices[end] = j
+            out_distances[end] = distance_of(overlap, np.int64(sums[i]) + sums[j])
+            end += 1
+        out_indptr[i - row_start + 1] = end
+    return out_indptr, out_indices[:end], out_distances[:end]
