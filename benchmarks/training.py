@@ -36,8 +36,8 @@ from pipelines.train_loop import Labels, build_network
 
 NUM_PROCESSES, NUM_CLUSTERS = 2, 40
 SETTINGS = {
-    "resnet18 64x32": ((64, 32), "resnet18", 32, 40),
-    "resnet50 128x64": ((128, 64), "resnet50", 16, 12),
+    "resnet18 64x32": ((64, 32), "resnet18", 32, 12),
+    "resnet50 128x64": ((128, 64), "resnet50", 16, 4),
 }
 
 
