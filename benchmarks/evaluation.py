@@ -107,7 +107,7 @@ def measure(
         before = shared_memory_bytes()
         with watched_memory() as peak:
             found: list[EvaluationResult] = []
-            wall = seconds(lambda: found.append(evaluate(*query, *gallery)), given)
+            wall = seconds(lambda found=found: found.append(evaluate(*query, *gallery)), given)
         sorting = seconds(lambda: rank_by_sorting(few[0], gallery), given)
         runs.append((wall, product, sorting * len(query.pids) / len(few[0].pids),
                      (peak[0] - before) / 1e9))  # fmt: skip

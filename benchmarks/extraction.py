@@ -33,7 +33,7 @@ def main() -> None:
     options.add_argument("--num", type=int, default=10_000, help="crops")
     options.add_argument("--backbone", default="resnet18")
     options.add_argument("--size", type=int, nargs=2, default=[128, 64], help="height, width")
-    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--repeats", type=int, default=2)
     options.add_argument("--json", action="store_true")
     given = options.parse_args()
     rows = measure(given.num, given.backbone, tuple(given.size), given.repeats)

@@ -45,7 +45,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--networks", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     options.add_argument("--epochs", type=int, default=5)
-    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--repeats", type=int, default=2)
     options.add_argument("--json", action="store_true")
     given = options.parse_args()
     rows = [row for name in given.networks for row in measure(name, given.epochs, given.repeats)]
