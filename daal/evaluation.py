@@ -20,8 +20,7 @@ precision at a match with that just before it, and is lower.
 
 How it is computed: only the ranks of matches matter, so no row of distances is kept or put in
 order as a whole. The distances of a query's matches cut the real line into intervals, and counting
-the non-matches that fall into each gives the ranks. Tiles of distances are sorted by value
-alone, and the cuts looked up there: many elements, few cuts.
+the non-matches that fall into each gives the ranks.
 
 The ranking is that of the distances computed in float64 as a sum of squared differences,
 whatever the device, the number of threads and the size of the blocks. A tile comes from matrix
@@ -33,13 +32,16 @@ than its error bound are measured again, directly. There are two rounds of produ
    for unit features) that it holds exact copies and little else. GPUs begin here: it is what
    autocast, TF32 and the like leave alone.
 
-Memory: tables and tiles of a fixed size, whatever Q and G.
+Memory: tables and tiles of a fixed size for each thread, whatever Q and G.
 """
 
 import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -49,17 +51,20 @@ from torch import Tensor
 from daal.errors import DataError
 from daal.records import JUNK_PID
 
-QUERY_ROWS = 1024  # of a tile of distances
+QUERY_ROWS = 2048  # of a tile of distances, at most
 GALLERY_ROWS = 1024
+GALLERY_ROWS_ON_GPU = 8192
 CHANNELS = 512  # added up in one product: the error bound grows with them
-TABLE_SIZE = 2**24  # numbers in all tables of a block of queries: some 500 MB
-TILE_SIZE = 2**22  # numbers in what is looked up or compared at once
+TABLE_SIZE = 2**21  # numbers in a table: 16 MB in float64; a thread holds a dozen
 CACHED_SIZE = 2**18  # numbers in what is done in float64: 2 MB stay in a processor's cache
+CACHED_SIZE_ON_GPU = 2**22
 # A direct distance takes as long as 60 elements of a float64 product and what comes after it.
 # Queries that need more than one for so many gallery images go on to float64.
 DIRECT_SHARE = 1 / 64
 DIRECT_AT_LEAST = 32  # before the share says anything
 UNDERFLOW = 2.0**-100  # more than all float32 underflows of features scaled to length 1
+_Map: TypeAlias = Callable[[Callable[[Tensor], Any], Sequence[Tensor]], Iterator[Any]]
+_settings_lock = threading.Lock()  # torch has one set of them for the whole process
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,21 +147,27 @@ def evaluate(
     ap_official = np.full(len(queries_QD), np.nan)
     first_match_rank = np.full(len(queries_QD), -1, dtype=np.int64)
     if len(valid_V):
-        gallery = _survey(gallery_GD, gallery_pids_G)
         first_pair_Q = num_matches_Q.cumsum(0) - num_matches_Q
-        widest = max(4 * int(num_matches_Q.max()), queries_QD.shape[1])
-        for block_B in torch.split(valid_V, max(1, TABLE_SIZE // widest)):
-            ranks_BM = _match_ranks(
-                queries_QD[block_B],
-                query_pids_Q[block_B],
-                gallery,
-                pair_gallery_P,
-                first_pair_Q[block_B],
-                num_matches_Q[block_B],
-            ).numpy(force=True)
-            at = block_B.cpu().numpy()
-            first_match_rank[at] = ranks_BM[:, 0]
-            ap[at], ap_official[at] = _average_precision(ranks_BM)
+        rows = max(1, min(QUERY_ROWS, TABLE_SIZE // (2 * int(num_matches_Q.max()))))
+        with _workers(device) as (num_workers, each):
+            gallery = _survey(each, gallery_GD, gallery_pids_G)
+            num_blocks = -(-len(valid_V) // (rows * num_workers)) * num_workers
+            blocks = torch.tensor_split(valid_V, min(num_blocks, len(valid_V)))
+            ranks = each(
+                lambda block_B: _match_ranks(
+                    queries_QD[block_B],
+                    query_pids_Q[block_B],
+                    gallery,
+                    pair_gallery_P,
+                    first_pair_Q[block_B],
+                    num_matches_Q[block_B],
+                ).numpy(force=True),
+                blocks,
+            )
+            for block_B, ranks_BM in zip(blocks, ranks, strict=True):
+                at = block_B.cpu().numpy()
+                first_match_rank[at] = ranks_BM[:, 0]
+                ap[at], ap_official[at] = _average_precision(ranks_BM)
 
     num_valid = len(valid_V)
     if num_valid == 0:
@@ -228,6 +239,30 @@ def _matches(
     return query_P[other_camera_P], gallery_P[other_camera_P]
 
 
+@contextmanager
+def _workers(device: torch.device) -> Iterator[tuple[int, _Map]]:
+    """How many threads do the work, and a `map` that they share.
+
+    On CPUs each works alone on its own queries, and torch splits no operation between
+    threads, who would wait for each other after every one. Products in float32 are exactly
+    that meanwhile, whatever the process allows for training (bf16 on CPUs too); autocast doesn't
+    reach into threads.
+    """
+    if device.type != "cpu":
+        yield 1, map
+        return
+    with _settings_lock:
+        num_threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+        torch.set_num_threads(1)
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with ThreadPoolExecutor(num_threads) as pool:
+                yield num_threads, pool.map
+        finally:
+            torch.set_num_threads(num_threads)
+            torch.set_float32_matmul_precision(precision)
+
+
 class _Gallery(NamedTuple):
     features_GD: Tensor
     pids_G: Tensor
@@ -236,17 +271,18 @@ class _Gallery(NamedTuple):
     copy_of_G: Tensor  # index of an image with the same features: one and the same for all copies
 
 
-def _survey(features_GD: Tensor, pids_G: Tensor) -> _Gallery:
+def _survey(each: _Map, features_GD: Tensor, pids_G: Tensor) -> _Gallery:
     """What all queries need to know of the gallery."""
-    sums = [some_SD.double().sum(0) for some_SD in _cached(features_GD)]
-    centre_D = torch.stack(sums).sum(0) / len(features_GD)
-    squares_G = _squares(features_GD, centre_D)
+    chunks = torch.split(features_GD, GALLERY_ROWS)
+    sums = each(lambda chunk: sum(some.double().sum(0) for some in _cached(chunk)), chunks)
+    centre_D = torch.stack(list(sums)).sum(0) / len(features_GD)
+    squares_G = torch.cat(list(each(lambda chunk: _squares(chunk, centre_D), chunks)))
     # Copies have equal norms. Should rounding tell norms of copies apart, or others' norms come
     # between them, they are measured twice; the result is the same.
     sorted_G, order_G = squares_G.sort(stable=True)
     is_copy_G = torch.zeros_like(order_G, dtype=torch.bool)
     is_copy_G[1:] = sorted_G[1:] == sorted_G[:-1]
-    for place_S in is_copy_G.nonzero().squeeze(1).split(GALLERY_ROWS):
+    for place_S in torch.split(is_copy_G.nonzero().squeeze(1), GALLERY_ROWS):
         same_SD = features_GD[order_G[place_S]] == features_GD[order_G[place_S - 1]]
         is_copy_G[place_S] = same_SD.all(1)
     copy_of_G = torch.empty_like(order_G)
@@ -255,7 +291,12 @@ def _survey(features_GD: Tensor, pids_G: Tensor) -> _Gallery:
 
 
 def _cached(features_ND: Tensor) -> tuple[Tensor, ...]:
-    return features_ND.split(max(1, CACHED_SIZE // max(1, features_ND.shape[1])))
+    return torch.split(features_ND, _rows_in_cache(features_ND))
+
+
+def _rows_in_cache(features_ND: Tensor) -> int:
+    size = CACHED_SIZE if features_ND.device.type == "cpu" else CACHED_SIZE_ON_GPU
+    return max(1, size // max(1, features_ND.shape[1]))
 
 
 def _squares(features_ND: Tensor, centre_D: Tensor) -> Tensor:
@@ -329,10 +370,8 @@ def _count_nearer(
     _, exponent = math.frexp(max(float(squares_B.max()), float(squares_G.max())) ** 0.5)
     scale = math.ldexp(1.0, min(max(-exponent, -500), 500))
     squares_B, squares_G = squares_B * scale**2, squares_G * scale**2
-    blocks = [
-        (rows_R, _centred(queries_BD[rows_R], gallery.centre_D, -2 * scale, dtype))
-        for rows_R in torch.arange(len(queries_BD), device=queries_BD.device).split(QUERY_ROWS)
-    ]
+    minus_two_RD = _centred(queries_BD, gallery.centre_D, -2 * scale, dtype)
+    rows_R = torch.arange(len(queries_BD), device=queries_BD.device)  # those not given up
     # |q|^2 is the same for a whole row: it is taken off the matches instead of added to the tile.
     cuts = _cut(
         match_BM * scale**2 - squares_B[:, None],
@@ -346,36 +385,33 @@ def _count_nearer(
     clear_BE = torch.zeros_like(cuts.beaten_BE)
     num_unclear_B = torch.zeros_like(num_matches_B)
     given_up_B = torch.zeros_like(num_matches_B, dtype=torch.bool)
-    for start in range(0, len(gallery.pids_G), GALLERY_ROWS):
-        chunk = slice(start, start + GALLERY_ROWS)
+    step = GALLERY_ROWS if queries_BD.device.type == "cpu" else GALLERY_ROWS_ON_GPU
+    for start in range(0, len(gallery.pids_G), step):
+        chunk = slice(start, start + step)
         chunk_CD = _centred(gallery.features_GD[chunk], gallery.centre_D, scale, dtype)
         squares_C, pids_C = squares_G[chunk].to(dtype), gallery.pids_G[chunk]
-        for number, (rows_R, minus_two_RD) in enumerate(blocks):
-            tile_RC = _products(minus_two_RD, chunk_CD).add_(squares_C)
-            # Matches are ranked among themselves, and junk isn't ranked at all: to infinity.
-            tile_RC.masked_fill_(query_pids_B[rows_R, None] == pids_C, torch.inf)
-            ends_RE = cuts.ends_BE[rows_R]
-            # Nothing beyond the last end counts, and equal numbers are quickly sorted.
-            sorted_RC = _sort_rows(torch.minimum(tile_RC, cuts.last_end_B1[rows_R]))
-            before_RE = torch.searchsorted(sorted_RC, ends_RE)
-            count_RE = before_RE.diff(dim=1, prepend=torch.zeros_like(before_RE[:, :1]))
-            clear_BE[rows_R] += count_RE
-            count_RE *= cuts.is_unclear_BE[rows_R]
-            num_unclear_B[rows_R] += count_RE.sum(1)
-            if dtype == torch.float32:
-                most = DIRECT_AT_LEAST + DIRECT_SHARE * (start + len(pids_C))
-                stays_R = num_unclear_B[rows_R] <= most
-                if not bool(stays_R.all()):
-                    given_up_B[rows_R] = ~stays_R
-                    blocks[number] = rows_R[stays_R], minus_two_RD[stays_R]
-                    count_RE *= stays_R[:, None]
-            row_K, end_K = count_RE.nonzero(as_tuple=True)
-            low_K, high_K = ends_RE[row_K, end_K - 1], ends_RE[row_K, end_K]
-            row_P, column_P = _within(tile_RC, row_K, low_K, high_K)
-            _count_directly(
-                *(nearer_BN, queries_BD, rows_R[row_P], gallery, column_P + start),
-                *(match_BM, index_BM),
-            )
+        tile_RC = _tile(squares_C, minus_two_RD, chunk_CD)
+        # Matches are ranked among themselves, and junk isn't ranked at all: to infinity.
+        tile_RC.masked_fill_(query_pids_B[rows_R, None] == pids_C, torch.inf)
+        ends_RE = cuts.ends_BE[rows_R]
+        count_RE = _count(tile_RC, ends_RE, cuts.last_end_B1[rows_R])
+        clear_BE[rows_R] += count_RE
+        count_RE *= cuts.is_unclear_BE[rows_R]
+        num_unclear_B[rows_R] += count_RE.sum(1)
+        if dtype == torch.float32:
+            most = DIRECT_AT_LEAST + DIRECT_SHARE * (start + len(pids_C))
+            stays_R = num_unclear_B[rows_R] <= most
+            given_up_B[rows_R] = ~stays_R
+            count_RE *= stays_R[:, None]
+        row_K, end_K = count_RE.nonzero(as_tuple=True)
+        low_K, high_K = ends_RE[row_K, end_K - 1], ends_RE[row_K, end_K]
+        row_P, column_P = _within(tile_RC, row_K, low_K, high_K)
+        _count_directly(
+            *(nearer_BN, queries_BD, rows_R[row_P], gallery, column_P + start),
+            *(match_BM, index_BM),
+        )
+        if bool(given_up_B[rows_R].any()):
+            rows_R, minus_two_RD = rows_R[stays_R], minus_two_RD[stays_R]
     nearer_BN.scatter_add_(1, cuts.beaten_BE, clear_BE * ~cuts.is_unclear_BE)
     # A non-match behind the first n matches is in front of all later ones.
     return nearer_BN.cumsum(1)[:, :-1], given_up_B
@@ -423,38 +459,41 @@ def _error_bound(dtype: torch.dtype, norm_B: Tensor, radius: Tensor, num_channel
     )
 
 
-def _products(queries_RD: Tensor, chunk_CD: Tensor) -> Tensor:
-    """All dot products of two sides, added up by blocks of channels: (R, C)."""
-    tile_RC: Tensor | None = None
-    for queries_RK, chunk_CK in zip(
-        queries_RD.split(CHANNELS, dim=1), chunk_CD.split(CHANNELS, dim=1), strict=True
-    ):
-        if queries_RD.device.type == "cpu":  # NumPy's BLAS is faster there, and knows no autocast
-            products_RC = torch.from_numpy(queries_RK.numpy() @ chunk_CK.numpy().T)
-        else:
-            products_RC = queries_RK @ chunk_CK.T
-        tile_RC = products_RC if tile_RC is None else tile_RC.add_(products_RC)
-    assert tile_RC is not None
+def _tile(squares_C: Tensor, minus_two_RD: Tensor, chunk_CD: Tensor) -> Tensor:
+    """|g|^2 - 2 q.g, added up by blocks of channels: (R, C)."""
+    tile_RC = squares_C.expand(len(minus_two_RD), -1).contiguous()
+    for start in range(0, chunk_CD.shape[1], CHANNELS):
+        channels = slice(start, start + CHANNELS)
+        tile_RC.addmm_(minus_two_RD[:, channels], chunk_CD[:, channels].T)
     return tile_RC
 
 
-def _sort_rows(tile_RC: Tensor) -> Tensor:
-    """The numbers of each row, ascending. May change `tile_RC`."""
-    if tile_RC.device.type != "cpu":
-        return tile_RC.sort(dim=1).values
-    # NumPy sorts many times faster than torch, in one thread.
-    num_threads = torch.get_num_threads()
-    with ThreadPoolExecutor(num_threads) as pool:
-        list(pool.map(lambda part: part.sort(axis=1), np.array_split(tile_RC.numpy(), num_threads)))
-    return tile_RC
+def _count(tile_RC: Tensor, ends_RE: Tensor, last_end_R1: Tensor) -> Tensor:
+    """How many elements of a row lie before each end, but not before the end before: (R, E)."""
+    if tile_RC.device.type == "cpu":
+        # NumPy sorts faster than anybody looks up all elements among the ends. Nothing
+        # beyond the last end counts, and equal numbers are sorted at once.
+        sorted_RC = torch.minimum(tile_RC, last_end_R1)
+        sorted_RC.numpy().sort(axis=1)
+        before_RE = torch.searchsorted(sorted_RC, ends_RE)
+        return before_RE.diff(dim=1, prepend=torch.zeros_like(before_RE[:, :1]))
+    return _count_by_bucket(tile_RC, ends_RE)
+
+
+def _count_by_bucket(tile_RC: Tensor, ends_RE: Tensor) -> Tensor:
+    num_rows, num_buckets = len(ends_RE), ends_RE.shape[1] + 1
+    bucket_RC = torch.searchsorted(ends_RE, tile_RC, right=True)
+    bucket_RC += torch.arange(num_rows, device=bucket_RC.device)[:, None] * num_buckets
+    counts = torch.bincount(bucket_RC.flatten(), minlength=num_rows * num_buckets)
+    return counts.view(num_rows, num_buckets)[:, :-1]
 
 
 def _within(tile_RC: Tensor, row_K: Tensor, low_K: Tensor, high_K: Tensor) -> tuple[Tensor, Tensor]:
     """Row and column of all elements of intervals low <= x < high of rows: (P,), (P,)."""
-    step = max(1, TILE_SIZE // tile_RC.shape[1])
+    step = max(1, TABLE_SIZE // tile_RC.shape[1])
     rows, columns = [], []
     for row_S, low_S, high_S in zip(
-        row_K.split(step), low_K.split(step), high_K.split(step), strict=True
+        *(torch.split(some_K, step) for some_K in (row_K, low_K, high_K)), strict=True
     ):
         values_SC = tile_RC[row_S]
         inside_SC = (low_S[:, None] <= values_SC).logical_and_(values_SC < high_S[:, None])
@@ -483,7 +522,7 @@ def _count_directly(
     distance_K = _direct_distance(
         queries_BD, pairs_K // num_gallery, gallery.features_GD, pairs_K % num_gallery
     )
-    step = max(1, TILE_SIZE // match_BM.shape[1])
+    step = max(1, TABLE_SIZE // match_BM.shape[1])
     for rows_S, columns_S, pair_of_S in zip(
         *(torch.split(some_P, step) for some_P in (rows_P, columns_P, pair_of_P)), strict=True
     ):
@@ -507,7 +546,7 @@ def _direct_distance(
     if len(rows_P) == 0 or queries_BD.shape[1] == 0:
         return torch.zeros(len(rows_P), dtype=torch.float64, device=queries_BD.device)
     sums = []
-    step = max(1, CACHED_SIZE // queries_BD.shape[1])
+    step = _rows_in_cache(queries_BD)
     for rows_S, columns_S in zip(
         torch.split(rows_P, step), torch.split(columns_P, step), strict=True
     ):
