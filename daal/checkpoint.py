@@ -45,7 +45,7 @@ OPTIMIZER_STATE = {
 }
 
 _RESNET_NAME = re.compile(
-    r"(conv1|bn1|layer[1-4]\.\d+\.(conv[1-3]|bn[1-3]|downsample\.[01]))"
+    r"(conv1|bn1|layer[1-4]\.\d+\.(conv[1-3]|bn[1-3]|bn1\.(IN|BN)|downsample\.[01]))"
     r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
 )
 

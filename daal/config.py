@@ -95,6 +95,26 @@ class NetworkConfig(Section):
         description="Freeze conv1 (1), and layer1, 2, 3 (2, 3, 4) with their BatchNorm.",
     )
     attention: AttentionConfig = AttentionConfig()
+    ibn: Literal["none", "a"] = Field(
+        "none",
+        description="a: half the channels of each block's first BatchNorm in layer1-3 are "
+        "normalised image by image (IBN-a, Pan et al. 2018). Weights: a ResNet's or ResNet-IBN's.",
+    )
+    pooling: Literal["gap", "gem"] = Field(
+        "gap",
+        description="gap: average (paper). gem: generalised mean with a learned exponent, 3 at the "
+        "start (Radenovic et al. 2019).",
+    )
+    neck: Literal["none", "bnneck"] = Field(
+        "none",
+        description="bnneck: BatchNorm without shift between the shared feature and the identity "
+        "heads; matching uses the feature behind it (Luo et al. 2019).",
+    )
+    domain_batch_norm: bool = Field(
+        False,
+        description="In adapting, source and target images have BatchNorms of their own; "
+        "features are the target's (DSBN, Chang et al. 2019).",
+    )
     specific_branch: bool = Field(True, description="Eq. 6's branch; off for Table 4's first rows.")
     identity_head: Literal["linear", "unit"] = Field(
         "linear",
@@ -118,6 +138,20 @@ class NetworkConfig(Section):
         description="BatchNorm's statistics are over at least so many images: workers with fewer "
         "share them in groups (the field's most reported cause of lost accuracy on more GPUs).",
     )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "NetworkConfig":
+        if self.neck == "bnneck" and self.batch_norm_images == 1:
+            raise ValueError(
+                "network.neck=bnneck needs network.batch_norm_images of at least 2; over one "
+                "image every feature would be zero"
+            )
+        if self.ibn == "a" and self.weights == "imagenet" and self.frozen_stages > 1:
+            raise ValueError(
+                "network.ibn=a with network.frozen_stages above 1 needs network.weights=FILE of a "
+                "ResNet-IBN; frozen layers can't learn to do with torchvision's plain weights"
+            )
+        return self
 
 
 class OptimConfig(Section):
@@ -370,6 +404,11 @@ class Config(Section):
             raise ValueError(
                 "network.attention.mode=independent needs network.specific_branch=true; "
                 "without that branch its second attention module would never be trained"
+            )
+        if network.domain_batch_norm and self.adapt.batch_target == 0:
+            raise ValueError(
+                "network.domain_batch_norm=true needs adapt.batch_target above 0; the target's "
+                "statistics would never be trained"
             )
         return self
 

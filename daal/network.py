@@ -15,7 +15,10 @@ from torch.nn import functional as F
 from daal.attention import DomainAdaptiveAttention, IndependentAttention, NoAttention
 from daal.checkpoint import load_backbone_weights
 from daal.config import NetworkConfig
+from daal.domain_batch_norm import Border, checkpoint_name, separate_domains
 from daal.errors import CheckpointError
+from daal.ibn import add_instance_norm, has_instance_norm
+from daal.pooling import AveragePooling, BatchNormNeck, GeneralizedMeanPooling
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,12 @@ class IdentityHead(nn.Module):
 
 
 class DaalNetwork(nn.Module):
-    """Backbone -> attention -> GAP -> heads.
+    """Backbone -> attention -> pooling -> neck -> heads. The paper: global average, no neck.
 
     A batch holds source images first, then target images; `num_source` says where the border
     is. Heads are made only for what a stage trains: pretraining has no target or domain head
-    (DDP would wait for their gradients), extraction has none at all.
+    (DDP would wait for their gradients), extraction has none at all. Domains have BatchNorms of
+    their own only in a network with a target head (see `daal.domain_batch_norm`).
     """
 
     def __init__(
@@ -79,6 +83,9 @@ class DaalNetwork(nn.Module):
         super().__init__()
         self.backbone, channels = _backbone(config)
         self.attention = _attention(config, channels)
+        # One for both maps: pretraining, which pools no specific map, trains the whole of it.
+        self.pool = GeneralizedMeanPooling() if config.pooling == "gem" else AveragePooling()
+        self.neck = BatchNormNeck(channels) if config.neck == "bnneck" else nn.Identity()
         self.num_features = channels
         self.unit_features = config.unit_features
         self.source_head = (
@@ -91,6 +98,9 @@ class DaalNetwork(nn.Module):
         self._frozen = list(self.backbone.children())[: _num_frozen_children(config.frozen_stages)]
         for module in self._frozen:
             module.requires_grad_(False)
+        self._border = Border()
+        if config.domain_batch_norm and num_clusters:
+            separate_domains(self, self._border)
 
     def train(self, mode: bool = True) -> "DaalNetwork":
         super().train(mode)
@@ -98,25 +108,36 @@ class DaalNetwork(nn.Module):
             module.eval()
         return self
 
-    def feature_maps(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(shared_BCHW, specific_BCHW, attention_BCHW) of normalised images."""
+    def feature_maps(
+        self, images_BCHW: Tensor, num_source: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(shared_BCHW, specific_BCHW, attention_BCHW) of normalised images, source images first.
+
+        Only a network with BatchNorms for each domain makes a difference between them.
+        """
+        self._border.num_source = num_source
         maps: tuple[Tensor, Tensor, Tensor] = self.attention(self.backbone(images_BCHW))
         return maps
 
     def extract(self, images_BCHW: Tensor) -> Tensor:
-        """The matching feature: pooled shared map, of unit length by default. float32 (B, C)."""
+        """The matching feature of target images, of unit length by default. float32 (B, C).
+
+        It is the pooled shared map, behind the neck if there is one.
+        """
         shared_BCHW, _, _ = self.feature_maps(images_BCHW)
-        shared_BC = _pool(shared_BCHW)
+        shared_BC: Tensor = self.neck(self.pool(shared_BCHW))
         return F.normalize(shared_BC, dim=1) if self.unit_features else shared_BC
 
     def forward(self, images_BCHW: Tensor, num_source: int) -> NetworkOutput:
-        shared_BCHW, specific_BCHW, _ = self.feature_maps(images_BCHW)
-        shared_BC = _pool(shared_BCHW)
+        shared_BCHW, specific_BCHW, _ = self.feature_maps(images_BCHW, num_source)
+        shared_BC = self.neck(self.pool(shared_BCHW))
         return NetworkOutput(
             shared_BC=shared_BC,
             source_logits_BS=self.source_head(shared_BC[:num_source]) if self.source_head else None,
             target_logits_BK=self.target_head(shared_BC[num_source:]) if self.target_head else None,
-            domain_logits_B2=self.domain_head(_pool(specific_BCHW)) if self.domain_head else None,
+            domain_logits_B2=(
+                self.domain_head(self.pool(specific_BCHW)) if self.domain_head else None
+            ),
         )
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -129,15 +150,18 @@ class DaalNetwork(nn.Module):
     def load_matching(self, tensors: dict[str, Tensor]) -> None:
         """Take over a checkpoint of an earlier stage; heads of another size start anew.
 
+        BatchNorms for each domain start as copies of a plain one, and a plain one is the target's.
+
         Raises:
-            CheckpointError: if the backbone or the attention module doesn't fit.
+            CheckpointError: if anything but a head doesn't fit.
         """
         own = self.state_dict()
         heads = ("source_head.", "target_head.", "domain_head.")
+        found = {name: tensors.get(checkpoint_name(name, tensors)) for name in own}
         fitting = {
             name: tensor
-            for name, tensor in tensors.items()
-            if name in own and own[name].shape == tensor.shape
+            for name, tensor in found.items()
+            if tensor is not None and own[name].shape == tensor.shape
         }
         missing = [n for n in own if n not in fitting and not n.startswith(heads)]
         if missing:
@@ -146,10 +170,6 @@ class DaalNetwork(nn.Module):
                 "more tensors are missing or of another shape; use the recipe it was trained with."
             )
         self.load_state_dict(fitting, strict=False)
-
-
-def _pool(features_BCHW: Tensor) -> Tensor:
-    return features_BCHW.float().mean(dim=(2, 3))  # under autocast a bf16 mean would round
 
 
 def _backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
@@ -166,7 +186,9 @@ def _backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
     else:
         resnet = make(weights=None)
         if config.weights != "none":
-            _load_backbone(resnet, Path(config.weights), name)
+            _load_backbone(resnet, Path(config.weights), config)
+    if config.ibn == "a":
+        add_instance_norm(resnet)  # behind loading: plain weights are split
     if config.last_stride == 1:
         for module in resnet.layer4[0].modules():
             if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
@@ -179,8 +201,12 @@ def _backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
     return backbone, channels
 
 
-def _load_backbone(resnet: nn.Module, path: Path, name: str) -> None:
+def _load_backbone(resnet: nn.Module, path: Path, config: NetworkConfig) -> None:
     weights = load_backbone_weights(path)
+    if has_instance_norm(weights):
+        if config.ibn == "none":
+            raise CheckpointError(f"{path} holds a ResNet with IBN layers; set network.ibn=a.")
+        add_instance_norm(resnet)
     own = resnet.state_dict()
     wrong = [
         n
@@ -191,7 +217,7 @@ def _load_backbone(resnet: nn.Module, path: Path, name: str) -> None:
     ]
     if wrong:
         raise CheckpointError(
-            f"{path} does not hold a {name}: {wrong[0]} is missing or of another shape; "
+            f"{path} does not hold a {config.backbone}: {wrong[0]} is missing or of another shape; "
             "set network.backbone to the network that the file was made for."
         )
     resnet.load_state_dict({n: t for n, t in weights.items() if n in own}, strict=False)

@@ -312,7 +312,10 @@ def _placed(
 ) -> DaalNetwork:
     """On the device, with BatchNorm over enough images, compiled if wanted."""
     network = network.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = (plan.batch_source + plan.batch_target) // (worker.world_size * fit.accumulate)
+    images = plan.batch_source + plan.batch_target
+    if config.network.domain_batch_norm and plan.batch_source and plan.batch_target:
+        images = min(plan.batch_source, plan.batch_target)
+    images //= worker.world_size * fit.accumulate
     size = group_size(images, worker.world_size, config.network.batch_norm_images)
     if size > 1:
         if ("group", size) not in worker.kept:

@@ -1,11 +1,16 @@
 """The network of Fig. 2: branches, heads, weights, and what carries over."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torchvision
+from pydantic import ValidationError
 from safetensors.torch import save_file
+from torch import nn
 
+from daal.attention import DomainAdaptiveAttention
 from daal.config import AttentionConfig, NetworkConfig
 from daal.errors import CheckpointError
 from daal.network import DaalNetwork, IdentityHead
@@ -15,6 +20,108 @@ SMALL = NetworkConfig(backbone="resnet18", weights="none")
 
 def images(num: int = 4) -> torch.Tensor:
     return torch.randn(num, 3, 64, 32, generator=torch.Generator().manual_seed(0))
+
+
+class PaperNetwork(nn.Module):
+    """The printed network written out, with the names and the draws of DaalNetwork."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        resnet = torchvision.models.resnet18()
+        names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
+        self.backbone = nn.Sequential()
+        for name in names:
+            self.backbone.add_module(name, getattr(resnet, name))
+        self.attention = DomainAdaptiveAttention(512)
+        self.source_head = IdentityHead(SMALL, 512, 7)
+        self.target_head = IdentityHead(SMALL, 512, 5)
+        self.domain_head = nn.Linear(512, 2)
+
+    def forward(self, images_BCHW: torch.Tensor, num_source: int) -> list[torch.Tensor]:
+        shared_BCHW, specific_BCHW, _ = self.attention(self.backbone(images_BCHW))
+        shared_BC = shared_BCHW.float().mean(dim=(2, 3))
+        return [
+            shared_BC,
+            self.source_head(shared_BC[:num_source]),
+            self.target_head(shared_BC[num_source:]),
+            self.domain_head(specific_BCHW.float().mean(dim=(2, 3))),
+        ]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_without_options__the_same_bits_as_the_paper_written_out(bf16: bool) -> None:
+    torch.manual_seed(0)
+    paper = PaperNetwork().train()
+    torch.manual_seed(0)
+    network = DaalNetwork(SMALL, 7, 5, domain_head=True).train()
+    assert list(network.state_dict()) == list(paper.state_dict())
+    assert [n for n, _ in network.named_parameters()] == [n for n, _ in paper.named_parameters()]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        expected = paper(images(), 3)
+        out = network(images(), 3)
+    found = [out.shared_BC, out.source_logits_BS, out.target_logits_BK, out.domain_logits_B2]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours is not None and torch.equal(ours, theirs)
+    for tensors in (found, expected):
+        sum(tensor.float().sum() for tensor in tensors).backward()  # type: ignore[union-attr]
+    for ours, theirs in zip(network.parameters(), paper.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None
+        assert torch.equal(ours.grad, theirs.grad)
+    assert all(torch.equal(t, paper.state_dict()[n]) for n, t in network.state_dict().items())
+    paper.eval()
+    expected_BC = torch.nn.functional.normalize(paper(images(), 4)[0], dim=1)
+    assert torch.equal(network.eval().extract(images()), expected_BC)
+
+
+OPTIONS = {"ibn": "a", "pooling": "gem", "neck": "bnneck", "domain_batch_norm": True}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("heads", [(7, 0, False), (7, 5, True)], ids=["pretrain", "adapt"])
+def test_each_option_alone__changes_the_function_and_trains_all_it_adds(
+    option: str, heads: tuple[int, int, bool]
+) -> None:
+    torch.manual_seed(0)
+    plain = DaalNetwork(SMALL, *heads).train()
+    torch.manual_seed(0)
+    network = DaalNetwork(SMALL.model_copy(update={option: OPTIONS[option]}), *heads).train()
+    out = network(images(), 2)
+    is_same = torch.equal(out.shared_BC, plain(images(), 2).shared_BC)
+    assert is_same is (option == "domain_batch_norm" and not heads[1])
+    logits = [out.source_logits_BS, out.target_logits_BK, out.domain_logits_B2]
+    sum(tensor.square().sum() for tensor in logits if tensor is not None).backward()  # type: ignore[union-attr]
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+    backbone, new = network.parameter_groups()
+    grouped = {id(p) for p in backbone + new}
+    frozen = {n for n, p in network.named_parameters() if id(p) not in grouped}
+    assert frozen == ({"neck.norm.bias"} if option == "neck" else set())
+    if option == "pooling":
+        assert any(p is network.pool.p for p in new)
+
+
+def test_neck__is_in_front_of_the_heads_and_of_matching() -> None:
+    network = DaalNetwork(SMALL.model_copy(update={"neck": "bnneck"}), 7).eval()
+    assert network.source_head is not None
+    nn.init.normal_(network.neck.norm.running_mean)  # type: ignore[union-attr, arg-type]
+    shared_BCHW, _, _ = network.feature_maps(images())
+    expected_BC = network.neck(shared_BCHW.mean((2, 3)))
+    assert (expected_BC - shared_BCHW.mean((2, 3))).abs().max() > 0.1
+    out = network(images(), 4)
+    torch.testing.assert_close(out.source_logits_BS, network.source_head(expected_BC))
+    expected_BC = torch.nn.functional.normalize(expected_BC, dim=1)
+    torch.testing.assert_close(network.extract(images()), expected_BC)
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"neck": "bnneck", "batch_norm_images": 1}, "batch_norm_images of at least 2"),
+        ({"ibn": "a", "frozen_stages": 2}, "network.weights=FILE of a ResNet-IBN"),
+    ],
+)
+def test_options_that_can_not_work(settings: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(ValidationError, match=remedy):
+        NetworkConfig(**settings)
 
 
 def test_forward__each_domain_meets_its_own_head() -> None:
@@ -100,8 +207,6 @@ def test_load_matching__keeps_the_source_head_and_refuses_another_backbone() -> 
 
 
 def test_weights_file__is_used_and_checked(tmp_path: Path) -> None:
-    import torchvision
-
     file = tmp_path / "r18.safetensors"
     state = torchvision.models.resnet18().state_dict()
     save_file({n: t.half() for n, t in state.items() if not n.startswith("fc.")}, file)

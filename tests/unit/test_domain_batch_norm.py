@@ -1,0 +1,252 @@
+"""Each domain's BatchNorm sees that domain alone, in every stage and among several workers."""
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from daal.batch_norm import synchronise
+from daal.config import LossConfig, NetworkConfig, OptimConfig
+from daal.domain_batch_norm import Border, DomainBatchNorm2d, checkpoint_name
+from daal.network import DaalNetwork
+from daal.step import TrainBatch, make_optimizer, train_step
+
+NUM_WORKERS = 2
+PLAIN = NetworkConfig(backbone="resnet18", weights="none")
+DOMAINS = PLAIN.model_copy(update={"domain_batch_norm": True})
+ALL = DOMAINS.model_copy(update={"ibn": "a", "pooling": "gem", "neck": "bnneck"})
+OPTIM = OptimConfig(lr_backbone=0.02, lr_new=0.02)
+
+
+def images(num: int, *shape: int) -> Tensor:
+    return torch.randn(num, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def layer(num_source: int) -> DomainBatchNorm2d:
+    torch.manual_seed(1)
+    norm = nn.BatchNorm2d(5)
+    nn.init.uniform_(norm.weight)
+    nn.init.normal_(norm.bias)
+    border = Border()
+    border.num_source = num_source
+    return DomainBatchNorm2d(norm, border)
+
+
+def adapting(config: NetworkConfig = DOMAINS) -> DaalNetwork:
+    torch.manual_seed(0)
+    return DaalNetwork(config, 3, 4, domain_head=True).train()
+
+
+def train(model: nn.Module, batch: TrainBatch, steps: int = 1, bf16: bool = False) -> None:
+    optimizer = make_optimizer(getattr(model, "module", model), OPTIM)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
+    diverged = torch.zeros(())
+    for _ in range(steps):
+        train_step(model, [batch], optimizer, LossConfig(), diverged, lambda _: None, autocast)
+    assert float(diverged) == 0
+
+
+# ---- One layer --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_equals_a_batch_norm_for_each_domain(
+    layout: torch.memory_format, dtype: torch.dtype
+) -> None:
+    both = layer(num_source=3)
+    nn.init.normal_(both.target.weight)
+    alone = {name: nn.BatchNorm2d(5) for name in ("source", "target")}
+    for name, norm in alone.items():
+        norm.load_state_dict(getattr(both, name).state_dict())
+    input_BCHW = images(5, 5, 4, 2).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    gradient_BCHW = torch.randn(5, 5, 4, 2).to(dtype)
+    for mode in (True, False):
+        found_BCHW = both.train(mode)(input_BCHW)
+        expected_BCHW = torch.cat([
+            norm.train(mode)(part)
+            for norm, part in zip(alone.values(), input_BCHW.split([3, 2]), strict=True)
+        ])  # fmt: skip
+        assert torch.equal(found_BCHW, expected_BCHW)
+        assert found_BCHW.dtype is dtype and found_BCHW.is_contiguous(memory_format=layout)
+        gradients = [
+            torch.autograd.grad(out, [input_BCHW, *module.parameters()], gradient_BCHW)
+            for out, module in ((found_BCHW, both), (expected_BCHW, nn.ModuleDict(alone)))
+        ]
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
+    for name, norm in alone.items():
+        assert torch.equal(getattr(both, name).running_mean, norm.running_mean)
+        assert torch.equal(getattr(both, name).running_var, norm.running_var)
+    assert not torch.equal(both.source.running_mean, both.target.running_mean)
+
+
+@pytest.mark.parametrize(("num_source", "absent"), [(4, "target"), (0, "source")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_absent_domain__keeps_its_statistics_and_gets_gradients_of_zero(
+    num_source: int, absent: str, dtype: torch.dtype
+) -> None:
+    both = layer(num_source)
+    before = {n: t.clone() for n, t in getattr(both, absent).state_dict().items()}
+    input_BCHW = images(4, 5, 4, 2).to(dtype).contiguous(memory_format=torch.channels_last)
+    found_BCHW = both(input_BCHW)
+    assert found_BCHW.dtype is dtype
+    assert found_BCHW.is_contiguous(memory_format=torch.channels_last)
+    found_BCHW.square().sum().backward()
+    for name, norm in (("source", both.source), ("target", both.target)):
+        assert norm.weight.grad is not None and norm.bias.grad is not None
+        assert bool(norm.weight.grad.any()) is (name != absent)
+        assert norm.weight.grad.isfinite().all() and norm.bias.grad.isfinite().all()
+    after = getattr(both, absent).state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+# ---- The network ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [DOMAINS, ALL], ids=["alone", "with ibn and neck"])
+def test_every_layer_that_trains_is_separate_and_no_frozen_one(config: NetworkConfig) -> None:
+    network = adapting(config.model_copy(update={"frozen_stages": 2}))
+    inside = {
+        f"{name}.{domain}"
+        for name, module in network.named_modules()
+        if isinstance(module, DomainBatchNorm2d)
+        for domain in ("source", "target")
+    }
+    plain = {n for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)} - inside
+    assert plain and all(n.startswith(("backbone.bn1", "backbone.layer1.")) for n in plain)
+    parents = {name.rpartition(".")[0].split(".")[0] for name in inside}
+    assert parents == {"backbone", "attention"} | ({"neck"} if config is ALL else set())
+    assert not network.backbone.bn1.training
+    assert network.backbone.layer2[0].bn2.source.training  # type: ignore[index,union-attr]
+
+
+def test_pretraining_and_extraction_are_plain() -> None:
+    for heads in ((3, 0), (0, 0)):
+        names = list(DaalNetwork(DOMAINS, *heads).state_dict())
+        assert names == list(DaalNetwork(PLAIN, *heads).state_dict())
+
+
+def test_stages__copies_of_the_source_then_the_targets_own() -> None:
+    torch.manual_seed(0)
+    pretrained = DaalNetwork(ALL, 3).train()
+    batch = TrainBatch(images(8, 3, 64, 32), torch.arange(8) % 3, torch.softmax(images(4, 4), 1))
+    train(pretrained, TrainBatch(batch.images_BCHW, batch.source_labels_S, None))
+    network = adapting(ALL)
+    network.load_matching(pretrained.state_dict())
+    after, before = network.state_dict(), pretrained.state_dict()
+    taken = [name for name in after if not name.startswith(("target_head.", "domain_head."))]
+    for name in taken:
+        assert torch.equal(after[name], before[checkpoint_name(name, before)]), name
+    assert "backbone.layer1.0.bn1.BN.target.running_mean" in taken
+    assert "neck.norm.source.weight" in taken
+
+    train(
+        network, TrainBatch(batch.images_BCHW, batch.source_labels_S[:4], batch.target_weights_TK)
+    )
+    again = adapting(ALL)
+    again.load_matching(network.state_dict())  # the next iteration
+    assert all(torch.equal(t, again.state_dict()[n]) for n, t in network.state_dict().items())
+    extraction = DaalNetwork(ALL).eval()
+    extraction.load_matching(network.state_dict())
+    found, trained = extraction.state_dict(), network.state_dict()
+    assert torch.equal(found["backbone.bn1.weight"], trained["backbone.bn1.target.weight"])
+    for name in ("running_mean", "weight"):
+        source, target = (trained[f"neck.norm.{domain}.{name}"] for domain in ("source", "target"))
+        assert torch.equal(found[f"neck.norm.{name}"], target) and not torch.equal(source, target)
+    features_BC = network.eval().extract(batch.images_BCHW)
+    assert torch.equal(extraction.extract(batch.images_BCHW), features_BC)
+
+
+def test_a_domains_outputs_do_not_depend_on_the_others_images() -> None:
+    network, images_BCHW = adapting(), images(8, 3, 64, 32)
+    other_BCHW = images_BCHW.clone()
+    other_BCHW[4:] += 5
+    first, second = network(images_BCHW, 4), network(other_BCHW, 4)
+    torch.testing.assert_close(first.shared_BC[:4], second.shared_BC[:4])
+    assert (first.shared_BC[4:] - second.shared_BC[4:]).abs().max() > 1e-3
+    plain = DaalNetwork(PLAIN, 3, 4, domain_head=True).train()
+    first, second = plain(images_BCHW, 4), plain(other_BCHW, 4)
+    assert (first.shared_BC[:4] - second.shared_BC[:4]).abs().max() > 1e-3
+
+
+def test_compiled__one_graph_and_the_same_numbers() -> None:
+    network, images_BCHW = adapting(ALL), images(6, 3, 64, 32)
+    expected_BC = network(images_BCHW, 2).shared_BC
+    torch._dynamo.reset()
+    network = adapting(ALL)
+    network.compile(backend="aot_eager", fullgraph=True)
+    found_BC = network(images_BCHW, 2).shared_BC
+    torch.testing.assert_close(found_BC, expected_BC, rtol=1e-4, atol=1e-4)
+    found_BC.square().sum().backward()
+    assert network.backbone.bn1.target.weight.grad is not None  # type: ignore[union-attr]
+
+
+# ---- Real processes ---------------------------------------------------------------------
+
+
+def batch(rank: int | None, num_source: int = 4, num_target: int = 4) -> TrainBatch:
+    """A worker's share of source and of target images, or everybody's."""
+    mine = slice(None) if rank is None else slice(rank, None, NUM_WORKERS)
+    source, target = images(num_source + num_target, 3, 64, 64).split([num_source, num_target])
+    return TrainBatch(
+        torch.cat([source[mine], 2 * target[mine] + 1]),
+        (torch.arange(num_source) % 3)[mine],
+        torch.softmax(images(num_target, 4), 1)[mine],
+    )
+
+
+def worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_WORKERS
+    )
+    found: dict[str, Any] = {}
+    for name, bf16 in (("fp32", False), ("bf16", True)):
+        network = adapting(ALL).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        train(DistributedDataParallel(synchronise(network, dist.group.WORLD)), batch(rank), 1, bf16)
+        found[name] = network.state_dict()
+    for name, counts in (("no target", (4, 0)), ("no source", (0, 4))):
+        network = adapting(ALL)
+        model = DistributedDataParallel(synchronise(network, dist.group.WORLD))
+        train(model, batch(rank, *counts), steps=2)  # DDP tells in a second step what it missed
+        found[name] = network.state_dict()
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each worker found."""
+    folder = tmp_path_factory.mktemp("workers")
+    multiprocessing.set_forkserver_preload(["daal.step"])  # imported once, not by each worker
+    torch.multiprocessing.start_processes(
+        worker, (str(folder),), nprocs=NUM_WORKERS, start_method="forkserver"
+    )
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(NUM_WORKERS)]
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("fp32", 1e-3), ("bf16", 3e-2)])
+def test_step_of_two_workers_equals_that_of_one(
+    found: list[dict[str, Any]], name: str, tolerance: float
+) -> None:
+    """Everything at once under DDP: each domain's statistics over both workers."""
+    network = adapting(ALL)
+    train(network, batch(None), bf16=name == "bf16")
+    for key, tensor in network.state_dict().items():
+        for ours in found:
+            torch.testing.assert_close(ours[name][key], tensor, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("absent", ["source", "target"])
+def test_workers_without_a_domain(found: list[dict[str, Any]], absent: str) -> None:
+    start = adapting(ALL).state_dict()
+    for ours in found:
+        for key, tensor in ours[f"no {absent}"].items():
+            assert tensor.isfinite().all(), key
+            if f".{absent}.running" in key:
+                assert torch.equal(tensor, start[key])
