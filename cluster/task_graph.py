@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import torch
+from ray.exceptions import RayError
 from threadpoolctl import threadpool_limits
 
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
@@ -75,8 +76,9 @@ def estimate_on_ray(
         try:
             found: PseudoLabels = _result(reference)
             return found
-        finally:
-            ray.cancel(reference)  # after Ctrl-C; what is done stays done
+        except KeyboardInterrupt:
+            ray.cancel(reference)
+            raise
     num_workers = num_gpus or int(resources.get("CPU", 1))
     runner = RayTasks(device, num_workers, on_progress, gpus_per_task)
     try:
@@ -88,8 +90,11 @@ def estimate_on_ray(
             runner=runner,
             num_blocks=num_blocks,
         )
-    finally:
+    except (KeyboardInterrupt, RayError):
+        # Not after an error of our own: to cancel a task in the moment when it ends makes Ray
+        # 2.60 abort this process (ray-project/ray#54527), and what is left ends soon by itself.
         runner.cancel()
+        raise
 
 
 def _cpus_of_a_node(with_gpu: bool) -> int:
@@ -158,7 +163,7 @@ class RayTasks:
         return ray.get(self._done())
 
     def cancel(self) -> None:
-        """Let go of whatever is still waiting or at work (after an error, or Ctrl-C)."""
+        """Let go of whatever is still waiting or at work (after a lost task, or Ctrl-C)."""
         done = set(self._done())
         for spent in self._times:
             if spent not in done:
