@@ -22,7 +22,7 @@ from daal.config import Config
 from daal.images import decode
 from daal.network import DaalNetwork
 from pipelines.extract import extract
-from pipelines.train_loop import Weights
+from pipelines.train_state import Weights
 
 BATCH = 64
 IMAGES_OF_ID = 12  # at the least, of a training identity

@@ -31,6 +31,7 @@ from cluster.dense_blocks import Labels
 from cluster.encoding import Reciprocity, encode
 from cluster.neighbours import FIXED_POINT, distinct_rows, nearest_neighbours
 from cluster.products import Floats, to_device
+from cluster.quality import graph_silhouette
 from cluster.rerank import (
     NUM_BINS,
     ZERO,
@@ -61,8 +62,10 @@ class PseudoLabels:
 
     `labels` (N,) int64, -1 = outlier; `centroids` (K, D) float32, means of the members'
     L2-normalised features; `eps` as used, after `num_backoffs` steps back; `p` the share of
-    pairs that it was found from (None if eps was given); `num_bad` rows had no usable feature
-    (outliers); `num_copies` samples have an exact copy. `notes` are warnings, a sentence each.
+    pairs that it was found from (None if eps was given); `silhouette` of the clusters by the
+    distances that eps needed (`cluster.quality.graph_silhouette`); `num_bad` rows had no usable
+    feature (outliers); `num_copies` samples have an exact copy. `notes` are warnings, a sentence
+    each.
     """
 
     labels: Labels
@@ -71,6 +74,7 @@ class PseudoLabels:
     num_clusters: int
     outlier_share: float
     largest_cluster_share: float
+    silhouette: float = 0.0
     num_backoffs: int = 0
     p: float | None = None
     num_bad: int = 0
@@ -86,6 +90,7 @@ class Clustering(NamedTuple):
     eps: float
     p: float | None
     num_backoffs: int
+    silhouette: float
 
 
 def estimate_pseudo_labels(
@@ -176,6 +181,7 @@ def estimate_pseudo_labels(
         num_clusters=len(sizes),
         outlier_share=outlier_share,
         largest_cluster_share=int(sizes.max()) / len(labels),
+        silhouette=found.silhouette,
         num_backoffs=found.num_backoffs,
         p=found.p,
         num_bad=num_bad,
@@ -337,7 +343,7 @@ def cluster_encodings(
             + ", a smaller min_samples, or more images."
         )
     notes.extend(said)
-    return Clustering(labels, eps_now, p, num_backoffs)
+    return Clustering(labels, eps_now, p, num_backoffs, graph_silhouette(distance, labels))
 
 
 def reach(eps: float) -> float:

@@ -1,10 +1,16 @@
-"""How good pseudo-labels look, and, where identities are known, how good they are."""
+"""How good pseudo-labels look, and, where identities are known, how good they are.
+
+`graph_silhouette` and `agreement` need no identities: a model can be chosen by them.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
+
+from cluster.outliers import with_singletons
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,7 @@ def _against_pids(
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
     from sklearn.metrics.cluster import contingency_matrix
 
-    singled_out = labels_N.astype(np.int64)
-    outliers = np.flatnonzero(labels_N < 0)
-    singled_out[outliers] = singled_out.max(initial=-1) + 1 + np.arange(len(outliers))
+    singled_out = _singled_out(labels_N)
     # Outliers, each a cluster of its own, are in no predicted pair.
     both = _num_pairs(contingency_matrix(pids_N, singled_out, sparse=True).data)
     predicted = _num_pairs(np.bincount(singled_out))
@@ -83,6 +87,51 @@ def _against_pids(
         "pair_precision": both / predicted if predicted else None,
         "pair_recall": both / actual if actual else None,
     }
+
+
+def agreement(labels_N: npt.NDArray[np.integer], others_N: npt.NDArray[np.integer]) -> float:
+    """Adjusted Rand index of two labellings of the same images, 1 if they are the same.
+
+    Every outlier counts as a cluster of its own, so that few images in common agree little.
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(_singled_out(labels_N), _singled_out(others_N)))
+
+
+def graph_silhouette(distance: csr_array, labels_N: npt.NDArray[np.integer]) -> float:
+    """Mean silhouette (Rousseeuw 1987) of the images in clusters, by a sparse distance: -1 to 1.
+
+    Of each image, (b - a) / max(a, b): a is its mean distance to the others of its cluster, b the
+    least mean distance to another cluster. `distance` (N, N) holds the distances below some
+    limit, the diagonal aside; all others count as 1, the largest that there is. 0 without clusters.
+    """
+    num_samples, num_clusters = len(labels_N), int(labels_N.max(initial=-1)) + 1
+    inside = np.flatnonzero(labels_N >= 0)
+    if num_clusters == 0:
+        return 0.0
+    sizes_K = np.bincount(labels_N[inside], minlength=num_clusters)
+    members = csr_array(
+        (np.ones(len(inside)), (inside, labels_N[inside])), (num_samples, num_clusters)
+    )
+    # Nearness 1 - d is 0 where no distance is kept, so that sums over a cluster stay sparse.
+    pairs = distance.tocoo()
+    others = pairs.row != pairs.col
+    nearness = csr_array(
+        (1.0 - pairs.data[others], (pairs.row[others], pairs.col[others])), distance.shape
+    )
+    sums = (nearness @ members).tocoo()
+    own = labels_N[sums.row] == sums.col
+    nearest_N, within_N = np.zeros(num_samples), np.zeros(num_samples)
+    np.maximum.at(nearest_N, sums.row[~own], sums.data[~own] / sizes_K[sums.col[~own]])
+    others_of_own = np.maximum(sizes_K[sums.col[own]] - 1, 1)
+    within_N[sums.row[own]] = sums.data[own] / others_of_own
+    a, b = 1 - within_N[inside], 1 - nearest_N[inside]
+    return float(((b - a) / np.maximum(np.maximum(a, b), 1e-12)).mean())
+
+
+def _singled_out(labels_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    return with_singletons(labels_N.astype(np.int64), np.arange(len(labels_N)))
 
 
 def _num_pairs(sizes: npt.NDArray[np.integer]) -> int:

@@ -121,6 +121,14 @@ class NetworkConfig(Section):
         description="linear: FC on the pooled feature (paper). unit: FC on the L2-normalised "
         "feature times head_scale, which makes centroid initialisation exact and moves faster.",
     )
+    target_head: Literal["classifier", "memory"] = Field(
+        "classifier",
+        description="classifier: FC that learns (paper). memory: clusters' features as class "
+        "weights, which follow the batches' (ClusterNCE of Cluster Contrast, Dai et al. 2022).",
+    )
+    memory_momentum: float = Field(
+        0.1, ge=0, lt=1, description="Share of the old in each update; Cluster Contrast: 0.1."
+    )
     centroid_init: bool = Field(
         True,
         description="Start the target head, new in each iteration, from the clusters' centroids "
@@ -131,7 +139,11 @@ class NetworkConfig(Section):
         description="L2-normalise features for Eq. 4 and for matching. Not given; distances for "
         "clustering are always between unit features.",
     )
-    head_scale: float = Field(20.0, gt=0, description="Used by identity_head=unit.")
+    head_scale: float = Field(
+        20.0,
+        gt=0,
+        description="Used by identity_head=unit and target_head=memory: 1 / temperature.",
+    )
     batch_norm_images: int = Field(
         16,
         ge=1,
@@ -170,6 +182,11 @@ class OptimConfig(Section):
         description="Decay at these epochs instead. The printed text also reads as "
         "[20, 80, 140, 200], which ends at 260.",
     )
+    decay_at_iterations: list[int] = Field(
+        [],
+        description="From these iterations of Algorithm 1 on, decay once more: for many short "
+        "iterations, which recipes of 50 epochs correspond to.",
+    )
     nesterov: bool = Field(False, description="Not given; ECN uses it, SSG doesn't.")
 
 
@@ -193,6 +210,13 @@ class FitConfig(Section):
         ge=1,
         description="Each worker takes its share of a batch in so many parts: less memory, the "
         "same batch; BatchNorm sees one part at a time.",
+    )
+    teacher_momentum: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Above 0, the training's result is a teacher: the weights' running mean "
+        "(Tarvainen and Valpola 2017), of which each step keeps so much. MMT: 0.999.",
     )
     optim: OptimConfig = OptimConfig()
     checkpoint_every_epochs: int = Field(
@@ -241,6 +265,14 @@ class LossConfig(Section):
     )
     target_weight: float = Field(1.0, ge=0)
     domain_weight: float = Field(1.0, ge=0)
+    triplet_weight: float = Field(
+        0.0, ge=0, description="Of the softmax-triplet loss on target images (MMT, Ge et al. 2020)."
+    )
+    teacher_weight: float = Field(
+        0.0,
+        ge=0,
+        description="Of the cross entropy on the teacher's predictions of target images (MMT).",
+    )
 
 
 class ClusterConfig(Section):
@@ -301,8 +333,10 @@ class ClusterConfig(Section):
     min_clusters: int = Field(
         2, ge=1, description="With fewer, the previous labels are kept or the run stops."
     )
-    outliers: Literal["drop"] = Field(
-        "drop", description="Not in the text; UDAP, SSG and MMT leave outliers out of training."
+    outliers: Literal["drop", "singletons"] = Field(
+        "drop",
+        description="Not in the text. drop: left out of training, as by UDAP, SSG and MMT. "
+        "singletons: each is a cluster of its own, as in SpCL (Ge et al. 2020).",
     )
 
     @model_validator(mode="after")
@@ -391,6 +425,11 @@ class Config(Section):
     )
     ray: RayConfig = RayConfig()
 
+    @property
+    def target_only(self) -> bool:
+        """No source at all: the method on the target alone, from the backbone's own weights."""
+        return not self.source.root and self.adapt.batch_source == 0
+
     @model_validator(mode="after")
     def _branches_fit(self) -> "Config":
         network = self.network
@@ -404,6 +443,16 @@ class Config(Section):
             raise ValueError(
                 "network.attention.mode=independent needs network.specific_branch=true; "
                 "without that branch its second attention module would never be trained"
+            )
+        if self.loss.triplet_weight and not self.adapt.images_per_id:
+            raise ValueError(
+                "loss.triplet_weight above 0 needs adapt.images_per_id; in random batches hardly "
+                "an image meets another of its cluster"
+            )
+        if self.loss.teacher_weight and not self.adapt.teacher_momentum:
+            raise ValueError(
+                "loss.teacher_weight above 0 needs adapt.teacher_momentum above 0; there is no "
+                "teacher otherwise"
             )
         if network.domain_batch_norm and self.adapt.batch_target == 0:
             raise ValueError(

@@ -1,10 +1,10 @@
-"""The paper's losses as pure functions: Eq. 3, 5, 6 and 7.
+"""The paper's losses as pure functions: Eq. 3, 5, 6 and 7; and one from beyond it.
 
 Shapes: B images, K classes. Logits are unnormalised; every loss is a mean over its images,
 0 for an empty batch. Everything is computed in float32 whatever the autocast type.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -33,18 +33,29 @@ def domain_loss(domain_logits_B2: Tensor, domains_B: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The terms of Eq. 7 and their weighted sum, each a scalar tensor."""
+    """The terms of Eq. 7, those from beyond it that are in use, and the weighted sum of all.
+
+    Each is a scalar tensor.
+    """
 
     source: Tensor
     target: Tensor
     domain: Tensor
     total: Tensor
+    triplet: Tensor | None = None
+    teacher: Tensor | None = None
+
+    def add(self, name: str, term: Tensor, weight: float) -> "LossTerms":
+        """With a term from beyond Eq. 7."""
+        return replace(self, **{name: term}, total=self.total + weight * term)
+
+    def detached(self) -> dict[str, Tensor]:
+        """The terms in use, without their gradients' history."""
+        terms = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: term.detach() for name, term in terms.items() if term is not None}
 
     def as_dict(self) -> dict[str, float]:
-        return {
-            name: float(getattr(self, name).detach())
-            for name in ("source", "target", "domain", "total")
-        }
+        return {name: float(term) for name, term in self.detached().items()}
 
 
 def total_loss(
@@ -74,3 +85,24 @@ def total_loss(
         domain = domain_loss(domain_logits_B2, domains_B)
     total = source_weight * source + target_weight * target + domain_weight * domain
     return LossTerms(source, target, domain, total)
+
+
+def softmax_triplet_loss(features_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """Mean over images of log(1 + exp(d_p - d_n)): farthest image of the same label, nearest other.
+
+    The softmax-triplet loss of Ge et al., "Mutual Mean-Teaching", ICLR 2020, Eq. 7, with hard
+    labels: -log(exp(d_n) / (exp(d_p) + exp(d_n))), d being Euclidean distances of the features as
+    given. Images without another of their label, or of another label, don't count.
+    """
+    features_BC = features_BC.float()
+    squares_B = features_BC.square().sum(1)
+    sq_distances_BB = squares_B[:, None] + squares_B - 2 * features_BC @ features_BC.T
+    distances_BB = sq_distances_BB.clamp(min=1e-12).sqrt()  # the slope of a root at 0 is infinite
+    same_BB = labels_B[:, None] == labels_B
+    other_self_BB = same_BB & ~torch.eye(len(labels_B), dtype=torch.bool, device=labels_B.device)
+    has_both_B = other_self_BB.any(1) & ~same_BB.all(1)
+    farthest_B = distances_BB.masked_fill(~other_self_BB, -torch.inf).amax(1)
+    nearest_B = distances_BB.masked_fill(same_BB, torch.inf).amin(1)
+    margins_B = torch.where(has_both_B, farthest_B - nearest_B, 0.0)
+    losses_B = F.softplus(margins_B) * has_both_B
+    return losses_B.sum() / has_both_B.sum().clamp(min=1)

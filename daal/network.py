@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from daal.attention import DomainAdaptiveAttention, IndependentAttention, NoAttention
 from daal.checkpoint import load_backbone_weights
+from daal.cluster_memory import ClusterMemory
 from daal.config import NetworkConfig
 from daal.domain_batch_norm import Border, checkpoint_name, separate_domains
 from daal.errors import CheckpointError
@@ -26,6 +27,7 @@ class NetworkOutput:
     """What the losses need. A head that the network doesn't have gives None."""
 
     shared_BC: Tensor  # the feature used for matching and clustering
+    pooled_BC: Tensor  # the same in front of the neck
     source_logits_BS: Tensor | None
     target_logits_BK: Tensor | None
     domain_logits_B2: Tensor | None
@@ -70,7 +72,7 @@ class DaalNetwork(nn.Module):
     A batch holds source images first, then target images; `num_source` says where the border
     is. Heads are made only for what a stage trains: pretraining has no target or domain head
     (DDP would wait for their gradients), extraction has none at all. Domains have BatchNorms of
-    their own only in a network with a target head (see `daal.domain_batch_norm`).
+    their own only in a network with heads for both (see `daal.domain_batch_norm`).
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class DaalNetwork(nn.Module):
         self.source_head = (
             IdentityHead(config, channels, num_source_ids) if num_source_ids else None
         )
-        self.target_head = IdentityHead(config, channels, num_clusters) if num_clusters else None
+        self.target_head = _target_head(config, channels, num_clusters) if num_clusters else None
         self.domain_head = nn.Linear(channels, 2) if domain_head else None
         if isinstance(self.attention, IndependentAttention) and not domain_head:
             self.attention.specific.requires_grad_(False)  # nothing would train it, and DDP waits
@@ -99,7 +101,7 @@ class DaalNetwork(nn.Module):
         for module in self._frozen:
             module.requires_grad_(False)
         self._border = Border()
-        if config.domain_batch_norm and num_clusters:
+        if config.domain_batch_norm and num_clusters and num_source_ids:
             separate_domains(self, self._border)
 
     def train(self, mode: bool = True) -> "DaalNetwork":
@@ -130,9 +132,11 @@ class DaalNetwork(nn.Module):
 
     def forward(self, images_BCHW: Tensor, num_source: int) -> NetworkOutput:
         shared_BCHW, specific_BCHW, _ = self.feature_maps(images_BCHW, num_source)
-        shared_BC = self.neck(self.pool(shared_BCHW))
+        pooled_BC = self.pool(shared_BCHW)
+        shared_BC = self.neck(pooled_BC)
         return NetworkOutput(
             shared_BC=shared_BC,
+            pooled_BC=pooled_BC,
             source_logits_BS=self.source_head(shared_BC[:num_source]) if self.source_head else None,
             target_logits_BK=self.target_head(shared_BC[num_source:]) if self.target_head else None,
             domain_logits_B2=(
@@ -221,6 +225,14 @@ def _load_backbone(resnet: nn.Module, path: Path, config: NetworkConfig) -> None
             "set network.backbone to the network that the file was made for."
         )
     resnet.load_state_dict({n: t for n, t in weights.items() if n in own}, strict=False)
+
+
+def _target_head(
+    config: NetworkConfig, channels: int, num_clusters: int
+) -> IdentityHead | ClusterMemory:
+    if config.target_head == "memory":
+        return ClusterMemory(channels, num_clusters, config.head_scale, config.memory_momentum)
+    return IdentityHead(config, channels, num_clusters)
 
 
 def _attention(config: NetworkConfig, channels: int) -> nn.Module:

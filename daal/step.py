@@ -12,11 +12,14 @@ from typing import SupportsFloat
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from daal import losses
+from daal.cluster_memory import ClusterMemory
 from daal.config import FitConfig, LossConfig, OptimConfig
 from daal.errors import TrainingDiverged
-from daal.network import DaalNetwork
+from daal.network import DaalNetwork, NetworkOutput
+from daal.whole_batch import whole_batch
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class TrainBatch:
     """One worker's part of a batch, source images first.
 
     images_BCHW: augmented and normalised, float32. source_labels_S: class indices of the
-    source rows. target_weights_TK: Eq. 4's weights (or one-hot, or smoothed) of the others.
+    source rows. target_weights_TK: Eq. 4's weights (or one-hot, or smoothed) of the others, and
+    target_labels_T their clusters, which only losses and heads from beyond the paper need.
     """
 
     images_BCHW: Tensor
     source_labels_S: Tensor
     target_weights_TK: Tensor | None
+    target_labels_T: Tensor | None = None
 
     @property
     def num_source(self) -> int:
@@ -50,26 +55,35 @@ def train_step(
     diverged: Tensor,
     agree: Callable[[Tensor], None],
     autocast: torch.autocast,
+    teacher: AveragedModel | None = None,
 ) -> losses.LossTerms:
     """Forward, Eq. 7 and backward of each micro-batch, then one update by their mean.
 
     `batches` are this worker's share of one global batch, in equal parts. `diverged` (float32
     scalar on the device) becomes 1 when a loss or gradient of any worker isn't finite, and stays
     so: from then on neither weights nor the optimizer's state change. `agree` takes the maximum
-    of it over all workers, in place. `optimizer` is one of `make_optimizer`.
+    of it over all workers, in place. `optimizer` is one of `make_optimizer`. A teacher follows the
+    new weights, and a cluster memory the features.
 
     Returns the means of the loss terms over the micro-batches, detached.
     """
     optimizer.zero_grad(set_to_none=True)
     # Gradients go to the other workers once, with the last micro-batch.
     alone = model.no_sync if isinstance(model, DistributedDataParallel) else nullcontext
-    found = []
+    found, features = [], []
     for number, batch in enumerate(batches, start=1):
         with alone() if number < len(batches) else nullcontext():
-            terms = _forward(model, batch, weights, autocast)
+            with autocast:
+                out = model(batch.images_BCHW, batch.num_source)
+            terms = _loss_terms(out, batch, weights)
+            if teacher is not None and weights.teacher_weight:
+                terms = _learn_from(teacher, terms, out, batch, weights, autocast)
             (terms.total / len(batches)).backward()  # type: ignore[no-untyped-call]
-        found.append(torch.stack([terms.source, terms.target, terms.domain, terms.total]).detach())
-    terms = losses.LossTerms(*torch.stack(found).mean(0).unbind())
+        found.append(terms.detached())
+        features.append(out.shared_BC[batch.num_source :].detach())
+    terms = losses.LossTerms(
+        **{name: torch.stack([some[name] for some in found]).mean(0) for name in found[0]}
+    )
 
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
@@ -78,15 +92,20 @@ def train_step(
     agree(diverged)
     optimizer.found_inf = diverged  # type: ignore[attr-defined]
     optimizer.step()
+    network = model.module if isinstance(model, DistributedDataParallel) else model
+    if isinstance(network.target_head, ClusterMemory):
+        labels = [batch.target_labels_T for batch in batches]
+        for features_TC, labels_T in zip(features, labels, strict=True):
+            if labels_T is None:
+                raise ValueError("a cluster memory needs target_labels_T in every batch")
+            network.target_head.update(whole_batch(features_TC), whole_batch(labels_T), diverged)
+    if teacher is not None:
+        teacher.update_parameters(network)
     return terms
 
 
-def _forward(
-    model: nn.Module, batch: TrainBatch, weights: LossConfig, autocast: torch.autocast
-) -> losses.LossTerms:
-    with autocast:
-        out = model(batch.images_BCHW, batch.num_source)
-    return losses.total_loss(
+def _loss_terms(out: NetworkOutput, batch: TrainBatch, weights: LossConfig) -> losses.LossTerms:
+    terms = losses.total_loss(
         out.source_logits_BS,
         batch.source_labels_S,
         out.target_logits_BK,
@@ -97,6 +116,31 @@ def _forward(
         target_weight=weights.target_weight,
         domain_weight=weights.domain_weight,
     )
+    if weights.triplet_weight and batch.target_labels_T is not None:
+        # Hardest images are looked for in the whole batch, of all workers.
+        triplet = losses.softmax_triplet_loss(
+            whole_batch(out.pooled_BC[batch.num_source :]), whole_batch(batch.target_labels_T)
+        )
+        terms = terms.add("triplet", triplet, weights.triplet_weight)
+    return terms
+
+
+def _learn_from(
+    teacher: AveragedModel,
+    terms: losses.LossTerms,
+    out: NetworkOutput,
+    batch: TrainBatch,
+    weights: LossConfig,
+    autocast: torch.autocast,
+) -> losses.LossTerms:
+    """The terms with the cross entropy on the teacher's predictions, as soft labels (Eq. 5)."""
+    if out.target_logits_BK is None:
+        return terms
+    with torch.no_grad(), autocast:
+        taught = teacher(batch.images_BCHW, batch.num_source)
+    soft_TK = taught.target_logits_BK.float().softmax(1)
+    term = losses.soft_label_loss(out.target_logits_BK, soft_TK)
+    return terms.add("teacher", term, weights.teacher_weight)
 
 
 class HostCopy:
@@ -132,6 +176,19 @@ def raise_if_diverged(diverged: SupportsFloat, terms: losses.LossTerms, step: in
             "are those before this step: lower optim.lr_backbone and optim.lr_new, or add "
             "warmup_steps."
         )
+
+
+def make_teacher(network: DaalNetwork, momentum: float) -> AveragedModel | None:
+    """The running mean of a network's weights and statistics, starting as its copy; None at 0.
+
+    Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017.
+    """
+    if momentum == 0:
+        return None
+    mean = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
+    teacher = AveragedModel(network, multi_avg_fn=mean, use_buffers=True)
+    teacher.module.eval()
+    return teacher
 
 
 def mixed_precision(device: torch.device, wanted: bool) -> torch.autocast:
@@ -177,9 +234,13 @@ def make_optimizer(network: DaalNetwork, config: OptimConfig) -> torch.optim.Opt
 
 
 def set_learning_rate(
-    optimizer: torch.optim.Optimizer, fit: FitConfig, step: int, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer,
+    fit: FitConfig,
+    step: int,
+    steps_per_epoch: int,
+    iteration: int = 0,
 ) -> float:
-    """Linear warm-up, then times `decay` every `decay_every_epochs`; a function of the step alone.
+    """Linear warm-up, then times `decay` every `decay_every_epochs`; a function of time alone.
 
     Returns the rate of the last group (the non-backbone layers).
     """
@@ -189,6 +250,7 @@ def set_learning_rate(
         num_decays = epoch // config.decay_every_epochs
     else:
         num_decays = sum(epoch >= at for at in config.decay_at_epochs)
+    num_decays += sum(iteration >= at for at in config.decay_at_iterations)
     factor = config.decay**num_decays
     if step < config.warmup_steps:
         factor *= (step + 1) / config.warmup_steps

@@ -12,8 +12,8 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from cluster.quality import cluster_quality
-from cluster.soft_labels import centroids
+from cluster.outliers import with_singletons
+from cluster.quality import agreement, cluster_quality
 from cluster.task_graph import estimate_on_ray
 from daal.config import Config
 from daal.errors import LabelError
@@ -27,7 +27,7 @@ from pipelines.pixels import Images, Pixels
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
 from pipelines.session import Resources
-from pipelines.train_loop import Weights
+from pipelines.train_state import Weights
 from pipelines.workers import Workers
 
 Scores = dict[str, Any]
@@ -56,7 +56,8 @@ class Adaptation:
 
     def algorithm_1(self) -> None:
         """The paper's listing, line by line; and the supervised bound, if wanted."""
-        source, target = self.ingest("source"), self.ingest("target")
+        source = None if self.config.target_only else self.ingest("source")
+        target = self.ingest("target")
 
         weights = pretrained = self.pretrain(source)  # line 1
         features = self.extract("pretrain", target, weights)  # line 3, for the first iteration
@@ -79,7 +80,8 @@ class Adaptation:
     def pretrain_only(self) -> None:
         """Line 1 and the direct transfer; `adapt` on the same folder goes on from here."""
         with self.workers:
-            source, target = self.ingest("source"), self.ingest("target")
+            source = None if self.config.target_only else self.ingest("source")
+            target = self.ingest("target")
             weights = self.pretrain(source)
             self.evaluate("pretrain", target, self.extract("pretrain", target, weights))
 
@@ -101,8 +103,10 @@ class Adaptation:
         table = artefacts.read_table(contents[files[0]]).combine_chunks()
         return Images(table, ray.put(table))
 
-    def pretrain(self, source: Images) -> Weights:
-        """Line 1: Eq. 3 on the source."""
+    def pretrain(self, source: Images | None) -> Weights:
+        """Line 1: Eq. 3 on the source; without a source, the backbone's weights as they are."""
+        if source is None:
+            return self._checkpoint("pretrain", self.trainer.untrained)
         return self._checkpoint("pretrain", lambda: self.trainer.supervised("pretrain", source))
 
     def supervised_bound(self, target: Images) -> Weights:
@@ -157,17 +161,17 @@ class Adaptation:
                 )
                 pseudo_labels_N[rows] = estimated.labels
                 eps, notes = estimated.eps, list(estimated.notes)
+                health = {"silhouette": estimated.silhouette}
             except LabelError as error:
                 if previous is None or first_eps is None:
                     raise
-                pseudo_labels_N, eps, notes = (
-                    previous,
-                    first_eps,
-                    [f"kept the previous labels: {error}"],
-                )
+                pseudo_labels_N, eps, health = previous, first_eps, {}
+                notes = [f"kept the previous labels: {error}"]
             pids = target.column("pid")[rows]
             quality = cluster_quality(pseudo_labels_N[rows], pids if (pids > 0).any() else None)
-            clusters = {"eps": eps, "notes": notes, **quality.as_dict()}
+            if previous is not None:
+                health["agreement"] = agreement(previous[rows], pseudo_labels_N[rows])
+            clusters = {"eps": eps, "notes": notes, **health, **quality.as_dict()}
             return {
                 files[0]: artefacts.table_bytes(
                     artefacts.pseudo_labels_table(target.table, pseudo_labels_N)
@@ -192,18 +196,19 @@ class Adaptation:
         self,
         name: str,
         iteration: int,
-        source: Images,
+        source: Images | None,
         target: Images,
         features_NC: NDArray[np.float32],
         pseudo_labels_N: NDArray[np.int64],
         weights: Weights,
     ) -> Weights:
         """Line 6: Eq. 7 on both domains, from the last weights, with a new head for K clusters."""
-        centroids_KC = np.asarray(centroids(features_NC, pseudo_labels_N), np.float32)
+        if self.config.cluster.outliers == "singletons":
+            pseudo_labels_N = with_singletons(pseudo_labels_N, target.rows("train"))
         return self._checkpoint(
             name,
             lambda: self.trainer.adapt(
-                name, iteration, source, target, features_NC, pseudo_labels_N, centroids_KC, weights
+                name, iteration, source, target, features_NC, pseudo_labels_N, weights
             ),
         )
 

@@ -75,6 +75,62 @@ def demo(
 
 
 @app.command()
+def ablate(
+    suite: Annotated[
+        str, typer.Argument(help="table4, fig4, fig5, fig6, open_points, or a YAML file.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="For every row, on top of its own settings."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Instead of the one that the suite names.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Instead of the suite's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: runs/SUITE.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs, start nothing.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """All rows of one of the paper's tables; images are drawn unless target.root is given."""
+    from pipelines.ablate import configurations, read_suite, run_suite
+    from pipelines.session import ray_session
+    from pipelines.suite_table import as_json, markdown, measured_on, plot
+    from pipelines.validate import validate as find
+
+    table = read_suite(suite)
+    folder = out or Path("runs") / Path(suite).stem
+    base = read_config(recipe or table.recipe, overrides)
+    if not base.target.root:
+        from daal.synthetic import draw_domains
+
+        images = folder.with_name(f"{folder.name}-images")
+        draw_domains(images, seed=0)
+        overrides = [
+            *(overrides or []), f"source.root={images}/source", f"target.root={images}/target"
+        ]  # fmt: skip
+    configs = configurations(
+        *(table, base.model_dump(mode="json"), overrides or [], seeds or table.seeds, str(folder))
+    )
+    if dry_run:
+        for (name, seed), config in configs.items():
+            print(f"{name}, seed {seed}: {config.out}")
+        return
+    some = next(iter(configs.values()))
+    measured = measured_on(some, find(some).counts)
+    remedy = "the same command goes on with what is left, and -v shows what Ray says."
+    with ray_errors(remedy), ray_session(some.ray, verbose):
+        results = run_suite(table, configs, str(folder), errors.print)
+    text = markdown(table, results, measured)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    (folder / "table.json").write_text(as_json(table, results, measured), encoding="utf-8")
+    (folder / "table.svg").write_bytes(plot(table, results, measured))
+    print(text)
+    errors.print(f"{folder}/table.md, table.json and table.svg")
+
+
+@app.command()
 def validate(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check configuration, data and weights in seconds, before any worker starts."""
     run_adaptation(read_config(recipe, overrides), dry_run=True)

@@ -20,7 +20,8 @@ from daal.network import DaalNetwork
 from daal.step import mixed_precision
 from pipelines.pixels import Images, ImageSource, Pixels, decode_rows
 from pipelines.stream import ahead
-from pipelines.train_loop import Weights, pixel_reader
+from pipelines.train_loop import pixel_reader
+from pipelines.train_state import Weights
 from pipelines.workers import Worker, Workers
 
 BATCHES_PER_BLOCK = 4  # a Ray Data task decodes this many batches

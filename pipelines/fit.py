@@ -1,12 +1,13 @@
 """One training on the cluster: pretraining, adapting, or the supervised bound."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
 
+from cluster.soft_labels import centroids
 from daal.config import Config, FitConfig
 from daal.errors import DataError
 from daal.network import DaalNetwork
@@ -14,7 +15,8 @@ from daal.plan import Plan
 from pipelines.pixels import Images, Pixels
 from pipelines.progress import Progress
 from pipelines.stream import StreamSource
-from pipelines.train_loop import FitJob, FitOutcome, Labels, Weights
+from pipelines.train_loop import FitJob, FitOutcome, Labels
+from pipelines.train_state import Weights
 from pipelines.workers import Workers
 
 NO_ROWS = np.empty(0, np.int64)
@@ -34,30 +36,39 @@ class Trainer:
         labels, rows = class_labels(images)
         fit = self.config.pretrain
         plan = self._plan(fit, 0, rows, NO_ROWS, NO_ROWS)
+        return self._fit(stage, fit, 0, plan, images, images, labels, self.untrained())
+
+    def untrained(self) -> Weights:
+        """The network with the backbone's own weights, everything else drawn with the seed."""
         torch.manual_seed(self.config.seed)
-        start = {n: t.numpy() for n, t in DaalNetwork(self.config.network).state_dict().items()}
-        return self._fit(stage, fit, 0, plan, images, images, labels, start)
+        return {n: t.numpy() for n, t in DaalNetwork(self.config.network).state_dict().items()}
 
     def adapt(
         self,
         stage: str,
         iteration: int,
-        source: Images,
+        source: Images | None,
         target: Images,
         features_NC: NDArray[np.float32],
         pseudo_labels_N: NDArray[np.int64],
-        centroids_KC: NDArray[np.float32],
         start: Weights,
     ) -> Weights:
-        """Line 6 of Algorithm 1: Eq. 7 on both domains, outliers left out.
+        """Line 6 of Algorithm 1: Eq. 7 on both domains, outliers (-1) left out.
 
-        features_NC and pseudo_labels_N have a row for every row of the target's table.
+        features_NC and pseudo_labels_N have a row for every row of the target's table. Without
+        a source, or with batches without its images, the target's part of Eq. 7 is left.
         """
-        labels, source_rows = class_labels(source)
-        labels = Labels(
-            labels.source_N, labels.num_source_ids, pseudo_labels_N, features_NC, centroids_KC
-        )
         fit = self.config.adapt
+        if source is None or fit.batch_source == 0:
+            source, known, source_rows = target, Labels(NO_ROWS, 0), NO_ROWS
+        else:
+            known, source_rows = class_labels(source)
+        labels = replace(
+            known,
+            pseudo_labels_N=pseudo_labels_N,
+            features_NC=features_NC,
+            centroids_KC=np.asarray(centroids(features_NC, pseudo_labels_N), np.float32),
+        )
         target_rows = np.flatnonzero(pseudo_labels_N >= 0)
         plan = self._plan(fit, iteration, source_rows, target_rows, pseudo_labels_N[target_rows])
         return self._fit(stage, fit, iteration, plan, source, target, labels, start)

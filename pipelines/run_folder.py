@@ -38,7 +38,7 @@ class RunFolder:
             self.filesystem.create_dir(self.base, recursive=True)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ConfigError(f"out={uri} can't be used as a run folder: {error}") from error
-        self._local = isinstance(self.filesystem, fs.LocalFileSystem)
+        self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
 
     def path(self, name: str) -> str:
         return f"{self.base}/{name}"
@@ -64,7 +64,7 @@ class RunFolder:
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Add one line of JSON. Object stores can't append: there the small file is rewritten."""
         data = (json.dumps(line) + "\n").encode()
-        if self._local:
+        if self.is_local:
             with open(self.path(name), "ab+") as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
@@ -122,6 +122,15 @@ class RunFolder:
         line = {"stage": stage, "started": started, "seconds": round(time.time() - started, 3)}
         self.append(JOURNAL, {**line, "files": entries})
         return read({name: bytes(made[name]) for name in files})
+
+    def adopt(self, other: "RunFolder") -> None:
+        """Take over the finished stages of another run that this one doesn't have yet."""
+        have = {line["stage"] for line in self.journal()}
+        for line in other.journal():
+            if line["stage"] not in have:
+                for name in line["files"]:
+                    self.write(name, other.read(name))
+                self.append(JOURNAL, line)
 
     def journal(self) -> list[dict[str, Any]]:
         """Finished stages in order; a last line cut off by a crash is left out."""

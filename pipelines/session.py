@@ -67,7 +67,7 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
     if ours:
         _start_or_join(config, verbose)
     try:
-        yield _place(config)
+        yield place(config)
     finally:
         if ours:
             ray.shutdown()
@@ -84,7 +84,7 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
                 _knock(address)
                 ray.init(address=address, **common)
             else:
-                cpus = max(os.cpu_count() or 1, int(_cpus_needed(config)))
+                cpus = max(os.cpu_count() or 1, int(cpus_needed(config)))
                 ray.init(
                     address="local", num_cpus=cpus, dashboard_host="127.0.0.1",
                     include_dashboard=True, **common,
@@ -117,17 +117,19 @@ def _keep_token_private() -> None:
         token.chmod(0o600)
 
 
-def _cpus_needed(config: RayConfig) -> float:
+def cpus_needed(config: RayConfig) -> float:
+    """CPUs that a run reserves."""
     # While training and extracting, Ray Data decodes beside the workers; without a CPU of its
     # own it would wait for ever, and say nothing.
     return config.num_workers * config.cpus_per_worker + config.data_cpus
 
 
-def _place(config: RayConfig) -> Resources:
+def place(config: RayConfig) -> Resources:
+    """What a run takes of the cluster. Raises ClusterError if it doesn't fit."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    if cpus < (needed := _cpus_needed(config)):
+    if cpus < (needed := cpus_needed(config)):
         raise ClusterError(
             f"the cluster has {cpus:g} CPUs, but the run needs {needed:g}: ray.num_workers="
             f"{config.num_workers} x ray.cpus_per_worker="

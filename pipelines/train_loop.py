@@ -1,32 +1,25 @@
 """One training as each worker runs it, from a starting network to a trained one."""
 
-import os
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
-import ray.train
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, distributed
 
 from cluster.soft_labels import hard_label_weights, lsr_weights, soft_label_weights
-from daal import checkpoint
 from daal.augment import augment, sample_seeds
-from daal.batch_norm import group_size, synchronise
 from daal.config import Config, FitConfig
+from daal.losses import LossTerms
 from daal.network import DaalNetwork
 from daal.plan import Plan
 from daal.step import (
     HostCopy,
     TrainBatch,
-    make_optimizer,
     mixed_precision,
     raise_if_diverged,
     set_learning_rate,
@@ -34,10 +27,10 @@ from daal.step import (
 )
 from pipelines.pixels import ImageSource, PixelReader
 from pipelines.stream import FedBatch, StreamSource, ahead, kept_batches, streamed_batches
+from pipelines.train_state import TrainState, Weights
 from pipelines.workers import Worker
 
 LOG_SECONDS = 2.0
-Weights = dict[str, NDArray[Any]]  # a checkpoint's tensors, as they travel through the object store
 
 
 @dataclass(frozen=True)
@@ -100,87 +93,66 @@ class FitJob:
         Raises:
             TrainingDiverged: on every worker, with the weights of the step before.
         """
-        config, fit, rank = self.config, self.fit, worker.rank
+        config, fit = self.config, self.fit
         labels: Labels = ray.get(self.labels)
         plan: Plan = ray.get(self.stream.plan)
         network = build_network(config, labels, ray.get(self.start))
-        first_step, optimizer_state = self._resume(network)
-        network = _placed(network, worker, plan, fit, config)
-        optimizer = make_optimizer(network, fit.optim)
-        if optimizer_state is not None:
-            checkpoint.restore_optimizer(optimizer, network.named_parameters(), optimizer_state)
+        state = TrainState.start(self.stage, worker, network, plan, fit, config)
         autocast = mixed_precision(worker.device, config.mixed_precision)
         targets = TargetLabels(labels, config, worker.device)
+        first_step = state.next_step
         images, batches = self._batches(worker, plan, first_step)
-        diverged = torch.zeros((), device=worker.device)
         earlier = None  # figures of the step before, which a GPU may still be working on
 
-        network.train()
-        model = _distributed(network, worker)
-        shown, num_images = time.monotonic(), 0
-        times, clock, begun = FitTimes(time.time()), time.monotonic(), time.monotonic()
+        state.network.train()
+        model = state.distributed()
+        times, log = FitTimes(time.time()), _Log(self.stage, worker, plan)
+        clock = begun = time.monotonic()
         for fed in batches:
             times.input += time.monotonic() - clock
             step, epoch = fed.step, plan.epoch_of(fed.step)
             worker.reach(stage=self.stage, step=step)
-            rate = set_learning_rate(optimizer, fit, step, plan.steps_per_epoch)
+            rate = set_learning_rate(
+                state.optimizer, fit, step, plan.steps_per_epoch, self.iteration
+            )
             parts = [
                 self._train_batch(fed.part(at, fit.accumulate), targets, epoch, worker.device)
                 for at in range(fit.accumulate)
             ]
-            terms = train_step(model, parts, optimizer, config.loss, diverged, _agree, autocast)
+            terms = train_step(
+                *(model, parts, state.optimizer, config.loss),
+                *(state.diverged, _agree, autocast, state.teacher),
+            )
             last = step + 1 == plan.num_steps
             end_of_epoch = (step + 1) % plan.steps_per_epoch == 0
             saves = last or (end_of_epoch and (epoch + 1) % fit.checkpoint_every_epochs == 0)
             if earlier is not None:
                 raise_if_diverged(*earlier)
-            earlier = HostCopy(diverged), terms, step
+            earlier = HostCopy(state.diverged), terms, step
             if saves or worker.device.type == "cpu":
                 raise_if_diverged(*earlier)
 
-            num_images += len(fed.images_BHWC) * worker.world_size
             clock = time.monotonic()
             if step == first_step:
                 times.first_step = clock - begun
-            if rank == 0 and (last or clock - shown > LOG_SECONDS):
-                worker.log({
-                    "stage": self.stage, "epoch": epoch + 1, "epochs": plan.epochs,
-                    "step": step + 1, "steps": plan.num_steps, "loss": terms.as_dict(), "lr": rate,
-                    "images_per_s": round(num_images / (clock - shown), 1),
-                    "input_share": round(times.input / (clock - begun), 4),
-                })  # fmt: skip
-                shown, num_images = clock, 0
+            log.step(step, terms, rate, times.input / (clock - begun))
             if saves:
-                self._report(network, optimizer, step + 1, rank)
+                state.report(step + 1)
                 # DDP sorts its buckets anew after its first step, and with them the order of
                 # additions. Wrapped anew here, a resumed run and an undisturbed one agree.
-                model = _distributed(network, worker)
+                model = state.distributed()
                 times.checkpoints += time.monotonic() - clock
                 clock = time.monotonic()
         times.total = time.monotonic() - begun
 
-        weights = {n: t.cpu().contiguous().numpy() for n, t in network.state_dict().items()}
         return FitOutcome(
-            weights if rank == 0 else None,
+            state.result() if worker.rank == 0 else None,
             worker.world_size,
             str(worker.device),
             images,
             first_step,
             times,
         )
-
-    def _resume(self, network: DaalNetwork) -> tuple[int, dict[str, Tensor] | None]:
-        """Load the last checkpoint if it is of this fit; the step to go on from."""
-        saved = ray.train.get_checkpoint()
-        if saved is None:
-            return 0, None
-        with saved.as_directory() as directory:
-            tensors, metadata = checkpoint.load(Path(directory))
-            if metadata["stage"] != self.stage:
-                return 0, None
-            optimizer_state = checkpoint.load_optimizer(Path(directory))
-        network.load_state_dict(tensors)
-        return metadata["next_step"], optimizer_state
 
     def _batches(
         self, worker: Worker, plan: Plan, first_step: int
@@ -212,32 +184,38 @@ class FitJob:
         return TrainBatch(
             augment(images_BCHW, seeds_B, config.augment),
             to_device(labels.source_N[fed.source_rows], device),
-            targets.weights(fed.target_rows),
+            *targets.of(fed.target_rows),
         )
 
-    def _report(
-        self, network: DaalNetwork, optimizer: torch.optim.Optimizer, next_step: int, rank: int
-    ) -> None:
-        """Hand a checkpoint to Ray Train; a barrier for all workers."""
-        if rank != 0:
-            ray.train.report({"next_step": next_step})
+
+@dataclass
+class _Log:
+    """Rank 0's lines about a training, one every few seconds."""
+
+    stage: str
+    worker: Worker
+    plan: Plan
+    shown: float = field(default_factory=time.monotonic)
+    num_steps: int = 0
+
+    def step(self, step: int, terms: LossTerms, rate: float, input_share: float) -> None:
+        plan, now = self.plan, time.monotonic()
+        self.num_steps += 1
+        last = step + 1 == plan.num_steps
+        if self.worker.rank != 0 or (not last and now - self.shown <= LOG_SECONDS):
             return
-        with tempfile.TemporaryDirectory() as scratch:
-            directory = Path(scratch) / "checkpoint"
-            checkpoint.save(
-                directory,
-                network.state_dict(),
-                {"stage": self.stage, "next_step": next_step},
-                optimizer=checkpoint.optimizer_tensors(optimizer, network.named_parameters()),
-            )
-            ray.train.report(
-                {"next_step": next_step},
-                checkpoint=ray.train.Checkpoint.from_directory(os.fspath(directory)),
-            )
+        num_images = self.num_steps * (plan.batch_source + plan.batch_target)
+        self.worker.log({
+            "stage": self.stage, "epoch": plan.epoch_of(step) + 1, "epochs": plan.epochs,
+            "step": step + 1, "steps": plan.num_steps, "loss": terms.as_dict(), "lr": rate,
+            "images_per_s": round(num_images / (now - self.shown), 1),
+            "input_share": round(input_share, 4),
+        })  # fmt: skip
+        self.shown, self.num_steps = now, 0
 
 
 class TargetLabels:
-    """Eq. 4's weights (or Table 4's other two kinds of label) of a batch's target rows."""
+    """Clusters of a batch's target rows, and Eq. 4's weights (or Table 4's other two kinds)."""
 
     def __init__(self, labels: Labels, config: Config, device: torch.device) -> None:
         self.labels = labels
@@ -246,19 +224,19 @@ class TargetLabels:
         if labels.centroids_KC is not None:
             self._centroids_KC = torch.tensor(labels.centroids_KC, device=device)
 
-    def weights(self, rows: NDArray[np.int64]) -> Tensor | None:
-        """(len(rows), K) on the device; None when there are no clusters (pretraining)."""
+    def of(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Weights (T, K) and clusters (T,) on the device; None without clusters (pretraining)."""
         labels, config = self.labels, self._config
         if labels.pseudo_labels_N is None or labels.features_NC is None:
-            return None
+            return None, None
         pseudo_labels_T = to_device(labels.pseudo_labels_N[rows], self._device)
         match config.target_labels:
             case "hard":
-                return hard_label_weights(pseudo_labels_T, labels.num_clusters)
+                weights_TK = hard_label_weights(pseudo_labels_T, labels.num_clusters)
             case "lsr":
-                return lsr_weights(pseudo_labels_T, labels.num_clusters)
+                weights_TK = lsr_weights(pseudo_labels_T, labels.num_clusters)
             case _:
-                return soft_label_weights(
+                weights_TK = soft_label_weights(
                     to_device(labels.features_NC[rows], self._device),
                     self._centroids_KC,
                     pseudo_labels_T,
@@ -266,6 +244,7 @@ class TargetLabels:
                     config.form,
                     config.min_sq_distance,
                 )
+        return weights_TK, pseudo_labels_T
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -295,7 +274,7 @@ def build_network(config: Config, labels: Labels, start: Weights) -> DaalNetwork
         config.network.model_copy(update={"weights": "none"}),
         num_source_ids=labels.num_source_ids,
         num_clusters=labels.num_clusters,
-        domain_head=adapting and config.network.specific_branch,
+        domain_head=adapting and config.network.specific_branch and labels.num_source_ids > 0,
     )
     if start:
         tensors = {name: torch.tensor(array) for name, array in start.items()}
@@ -305,42 +284,6 @@ def build_network(config: Config, labels: Labels, start: Weights) -> DaalNetwork
     if network.target_head is not None and config.network.centroid_init:
         network.target_head.start_from(torch.tensor(labels.centroids_KC))
     return network
-
-
-def _placed(
-    network: DaalNetwork, worker: Worker, plan: Plan, fit: FitConfig, config: Config
-) -> DaalNetwork:
-    """On the device, with BatchNorm over enough images, compiled if wanted."""
-    network = network.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = plan.batch_source + plan.batch_target
-    if config.network.domain_batch_norm and plan.batch_source and plan.batch_target:
-        images = min(plan.batch_source, plan.batch_target)
-    images //= worker.world_size * fit.accumulate
-    size = group_size(images, worker.world_size, config.network.batch_norm_images)
-    if size > 1:
-        if ("group", size) not in worker.kept:
-            groups = [
-                distributed.new_group(list(range(first, first + size)))
-                for first in range(0, worker.world_size, size)
-            ]
-            worker.kept["group", size] = groups[worker.rank // size]
-        synchronise(network, worker.kept["group", size])
-    if config.compile:
-        network.compile()
-    return network
-
-
-def _distributed(network: DaalNetwork, worker: Worker) -> nn.Module:
-    if worker.world_size == 1:
-        return network
-    on_gpu = worker.device.type == "cuda"
-    return DistributedDataParallel(
-        network,
-        device_ids=[worker.device] if on_gpu else None,
-        # Every worker's BatchNorm keeps statistics of its own; rank 0's are saved.
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-    )
 
 
 def _agree(flag: Tensor) -> None:

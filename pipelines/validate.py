@@ -27,9 +27,16 @@ def validate(config: Config) -> Findings:
     counts: dict[str, dict[str, int]] = {}
     warnings: list[str] = []
     for domain, settings in (("source", config.source), ("target", config.target)):
+        if domain == "source" and config.target_only:
+            continue
         if not settings.root:
             raise DataError(
-                f"{domain}.root is not set: give the data set's folder, {domain}.root=DIR."
+                f"{domain}.root is not set: give the data set's folder, {domain}.root=DIR"
+                + (
+                    " (or adapt.batch_source=0, to train without a source)."
+                    if domain == "source"
+                    else "."
+                )
             )
         records = load_records(settings.layout, Path(settings.root))
         counts[domain] = {

@@ -14,6 +14,7 @@ from rich.console import Console
 from daal import checkpoint
 from daal.config import AttentionConfig, Config, OptimConfig, RayConfig
 from daal.errors import ClusterError, ConfigError, LabelError
+from daal.load_config import apply_overrides, check_config
 from daal.plan import Plan
 from daal.step import make_optimizer, mixed_precision, set_learning_rate, train_step
 from pipelines.adapt import Adaptation
@@ -25,6 +26,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.session import ray_session
 from pipelines.stream import FedBatch
 from pipelines.train_loop import FitJob, TargetLabels, build_network
+from pipelines.validate import validate
 from pipelines.workers import Workers
 
 pytestmark = pytest.mark.ray
@@ -90,6 +92,28 @@ def test_adapt__leaves_its_artefacts_resumes_and_does_nothing_twice(
         run(config.model_copy(update={"seed": 1}))
 
 
+def test_adapt__without_a_source(ray_cluster: None, tiny_config: Config) -> None:
+    config = check_config(apply_overrides(tiny_config.model_dump(), [
+        'source.root=""', "adapt.batch_source=0", "iterations=2", "cluster.outliers=singletons",
+        "network.target_head=memory", "adapt.images_per_id=2", "loss.triplet_weight=1",
+    ]))  # fmt: skip
+    assert not [text for text in validate(config).warnings if text.startswith("source")]
+    summary = run(config)
+    out = Path(config.out)
+    assert not (out / "images/source.parquet").exists()
+    tensors, _ = checkpoint.load(out / "iteration-02/checkpoint")
+    assert not any(name.startswith(("source_head", "domain_head")) for name in tensors)
+    # Images that no cluster took are clusters of their own in training, and outliers in figures.
+    labels = pq.read_table(out / "iteration-02/pseudo_labels.parquet")["pseudo_label"].to_numpy()
+    split = pq.read_table(out / "images/target.parquet")["split"].to_numpy(zero_copy_only=False)
+    num_outliers = int((labels[split == "train"] < 0).sum())
+    num_clusters = summary["iterations"][1]["num_clusters"]
+    assert num_outliers > 0
+    assert len(tensors["target_head.memory_KC"]) == num_clusters + num_outliers
+    losses = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert any("triplet" in line.get("loss", {}) for line in losses)
+
+
 def test_two_workers__equal_one_process_on_the_same_batches(
     ray_cluster: None, tiny_config: Config
 ) -> None:
@@ -119,7 +143,7 @@ def test_two_workers__equal_one_process_on_the_same_batches(
         with Workers(config, RunFolder(config.out), resources, quiet()) as workers:
             pixels = Pixels(config, resources, lambda text: None)
             trained = Trainer(config, workers, pixels, quiet()).adapt(
-                "ddp", 1, source, target, features, pseudo_labels, centroids, start={}
+                "ddp", 1, source, target, features, pseudo_labels, start={}
             )
 
         labels = class_labels(source)[0]

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import ray
 from rich.console import Console
 
 from daal.config import Config
+from daal.load_config import apply_overrides, check_config
 from pipelines.faults import FAULTS
 from pipelines.fit import Trainer
 from pipelines.ingest import ingest
@@ -16,6 +18,7 @@ from pipelines.pixels import Images, Pixels
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
 from pipelines.session import ray_session
+from pipelines.train_state import Weights
 from pipelines.workers import Workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -56,20 +59,65 @@ def test_killed_amid_an_epoch__the_bits_of_an_undisturbed_training(
             ),
         }
     )
+    calm, struck = train_twice(
+        config, lambda trainer, stage, images: trainer.supervised(stage, images)
+    )
+    assert np.isfinite(calm["source_head.fc.weight"]).all()
+    assert_same_bits(calm, struck)
+
+
+def test_beyond_the_paper__the_same_bits_as_well(
+    ray_cluster: None, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A teacher, a cluster memory, batch-hard triplets over two workers, and no source."""
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    monkeypatch.setenv(FAULTS, json.dumps([{"stage": "struck", "step": 14, "rank": 1}]))
+    changes = ["network.target_head=memory", "network.neck=bnneck", "adapt.teacher_momentum=0.9"]
+    config = check_config(apply_overrides(tiny_config.model_dump(), [
+        *changes, "loss.triplet_weight=1", "loss.teacher_weight=0.5", "adapt.images_per_id=4",
+        "adapt.batch_source=0", "adapt.batch_target=16", "adapt.epochs=3",
+        "adapt.steps_per_epoch=6", 'source.root=""',
+    ]))  # fmt: skip
+    assert config.target_only
+    starts: dict[str, np.ndarray] = {}
+
+    def adapt(trainer: Trainer, stage: str, images: Images) -> Weights:
+        rng = np.random.default_rng(0)
+        features = rng.standard_normal((len(images.table), 512)).astype(np.float32)
+        labels = np.full(len(features), -1)
+        rows = images.rows("train")
+        labels[rows] = np.arange(len(rows)) % 5
+        starts.update(trainer.untrained())
+        return trainer.adapt(stage, 1, None, images, features, labels, starts)
+
+    calm, struck = train_twice(config, adapt)
+    assert_same_bits(calm, struck)
+    assert calm["target_head.memory_KC"].shape == (5, 512)
+    assert "source_head.fc.weight" not in calm and "domain_head.weight" not in calm
+    assert np.isfinite(calm["backbone.conv1.weight"]).all()
+    assert not np.array_equal(calm["backbone.conv1.weight"], starts["backbone.conv1.weight"])
+
+
+def train_twice(
+    config: Config, train: Callable[[Trainer, str, Images], Weights]
+) -> tuple[Weights, Weights]:
+    """Undisturbed, and with the faults of the stage called "struck"."""
     figures: list[dict] = []
     progress = Progress(figures.append, Console(file=io.StringIO()))
     with ray_session(config.ray) as resources:
-        table, _ = ingest(config.source, "source", 0)
-        source = Images(table, ray.put(table))
+        table, _ = ingest(config.target, "target", 0)
+        images = Images(table, ray.put(table))
         with Workers(config, RunFolder(config.out), resources, progress) as workers:
             pixels = Pixels(config, resources, lambda text: None)
             trainer = Trainer(config, workers, pixels, progress)
-            calm = trainer.supervised("calm", source)
-            struck = trainer.supervised("struck", source)
+            calm, struck = train(trainer, "calm", images), train(trainer, "struck", images)
     first_step = {row["stage"]: row["first_step"] for row in figures if "first_step" in row}
     assert first_step["calm"] == 0
     assert first_step["struck"] in (6, 12), "it did not go on from a checkpoint"
+    return calm, struck
+
+
+def assert_same_bits(calm: Weights, struck: Weights) -> None:
     assert calm.keys() == struck.keys()
     for name, tensor in calm.items():
         assert tensor.tobytes() == struck[name].tobytes(), name
-    assert np.isfinite(calm["source_head.fc.weight"]).all()

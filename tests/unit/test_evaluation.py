@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from daal import evaluation
+from daal import match_ranks
 from daal.errors import DataError
 from daal.evaluation import EvaluationResult, evaluate
 
@@ -163,10 +163,10 @@ def test_does_not_depend_on_blocks(offset: float, monkeypatch: pytest.MonkeyPatc
     gallery[0][:] += np.float32(offset)
     query[0][:] += np.float32(offset)
     whole = check_against_loops(query, gallery)
-    monkeypatch.setattr(evaluation, "QUERY_ROWS", 4)
-    monkeypatch.setattr(evaluation, "GALLERY_ROWS", 7)
-    monkeypatch.setattr(evaluation, "TABLE_SIZE", 100)
-    monkeypatch.setattr(evaluation, "CACHED_SIZE", 100)
+    monkeypatch.setattr(match_ranks, "QUERY_ROWS", 4)
+    monkeypatch.setattr(match_ranks, "GALLERY_ROWS", 7)
+    monkeypatch.setattr(match_ranks, "TABLE_SIZE", 100)
+    monkeypatch.setattr(match_ranks, "CACHED_SIZE", 100)
     blocks = evaluate(*query, *gallery)
     np.testing.assert_array_equal(whole.ap, blocks.ap)
     np.testing.assert_array_equal(whole.first_match_rank, blocks.first_match_rank)
@@ -272,17 +272,15 @@ def exact_sides(kind: str, seed: int) -> tuple[Arrays, Arrays]:
     seed=st.integers(0, 2**32 - 1),
     at_least=st.sampled_from([0, 3, 10**6]),
     rows=st.sampled_from([1, 7, 1024]),
-    channels=st.sampled_from([1, 3, 512]),
 )
 def test_any_round_of_products_equals_plain_loops(
-    kind: str, seed: int, at_least: int, rows: int, channels: int
+    kind: str, seed: int, at_least: int, rows: int
 ) -> None:
     query, gallery = exact_sides(kind, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "DIRECT_AT_LEAST", at_least)
-        patch.setattr(evaluation, "QUERY_ROWS", rows)
-        patch.setattr(evaluation, "GALLERY_ROWS", rows)
-        patch.setattr(evaluation, "CHANNELS", channels)
+        patch.setattr(match_ranks, "DIRECT_AT_LEAST", at_least)
+        patch.setattr(match_ranks, "QUERY_ROWS", rows)
+        patch.setattr(match_ranks, "GALLERY_ROWS", rows)
         check_against_loops(query, gallery)
 
 
@@ -322,7 +320,7 @@ class Watched:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.rounds: list[tuple[torch.dtype, int]] = []
         self.num_pairs = 0
-        count_nearer, direct_distance = evaluation._count_nearer, evaluation._direct_distance
+        count_nearer, direct_distance = match_ranks._count_nearer, match_ranks._direct_distance
 
         def count(dtype: torch.dtype, queries: torch.Tensor, *rest):
             self.rounds.append((dtype, len(queries)))
@@ -332,9 +330,9 @@ class Watched:
             self.num_pairs += len(rows)
             return direct_distance(queries, rows, gallery, columns)
 
-        patch.setattr(evaluation, "_count_nearer", count)
-        patch.setattr(evaluation, "_direct_distance", measure)
-        patch.setattr(evaluation, "_workers", one_worker)
+        patch.setattr(match_ranks, "_count_nearer", count)
+        patch.setattr(match_ranks, "_direct_distance", measure)
+        patch.setattr(match_ranks, "_workers", one_worker)
 
 
 @contextmanager
@@ -343,7 +341,7 @@ def one_worker(device):
         yield 1, map
 
 
-workers = evaluation._workers
+workers = match_ranks._workers
 
 
 def test_float32_is_enough_for_features_that_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,14 +391,15 @@ def test_products_stay_within_the_error_bound(dtype: torch.dtype) -> None:
     for features in (same_sign, same_sign * signs, same_sign * same_sign[0], same_sign**30):
         queries, others = features[:12], features[12:] / 3
         squares = others.square().sum(1)
-        tile = evaluation._tile(squares.to(dtype), (-2 * queries).to(dtype), others.to(dtype))
+        tile = torch.empty(len(queries), len(others), dtype=dtype)
+        match_ranks._fill_tile(tile, (-2 * queries).to(dtype), others.to(dtype), squares.to(dtype))
         # In whole numbers of 2^-60, which Python adds without rounding.
         whole = [[[int(x * 2.0**60) for x in row] for row in side.tolist()]
                  for side in (queries, others)]  # fmt: skip
         exact = torch.tensor(
             [[float(sum(b * b - 2 * a * b for a, b in zip(q, g, strict=True))) for g in whole[1]]
              for q in whole[0]], dtype=torch.float64) * 2.0**-120  # fmt: skip
-        bound = evaluation._error_bound(
+        bound = match_ranks._error_bound(
             dtype, queries.square().sum(1).sqrt(), squares.max().sqrt(), 700
         )
         error = (tile.double() - exact).abs().amax(1)
@@ -412,24 +411,25 @@ def test_products_stay_within_the_error_bound(dtype: torch.dtype) -> None:
 
 def test_settings_for_training_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     query, gallery = random_sides(11, 20, 300, 64)
-    expected = evaluate(*query, *gallery)
     threads = torch.get_num_threads()
-    seen = []
-    tile = evaluation._tile
-    monkeypatch.setattr(
-        evaluation,
-        "_tile",
-        lambda *sides: seen.append(torch.get_float32_matmul_precision()) or tile(*sides),
-    )
+    tiles: list[torch.Tensor] = []
+    fill_tile = match_ranks._fill_tile
+
+    def fill(tile: torch.Tensor, *rest: torch.Tensor) -> None:
+        fill_tile(tile, *rest)
+        tiles.append(tile.clone())
+
+    monkeypatch.setattr(match_ranks, "_fill_tile", fill)
+    monkeypatch.setattr(match_ranks, "_workers", one_worker)
+    expected = evaluate(*query, *gallery)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
             result = evaluate(*query, *gallery)
-        assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
-    assert set(seen) == {"highest"}
+    assert torch.equal(tiles[0], tiles[1]) and len(tiles) == 2
     assert torch.get_num_threads() == threads
     np.testing.assert_array_equal(result.ap, expected.ap)
     np.testing.assert_array_equal(result.first_match_rank, expected.first_match_rank)

@@ -6,7 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daal.losses import domain_loss, hard_label_loss, soft_label_loss, total_loss
+from daal.losses import (
+    domain_loss,
+    hard_label_loss,
+    soft_label_loss,
+    softmax_triplet_loss,
+    total_loss,
+)
 
 LOG3 = math.log(3.0)
 # Probabilities (3/4, 1/4) and (1/4, 3/4).
@@ -102,3 +108,29 @@ def test_terms_without_logits_are_zero() -> None:
     assert terms.total.item() == terms.source.item()
     empty = soft_label_loss(torch.empty(0, 3, requires_grad=True), torch.empty(0, 3))
     assert empty.item() == 0
+
+
+def test_softmax_triplet__hand_computed() -> None:
+    # On a line: images 0 and 4 of one label, 1 and 10 of another.
+    features = torch.tensor([[0.0], [4.0], [1.0], [10.0]])
+    labels = torch.tensor([0, 0, 1, 1])
+    pairs = [(4, 1), (4, 3), (9, 1), (9, 6)]  # farthest of its own, nearest of the others
+    expected = sum(math.log(1 + math.exp(own - other)) for own, other in pairs) / 4
+    assert math.isclose(softmax_triplet_loss(features, labels).item(), expected, rel_tol=1e-5)
+
+
+def test_softmax_triplet__only_images_with_both_kinds_of_others_count() -> None:
+    features = torch.tensor([[0.0], [4.0], [1.0]], requires_grad=True)
+    some = softmax_triplet_loss(features, torch.tensor([0, 0, 1]))
+    expected = (math.log(1 + math.exp(4 - 1)) + math.log(1 + math.exp(4 - 3))) / 2
+    assert math.isclose(some.item(), expected, rel_tol=1e-5)
+    for labels in (torch.tensor([0, 0, 0]), torch.tensor([0, 1, 2])):
+        none = softmax_triplet_loss(features, labels)
+        (gradient,) = torch.autograd.grad(none, features)
+        assert none.item() == 0 and bool((gradient == 0).all())
+
+
+def test_softmax_triplet__copies_have_a_finite_gradient() -> None:
+    features = torch.ones(4, 3, requires_grad=True)
+    softmax_triplet_loss(features, torch.tensor([0, 0, 1, 1])).backward()
+    assert features.grad is not None and bool(features.grad.isfinite().all())

@@ -13,12 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from daal import checkpoint
 from daal.config import AttentionConfig, FitConfig, LossConfig, NetworkConfig, OptimConfig
 from daal.errors import TrainingDiverged
-from daal.losses import LossTerms
+from daal.losses import LossTerms, soft_label_loss
 from daal.network import DaalNetwork
 from daal.step import (
     HostCopy,
     TrainBatch,
     make_optimizer,
+    make_teacher,
     mixed_precision,
     raise_if_diverged,
     set_learning_rate,
@@ -111,8 +112,8 @@ def test_micro_batches_give_the_gradient_of_the_whole() -> None:
         network.eval()  # BatchNorm would see each micro-batch apart
         optimizer = make_optimizer(network, SGD)
         terms = step(network, cut(batch), optimizer)
-        results.append({**everything(network, optimizer), **vars(terms)})
-    assert not any(tensor.requires_grad for tensor in vars(terms).values())
+        results.append({**everything(network, optimizer), **terms.detached()})
+    assert not terms.total.requires_grad and not terms.source.requires_grad
     for name, tensor in results[0].items():
         torch.testing.assert_close(tensor, results[1][name], rtol=1e-4, atol=1e-6)
 
@@ -338,6 +339,53 @@ def test_schedule__listed_epochs() -> None:
     optimizer = make_optimizer(network, fit.optim)
     rates = [set_learning_rate(optimizer, fit, epoch, 1) for epoch in (19, 20, 79, 80, 259)]
     assert rates == pytest.approx([3e-5, 3e-6, 3e-6, 3e-7, 3e-7])
+
+
+def test_schedule__listed_iterations() -> None:
+    network, _ = setting()
+    fit = FitConfig(optim=OptimConfig(decay_at_iterations=[3, 5]))
+    optimizer = make_optimizer(network, fit.optim)
+    rates = [set_learning_rate(optimizer, fit, 60, 1, at) for at in (0, 2, 3, 4, 5)]
+    assert rates == pytest.approx([3e-6, 3e-6, 3e-7, 3e-7, 3e-8])
+
+
+def test_teacher__is_the_running_mean_of_weights_and_statistics() -> None:
+    network, batch = setting()
+    optimizer, teacher = make_optimizer(network, SGD), make_teacher(network, momentum=0.75)
+    assert teacher is not None and make_teacher(network, 0) is None
+    names = ("backbone.conv1.weight", "backbone.bn1.running_mean", "source_head.fc.weight")
+    mean: dict[str, Tensor] = {}
+    for _ in range(3):
+        train_step(
+            *(network, [batch], optimizer, LossConfig(), torch.zeros(())),
+            *(lambda _: None, OFF, teacher),
+        )
+        own = network.state_dict()
+        # The first step's result is where the mean begins.
+        mean = {n: 0.75 * mean.get(n, own[n]) + 0.25 * own[n] for n in names}
+    for name in names:
+        torch.testing.assert_close(teacher.module.state_dict()[name], mean[name], msg=name)
+    assert network.training and not teacher.module.training
+
+
+def test_teacher__its_predictions_are_soft_labels() -> None:
+    network, batch = setting()
+    teacher = make_teacher(network, momentum=0.5)
+    assert teacher is not None
+    with torch.no_grad():
+        taught = teacher(batch.images_BCHW, batch.num_source).target_logits_BK.softmax(1)
+        own = network(batch.images_BCHW, batch.num_source).target_logits_BK
+    expected = float(soft_label_loss(own, taught))
+    network, batch = setting()  # the forward above moved statistics
+    teacher = make_teacher(network, momentum=0.5)
+    weights = LossConfig(source_weight=0, target_weight=0, domain_weight=0, teacher_weight=2.0)
+    terms = train_step(
+        *(network, [batch], make_optimizer(network, SGD), weights, torch.zeros(())),
+        *(lambda _: None, OFF, teacher),
+    )
+    assert terms.teacher is not None
+    assert float(terms.teacher) == pytest.approx(expected, rel=1e-4)
+    assert float(terms.total) == pytest.approx(2 * expected, rel=1e-4)
 
 
 def test_bf16_on_cpus__no_garbage_gradient_on_maps_one_pixel_wide() -> None:

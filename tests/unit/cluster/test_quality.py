@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
+from sklearn.metrics import silhouette_score
 
-from cluster.quality import cluster_quality
+from cluster.quality import agreement, cluster_quality, graph_silhouette
 
 LABELS = np.array([0, 0, 0, 1, 1, -1, -1, 0])
 PIDS = np.array([7, 7, 8, 8, 8, 8, 9, -1])
@@ -55,3 +57,31 @@ def test_nothing_but_outliers():
     assert (quality.num_clusters, quality.outlier_share, quality.size_histogram) == (0, 1, {})
     assert (quality.pair_precision, quality.pair_recall) == (None, 0)
     assert cluster_quality(np.full(2, -1), np.array([-1, -1])).ari is None
+
+
+def test_agreement_counts_outliers_as_clusters_of_their_own() -> None:
+    labels = np.array([0, 0, 1, 1, -1, -1])
+    assert agreement(labels, np.array([5, 5, 2, 2, -1, -1])) == pytest.approx(1)
+    assert agreement(labels, np.array([0, 0, 1, 1, 2, 2])) < 1
+    assert abs(agreement(labels, np.arange(6))) < 1e-9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_graph_silhouette_equals_sklearn_on_the_dense_matrix(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, 40)
+    dense = np.where(labels[:, None] == labels, 0.3, 0.8) + 0.3 * rng.random((40, 40))
+    dense = np.minimum((dense + dense.T) / 2, 1)
+    np.fill_diagonal(dense, 0)
+    kept = np.where(dense < 0.9, dense, 0)
+    dense[kept == 0] = 1  # what isn't kept counts as 1
+    np.fill_diagonal(dense, 0)
+    expected = silhouette_score(dense, labels, metric="precomputed")
+    assert graph_silhouette(csr_array(kept), labels) == pytest.approx(expected)
+
+
+def test_graph_silhouette_leaves_outliers_out_but_not_their_absence() -> None:
+    distance = csr_array(np.array([[0, 0.2, 0.4], [0.2, 0, 0], [0.4, 0, 0]]))
+    # Of the two in the cluster: a = 0.2, and no other cluster is near.
+    assert graph_silhouette(distance, np.array([0, 0, -1])) == pytest.approx(0.8)
+    assert graph_silhouette(distance, np.full(3, -1)) == 0

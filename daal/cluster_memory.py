@@ -1,0 +1,53 @@
+"""A classifier whose class weights are a memory of the clusters' features.
+
+ClusterNCE of Dai et al., "Cluster Contrast for Unsupervised Person Re-Identification", ACCV
+2022 (first as arXiv 2103.11568), sec. 3.2. Its loss is the cross entropy of these logits, so that
+Eq. 3 and Eq. 5 of our paper apply to it as they do to a fully connected head.
+
+Shapes: T target images of a batch, C channels, K clusters.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ClusterMemory(nn.Module):
+    """Similarity of a feature to each cluster's memory, times `scale`: (T, C) -> (T, K), float32.
+
+    `scale` is one over the temperature. The memory is no parameter: no gradient changes it, but
+    after each step the features of the batch do.
+    """
+
+    memory_KC: Tensor
+
+    def __init__(self, num_features: int, num_clusters: int, scale: float, momentum: float) -> None:
+        super().__init__()
+        self.scale, self.momentum = scale, momentum
+        # A memory that nothing filled: clusters in directions of their own.
+        random_KC = F.normalize(torch.randn(num_clusters, num_features), dim=1)
+        self.register_buffer("memory_KC", random_KC)
+
+    @torch.no_grad()
+    def start_from(self, centroids_KC: Tensor) -> None:
+        """Fill the memory with the directions of the clusters' centroids."""
+        self.memory_KC.copy_(F.normalize(centroids_KC.float(), dim=1))
+
+    def forward(self, features_TC: Tensor) -> Tensor:
+        return self.scale * F.linear(F.normalize(features_TC.float(), dim=1), self.memory_KC)
+
+    @torch.no_grad()
+    def update(self, features_TC: Tensor, labels_T: Tensor, unless: Tensor) -> None:
+        """Move the memory of each cluster in the batch towards its images' mean, by 1 - momentum.
+
+        c <- c m + (1 - m) mean of f, made a unit vector again (Eq. 3 of Cluster Contrast takes the
+        images one after the other; the mean doesn't depend on their order). Features are of the
+        whole batch, of any length. Nothing changes where the scalar `unless` isn't 0.
+        """
+        features_TC = F.normalize(features_TC.float(), dim=1)
+        sums_KC = torch.zeros_like(self.memory_KC).index_add_(0, labels_T, features_TC)
+        counts_K1 = torch.bincount(labels_T, minlength=len(sums_KC))[:, None]
+        means_KC = sums_KC / counts_K1.clamp(min=1)
+        moved_KC = self.momentum * self.memory_KC + (1 - self.momentum) * means_KC
+        moves_K1 = (counts_K1 > 0) & (unless == 0)
+        self.memory_KC.copy_(torch.where(moves_K1, F.normalize(moved_KC, dim=1), self.memory_KC))

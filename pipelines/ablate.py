@@ -1,0 +1,250 @@
+"""A suite: the rows of one of the paper's tables, each the scores of a run.
+
+What rows have in common is run once: equal configurations are one run, and runs that differ only
+behind pretraining share its checkpoint, features and scores.
+"""
+
+import hashlib
+import json
+import os
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+from pydantic import Field, ValidationError
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.console import Console
+
+from daal.config import Config, RayConfig, Section
+from daal.errors import ConfigError, DaalError
+from daal.load_config import apply_overrides, check_config
+from pipelines.adapt import Adaptation
+from pipelines.progress import Progress
+from pipelines.run_folder import RunFolder
+from pipelines.session import cpus_needed, place
+
+SUITES = Path(__file__).parent / "suites"
+Say = Callable[[str], None]
+
+# What pretraining and the direct transfer don't depend on.
+LATER_SECTIONS = {"out", "ray", "adapt", "cluster", "soft_labels", "loss", "iterations",
+                  "warm_start", "supervised_bound"}  # fmt: skip
+LATER_NETWORK = {"specific_branch", "target_head", "memory_momentum", "centroid_init",
+                 "domain_batch_norm"}  # fmt: skip
+
+
+class Row(Section):
+    """One row of the table."""
+
+    name: str = Field(min_length=1)
+    settings: list[str] = Field([], description="KEY=VALUE, on top of the suite's.")
+    score: str = Field(
+        "adapted", description="adapted, direct_transfer, supervised, or iteration-NN."
+    )
+    paper: dict[str, tuple[float, float]] = Field(
+        {}, description="The paper's mAP and Rank-1 in percent, by pair of data sets."
+    )
+
+
+class Suite(Section):
+    """A table or figure of the paper, or a comparison of ours."""
+
+    title: str
+    recipe: str = "demo"
+    settings: list[str] = Field([], description="KEY=VALUE for all rows.")
+    seeds: int = Field(3, ge=1)
+    rows: list[Row] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row with its scores, one of each seed: dictionaries with map and rank1, in 0-1."""
+
+    row: Row
+    scores: list[dict[str, float]]
+    direct: list[dict[str, float]]
+
+    def mean(self, figure: str) -> float:
+        return statistics.fmean(score[figure] for score in self.scores)
+
+    def spread(self, figure: str) -> float:
+        """Sample standard deviation over seeds; 0 of a single one."""
+        values = [score[figure] for score in self.scores]
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def gain(self) -> float:
+        """mAP above the direct transfer of the same runs (Table 2's G)."""
+        return self.mean("map") - statistics.fmean(score["map"] for score in self.direct)
+
+
+def read_suite(name: str) -> Suite:
+    """A shipped suite by name, or a YAML file. Raises ConfigError with one line per mistake."""
+    path = Path(name) if Path(name).suffix else SUITES / f"{name}.yaml"
+    try:
+        return Suite.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except OSError:
+        shipped = ", ".join(sorted(file.stem for file in SUITES.glob("*.yaml")))
+        raise ConfigError(
+            f'there is no suite "{name}"; shipped are {shipped}, or give a .yaml file.'
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"suite {path} is not valid YAML: {error}") from error
+    except ValidationError as error:
+        lines = [
+            f"suite {path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
+        ]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def configurations(
+    suite: Suite, base: dict[str, Any], settings: Iterable[str], seeds: int, out: str
+) -> dict[tuple[str, int], Config]:
+    """The run of each row and seed. Rows whose settings make no difference share theirs."""
+    found: dict[tuple[str, int], Config] = {}
+    for row in suite.rows:
+        for seed in range(seeds):
+            values = apply_overrides(
+                json.loads(json.dumps(base)),
+                [*suite.settings, *row.settings, *settings, f"seed={seed}"],
+            )
+            config = check_config(values | {"out": "-"})
+            key = _digest(config.model_dump(mode="json"))
+            found[row.name, seed] = config.model_copy(update={"out": f"{out}/runs/{key}"})
+    return found
+
+
+def run_suite(
+    suite: Suite, configs: dict[tuple[str, int], Config], out: str, say: Say
+) -> list[Result]:
+    """All runs that aren't finished, as many at a time as the cluster has room for.
+
+    Raises:
+        DaalError: runs failed, named with their reasons; the others are finished and kept.
+    """
+    runs = {config.out: config for config in configs.values()}
+    left = {
+        uri: config for uri, config in runs.items() if not RunFolder(uri).exists("summary.json")
+    }
+    say(f"{len(configs)} rows and seeds: {len(runs)} runs, {len(left)} of them to do")
+    pretrainings = {
+        f"{out}/pretraining/{_pretraining_key(config)}": config for config in left.values()
+    }
+    room = _room(next(iter(runs.values())).ray)
+    _all_of(
+        [
+            (f"pretraining {Path(uri).name}", config.model_copy(update={"out": uri}), None)
+            for uri, config in pretrainings.items()
+        ],
+        room,
+        say,
+    )
+    names: dict[str, list[str]] = {}
+    for (name, seed), config in configs.items():
+        names.setdefault(config.out, []).append(f"{name}, seed {seed}")
+    _all_of(
+        [
+            (" / ".join(names[uri]), config, f"{out}/pretraining/{_pretraining_key(config)}")
+            for uri, config in left.items()
+        ],
+        room,
+        say,
+    )
+    return results(suite, configs)
+
+
+def results(suite: Suite, configs: dict[tuple[str, int], Config]) -> list[Result]:
+    """The table's rows from the runs' summaries."""
+    found = []
+    for row in suite.rows:
+        summaries = [
+            json.loads(RunFolder(config.out).read("summary.json"))
+            for (name, _), config in configs.items()
+            if name == row.name
+        ]
+        scores = [_score(summary, row.score) for summary in summaries]
+        found.append(Result(row, scores, [summary["direct_transfer"] for summary in summaries]))
+    return found
+
+
+def _score(summary: dict[str, Any], which: str) -> dict[str, float]:
+    if which in ("adapted", "direct_transfer", "supervised"):
+        score = summary[which]
+    else:
+        score = next((row for row in summary["iterations"] if row["name"] == which), None)
+    if score is None:
+        raise ConfigError(
+            f"the run has no score {which}; see `score` and `iterations` in the suite."
+        )
+    return {"map": score["map"], "rank1": score["rank1"]}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _pretraining_key(config: Config) -> str:
+    values = config.model_dump(mode="json", exclude=LATER_SECTIONS)
+    values["network"] = {k: v for k, v in values["network"].items() if k not in LATER_NETWORK}
+    values["num_workers"] = config.ray.num_workers
+    values["target_only"] = config.target_only
+    return _digest(values)
+
+
+def _room(config: RayConfig) -> int:
+    """How many runs fit on the cluster side by side."""
+    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    rooms = [total.get("CPU", 0) // cpus_needed(config)]
+    if place(config).use_gpu:
+        rooms.append(total.get("GPU", 0) // config.num_workers)
+    return max(1, int(min(rooms)))
+
+
+def _all_of(jobs: list[tuple[str, Config, str | None]], room: int, say: Say) -> None:
+    """Run them as Ray tasks, `room` at a time; fail at the end if any has failed."""
+    waiting, running, failed = list(reversed(jobs)), {}, []
+    while waiting or running:
+        while waiting and len(running) < room:
+            name, config, pretraining = waiting.pop()
+            say(f"{name}: started in {config.out}")
+            here = NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            )
+            task = _run.options(name=name, scheduling_strategy=here)
+            running[task.remote(config, pretraining, os.getcwd())] = name
+        (done,), _ = ray.wait(list(running), num_returns=1)
+        name = running.pop(done)
+        try:
+            say(f"{name}: {ray.get(done)}")
+        except RayTaskError as error:
+            if not isinstance(error.cause, DaalError):
+                raise
+            failed.append(f"{name}: {error.cause}")
+            say(failed[-1])
+    if failed:
+        raise DaalError(
+            f"{len(failed)} of {len(jobs)} runs failed; the same command goes on with them.\n"
+            + "\n".join(failed)
+        )
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _run(config: Config, pretraining: str | None, directory: str) -> str:
+    """One run in a process of its own; what it says goes to a file of the run."""
+    os.chdir(directory)  # where relative paths begin
+    folder = RunFolder(config.out)
+    with open(folder.path("log.txt") if folder.is_local else os.devnull, "a") as log:
+        progress = Progress(lambda event: folder.append("metrics.jsonl", event), Console(file=log))
+        adaptation = Adaptation(config, folder, place(config.ray), progress)
+        if pretraining is None:
+            adaptation.pretrain_only()
+            return "done"
+        folder.keep_config(config)
+        folder.adopt(RunFolder(pretraining))
+        summary = adaptation.adapt()
+    score = summary["adapted"] or summary["supervised"] or summary["direct_transfer"]
+    return f"mAP {score['map']:.1%}  Rank-1 {score['rank1']:.1%}"

@@ -1,0 +1,145 @@
+"""Everything that a training step changes, saved together and resumed together."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from daal import checkpoint
+from daal.batch_norm import group_size, synchronise
+from daal.config import Config, FitConfig
+from daal.network import DaalNetwork
+from daal.plan import Plan
+from daal.step import make_optimizer, make_teacher
+from pipelines.workers import Worker
+
+TEACHER = "teacher."  # before the names of its tensors in a checkpoint
+Weights = dict[str, NDArray[Any]]  # a network's tensors, as they travel through the object store
+
+
+@dataclass
+class TrainState:
+    """The weights on one worker, and what decides on the next ones."""
+
+    stage: str
+    worker: Worker
+    network: DaalNetwork
+    optimizer: torch.optim.Optimizer
+    teacher: AveragedModel | None
+    next_step: int
+    diverged: Tensor  # see `daal.step.train_step`
+
+    @classmethod
+    def start(
+        cls,
+        stage: str,
+        worker: Worker,
+        network: DaalNetwork,
+        plan: Plan,
+        fit: FitConfig,
+        config: Config,
+    ) -> "TrainState":
+        """From the network as it is, or from the stage's last checkpoint if there is one."""
+        network = network.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        teacher = make_teacher(network, fit.teacher_momentum)  # a copy; groups of workers have none
+        _share_statistics(network, worker, plan, fit, config)
+        saved = _last_checkpoint(stage)
+        next_step = 0
+        if saved is not None:
+            tensors, optimizer_state, next_step = saved
+            taught = {
+                n.removeprefix(TEACHER): t for n, t in tensors.items() if n.startswith(TEACHER)
+            }
+            network.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(TEACHER)})
+            if teacher is not None:
+                teacher.load_state_dict(taught)
+        optimizer = make_optimizer(network, fit.optim)
+        if saved is not None:
+            checkpoint.restore_optimizer(optimizer, network.named_parameters(), optimizer_state)
+        if config.compile:
+            network.compile()
+        diverged = torch.zeros((), device=worker.device)
+        return cls(stage, worker, network, optimizer, teacher, next_step, diverged)
+
+    def distributed(self) -> nn.Module:
+        """The network as all workers train it together."""
+        if self.worker.world_size == 1:
+            return self.network
+        on_gpu = self.worker.device.type == "cuda"
+        return DistributedDataParallel(
+            self.network,
+            device_ids=[self.worker.device] if on_gpu else None,
+            # Every worker's BatchNorm keeps statistics of its own; rank 0's are saved.
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def report(self, next_step: int) -> None:
+        """Hand a checkpoint to Ray Train; a barrier for all workers."""
+        if self.worker.rank != 0:
+            ray.train.report({"next_step": next_step})
+            return
+        taught = self.teacher.state_dict() if self.teacher is not None else {}
+        with tempfile.TemporaryDirectory() as scratch:
+            directory = Path(scratch) / "checkpoint"
+            checkpoint.save(
+                directory,
+                self.network.state_dict() | {f"{TEACHER}{n}": t for n, t in taught.items()},
+                {"stage": self.stage, "next_step": next_step},
+                optimizer=checkpoint.optimizer_tensors(
+                    self.optimizer, self.network.named_parameters()
+                ),
+            )
+            ray.train.report(
+                {"next_step": next_step},
+                checkpoint=ray.train.Checkpoint.from_directory(os.fspath(directory)),
+            )
+
+    def result(self) -> Weights:
+        """What the training is for: the teacher's weights if there is one, or the network's."""
+        trained = self.network if self.teacher is None else self.teacher.module
+        return {
+            name: np.asarray(tensor.cpu().contiguous().numpy())
+            for name, tensor in trained.state_dict().items()
+        }
+
+
+def _last_checkpoint(stage: str) -> tuple[dict[str, Tensor], dict[str, Tensor], int] | None:
+    """Tensors, the optimizer's tensors and the next step, if Ray Train has one of this stage."""
+    saved = ray.train.get_checkpoint()
+    if saved is None:
+        return None
+    with saved.as_directory() as directory:
+        tensors, metadata = checkpoint.load(Path(directory))
+        if metadata["stage"] != stage:
+            return None
+        return tensors, checkpoint.load_optimizer(Path(directory)), metadata["next_step"]
+
+
+def _share_statistics(
+    network: DaalNetwork, worker: Worker, plan: Plan, fit: FitConfig, config: Config
+) -> None:
+    """Have workers with few images share BatchNorm statistics in groups."""
+    images = plan.batch_source + plan.batch_target
+    if config.network.domain_batch_norm and plan.batch_source and plan.batch_target:
+        images = min(plan.batch_source, plan.batch_target)
+    images //= worker.world_size * fit.accumulate
+    size = group_size(images, worker.world_size, config.network.batch_norm_images)
+    if size == 1:
+        return
+    if ("group", size) not in worker.kept:
+        groups = [
+            distributed.new_group(list(range(first, first + size)))
+            for first in range(0, worker.world_size, size)
+        ]
+        worker.kept["group", size] = groups[worker.rank // size]
+    synchronise(network, worker.kept["group", size])
