@@ -1,0 +1,115 @@
+"""A suite on real Ray: what rows share is run once, and a second time nothing is."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from daal.config import Config
+from daal.errors import DaalError
+from pipelines.ablate import SUITES, Row, Suite, configurations, read_suite, results, run_suite
+from pipelines.cli import read_config
+from pipelines.suite_table import as_json, markdown, measured_on, plot
+from pipelines.validate import validate
+
+HARD = ["soft_labels.target_labels=hard"]
+SUITE = Suite(
+    title="Labels <of> target images",
+    seeds=1,
+    rows=[
+        Row(name="direct", score="direct_transfer", paper={"Duke to Market": (23.4, 51.5)}),
+        Row(name="hard", settings=HARD),
+        Row(name="soft", paper={"Duke to Market": (63.9, 83.7)}),
+    ],
+)
+
+
+@pytest.fixture
+def started() -> tuple[list[str], Callable[[str], None]]:
+    said: list[str] = []
+    return said, said.append
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_rows_share_runs_and_pretraining__and_nothing_is_repeated(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path, started: tuple
+) -> None:
+    said, say = started
+    out = str(tmp_path / "suite")
+    configs = configurations(SUITE, tiny_config.model_dump(mode="json"), [], 1, out)
+    assert len({config.out for config in configs.values()}) == 2  # direct and soft are one run
+    found = run_suite(SUITE, configs, out, say)
+    assert sum("started" in line for line in said) == 3  # one pretraining, two runs
+
+    folders = {name: Path(config.out) for (name, _), config in configs.items()}
+    journals = {
+        name: [json.loads(line)["started"] for line in (folder / "journal.jsonl").open()]
+        for name, folder in folders.items()
+    }
+    pretraining = (folders["hard"] / "pretrain/features.parquet").read_bytes()
+    assert pretraining == (folders["soft"] / "pretrain/features.parquet").read_bytes()
+    assert journals["hard"][:4] == journals["soft"][:4]  # the same stages, run once
+    scores = json.loads((folders["soft"] / "summary.json").read_text())
+    assert found[0].scores[0]["map"] == scores["direct_transfer"]["map"]
+    assert found[2].gain() == pytest.approx(
+        scores["adapted"]["map"] - scores["direct_transfer"]["map"]
+    )
+    assert (folders["soft"] / "log.txt").read_text()
+
+    said.clear()
+    again = run_suite(SUITE, configs, out, say)
+    assert not any("started" in line for line in said)
+    assert [result.scores for result in again] == [result.scores for result in found]
+
+    measured = measured_on(tiny_config, validate(tiny_config).counts)
+    assert "drawn images" in measured
+    text = markdown(SUITE, found, measured)
+    assert "23.4 / 51.5" in text and measured in text
+    assert json.loads(as_json(SUITE, found, measured))["rows"][1]["name"] == "hard"
+    assert ElementTree.fromstring(plot(SUITE, found, measured)).tag.endswith("svg")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_run_that_fails_is_named_and_the_others_are_kept(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path, started: tuple
+) -> None:
+    said, say = started
+    out = str(tmp_path / "suite")
+    bad = Row(name="no cluster", settings=["cluster.eps_rule=fixed", "cluster.eps=1e-9"])
+    suite = SUITE.model_copy(update={"rows": [bad, SUITE.rows[2]]})
+    configs = configurations(suite, tiny_config.model_dump(mode="json"), [], 1, out)
+    with pytest.raises(DaalError, match=r"1 of 2 runs failed.*\nno cluster, seed 0: DBSCAN found"):
+        run_suite(suite, configs, out, say)
+    (kept,) = results(suite.model_copy(update={"rows": [suite.rows[1]]}), configs)
+    assert 0 < kept.mean("map") <= 1
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in SUITES.glob("*.yaml")))
+def test_every_row_of_the_shipped_suites_is_a_run(name: str) -> None:
+    suite = read_suite(name)
+    base = read_config(suite.recipe, None).model_dump(mode="json")
+    configs = configurations(suite, base, ["source.root=a", "target.root=b"], suite.seeds, "out")
+    assert len(configs) == len(suite.rows) * suite.seeds
+    for row in suite.rows:
+        config = configs[row.name, 0]
+        if row.score.startswith("iteration-"):
+            assert int(row.score.removeprefix("iteration-")) <= config.iterations
+        elif row.score == "supervised":
+            assert config.supervised_bound
+        elif row.score == "adapted":
+            assert config.iterations > 0
+
+
+def test_table_4_has_eight_runs_on_three_pretrainings() -> None:
+    from pipelines.ablate import _pretraining_key
+
+    suite = read_suite("table4")
+    base = read_config(suite.recipe, None).model_dump(mode="json")
+    configs = configurations(suite, base, [], 1, "out")
+    assert len({config.out for config in configs.values()}) == 8  # two rows are one run
+    assert len({_pretraining_key(config) for config in configs.values()}) == 3
+    assert suite.rows[-1].paper == {"Duke to Market": (67.8, 86.4), "Market to Duke": (63.9, 77.6)}
