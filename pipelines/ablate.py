@@ -206,7 +206,8 @@ def _room(config: RayConfig) -> int:
 
 def _all_of(jobs: list[tuple[str, Config, str | None]], room: int, say: Say) -> None:
     """Run them as Ray tasks, `room` at a time; fail at the end if any has failed."""
-    waiting, running, failed = list(reversed(jobs)), {}, []
+    waiting, failed = list(reversed(jobs)), []
+    running: dict[Any, str] = {}
     while waiting or running:
         while waiting and len(running) < room:
             name, config, pretraining = waiting.pop()
