@@ -343,7 +343,9 @@ def cluster_encodings(
             + ", a smaller min_samples, or more images."
         )
     notes.extend(said)
-    return Clustering(labels, eps_now, p, num_backoffs, graph_silhouette(distance, labels))
+    # Of the distances up to eps alone: how many more there are depends on how they were found.
+    silhouette = graph_silhouette(distance, labels[order_N], reach(eps_now))
+    return Clustering(labels, eps_now, p, num_backoffs, silhouette)
 
 
 def reach(eps: float) -> float:

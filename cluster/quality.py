@@ -99,12 +99,14 @@ def agreement(labels_N: npt.NDArray[np.integer], others_N: npt.NDArray[np.intege
     return float(adjusted_rand_score(_singled_out(labels_N), _singled_out(others_N)))
 
 
-def graph_silhouette(distance: csr_array, labels_N: npt.NDArray[np.integer]) -> float:
+def graph_silhouette(
+    distance: csr_array, labels_N: npt.NDArray[np.integer], below: float = 1.0
+) -> float:
     """Mean silhouette (Rousseeuw 1987) of the images in clusters, by a sparse distance: -1 to 1.
 
     Of each image, (b - a) / max(a, b): a is its mean distance to the others of its cluster, b the
-    least mean distance to another cluster. `distance` (N, N) holds the distances below some
-    limit, the diagonal aside; all others count as 1, the largest that there is. 0 without clusters.
+    least mean distance to another cluster. Distances that `distance` (N, N) doesn't hold, and those
+    that aren't `below`, count as 1, the largest that there is. 0 without clusters.
     """
     num_samples, num_clusters = len(labels_N), int(labels_N.max(initial=-1)) + 1
     inside = np.flatnonzero(labels_N >= 0)
@@ -116,7 +118,7 @@ def graph_silhouette(distance: csr_array, labels_N: npt.NDArray[np.integer]) -> 
     )
     # Nearness 1 - d is 0 where no distance is kept, so that sums over a cluster stay sparse.
     pairs = distance.tocoo()
-    others = pairs.row != pairs.col
+    others = (pairs.row != pairs.col) & (pairs.data < below)
     nearness = csr_array(
         (1.0 - pairs.data[others], (pairs.row[others], pairs.col[others])), distance.shape
     )

@@ -7,6 +7,7 @@ from support import same_partition
 
 from cluster.dbscan import dbscan, estimate_eps
 from cluster.estimate import estimate_pseudo_labels, normalised_features
+from cluster.quality import graph_silhouette
 from cluster.rerank import jaccard_distance
 from cluster.runner import Threads
 from cluster.soft_labels import centroids
@@ -29,6 +30,7 @@ def assert_same_bits(found, expected):
     assert found.eps == expected.eps
     assert np.array_equal(found.labels, expected.labels)
     assert np.array_equal(found.centroids, expected.centroids)
+    assert found.silhouette == pytest.approx(expected.silhouette, rel=1e-12)
 
 
 def test_is_the_composition_of_its_parts(features, estimated):
@@ -43,6 +45,8 @@ def test_is_the_composition_of_its_parts(features, estimated):
     assert estimated.largest_cluster_share == np.bincount(estimated.labels + 1)[1:].max() / 500
     assert (estimated.num_bad, estimated.num_copies, estimated.num_backoffs) == (0, 0, 0)
     assert estimated.notes == ()
+    below = eps + 2e-6
+    assert estimated.silhouette == graph_silhouette(distance, estimated.labels, below) > 0
 
 
 @pytest.mark.parametrize("dialect", ["zhong", "faiss"])
@@ -128,6 +132,7 @@ def test_shuffling_only_shuffles(dialect):
     shuffled = estimate_pseudo_labels(features[order], config)
     assert shuffled.eps == found.eps
     assert same_partition(shuffled.labels, found.labels[order])
+    assert shuffled.silhouette == pytest.approx(found.silhouette, rel=1e-12)
     assert found.num_clusters > 5
 
 
