@@ -20,6 +20,7 @@ from scipy.sparse import csr_array
 from cluster.approximate import approximate_neighbours
 from cluster.blocks import row_blocks
 from cluster.camera_aware import CameraNeighbours, encode_by_camera
+from cluster.camera_norm import standardised_by_camera
 from cluster.dbscan import (
     TOLERANCE,
     dbscan,
@@ -61,11 +62,11 @@ class PseudoLabels:
     """What one estimate found.
 
     `labels` (N,) int64, -1 = outlier; `centroids` (K, D) float32, means of the members'
-    L2-normalised features; `eps` as used, after `num_backoffs` steps back; `p` the share of
-    pairs that it was found from (None if eps was given); `silhouette` of the clusters by the
-    distances that eps needed (`cluster.quality.graph_silhouette`); `num_bad` rows had no usable
-    feature (outliers); `num_copies` samples have an exact copy. `notes` are warnings, a sentence
-    each.
+    L2-normalised features (as they were clustered); `eps` as used, after `num_backoffs` steps
+    back; `p` the share of pairs that it was found from (None if eps was given); `silhouette` of
+    the clusters by the distances up to eps (`cluster.quality.graph_silhouette`); `num_bad` rows
+    had no usable feature (outliers); `num_copies` samples have an exact copy. `notes` are
+    warnings, a sentence each.
     """
 
     labels: Labels
@@ -105,9 +106,9 @@ def estimate_pseudo_labels(
     """Pseudo-labels of target features (N, D), real numbers of any float type.
 
     `eps`, if given, is used in place of the rule (an earlier iteration's). `camids_N`, the
-    camera of each image, is needed by `config.camera_aware`. `runner` (default: this machine's
-    threads, and its GPU if it has one) and `num_blocks`, into which it cuts the rows, don't
-    change the result.
+    camera of each image, is needed by `config.camera_aware` and `camera_norm`. `runner` (default:
+    this machine's threads, and its GPU if it has one) and `num_blocks`, into which it cuts the
+    rows, don't change the result.
 
     Raises LabelError if more than 1 % of the features are unusable, if p selects no pair, if
     there are fewer than `config.min_clusters` clusters, or if a giant cluster remains after
@@ -131,7 +132,10 @@ def estimate_pseudo_labels(
             "dbscan: backend", resolve_backend, "cuml", runner.device, on_device=True
         )
         runner.collect([asked])
-    by_camera = camera_order(config, camids_N, len(features_ND))
+    check_cameras(config, camids_N, len(features_ND))
+    if config.camera_norm and camids_N is not None:
+        features_ND = standardised_by_camera(features_ND, camids_N)
+    by_camera = camera_order(config, camids_N)
     features, rows = normalised_features(features_ND, by_camera, runner.num_workers)
     num_bad = len(features_ND) - len(rows)
     shared = runner.share(features)
@@ -191,17 +195,25 @@ def estimate_pseudo_labels(
     )
 
 
-def camera_order(
+def check_cameras(
     config: ClusterConfig, camids_N: npt.NDArray[np.integer] | None, num_samples: int
+) -> None:
+    """Raise ConfigError if cameras matter and aren't there."""
+    num_camids = 0 if camids_N is None else len(camids_N)
+    for name in ("camera_aware", "camera_norm"):
+        if getattr(config, name) and num_camids != num_samples:
+            raise ConfigError(
+                f"cluster.{name}=true needs the camera of every image: there are {num_camids} "
+                f"camids for {num_samples} features."
+            )
+
+
+def camera_order(
+    config: ClusterConfig, camids_N: npt.NDArray[np.integer] | None
 ) -> npt.NDArray[np.intp] | None:
-    """All rows by camera, if cameras matter. Raises ConfigError if they aren't there."""
-    if not config.camera_aware:
+    """All rows by camera, if their order matters."""
+    if not config.camera_aware or camids_N is None:
         return None
-    if camids_N is None or len(camids_N) != num_samples:
-        raise ConfigError(
-            "cluster.camera_aware=true needs the camera of every image: there are "
-            f"{0 if camids_N is None else len(camids_N)} camids for {num_samples} features."
-        )
     return np.argsort(camids_N, kind="stable")
 
 

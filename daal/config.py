@@ -290,6 +290,11 @@ class ClusterConfig(Section):
         description="CA-Jaccard (Chen et al. 2024): neighbours of the image's own camera and of "
         "the others apart. Uses camids and k1_intra..k2_inter in place of k1, k2, dialect.",
     )
+    camera_norm: bool = Field(
+        False,
+        description="Take each camera's own mean and spread out of the features before they are "
+        "clustered (camera-based normalisation, after Zhuang et al. 2020). Uses camids.",
+    )
     k1_intra: int = Field(5, ge=1, description="CA-Jaccard's neighbours of the same camera.")
     k1_inter: int = Field(20, ge=1, description="CA-Jaccard's neighbours of other cameras.")
     k2_intra: int = Field(2, ge=1, description="Its query expansion, the image itself counted.")

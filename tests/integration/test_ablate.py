@@ -77,7 +77,7 @@ def test_rows_share_runs_and_pretraining__and_nothing_is_repeated(
 def test_a_run_that_fails_is_named_and_the_others_are_kept(
     ray_cluster: None, tiny_config: Config, tmp_path: Path, started: tuple
 ) -> None:
-    said, say = started
+    _, say = started
     out = str(tmp_path / "suite")
     bad = Row(name="no cluster", settings=["cluster.eps_rule=fixed", "cluster.eps=1e-9"])
     suite = SUITE.model_copy(update={"rows": [bad, SUITE.rows[2]]})
