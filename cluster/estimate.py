@@ -44,6 +44,7 @@ from cluster.rerank import (
 )
 from cluster.runner import Handle, Runner, StageTime, Threads, by_stage
 from cluster.soft_labels import centroids
+from cluster.source_term import SourceTerm
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
 
@@ -100,15 +101,17 @@ def estimate_pseudo_labels(
     eps: float | None = None,
     *,
     camids_N: npt.NDArray[np.integer] | None = None,
+    source_N: npt.NDArray[np.floating] | None = None,
     runner: Runner | None = None,
     num_blocks: int | None = None,
 ) -> PseudoLabels:
     """Pseudo-labels of target features (N, D), real numbers of any float type.
 
     `eps`, if given, is used in place of the rule (an earlier iteration's). `camids_N`, the
-    camera of each image, is needed by `config.camera_aware` and `camera_norm`. `runner` (default:
-    this machine's threads, and its GPU if it has one) and `num_blocks`, into which it cuts the
-    rows, don't change the result.
+    camera of each image, is needed by `config.camera_aware` and `camera_norm`, `source_N`
+    (`cluster.source_term.source_distance`) by `source_weight`. `runner` (default: this machine's
+    threads, and its GPU if it has one) and `num_blocks`, into which it cuts the rows, don't
+    change the result.
 
     Raises LabelError if more than 1 % of the features are unusable, if p selects no pair, if
     there are fewer than `config.min_clusters` clusters, or if a giant cluster remains after
@@ -123,9 +126,15 @@ def estimate_pseudo_labels(
             return estimate_pseudo_labels(
                 *(features_ND, config, eps),
                 camids_N=camids_N,
+                source_N=source_N,
                 runner=runner,
                 num_blocks=num_blocks,
             )
+    if config.source_weight and (source_N is None or len(source_N) != len(features_ND)):
+        raise ConfigError(
+            "cluster.source_weight above 0 needs the distance of every image to the source; there "
+            "is no source here."
+        )
     started = time.time()
     if config.backend == "cuml":  # say now rather than in the end that there is none
         asked = runner.submit(
@@ -161,7 +170,10 @@ def estimate_pseudo_labels(
     encodings, order = encode_features(
         *(runner, features, shared, config, cameras, first_copy_N, num_blocks, blocks, notes)
     )
-    found = cluster_encodings(runner, encodings, order, len(features), config, eps, blocks, notes)
+    to_source = None if source_N is None else source_N[np.sort(rows)]
+    found = cluster_encodings(
+        *(runner, encodings, order, len(features), config, eps, to_source, blocks, notes)
+    )
 
     labels = np.full(len(features_ND), -1, np.int64)
     labels[np.sort(rows)] = found.labels
@@ -295,6 +307,7 @@ def cluster_encodings(
     num_samples: int,
     config: ClusterConfig,
     eps: float | None,
+    source_N: npt.NDArray[np.floating] | None,
     blocks: list[tuple[int, int]],
     notes: list[str],
 ) -> Clustering:
@@ -308,16 +321,25 @@ def cluster_encodings(
         eps = config.eps
     p = None if eps is not None else share_of_pairs(config, num_samples)
     index = invert(runner, encodings)
+    order_N = runner.collect([order])[0]
+    term = None
+    if config.source_weight and source_N is not None:
+        term = SourceTerm(config.source_weight, source_N[order_N].astype(np.float32))
     if p is None:
         assert eps is not None
         every = max(1, num_samples // SAMPLED_ROWS)
         num_zero, counts = distance_histogram(runner, encodings, index, blocks, every)
         check_number(every * (num_zero + counts[: int(eps * NUM_BINS)].sum()), num_samples)
-        upper = distances_below(runner, encodings, index, reach(eps), blocks)
+        below = reach(eps) if term is None else term.reach(reach(eps))
+        upper = distances_below(runner, encodings, index, below, blocks)
     else:
         upper = smallest_distances(runner, encodings, index, num_samples, p, blocks)
+        if term is not None:
+            below = term.reach_of_share(upper, p)
+            upper = distances_below(runner, encodings, index, below, blocks)
+    if term is not None:
+        upper = term.added_to(upper)
     distance = symmetric(upper)
-    order_N = runner.collect([order])[0]
     num_backoffs = 0
     while True:
         try:

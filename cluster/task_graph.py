@@ -40,6 +40,7 @@ def estimate_on_ray(
     eps: float | None = None,
     *,
     camids_N: npt.NDArray[np.integer] | None = None,
+    source_N: npt.NDArray[np.floating] | None = None,
     cpus_per_task: int = 1,
     num_blocks: int | None = None,
     gpus_per_task: float = 1,
@@ -72,7 +73,7 @@ def estimate_on_ray(
         one_task = _run_whole.options(
             name="pseudo-labels", num_cpus=num_cpus, num_gpus=gpus_per_task if num_gpus else 0
         )
-        reference = one_task.remote(features_ND, config, eps, camids_N, num_cpus, device)
+        reference = one_task.remote(features_ND, config, eps, camids_N, source_N, num_cpus, device)
         try:
             found: PseudoLabels = _result(reference)
             return found
@@ -87,6 +88,7 @@ def estimate_on_ray(
             config,
             eps,
             camids_N=camids_N,
+            source_N=source_N,
             runner=runner,
             num_blocks=num_blocks,
         )
@@ -210,9 +212,12 @@ def _run_whole(
     config: ClusterConfig,
     eps: float | None,
     camids_N: npt.NDArray[np.integer] | None,
+    source_N: npt.NDArray[np.floating] | None,
     num_threads: int,
     device: str,
 ) -> PseudoLabels:
     torch.set_num_threads(num_threads)
     with Threads(num_threads, device) as runner:
-        return estimate_pseudo_labels(features_ND, config, eps, camids_N=camids_N, runner=runner)
+        return estimate_pseudo_labels(
+            features_ND, config, eps, camids_N=camids_N, source_N=source_N, runner=runner
+        )

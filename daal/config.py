@@ -266,7 +266,12 @@ class LossConfig(Section):
     target_weight: float = Field(1.0, ge=0)
     domain_weight: float = Field(1.0, ge=0)
     triplet_weight: float = Field(
-        0.0, ge=0, description="Of the softmax-triplet loss on target images (MMT, Ge et al. 2020)."
+        0.0, ge=0, description="Of the batch-hard triplet loss on target images."
+    )
+    triplet_margin: float | None = Field(
+        None,
+        gt=0,
+        description="Default: softmax-triplet (MMT, Ge et al. 2020). A number: hinge with it.",
     )
     teacher_weight: float = Field(
         0.0,
@@ -294,6 +299,13 @@ class ClusterConfig(Section):
         False,
         description="Take each camera's own mean and spread out of the features before they are "
         "clustered (camera-based normalisation, after Zhuang et al. 2020). Uses camids.",
+    )
+    source_weight: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="Of UDAP's source term, by which images unlike any of the source are farther "
+        "from each other (Song et al. 2020). UDAP: 0.1; the paper has no such term.",
     )
     k1_intra: int = Field(5, ge=1, description="CA-Jaccard's neighbours of the same camera.")
     k1_inter: int = Field(20, ge=1, description="CA-Jaccard's neighbours of other cameras.")
@@ -397,6 +409,19 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     network: NetworkConfig = NetworkConfig()
     iterations: int = Field(5, ge=0, le=1000, description="Paper: below 10, converged at 5.")
+    stop_agreement: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Stop when a labelling agrees with the last by more than this adjusted Rand "
+        "index (outliers count as singletons): training on it again would change little. 1: never.",
+    )
+    select: Literal["last", "silhouette"] = Field(
+        "last",
+        description="Which iteration's model is the result. silhouette: the one whose features "
+        "cluster best, judged on the sparse graph without any target identity. Papers mostly "
+        "report the best by test score, which needs identities that a user doesn't have.",
+    )
     warm_start: bool = Field(
         True,
         description="Each iteration goes on from the last one's weights, as UDAP does; False "
@@ -449,6 +474,8 @@ class Config(Section):
                 "network.attention.mode=independent needs network.specific_branch=true; "
                 "without that branch its second attention module would never be trained"
             )
+        if self.cluster.source_weight and not self.source.root and self.adapt.batch_source == 0:
+            raise ValueError("cluster.source_weight above 0 needs a source; give source.root")
         if self.loss.triplet_weight and not self.adapt.images_per_id:
             raise ValueError(
                 "loss.triplet_weight above 0 needs adapt.images_per_id; in random batches hardly "

@@ -87,12 +87,14 @@ def total_loss(
     return LossTerms(source, target, domain, total)
 
 
-def softmax_triplet_loss(features_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Mean over images of log(1 + exp(d_p - d_n)): farthest image of the same label, nearest other.
+def triplet_loss(features_BC: Tensor, labels_B: Tensor, margin: float | None = None) -> Tensor:
+    """Of each image, the farthest of the same label (d_p) against the nearest of another (d_n).
 
-    The softmax-triplet loss of Ge et al., "Mutual Mean-Teaching", ICLR 2020, Eq. 7, with hard
-    labels: -log(exp(d_n) / (exp(d_p) + exp(d_n))), d being Euclidean distances of the features as
-    given. Images without another of their label, or of another label, don't count.
+    Without a margin, the softmax-triplet loss of Ge et al., "Mutual Mean-Teaching", ICLR 2020,
+    Eq. 7, with hard labels: -log(exp(d_n) / (exp(d_p) + exp(d_n))), which is
+    log(1 + exp(d_p - d_n)). With one, max(0, margin + d_p - d_n) of Hermans et al., "In Defense of
+    the Triplet Loss", 2017, Eq. 5. d are Euclidean distances of the features as given; the result
+    is a mean over images. Images without another of their label, or of another label, don't count.
     """
     features_BC = features_BC.float()
     squares_B = features_BC.square().sum(1)
@@ -103,6 +105,7 @@ def softmax_triplet_loss(features_BC: Tensor, labels_B: Tensor) -> Tensor:
     has_both_B = other_self_BB.any(1) & ~same_BB.all(1)
     farthest_B = distances_BB.masked_fill(~other_self_BB, -torch.inf).amax(1)
     nearest_B = distances_BB.masked_fill(same_BB, torch.inf).amin(1)
-    margins_B = torch.where(has_both_B, farthest_B - nearest_B, 0.0)
-    losses_B = F.softplus(margins_B) * has_both_B
+    gaps_B = torch.where(has_both_B, farthest_B - nearest_B, 0.0)
+    losses_B = F.softplus(gaps_B) if margin is None else F.relu(margin + gaps_B)
+    losses_B = losses_B * has_both_B
     return losses_B.sum() / has_both_B.sum().clamp(min=1)

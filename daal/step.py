@@ -118,8 +118,10 @@ def _loss_terms(out: NetworkOutput, batch: TrainBatch, weights: LossConfig) -> l
     )
     if weights.triplet_weight and batch.target_labels_T is not None:
         # Hardest images are looked for in the whole batch, of all workers.
-        triplet = losses.softmax_triplet_loss(
-            whole_batch(out.pooled_BC[batch.num_source :]), whole_batch(batch.target_labels_T)
+        triplet = losses.triplet_loss(
+            whole_batch(out.pooled_BC[batch.num_source :]),
+            whole_batch(batch.target_labels_T),
+            weights.triplet_margin,
         )
         terms = terms.add("triplet", triplet, weights.triplet_weight)
     return terms

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from cluster.outliers import with_singletons
 from cluster.quality import agreement, cluster_quality
+from cluster.source_term import source_distance
 from cluster.task_graph import estimate_on_ray
 from daal.config import Config
 from daal.errors import LabelError
 from daal.records import Domain
-from pipelines import artefacts
+from pipelines import artefacts, health
 from pipelines.evaluate import evaluate_features
 from pipelines.extract import extract, features_array, features_table
 from pipelines.fit import Trainer
@@ -41,7 +42,9 @@ class Adaptation:
     run: RunFolder
     resources: Resources
     progress: Progress
-    rows: list[Scores] = field(default_factory=list)
+    rows: list[Scores] = field(default_factory=list)  # of pretraining and of each iteration
+    labellings: list[health.Clusters] = field(default_factory=list)
+    selected: str | None = None  # the iteration whose model is the result
 
     def __post_init__(self) -> None:
         self.workers = Workers(self.config, self.run, self.resources, self.progress)
@@ -66,12 +69,18 @@ class Adaptation:
         labels, first_eps = None, None
         for iteration in range(1, self.config.iterations + 1):  # line 2
             name = f"iteration-{iteration:02d}"
-            labels, eps = self.estimate(name, target, features, labels, first_eps)  # lines 4, 5
+            to_source = self.source_distance(name, source, target, weights, features)
+            labels, eps = self.estimate(  # lines 4, 5
+                name, target, features, labels, first_eps, to_source
+            )
             first_eps = first_eps or eps
+            if self.converged():
+                break
             start = weights if self.config.warm_start else pretrained
             weights = self.train(name, iteration, source, target, features, labels, start)  # line 6
             features = self.extract(name, target, weights)  # line 3, for the next iteration
             self.evaluate(name, target, features)
+        self.choose(source, target, weights, features, labels, first_eps)
 
         if self.config.supervised_bound:
             bound = self.supervised_bound(target)
@@ -131,6 +140,29 @@ class Adaptation:
                 lambda contents: features_array(artefacts.read_table(contents[file])),
             )
 
+    def source_distance(
+        self,
+        name: str,
+        source: Images | None,
+        target: Images,
+        weights: Weights,
+        features_NC: NDArray[np.float32],
+    ) -> NDArray[np.float32] | None:
+        """How unlike all source images each target image is (UDAP), if that is wanted."""
+        if self.config.cluster.source_weight == 0 or source is None:
+            return None
+        file = f"{name}/source_distance.parquet"
+
+        def make() -> dict[str, bytes | pa.Buffer]:
+            stage = f"{name}/extract-source"
+            of_source = extract(stage, source, self.config, weights, self.workers, self.pixels)
+            distance_N = source_distance(features_NC, of_source[source.rows("train")])
+            return {file: artefacts.table_bytes(pa.table({"source_distance": distance_N}))}
+
+        with self.stage(f"{name}/source-distance"):
+            contents = self.run.once(f"{name}/source-distance", [file], make, dict)
+        return artefacts.read_table(contents[file])["source_distance"].to_numpy()
+
     def estimate(
         self,
         name: str,
@@ -138,6 +170,7 @@ class Adaptation:
         features_NC: NDArray[np.float32],
         previous: NDArray[np.int64] | None,
         first_eps: float | None,
+        to_source_N: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.int64], float]:
         """Line 4: pseudo-labels of the training images, and eps.
 
@@ -155,23 +188,24 @@ class Adaptation:
                     self.config.cluster,
                     frozen,
                     camids_N=target.column("camid")[rows],
+                    source_N=None if to_source_N is None else to_source_N[rows],
                     cpus_per_task=self.resources.cpus_beside_workers,
                     gpus_per_task=self.resources.gpus_per_task,
                     on_progress=self.progress.tasks,
                 )
                 pseudo_labels_N[rows] = estimated.labels
                 eps, notes = estimated.eps, list(estimated.notes)
-                health = {"silhouette": estimated.silhouette}
+                figures = {"silhouette": estimated.silhouette}
             except LabelError as error:
                 if previous is None or first_eps is None:
                     raise
-                pseudo_labels_N, eps, health = previous, first_eps, {}
+                pseudo_labels_N, eps, figures = previous, first_eps, {}
                 notes = [f"kept the previous labels: {error}"]
             pids = target.column("pid")[rows]
             quality = cluster_quality(pseudo_labels_N[rows], pids if (pids > 0).any() else None)
             if previous is not None:
-                health["agreement"] = agreement(previous[rows], pseudo_labels_N[rows])
-            clusters = {"eps": eps, "notes": notes, **health, **quality.as_dict()}
+                figures["agreement"] = agreement(previous[rows], pseudo_labels_N[rows])
+            clusters = {"eps": eps, "notes": notes, **figures, **quality.as_dict()}
             return {
                 files[0]: artefacts.table_bytes(
                     artefacts.pseudo_labels_table(target.table, pseudo_labels_N)
@@ -182,8 +216,9 @@ class Adaptation:
         with self.stage(f"{name}/estimate"):
             contents = self.run.once(f"{name}/estimate", files, make, dict)
         clusters = json.loads(contents[files[1]])
-        self.rows.append({"name": name, **clusters})
-        for note in clusters["notes"]:
+        before = self.labellings[-1] if self.labellings else None
+        self.labellings.append(clusters)
+        for note in [*clusters["notes"], *health.warnings(clusters, before)]:
             self.progress.say(f"note: {note}")
         self.progress.say(
             f"{name}: {clusters['num_clusters']} clusters, "
@@ -203,6 +238,7 @@ class Adaptation:
         weights: Weights,
     ) -> Weights:
         """Line 6: Eq. 7 on both domains, from the last weights, with a new head for K clusters."""
+        self.rows.append({"name": name, **self.labellings[-1]})
         if self.config.cluster.outliers == "singletons":
             pseudo_labels_N = with_singletons(pseudo_labels_N, target.rows("train"))
         return self._checkpoint(
@@ -235,13 +271,42 @@ class Adaptation:
         self.progress.figures(name, **self.rows[-1])
         self.progress.say(f"{name}: mAP {scores['map']:.1%}  Rank-1 {scores['rank1']:.1%}")
 
+    def converged(self) -> bool:
+        """Whether the newest labels are almost the last ones (a stopping criterion of ours)."""
+        same = self.labellings[-1].get("agreement", 0.0)
+        if same <= self.config.stop_agreement:
+            return False
+        self.progress.say(f"converged: the labels agree with the last ones by {same:.3f}")
+        return True
+
+    def choose(
+        self,
+        source: Images | None,
+        target: Images,
+        weights: Weights,
+        features_NC: NDArray[np.float32],
+        labels: NDArray[np.int64] | None,
+        first_eps: float | None,
+    ) -> None:
+        """Name the iteration whose model is the result."""
+        models = [row["name"] for row in self.rows if row["name"].startswith("iteration-")]
+        if not models or self.config.select == "last":
+            self.selected = models[-1] if models else None
+            return
+        if len(self.labellings) == len(models):  # not stopped by the next one's labels
+            to_source = self.source_distance("final", source, target, weights, features_NC)
+            self.estimate("final", target, features_NC, labels, first_eps, to_source)
+        self.selected = health.best_model(models, self.labellings[1:])
+        self.progress.say(f"selected by silhouette: {self.selected}")
+
     def finish(self) -> dict[str, Any]:
         """Write summary.json and forget what only a resumed training would have needed."""
         by_name = {row["name"]: row for row in self.rows}
         iterations = [row for row in self.rows if row["name"].startswith("iteration-")]
         summary = {
             "direct_transfer": _score(by_name.get("pretrain")),
-            "adapted": _score(iterations[-1] if iterations else None),
+            "adapted": _score(by_name.get(self.selected or "")),
+            "selected": self.selected,
             "supervised": _score(by_name.get("supervised")),
             "iterations": iterations,
             "seed": self.config.seed,

@@ -11,6 +11,7 @@ import ray
 import torch
 from rich.console import Console
 
+from cluster.estimate import estimate_pseudo_labels
 from daal import checkpoint
 from daal.config import AttentionConfig, Config, OptimConfig, RayConfig
 from daal.errors import ClusterError, ConfigError, LabelError
@@ -112,6 +113,55 @@ def test_adapt__without_a_source(ray_cluster: None, tiny_config: Config) -> None
     assert len(tensors["target_head.memory_KC"]) == num_clusters + num_outliers
     losses = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert any("triplet" in line.get("loss", {}) for line in losses)
+
+
+def test_adapt__as_udap_does(ray_cluster: None, tiny_config: Config) -> None:
+    config = check_config(apply_overrides(tiny_config.model_dump(), [
+        "adapt.batch_source=0", "adapt.images_per_id=2", "loss.target_weight=0",
+        "loss.triplet_weight=1", "loss.triplet_margin=0.5", "cluster.source_weight=0.1",
+        "network.attention.mode=none", "network.specific_branch=false",
+    ]))  # fmt: skip
+    summary = run(config)
+    assert summary["adapted"]["map"] > 0
+    out = Path(config.out) / "iteration-01"
+    distance = pq.read_table(out / "source_distance.parquet")["source_distance"].to_numpy()
+    features = pq.read_table(out.with_name("pretrain") / "features.parquet")
+    assert len(distance) == len(features) and 0 <= distance.min() < distance.max() == 1
+    labels = pq.read_table(out / "pseudo_labels.parquet")["pseudo_label"].to_numpy()
+    train = features["split"].to_numpy(zero_copy_only=False) == "train"
+    vectors = np.stack(features["feature"].to_numpy())[train]
+    again = estimate_pseudo_labels(vectors, config.cluster, source_N=distance[train])
+    assert np.array_equal(again.labels, labels[train])
+    losses = [json.loads(line) for line in (out.parent / "metrics.jsonl").open()]
+    assert any(line.get("loss", {}).get("triplet", 0) > 0 for line in losses)
+
+
+def test_the_result_is_chosen_without_identities(ray_cluster: None, tiny_config: Config) -> None:
+    config = tiny_config.model_copy(update={"iterations": 2, "select": "silhouette"})
+    summary = run(config)
+    out = Path(config.out)
+    models = ["iteration-01", "iteration-02"]
+    # Each model is judged by the labels made from its features: those of the next iteration.
+    judged = {
+        model: json.loads((out / folder / "clusters.json").read_text())["silhouette"]
+        for model, folder in zip(models, ["iteration-02", "final"], strict=True)
+    }
+    assert summary["selected"] == max(models, key=lambda model: judged[model])
+    rows = {row["name"]: row for row in summary["iterations"]}
+    assert list(rows) == models
+    assert summary["adapted"]["map"] == rows[summary["selected"]]["map"]
+
+
+def test_stops_when_the_labels_stay_the_same(ray_cluster: None, tiny_config: Config) -> None:
+    config = tiny_config.model_copy(update={"iterations": 3, "stop_agreement": 1e-6})
+    output = io.StringIO()
+    summary = run(config, output)
+    clusters = json.loads((Path(config.out) / "iteration-02/clusters.json").read_text())
+    assert clusters["agreement"] > 1e-6
+    assert [row["name"] for row in summary["iterations"]] == ["iteration-01"]
+    assert summary["selected"] == "iteration-01" and summary["adapted"]["map"] > 0
+    assert not (Path(config.out) / "iteration-02/checkpoint").exists()
+    assert "converged" in output.getvalue()
 
 
 def test_two_workers__equal_one_process_on_the_same_batches(

@@ -10,8 +10,8 @@ from daal.losses import (
     domain_loss,
     hard_label_loss,
     soft_label_loss,
-    softmax_triplet_loss,
     total_loss,
+    triplet_loss,
 )
 
 LOG3 = math.log(3.0)
@@ -116,21 +116,31 @@ def test_softmax_triplet__hand_computed() -> None:
     labels = torch.tensor([0, 0, 1, 1])
     pairs = [(4, 1), (4, 3), (9, 1), (9, 6)]  # farthest of its own, nearest of the others
     expected = sum(math.log(1 + math.exp(own - other)) for own, other in pairs) / 4
-    assert math.isclose(softmax_triplet_loss(features, labels).item(), expected, rel_tol=1e-5)
+    assert math.isclose(triplet_loss(features, labels).item(), expected, rel_tol=1e-5)
+
+
+def test_triplet_with_a_margin__hand_computed() -> None:
+    features = torch.tensor([[0.0], [4.0], [1.0], [10.0]])
+    labels = torch.tensor([0, 0, 1, 1])
+    expected = ((4 - 1 + 0.5) + (4 - 3 + 0.5) + (9 - 1 + 0.5) + (9 - 6 + 0.5)) / 4
+    assert math.isclose(triplet_loss(features, labels, 0.5).item(), expected, rel_tol=1e-6)
+    # A gap wider than the margin costs nothing.
+    far = torch.tensor([[0.0], [1.0], [50.0], [51.0]])
+    assert triplet_loss(far, labels, 0.5).item() == 0
 
 
 def test_softmax_triplet__only_images_with_both_kinds_of_others_count() -> None:
     features = torch.tensor([[0.0], [4.0], [1.0]], requires_grad=True)
-    some = softmax_triplet_loss(features, torch.tensor([0, 0, 1]))
+    some = triplet_loss(features, torch.tensor([0, 0, 1]))
     expected = (math.log(1 + math.exp(4 - 1)) + math.log(1 + math.exp(4 - 3))) / 2
     assert math.isclose(some.item(), expected, rel_tol=1e-5)
     for labels in (torch.tensor([0, 0, 0]), torch.tensor([0, 1, 2])):
-        none = softmax_triplet_loss(features, labels)
+        none = triplet_loss(features, labels)
         (gradient,) = torch.autograd.grad(none, features)
         assert none.item() == 0 and bool((gradient == 0).all())
 
 
 def test_softmax_triplet__copies_have_a_finite_gradient() -> None:
     features = torch.ones(4, 3, requires_grad=True)
-    softmax_triplet_loss(features, torch.tensor([0, 0, 1, 1])).backward()
+    triplet_loss(features, torch.tensor([0, 0, 1, 1])).backward()
     assert features.grad is not None and bool(features.grad.isfinite().all())

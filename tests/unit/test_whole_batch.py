@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from daal.losses import softmax_triplet_loss
+from daal.losses import triplet_loss
 from daal.whole_batch import whole_batch
 
 NUM_WORKERS = 3
@@ -24,7 +24,7 @@ def layer() -> nn.Module:
 
 def found_by(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     features = whole_batch(model(images))
-    loss = softmax_triplet_loss(features, whole_batch(labels))
+    loss = triplet_loss(features, whole_batch(labels))
     loss.backward()
     gradients = {name: p.grad for name, p in getattr(model, "module", model).named_parameters()}
     return {"features": features.detach(), "loss": loss.detach(), **gradients}  # type: ignore[dict-item]
