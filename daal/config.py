@@ -474,8 +474,6 @@ class Config(Section):
                 "network.attention.mode=independent needs network.specific_branch=true; "
                 "without that branch its second attention module would never be trained"
             )
-        if self.cluster.source_weight and not self.source.root and self.adapt.batch_source == 0:
-            raise ValueError("cluster.source_weight above 0 needs a source; give source.root")
         if self.loss.triplet_weight and not self.adapt.images_per_id:
             raise ValueError(
                 "loss.triplet_weight above 0 needs adapt.images_per_id; in random batches hardly "

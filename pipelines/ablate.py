@@ -8,9 +8,10 @@ import hashlib
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -31,6 +32,8 @@ from pipelines.session import cpus_needed, place
 SUITES = Path(__file__).parent / "suites"
 Say = Callable[[str], None]
 
+LAYOUTS = {"market": "market1501", "duke": "dukemtmc", "msmt17": "msmt17"}
+
 # What pretraining and the direct transfer don't depend on.
 LATER_SECTIONS = {"out", "ray", "adapt", "cluster", "soft_labels", "loss", "iterations",
                   "warm_start", "supervised_bound"}  # fmt: skip
@@ -42,7 +45,10 @@ class Row(Section):
     """One row of the table."""
 
     name: str = Field(min_length=1)
+    recipe: str | None = Field(None, description="In place of the suite's.")
     settings: list[str] = Field([], description="KEY=VALUE, on top of the suite's.")
+    source: str | None = Field(None, description="A data set by name; the user gives its folder.")
+    target: str | None = None
     score: str = Field(
         "adapted", description="adapted, direct_transfer, supervised, or iteration-NN."
     )
@@ -102,19 +108,46 @@ def read_suite(name: str) -> Suite:
 
 
 def configurations(
-    suite: Suite, base: dict[str, Any], settings: Iterable[str], seeds: int, out: str
+    suite: Suite,
+    recipes: Callable[[str], Config],
+    settings: Iterable[str],
+    seeds: int,
+    out: str,
+    folders: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[tuple[str, int], Config]:
-    """The run of each row and seed. Rows whose settings make no difference share theirs."""
+    """The run of each row and seed. Rows whose settings make no difference share theirs.
+
+    `recipes` reads a recipe by name; `folders` are those of data sets that rows name. A row's own
+    settings go over the suite's, and the user's over both.
+
+    Raises:
+        ConfigError: a setting is wrong, or a data set's folder isn't given.
+    """
     found: dict[tuple[str, int], Config] = {}
     for row in suite.rows:
+        base = recipes(row.recipe or suite.recipe).model_dump(mode="json")
+        data = _data_settings(row, folders)
         for seed in range(seeds):
             values = apply_overrides(
                 json.loads(json.dumps(base)),
-                [*suite.settings, *row.settings, *settings, f"seed={seed}"],
+                [*suite.settings, *row.settings, *data, *settings, f"seed={seed}"],
             )
             config = check_config(values | {"out": "-"})
             key = _digest(config.model_dump(mode="json"))
             found[row.name, seed] = config.model_copy(update={"out": f"{out}/runs/{key}"})
+    return found
+
+
+def _data_settings(row: Row, folders: Mapping[str, str]) -> list[str]:
+    found = []
+    for domain, name in (("source", row.source), ("target", row.target)):
+        if name is None:
+            continue
+        if name not in LAYOUTS:
+            raise ConfigError(f'row "{row.name}": {domain} is one of {", ".join(LAYOUTS)}.')
+        if name not in folders:
+            raise ConfigError(f'row "{row.name}" needs the folder of {name}: --data {name}=DIR.')
+        found += [f"{domain}.layout={LAYOUTS[name]}", f"{domain}.root={folders[name]}"]
     return found
 
 

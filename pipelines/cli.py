@@ -77,7 +77,7 @@ def demo(
 @app.command()
 def ablate(
     suite: Annotated[
-        str, typer.Argument(help="table4, fig4, fig5, fig6, open_points, or a YAML file.")
+        str, typer.Argument(help="A shipped suite (table4, fig5, ...), or a YAML file.")
     ],
     overrides: Annotated[
         list[str] | None,
@@ -87,6 +87,10 @@ def ablate(
         str | None, typer.Option(help="Instead of the one that the suite names.")
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Instead of the suite's.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="A data set that rows name: market, duke, msmt17."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: runs/SUITE.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs, start nothing.")
@@ -101,24 +105,27 @@ def ablate(
 
     table = read_suite(suite)
     folder = out or Path("runs") / Path(suite).stem
-    base = read_config(recipe or table.recipe, overrides)
-    if not base.target.root:
+    overrides = overrides or []
+    folders = dict(item.partition("=")[::2] for item in data or [])
+    named = any(row.target for row in table.rows)
+    if not named and not read_config(recipe or table.recipe, overrides).target.root:
         from daal.synthetic import draw_domains
 
         images = folder.with_name(f"{folder.name}-images")
         draw_domains(images, seed=0)
-        overrides = [
-            *(overrides or []), f"source.root={images}/source", f"target.root={images}/target"
-        ]  # fmt: skip
+        overrides += [f"source.root={images}/source", f"target.root={images}/target"]
     configs = configurations(
-        *(table, base.model_dump(mode="json"), overrides or [], seeds or table.seeds, str(folder))
+        table.model_copy(update={"recipe": recipe or table.recipe}),
+        *(lambda name: read_config(name, []), overrides, seeds or table.seeds),
+        *(str(folder), folders),
     )
     if dry_run:
         for (name, seed), config in configs.items():
             print(f"{name}, seed {seed}: {config.out}")
         return
     some = next(iter(configs.values()))
-    measured = measured_on(some, find(some).counts)
+    kinds = {(config.source.root, config.target.root): config for config in configs.values()}
+    measured = " | ".join(measured_on(config, find(config).counts) for config in kinds.values())
     remedy = "the same command goes on with what is left, and -v shows what Ray says."
     with ray_errors(remedy), ray_session(some.ray, verbose):
         results = run_suite(table, configs, str(folder), errors.print)

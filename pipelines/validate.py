@@ -28,6 +28,10 @@ def validate(config: Config) -> Findings:
     warnings: list[str] = []
     for domain, settings in (("source", config.source), ("target", config.target)):
         if domain == "source" and config.target_only:
+            if config.cluster.source_weight:
+                raise DataError(
+                    "cluster.source_weight above 0 needs a source: give source.root=DIR."
+                )
             continue
         if not settings.root:
             raise DataError(

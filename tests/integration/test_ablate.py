@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from daal.config import Config
-from daal.errors import DaalError
+from daal.errors import ConfigError, DaalError
 from pipelines.ablate import SUITES, Row, Suite, configurations, read_suite, results, run_suite
 from pipelines.cli import read_config
 from pipelines.suite_table import as_json, markdown, measured_on, plot
@@ -26,6 +26,10 @@ SUITE = Suite(
 )
 
 
+def recipe(name: str) -> Config:
+    return read_config(name, None)
+
+
 @pytest.fixture
 def started() -> tuple[list[str], Callable[[str], None]]:
     said: list[str] = []
@@ -39,7 +43,7 @@ def test_rows_share_runs_and_pretraining__and_nothing_is_repeated(
 ) -> None:
     said, say = started
     out = str(tmp_path / "suite")
-    configs = configurations(SUITE, tiny_config.model_dump(mode="json"), [], 1, out)
+    configs = configurations(SUITE, lambda name: tiny_config, [], 1, out)
     assert len({config.out for config in configs.values()}) == 2  # direct and soft are one run
     found = run_suite(SUITE, configs, out, say)
     assert sum("started" in line for line in said) == 3  # one pretraining, two runs
@@ -81,7 +85,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(
     out = str(tmp_path / "suite")
     bad = Row(name="no cluster", settings=["cluster.eps_rule=fixed", "cluster.eps=1e-9"])
     suite = SUITE.model_copy(update={"rows": [bad, SUITE.rows[2]]})
-    configs = configurations(suite, tiny_config.model_dump(mode="json"), [], 1, out)
+    configs = configurations(suite, lambda name: tiny_config, [], 1, out)
     with pytest.raises(DaalError, match=r"1 of 2 runs failed.*\nno cluster, seed 0: DBSCAN found"):
         run_suite(suite, configs, out, say)
     (kept,) = results(suite.model_copy(update={"rows": [suite.rows[1]]}), configs)
@@ -91,8 +95,8 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(
 @pytest.mark.parametrize("name", sorted(file.stem for file in SUITES.glob("*.yaml")))
 def test_every_row_of_the_shipped_suites_is_a_run(name: str) -> None:
     suite = read_suite(name)
-    base = read_config(suite.recipe, None).model_dump(mode="json")
-    configs = configurations(suite, base, ["source.root=a", "target.root=b"], suite.seeds, "out")
+    folders = {"market": "a", "duke": "b", "msmt17": "c"}
+    configs = configurations(suite, recipe, ["seed=0"], suite.seeds, "out", folders)
     assert len(configs) == len(suite.rows) * suite.seeds
     for row in suite.rows:
         config = configs[row.name, 0]
@@ -108,8 +112,34 @@ def test_table_4_has_eight_runs_on_three_pretrainings() -> None:
     from pipelines.ablate import _pretraining_key
 
     suite = read_suite("table4")
-    base = read_config(suite.recipe, None).model_dump(mode="json")
-    configs = configurations(suite, base, [], 1, "out")
+    configs = configurations(suite, recipe, [], 1, "out")
     assert len({config.out for config in configs.values()}) == 8  # two rows are one run
     assert len({_pretraining_key(config) for config in configs.values()}) == 3
     assert suite.rows[-1].paper == {"Duke to Market": (67.8, 86.4), "Market to Duke": (63.9, 77.6)}
+
+
+def test_rows_may_name_their_data_and_recipe() -> None:
+    rows = [Row(name="D to M", source="duke", target="market", recipe="fast", settings=["seed=5"])]
+    suite = SUITE.model_copy(update={"rows": rows})
+    folders = {"duke": "/d", "market": "/m"}
+    (config,) = configurations(suite, recipe, ["iterations=2"], 1, "out", folders).values()
+    assert (config.source.root, config.source.layout) == ("/d", "dukemtmc")
+    assert (config.target.root, config.target.layout) == ("/m", "market1501")
+    assert config.input.height == 128 and config.iterations == 2 and config.seed == 0
+    with pytest.raises(ConfigError, match=r'row "D to M" needs the folder of market: --data'):
+        configurations(suite, recipe, [], 1, "out", {"duke": "/d"})
+    other = SUITE.model_copy(update={"rows": [rows[0].model_copy(update={"target": "mars"})]})
+    with pytest.raises(ConfigError, match=r"target is one of market, duke, msmt17"):
+        configurations(other, recipe, [], 1, "out", folders)
+
+
+def test_a_suite_with_mistakes(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    with pytest.raises(ConfigError, match=r'there is no suite "tabel4"; shipped are .*table4'):
+        read_suite("tabel4")
+    file.write_text("title: x\nrows: [{nam: y}]\n")
+    with pytest.raises(ConfigError, match=r"rows\.0\.nam: Extra inputs"):
+        read_suite(str(file))
+    file.write_text("title: [x\n")
+    with pytest.raises(ConfigError, match="is not valid YAML"):
+        read_suite(str(file))
