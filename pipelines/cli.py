@@ -29,7 +29,9 @@ app.add_typer(config_app, name="config")
 errors = Console(stderr=True)
 RECIPES = Path(__file__).parent / "recipes"
 
-Recipe = Annotated[str, typer.Argument(help="A shipped recipe (paper, fast, modern, udap, demo) or a YAML file.")]
+Recipe = Annotated[
+    str, typer.Argument(help="A shipped recipe (paper, fast, modern, udap, demo) or a YAML file.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="e.g. target.root=DIR cluster.p=2e-3"),
