@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import typer
 import yaml
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from daal.config import Config
 from daal.errors import ClusterError, ConfigError, DaalError
+from pipelines import job_commands
+from pipelines.arguments import Overrides, Recipe, Verbose, errors, read_config, show
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,17 +27,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
 app.add_typer(config_app, name="config")
-errors = Console(stderr=True)
-RECIPES = Path(__file__).parent / "recipes"
-
-Recipe = Annotated[
-    str, typer.Argument(help="A shipped recipe (paper, fast, modern, udap, demo) or a YAML file.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. target.root=DIR cluster.p=2e-3"),
-]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also show what Ray says.")]
+for command in (job_commands.submit, job_commands.status, job_commands.logs, job_commands.stop):
+    app.command()(command)
 
 
 @app.command()
@@ -270,21 +262,6 @@ def config_show(recipe: Recipe, overrides: Overrides = None) -> None:
     )
 
 
-def read_config(recipe: str, overrides: list[str] | None) -> Config:
-    """A shipped recipe by name, or a file by path."""
-    from daal.load_config import load_config
-
-    path = Path(recipe)
-    if not path.suffix:
-        path = RECIPES / f"{recipe}.yaml"
-        if not path.exists():
-            names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-            raise ConfigError(
-                f'there is no recipe "{recipe}"; shipped are {names}, or give a .yaml file.'
-            )
-    return load_config(path, overrides or [])
-
-
 def run_adaptation(
     config: Config, dry_run: bool = False, verbose: bool = False, pretrain_only: bool = False
 ) -> None:
@@ -335,11 +312,6 @@ def ray_errors(remedy: str) -> Iterator[None]:
     except RayError as error:
         reason = str(error).strip() or type(error).__name__
         raise ClusterError(f"Ray stopped the run ({reason.splitlines()[-1]}); {remedy}") from error
-
-
-def show(colour: str, kind: str, text: str) -> None:
-    """One line on standard error; the text is never read as markup."""
-    errors.print(f"[{colour}]{kind}:[/{colour}] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -1,0 +1,107 @@
+"""The commands for runs as jobs of a Ray cluster: submit, status, logs, stop."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.arguments import Overrides, Recipe, errors, read_config
+
+if TYPE_CHECKING:  # Ray is imported when a command needs it: --help takes no seconds
+    from pipelines.submit import Job, Jobs
+
+Address = Annotated[
+    str,
+    typer.Option(
+        envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://HOST:8265."
+    ),
+]
+Name = Annotated[str, typer.Argument(help="The run's name.")]
+LOCAL_DASHBOARD = "http://127.0.0.1:8265"
+
+
+def submit(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    address: Address = LOCAL_DASHBOARD,
+    name: Annotated[
+        str | None, typer.Option(help="The run's name (default: the last part of out=).")
+    ] = None,
+    ship_code: Annotated[
+        bool, typer.Option("--ship-code", help="Send daal's own code along, for a bare image.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Print the log; end with the run's exit code.")
+    ] = False,
+) -> None:
+    """Run `adapt` as a job of a Ray cluster; submitting a name again continues its run."""
+    from pipelines.submit import Jobs, default_name
+
+    config = read_config(recipe, overrides)
+    jobs = Jobs(address)
+    job = jobs.submit(name or default_name(config), config, ship_code)
+    errors.print(f"submitted as {job.submission_id}; daal status {job.run} says how it is.")
+    if follow:
+        follow_job(jobs, job)
+
+
+def status(
+    name: Annotated[str | None, typer.Argument(help="A run's name; default: all.")] = None,
+    address: Address = LOCAL_DASHBOARD,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """How the runs on a cluster are."""
+    from pipelines.submit import Jobs
+
+    jobs = Jobs(address)
+    found = jobs.all() if name is None else [jobs.get(name)]
+    if as_json:
+        print(json.dumps([asdict(job) for job in found]))
+        return
+    table = Table("run", "job", "status", "exit code", "message")
+    for job in found:
+        code = "" if job.exit_code is None else str(job.exit_code)
+        table.add_row(job.run, job.submission_id, job.status.value, code, escape(job.message))
+    Console().print(table)
+
+
+def logs(
+    name: Name,
+    address: Address = LOCAL_DASHBOARD,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Until the run ends; with its exit code.")
+    ] = False,
+) -> None:
+    """What a run has printed."""
+    from pipelines.submit import Jobs
+
+    jobs = Jobs(address)
+    job = jobs.get(name)
+    if follow:
+        follow_job(jobs, job)
+    print(jobs.logs(job), end="")
+
+
+def stop(name: Name, address: Address = LOCAL_DASHBOARD) -> None:
+    """End a run's job; submitting the name again continues the run."""
+    from pipelines.submit import Jobs
+
+    jobs = Jobs(address)
+    job = jobs.get(name)
+    if job.is_over:
+        errors.print(f"{job.submission_id} is over already ({job.status.value}).")
+        return
+    jobs.stop(job)
+    errors.print(f"{job.submission_id} is being stopped.")
+
+
+def follow_job(jobs: "Jobs", job: "Job") -> NoReturn:
+    """Print a job's log to its end, then exit as the job did."""
+    job = jobs.follow(job, lambda text: print(text, end="", flush=True))
+    errors.print(f"{job.submission_id}: {job.status.value}")
+    sys.exit(0 if job.status.value == "SUCCEEDED" else job.exit_code or 1)
