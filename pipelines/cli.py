@@ -279,16 +279,24 @@ def run_adaptation(
         return
 
     from pipelines.adapt import Adaptation
+    from pipelines.gauges import Gauges
     from pipelines.progress import Progress, scores_table
     from pipelines.run_folder import RunFolder
     from pipelines.session import ray_session
+    from pipelines.submit import default_name
 
     run = RunFolder(config.out)
     run.keep_config(config)
-    progress = Progress(lambda event: run.append("metrics.jsonl", event), errors)
     remedy = "the same command continues it, and -v shows what Ray says."
     try:
         with ray_errors(remedy), ray_session(config.ray, verbose) as resources:
+            gauges = Gauges(default_name(config))
+
+            def record(event: dict[str, Any]) -> None:
+                run.append("metrics.jsonl", event)
+                gauges.show(event)
+
+            progress = Progress(record, errors)
             progress.say(str(resources))
             adaptation = Adaptation(config, run, resources, progress)
             if pretrain_only:

@@ -38,6 +38,7 @@ class Progress:
         """Time a stage, with a spinner on a terminal."""
         started = time.monotonic()
         self._stage = name
+        self.figures(name, state="started")
         if self.console.is_terminal:
             with self.console.status(name) as self._status:
                 yield
