@@ -5,6 +5,7 @@ share the run folder, so that submitting a name again continues its run.
 """
 
 import asyncio
+import logging
 import os
 import re
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any
 
 import requests
 import yaml
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from daal.config import Config
@@ -57,6 +59,8 @@ class Jobs:
         self.address = address
         with self._errors():
             self._client = JobSubmissionClient(address)
+        for name in ("ray", "ray.dashboard.modules", "ray._private.runtime_env.packaging"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # it tells of every upload
 
     def submit(self, name: str, config: Config, ship_code: bool = False) -> Job:
         """Start the run `name`, or continue it. `ship_code` sends these packages along.
@@ -144,13 +148,13 @@ class Jobs:
             yield
         except (ConnectionError, requests.exceptions.RequestException, ValueError) as error:
             raise ClusterError(f"no Ray cluster answers at {self.address}; {remedy}.") from error
+        except AuthenticationError as error:
+            raise ClusterError(
+                f"the cluster at {self.address} refuses the token: set RAY_AUTH_MODE=token and "
+                "RAY_AUTH_TOKEN_PATH to a file that holds it."
+            ) from error
         except RuntimeError as error:
             text = str(error).strip().splitlines()[-1]
-            if "401" in str(error) or "uthentication" in str(error):
-                raise ClusterError(
-                    f"the cluster at {self.address} refuses the token: set RAY_AUTH_MODE=token and "
-                    "RAY_AUTH_TOKEN_PATH to a file that holds it."
-                ) from error
             raise ClusterError(f"the cluster at {self.address} says: {text}") from error
 
 

@@ -1,0 +1,197 @@
+"""A run as a job: a head that asks for a token, on its own ports and folder, gone afterwards."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from daal.config import Config
+from daal.errors import ConfigError
+from pipelines.submit import check_name, default_name
+
+TOKEN = "0123456789abcdef" * 4
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head."""
+
+    address: str
+    metrics_port: int
+    environment: dict[str, str]
+
+    def daal(self, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+        environment = self.environment | {"RAY_AUTH_TOKEN": token}
+        return subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", *arguments, f"--address={self.address}"],
+            capture_output=True, text=True, timeout=300, env=environment,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with tempfile.TemporaryDirectory(prefix="ray") as scratch:
+        port, dashboard, metrics = free_port(), free_port(), free_port()
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment = kept | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # of the jobs' python
+        }
+        process = subprocess.Popen(
+            [
+                str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
+                "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4",
+                "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+                f"--metrics-export-port={metrics}", f"--ray-client-server-port={free_port()}",
+                f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={scratch}",
+            ],
+            env=environment | {"RAY_AUTH_TOKEN": TOKEN}, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        started = Head(f"http://127.0.0.1:{dashboard}", metrics, environment)
+        try:
+            for _ in range(120):
+                if started.daal("status").returncode == 0:
+                    break
+                time.sleep(1)
+            yield started
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=60)
+            finally:
+                left = _processes_of(scratch)
+                for pid in left:
+                    os.kill(pid, signal.SIGKILL)
+                assert not left, "processes of the head outlived it"
+
+
+def _processes_of(scratch: str) -> list[int]:
+    """Processes that name the head's folder in their command line, a while after its end."""
+    found: list[int] = []
+    for _ in range(30):
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if scratch.encode() in (folder / "cmdline").read_bytes():
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+        if not found:
+            return []
+        time.sleep(1)
+    return found
+
+
+class Watched(threading.Thread):
+    """Names of our gauges seen on the metrics port until `stop` is called."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self.port, self.lines, self._stopped = port, set[str](), threading.Event()
+
+    def run(self) -> None:
+        while not self._stopped.wait(1):
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{self.port}/metrics",
+                headers={"Authorization": f"Bearer {TOKEN}"},
+            )
+            try:
+                with urllib.request.urlopen(request, timeout=5) as answer:
+                    text = answer.read().decode()
+            except OSError:
+                continue
+            self.lines |= {line for line in text.splitlines() if line.startswith("ray_daal_")}
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_run_is_submitted_followed_and_submitted_again(
+    head: Head, tiny_config: Config, tmp_path: Path
+) -> None:
+    config = tiny_config.model_copy(update={"out": str(tmp_path / "runs" / "Tiny")})
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    watched = Watched(head.metrics_port)
+    watched.start()
+    first = head.daal("submit", str(recipe), "--ship-code", "--follow")
+    watched.stop()
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "Scores on the target's test images" in first.stdout
+    assert (tmp_path / "runs/Tiny/summary.json").exists()
+    assert TOKEN not in first.stdout + first.stderr
+    journal = (tmp_path / "runs/Tiny/journal.jsonl").read_text()
+    names = {line.partition("{")[0] for line in watched.lines}
+    assert {"ray_daal_map", "ray_daal_loss", "ray_daal_clusters", "ray_daal_stage"} <= names
+    assert all('run="tiny"' in line for line in watched.lines)
+
+    status = head.daal("status", "tiny")
+    assert "daal-tiny-1" in status.stdout and "SUCCEEDED" in status.stdout
+    # The same name again: the run is continued, which here has nothing left to do.
+    again = head.daal("submit", str(recipe), "--ship-code", "--follow")
+    assert again.returncode == 0 and "daal-tiny-2" in again.stderr, again.stderr
+    assert (tmp_path / "runs/Tiny/journal.jsonl").read_text() == journal
+    assert "Scores on the target's test images" in head.daal("logs", "tiny").stdout
+    assert "is over already" in head.daal("stop", "tiny").stderr
+
+    # The exit code of a run that can't work is the run's own.
+    wrong = head.daal("submit", str(recipe), "out=" + str(tmp_path / "wrong"),
+                      "target.root=/nowhere", "--ship-code", "--follow")  # fmt: skip
+    assert wrong.returncode == 3, wrong.stdout + wrong.stderr
+    assert "/nowhere" in wrong.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(200)
+def test_a_wrong_token_is_refused(head: Head) -> None:
+    refused = head.daal("status", token="f" * 64)
+    assert refused.returncode == 6, refused.stdout + refused.stderr
+    assert "refuses the token" in refused.stderr and "Traceback" not in refused.stderr
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{head.address}/api/jobs/", timeout=10)
+
+
+@pytest.mark.ray
+def test_nobody_listens_there(head: Head) -> None:
+    nobody = Head(f"http://127.0.0.1:{free_port()}", 0, head.environment).daal("status")
+    assert nobody.returncode == 6
+    assert "no Ray cluster answers at http://127.0.0.1:" in nobody.stderr
+
+
+@pytest.mark.ray
+def test_an_unknown_run(head: Head) -> None:
+    unknown = head.daal("logs", "nobody")
+    assert unknown.returncode == 2 and "knows no run nobody" in unknown.stderr
+
+
+@pytest.mark.parametrize("name", ["", "../x", "A", "a b", "-a", "x" * 64, "a/b", "a\n"])
+def test_names_that_are_none(name: str) -> None:
+    with pytest.raises(ConfigError, match="can't name a run"):
+        check_name(name)
+
+
+def test_the_default_name_is_the_folder_s() -> None:
+    assert default_name(Config(out="s3://bucket/runs/Mine_2/")) == "mine_2"
