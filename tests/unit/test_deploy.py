@@ -1,5 +1,6 @@
 """Cluster files: by Ray's own schema code, and by what that code misses."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 import daal
+from pipelines.gauges import GAUGES
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "pipelines/deploy"
@@ -106,3 +108,13 @@ def test_the_image_is_pinned_and_not_root() -> None:
     copied = re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE)
     for name in " ".join(copied).split():
         assert f"!{name}" in ignored and (ROOT / name).exists(), name
+
+
+def test_panels_show_gauges_that_exist() -> None:
+    dashboard = json.loads((DEPLOY / "grafana_dashboard.json").read_text())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    shown = set(re.findall(r"ray_(daal_\w+)", " ".join(queries)))
+    exported = {name for name, _ in GAUGES.values()} | {"daal_loss", "daal_stage"}
+    assert shown <= exported
+    assert exported - shown == {"daal_step", "daal_steps"}
+    assert all('{run=~"$run"}' in query for query in queries)
