@@ -132,6 +132,44 @@ def ablate(
 
 
 @app.command()
+def size(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What a run would need, on this many workers and on others: memory, disk, traffic, hours."""
+    from pipelines.size import size_of
+
+    found = size_of(read_config(recipe, overrides))
+    if as_json:
+        print(json.dumps(found.as_dict()))
+        return
+    probe, gb = found.probe, 1e9
+    print(
+        f"{found.num_source} source and {found.num_target} target images to train on, "
+        f"{found.num_test} to test: {found.jpeg_bytes / gb:.2f} GB of JPEG in the object store, "
+        f"{found.decoded_bytes / gb:.2f} GB more if kept decoded; {found.disk_bytes / gb:.2f} GB "
+        f"of disk for the run.\nProbe on {probe.device}: {probe.train_images_per_s:.1f} images/s "
+        f"in training, {probe.extract_images_per_s:.1f} in extraction, "
+        f"{probe.decode_images_per_s:.0f} decoded by a CPU."
+    )
+    table = Table(
+        *("workers", "device memory", "CPUs to decode", "sent a step", "moved an iteration"),
+        "hours", title="Each worker on a device like the probe's and a node of its own",
+    )  # fmt: skip
+    for need in found.needs:
+        table.add_row(
+            str(need.num_workers),
+            f"{need.device_bytes / gb:.1f} GB",
+            f"{need.decode_cpus:.1f}",
+            f"{need.bytes_per_step / gb:.2f} GB",
+            f"{need.bytes_per_iteration / gb:.2f} GB",
+            f"{need.hours:.1f}",
+        )
+    Console().print(table)
+
+
+@app.command()
 def validate(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check configuration, data and weights in seconds, before any worker starts."""
     run_adaptation(read_config(recipe, overrides), dry_run=True)
