@@ -93,10 +93,13 @@ def test_adapt__leaves_its_artefacts_resumes_and_does_nothing_twice(
         run(config.model_copy(update={"seed": 1}))
 
 
-def test_adapt__without_a_source(ray_cluster: None, tiny_config: Config) -> None:
+def test_adapt__without_a_source__its_result_chosen_without_identities(
+    ray_cluster: None, tiny_config: Config
+) -> None:
     config = check_config(apply_overrides(tiny_config.model_dump(), [
         'source.root=""', "adapt.batch_source=0", "iterations=2", "cluster.outliers=singletons",
         "network.target_head=memory", "adapt.images_per_id=2", "loss.triplet_weight=1",
+        "select=silhouette",
     ]))  # fmt: skip
     assert not [text for text in validate(config).warnings if text.startswith("source")]
     summary = run(config)
@@ -114,14 +117,29 @@ def test_adapt__without_a_source(ray_cluster: None, tiny_config: Config) -> None
     losses = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert any("triplet" in line.get("loss", {}) for line in losses)
 
+    # Each model is judged by the labels made from its features: those of the next iteration.
+    models = ["iteration-01", "iteration-02"]
+    judged = {
+        model: json.loads((out / folder / "clusters.json").read_text())["silhouette"]
+        for model, folder in zip(models, ["iteration-02", "final"], strict=True)
+    }
+    assert summary["selected"] == max(models, key=lambda model: judged[model])
+    rows = {row["name"]: row for row in summary["iterations"]}
+    assert list(rows) == models
+    assert summary["adapted"]["map"] == rows[summary["selected"]]["map"]
 
-def test_adapt__as_udap_does(ray_cluster: None, tiny_config: Config) -> None:
+
+def test_adapt__as_udap_does__and_stops_when_the_labels_stay_the_same(
+    ray_cluster: None, tiny_config: Config
+) -> None:
     config = check_config(apply_overrides(tiny_config.model_dump(), [
         "adapt.batch_source=0", "adapt.images_per_id=2", "loss.target_weight=0",
         "loss.triplet_weight=1", "loss.triplet_margin=0.5", "cluster.source_weight=0.1",
         "network.attention.mode=none", "network.specific_branch=false",
+        "iterations=3", "stop_agreement=1e-6",
     ]))  # fmt: skip
-    summary = run(config)
+    output = io.StringIO()
+    summary = run(config, output)
     assert summary["adapted"]["map"] > 0
     out = Path(config.out) / "iteration-01"
     distance = pq.read_table(out / "source_distance.parquet")["source_distance"].to_numpy()
@@ -135,33 +153,11 @@ def test_adapt__as_udap_does(ray_cluster: None, tiny_config: Config) -> None:
     losses = [json.loads(line) for line in (out.parent / "metrics.jsonl").open()]
     assert any(line.get("loss", {}).get("triplet", 0) > 0 for line in losses)
 
-
-def test_the_result_is_chosen_without_identities(ray_cluster: None, tiny_config: Config) -> None:
-    config = tiny_config.model_copy(update={"iterations": 2, "select": "silhouette"})
-    summary = run(config)
-    out = Path(config.out)
-    models = ["iteration-01", "iteration-02"]
-    # Each model is judged by the labels made from its features: those of the next iteration.
-    judged = {
-        model: json.loads((out / folder / "clusters.json").read_text())["silhouette"]
-        for model, folder in zip(models, ["iteration-02", "final"], strict=True)
-    }
-    assert summary["selected"] == max(models, key=lambda model: judged[model])
-    rows = {row["name"]: row for row in summary["iterations"]}
-    assert list(rows) == models
-    assert summary["adapted"]["map"] == rows[summary["selected"]]["map"]
-
-
-def test_stops_when_the_labels_stay_the_same(ray_cluster: None, tiny_config: Config) -> None:
-    config = tiny_config.model_copy(update={"iterations": 3, "stop_agreement": 1e-6})
-    output = io.StringIO()
-    summary = run(config, output)
-    clusters = json.loads((Path(config.out) / "iteration-02/clusters.json").read_text())
-    assert clusters["agreement"] > 1e-6
+    clusters = json.loads((out.with_name("iteration-02") / "clusters.json").read_text())
+    assert clusters["agreement"] > 1e-6 and "converged" in output.getvalue()
     assert [row["name"] for row in summary["iterations"]] == ["iteration-01"]
-    assert summary["selected"] == "iteration-01" and summary["adapted"]["map"] > 0
-    assert not (Path(config.out) / "iteration-02/checkpoint").exists()
-    assert "converged" in output.getvalue()
+    assert summary["selected"] == "iteration-01"
+    assert not (out.with_name("iteration-02") / "checkpoint").exists()
 
 
 def test_two_workers__equal_one_process_on_the_same_batches(
@@ -255,7 +251,7 @@ def test_no_cluster__keeps_the_previous_labels_or_says_what_to_change(
         labels, eps = adaptation.estimate("iteration-02", target, features, previous, 0.3)
         assert np.array_equal(labels, previous)
         assert eps == 0.3
-        assert "kept the previous labels" in adaptation.rows[-1]["notes"][0]
+        assert "kept the previous labels" in adaptation.labellings[-1]["notes"][0]
 
 
 def test_broken_images__are_set_aside_with_the_reason(

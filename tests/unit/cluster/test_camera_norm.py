@@ -58,7 +58,7 @@ def test_clusters_no_longer_follow_cameras() -> None:
     without = estimate_pseudo_labels(
         shifted, config.model_copy(update={"camera_norm": True}), camids_N=camids
     ).labels
-    assert agreement(pids, without) > 0.4 > 1.8 * agreement(pids, plain)
+    assert agreement(pids, without) > 0.4 > 0.3 > agreement(pids, plain)
 
 
 def test_cameras_must_be_given() -> None:
