@@ -17,7 +17,7 @@ test: $(READY) check
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy daal cluster
+	$(BIN)/mypy daal cluster pipelines benchmarks
 	$(BIN)/lint-imports
 
 setup: $(READY)

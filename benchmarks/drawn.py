@@ -121,9 +121,10 @@ class Group:
 
     def adapt(self, stage: str, labels: Labels) -> dict[str, float]:
         """One fit from random weights; where rank 0's time went (FitTimes)."""
+        assert labels.features_NC is not None and labels.pseudo_labels_N is not None
         self.trainer.adapt(
             stage, 1, self.run.images["source"], self.run.images["target"],
-            labels.features_NC, labels.pseudo_labels_N, labels.centroids_KC, {},
+            labels.features_NC, labels.pseudo_labels_N[:, None], {},
         )  # fmt: skip
         times: dict[str, float] = next(
             row["times"] for row in reversed(self._figures) if "times" in row

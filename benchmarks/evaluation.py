@@ -1,7 +1,7 @@
 """What scoring a retrieval costs beside the bare product of its features, and in memory.
 
-    python benchmarks/evaluation.py                      11,659 x 82,161 x 2,048, as in MSMT17
-    python benchmarks/evaluation.py --queries 2000 --gallery 20000 --dim 256
+    python -m benchmarks.evaluation                      11,659 x 82,161 x 2,048, as in MSMT17
+    python -m benchmarks.evaluation --queries 2000 --gallery 20000 --dim 256
 
 Features are drawn: identities in 48 dimensions, a shift for each of 15 cameras, rotated into
 `--dim` dimensions, with noise; a tenth of the gallery are distractors. Of the bad model they are
@@ -23,8 +23,7 @@ import numpy.typing as npt
 import torch
 
 sys.path.append(str(Path(__file__).parent))
-from pseudo_labels import shared_memory_bytes, watched_memory
-
+from benchmarks.pseudo_labels import shared_memory_bytes, watched_memory
 from daal.evaluation import EvaluationResult, evaluate
 
 Floats = npt.NDArray[np.float32]

@@ -1,6 +1,6 @@
 """Extraction by a group of workers beside a loop in one process, in turn, in one run.
 
-    python benchmarks/extraction.py [--num 10000] [--repeats 3] [--json]
+    python -m benchmarks.extraction [--num 10000] [--repeats 3] [--json]
 
 The baseline decodes and runs the network in one process with all cores: a DataLoader with one
 process, batches of 64. The group has two workers of one thread each and has started before; its
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from drawn import Group, Run, drawn_run, median, show
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.drawn import Group, Run, drawn_run, median, show
 from daal.augment import normalise
 from daal.config import Config
 from daal.images import decode

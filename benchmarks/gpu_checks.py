@@ -4,6 +4,7 @@ On a machine without a GPU the same checks run, most of them of the CPU against 
 """
 
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -39,7 +40,7 @@ def checks(bench: Bench) -> None:
 
 
 @contextmanager
-def _exact():
+def _exact() -> Iterator[None]:
     """Without TF32."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -150,7 +151,7 @@ def _step_that_never_waits(bench: Bench) -> dict[str, Any]:
 
 
 @contextmanager
-def _no_waiting():
+def _no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -211,6 +212,7 @@ def _group_error(device: torch.device, dtype: torch.dtype, layout: torch.memory_
     nn.init.uniform_(plain.weight)
     copied = nn.BatchNorm2d(64, device=device)
     copied.load_state_dict(plain.state_dict())
+    assert dist.group.WORLD is not None
     results = []
     for norm in (plain, GroupBatchNorm2d(copied, dist.group.WORLD)):
         input_BCHW = values_BCHW.clone().requires_grad_()

@@ -25,6 +25,7 @@ from unittest.mock import patch
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.autograd.profiler_util import DeviceType  # type: ignore[attr-defined]
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -67,7 +68,7 @@ class Ours:
             256, (shape.batch, shape.height, shape.width, 3), dtype=torch.uint8
         )
         self.host_images_BHWC = images_BHWC.pin_memory() if bench.on_gpu else images_BHWC
-        self.network = network.to(self.device, memory_format=torch.channels_last).train()
+        self.network = network.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.network, OPTIM)
         self.images_BHWC, self.labels_S, self.pseudo_labels_T, self.centroids_KC, self.samples_B = (
             tensor.to(self.device)
@@ -80,7 +81,7 @@ class Ours:
         self.autocast = mixed_precision(self.device, wanted=not precise)
         self.diverged = torch.zeros((), device=self.device)
         self.earlier: HostCopy | None = None
-        self.agree: Callable[[Tensor], object] = lambda flag: None
+        self.agree: Callable[[Tensor], None] = lambda flag: None
         if compiled:
             self.network.compile(backend=bench.compiler)
 
@@ -252,7 +253,7 @@ def parts(bench: Bench) -> None:
     kernels = [
         event
         for event in profiler.key_averages()
-        if not bench.on_gpu or event.device_type == torch.autograd.DeviceType.CUDA
+        if not bench.on_gpu or event.device_type == DeviceType.CUDA
     ]
     total = sum(getattr(event, clock) for event in kernels)
     for event in sorted(kernels, key=lambda event: -getattr(event, clock))[:15]:
@@ -357,7 +358,7 @@ def _settled(bench: Bench, images_NCHW: Tensor | None = None) -> DaalNetwork:
     """A network of random weights, with BatchNorm statistics of these images."""
     torch.manual_seed(0)
     network = DaalNetwork(NetworkConfig(backbone=bench.sizes.backbone, weights="none"))
-    network = network.to(bench.device, memory_format=torch.channels_last)
+    network = network.to(bench.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if images_NCHW is not None:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):

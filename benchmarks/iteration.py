@@ -1,6 +1,6 @@
 """What lies between two iterations: from labels that are ready to the first training step.
 
-    python benchmarks/iteration.py [--repeats 3] [--json]
+    python -m benchmarks.iteration [--repeats 3] [--json]
 
 The baseline starts a group of workers for each training, as a `TorchTrainer.fit()` an iteration
 would; ours keeps one group for the run. Both from the moment the labels are handed over to that
@@ -13,8 +13,7 @@ import json
 import time
 from typing import Any
 
-from drawn import Group, drawn_run, median, show
-
+from benchmarks.drawn import Group, drawn_run, median, show
 from pipelines.train_loop import Labels
 
 SETTINGS = [

@@ -1,7 +1,7 @@
 """What an estimate of pseudo-labels costs, stage by stage, beside the bare product of features.
 
-    python benchmarks/pseudo_labels.py                        12,936 and 32,621 x 2,048, threads
-    python benchmarks/pseudo_labels.py --ray --dim 64 --num 100000 1000000
+    python -m benchmarks.pseudo_labels                        12,936 and 32,621 x 2,048, threads
+    python -m benchmarks.pseudo_labels --ray --dim 64 --num 100000 1000000
 
 The baseline is one fp32 matrix product over half of the pairs (N^2 d floating-point operations,
 NumPy's BLAS, all cores), measured in turn with the estimate. Features are drawn: identities of

@@ -1,6 +1,6 @@
 """Training on Ray beside a plain PyTorch loop, in turn, in one run.
 
-    python benchmarks/training.py [--repeats 3] [--json]
+    python -m benchmarks.training [--repeats 3] [--json]
 
 Both train the same network with DDP over gloo, two processes of one thread each, on the same
 batches. The baseline is what one would write without Ray: `torch.multiprocessing`, a DataLoader
@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from drawn import Group, Run, drawn_run, median, show
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.drawn import Group, Run, drawn_run, median, show
 from cluster.soft_labels import soft_label_weights
 from daal.augment import augment, sample_seeds
 from daal.config import Config
@@ -110,7 +110,7 @@ def plain(run: Run, labels: Labels) -> tuple[float, float]:
         }
         rows = class_labels(run.images["source"])[1]
         job = (run.config, labels, images, rows, port, Path(scratch))
-        multiprocessing.spawn(_process, job, nprocs=NUM_PROCESSES)
+        multiprocessing.spawn(_process, job, nprocs=NUM_PROCESSES)  # type: ignore[attr-defined]
         steady, whole = json.loads((Path(scratch) / "speeds.json").read_text())
     return steady, whole
 

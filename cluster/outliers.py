@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from daal.errors import LabelError
+
 
 def with_singletons(
     labels_N: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
@@ -16,3 +18,24 @@ def with_singletons(
     alone = rows[labels_N[rows] < 0]
     labels_N[alone] = labels_N.max(initial=-1) + 1 + np.arange(len(alone))
     return labels_N
+
+
+def in_all_parts(labels_NP: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Labels of P groupings of the same samples, (N, P), with an outlier of any an outlier of all.
+
+    Clusters that lose all their samples by that go, and the others are numbered anew, in order.
+    So does the code of Fu et al., "Self-similarity Grouping", ICCV 2019.
+
+    Raises:
+        LabelError: no sample is in a cluster of each grouping.
+    """
+    kept = (labels_NP >= 0).all(axis=1)
+    if not kept.any():
+        raise LabelError(
+            "no image is in a cluster of each part of the body; raise cluster.eps, or set "
+            "network.stripes=0."
+        )
+    found_NP = np.full_like(labels_NP, -1)
+    for part in range(labels_NP.shape[1]):
+        found_NP[kept, part] = np.unique(labels_NP[kept, part], return_inverse=True)[1]
+    return found_NP

@@ -116,6 +116,13 @@ class NetworkConfig(Section):
         "features are the target's (DSBN, Chang et al. 2019).",
     )
     specific_branch: bool = Field(True, description="Eq. 6's branch; off for Table 4's first rows.")
+    stripes: int = Field(
+        0,
+        ge=0,
+        description="Horizontal parts of the body that are pooled and clustered apart, beside the "
+        "whole; triplets are of each (SSG, Fu et al. 2019: 2). An image that is an outlier in any "
+        "of them is left out.",
+    )
     identity_head: Literal["linear", "unit"] = Field(
         "linear",
         description="linear: FC on the pooled feature (paper). unit: FC on the L2-normalised "
@@ -375,6 +382,22 @@ class RayConfig(Section):
     num_workers: int = Field(
         2, ge=1, description="Ray Train workers (DDP ranks); they extract the features, too."
     )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="Elastic: go on with fewer workers when nodes leave, down to so many, and with "
+        "up to num_workers when nodes come, each time from the last checkpoint. Default: always "
+        "num_workers; without room for them the run waits.",
+    )
+    wait_minutes: float = Field(
+        10.0,
+        ge=0,
+        description="How long a run waits for nodes on a cluster that is too small for it; an "
+        "autoscaling one starts them.",
+    )
+    resize_seconds: float = Field(
+        60.0, gt=0, description="How often an elastic run looks for new nodes."
+    )
     use_gpu: bool | Literal["auto"] = Field(
         "auto", description="One GPU a worker; auto: if there are enough."
     )
@@ -394,6 +417,19 @@ class RayConfig(Section):
         ge=-1,
         description="Losses of workers survived in a run, -1: any; preemptions don't count.",
     )
+
+    @property
+    def least_workers(self) -> int:
+        return self.min_workers or self.num_workers
+
+    @model_validator(mode="after")
+    def _range_of_workers(self) -> "RayConfig":
+        if self.least_workers > self.num_workers:
+            raise ValueError(
+                f"ray.min_workers={self.min_workers} is more than ray.num_workers="
+                f"{self.num_workers}"
+            )
+        return self
 
 
 class Config(Section):
@@ -479,6 +515,17 @@ class Config(Section):
                 "loss.triplet_weight above 0 needs adapt.images_per_id; in random batches hardly "
                 "an image meets another of its cluster"
             )
+        if network.stripes and self.cluster.outliers == "singletons":
+            raise ValueError(
+                "network.stripes needs cluster.outliers=drop; an image has no singleton cluster "
+                "that is the same in each part"
+            )
+        rows = self.input.height // (16 if network.last_stride == 1 else 32)
+        if network.stripes > rows:
+            raise ValueError(
+                f"network.stripes={network.stripes} needs a feature map of as many rows; "
+                f"input.height={self.input.height} gives {rows}"
+            )
         if self.loss.teacher_weight and not self.adapt.teacher_momentum:
             raise ValueError(
                 "loss.teacher_weight above 0 needs adapt.teacher_momentum above 0; there is no "
@@ -509,11 +556,18 @@ class Config(Section):
                 raise ValueError(f"{name}.optim.nesterov=true needs {name}.optim.momentum above 0")
             for side in ("batch_source", "batch_target"):
                 size = getattr(fit, side)
-                if size % (self.ray.num_workers * fit.accumulate):
+                for workers in range(self.ray.least_workers, self.ray.num_workers + 1):
+                    if size % (workers * fit.accumulate) == 0:
+                        continue
                     parts = f" x {name}.accumulate={fit.accumulate}" if fit.accumulate > 1 else ""
+                    count = (
+                        f"{workers} workers (ray.min_workers to ray.num_workers)"
+                        if self.ray.min_workers
+                        else f"ray.num_workers={workers}"
+                    )
                     raise ValueError(
-                        f"{name}.{side}={size} is not divisible by ray.num_workers="
-                        f"{self.ray.num_workers}{parts}; every worker takes an equal share"
+                        f"{name}.{side}={size} is not divisible by {count}{parts}; every worker "
+                        "takes an equal share"
                     )
             if fit.images_per_id and fit.batch_target % fit.images_per_id:
                 raise ValueError(

@@ -20,6 +20,7 @@ from daal.domain_batch_norm import Border, checkpoint_name, separate_domains
 from daal.errors import CheckpointError
 from daal.ibn import add_instance_norm, has_instance_norm
 from daal.pooling import AveragePooling, BatchNormNeck, GeneralizedMeanPooling
+from daal.stripes import pool_stripes
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class NetworkOutput:
     source_logits_BS: Tensor | None
     target_logits_BK: Tensor | None
     domain_logits_B2: Tensor | None
+    stripes_BSC: Tensor | None = None  # pooled parts of the body (SSG)
 
 
 class IdentityHead(nn.Module):
@@ -88,7 +90,8 @@ class DaalNetwork(nn.Module):
         # One for both maps: pretraining, which pools no specific map, trains the whole of it.
         self.pool = GeneralizedMeanPooling() if config.pooling == "gem" else AveragePooling()
         self.neck = BatchNormNeck(channels) if config.neck == "bnneck" else nn.Identity()
-        self.num_features = channels
+        self.num_stripes = config.stripes
+        self.num_features = channels * (1 + config.stripes)
         self.unit_features = config.unit_features
         self.source_head = (
             IdentityHead(config, channels, num_source_ids) if num_source_ids else None
@@ -124,10 +127,14 @@ class DaalNetwork(nn.Module):
     def extract(self, images_BCHW: Tensor) -> Tensor:
         """The matching feature of target images, of unit length by default. float32 (B, C).
 
-        It is the pooled shared map, behind the neck if there is one.
+        It is the pooled shared map, behind the neck if there is one. Stripes' features stand
+        behind it: (B, C + S C), of unit length in all.
         """
         shared_BCHW, _, _ = self.feature_maps(images_BCHW)
         shared_BC: Tensor = self.neck(self.pool(shared_BCHW))
+        if self.num_stripes:
+            stripes_BSC = pool_stripes(self.pool, shared_BCHW, self.num_stripes)
+            shared_BC = torch.cat([shared_BC, stripes_BSC.flatten(1)], dim=1)
         return F.normalize(shared_BC, dim=1) if self.unit_features else shared_BC
 
     def forward(self, images_BCHW: Tensor, num_source: int) -> NetworkOutput:
@@ -141,6 +148,9 @@ class DaalNetwork(nn.Module):
             target_logits_BK=self.target_head(shared_BC[num_source:]) if self.target_head else None,
             domain_logits_B2=(
                 self.domain_head(self.pool(specific_BCHW)) if self.domain_head else None
+            ),
+            stripes_BSC=(
+                pool_stripes(self.pool, shared_BCHW, self.num_stripes) if self.num_stripes else None
             ),
         )
 

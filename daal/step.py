@@ -35,6 +35,7 @@ class TrainBatch:
     source_labels_S: Tensor
     target_weights_TK: Tensor | None
     target_labels_T: Tensor | None = None
+    stripe_labels_TS: Tensor | None = None  # of their stripes (SSG)
 
     @property
     def num_source(self) -> int:
@@ -123,6 +124,15 @@ def _loss_terms(out: NetworkOutput, batch: TrainBatch, weights: LossConfig) -> l
             whole_batch(batch.target_labels_T),
             weights.triplet_margin,
         )
+        if out.stripes_BSC is not None and batch.stripe_labels_TS is not None:
+            stripes_TSC = whole_batch(out.stripes_BSC[batch.num_source :])
+            labels_TS = whole_batch(batch.stripe_labels_TS)
+            for features_TC, labels_T in zip(
+                stripes_TSC.unbind(1), labels_TS.unbind(1), strict=True
+            ):
+                triplet = triplet + losses.triplet_loss(
+                    features_TC, labels_T, weights.triplet_margin
+                )
         terms = terms.add("triplet", triplet, weights.triplet_weight)
     return terms
 

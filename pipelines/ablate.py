@@ -47,7 +47,9 @@ class Row(Section):
     name: str = Field(min_length=1)
     recipe: str | None = Field(None, description="In place of the suite's.")
     settings: list[str] = Field([], description="KEY=VALUE, on top of the suite's.")
-    source: str | None = Field(None, description="A data set by name; the user gives its folder.")
+    source: str | None = Field(
+        None, description="A data set by name, whose folder the user gives; or none: no source."
+    )
     target: str | None = None
     score: str = Field(
         "adapted", description="adapted, direct_transfer, supervised, or iteration-NN."
@@ -118,7 +120,7 @@ def configurations(
     """The run of each row and seed. Rows whose settings make no difference share theirs.
 
     `recipes` reads a recipe by name; `folders` are those of data sets that rows name. A row's own
-    settings go over the suite's, and the user's over both.
+    settings go over the suite's, the user's over both, and the row's own data sets over all.
 
     Raises:
         ConfigError: a setting is wrong, or a data set's folder isn't given.
@@ -130,7 +132,7 @@ def configurations(
         for seed in range(seeds):
             values = apply_overrides(
                 json.loads(json.dumps(base)),
-                [*suite.settings, *row.settings, *data, *settings, f"seed={seed}"],
+                [*suite.settings, *row.settings, *settings, *data, f"seed={seed}"],
             )
             config = check_config(values | {"out": "-"})
             key = _digest(config.model_dump(mode="json"))
@@ -142,6 +144,9 @@ def _data_settings(row: Row, folders: Mapping[str, str]) -> list[str]:
     found = []
     for domain, name in (("source", row.source), ("target", row.target)):
         if name is None:
+            continue
+        if domain == "source" and name == "none":
+            found += ['source.root=""', "adapt.batch_source=0"]
             continue
         if name not in LAYOUTS:
             raise ConfigError(f'row "{row.name}": {domain} is one of {", ".join(LAYOUTS)}.')

@@ -12,13 +12,14 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from cluster.outliers import with_singletons
+from cluster.outliers import in_all_parts, with_singletons
 from cluster.quality import agreement, cluster_quality
 from cluster.source_term import source_distance
 from cluster.task_graph import estimate_on_ray
 from daal.config import Config
 from daal.errors import LabelError
 from daal.records import Domain
+from daal.stripes import whole_and_stripes
 from pipelines import artefacts, health
 from pipelines.evaluate import evaluate_features
 from pipelines.extract import extract, features_array, features_table
@@ -146,9 +147,9 @@ class Adaptation:
         source: Images | None,
         target: Images,
         weights: Weights,
-        features_NC: NDArray[np.float32],
+        features_NX: NDArray[np.float32],
     ) -> NDArray[np.float32] | None:
-        """How unlike all source images each target image is (UDAP), if that is wanted."""
+        """How unlike all source images each target image is (UDAP), if that is wanted. (N, P)"""
         if self.config.cluster.source_weight == 0 or source is None:
             return None
         file = f"{name}/source_distance.parquet"
@@ -156,23 +157,27 @@ class Adaptation:
         def make() -> dict[str, bytes | pa.Buffer]:
             stage = f"{name}/extract-source"
             of_source = extract(stage, source, self.config, weights, self.workers, self.pixels)
-            distance_N = source_distance(features_NC, of_source[source.rows("train")])
-            return {file: artefacts.table_bytes(pa.table({"source_distance": distance_N}))}
+            pairs = zip(
+                self._parts(features_NX), self._parts(of_source[source.rows("train")]), strict=True
+            )
+            distance_NP = np.stack([source_distance(*pair) for pair in pairs], axis=1)
+            table = artefacts.parts_table(target.table, "source_distance", distance_NP)
+            return {file: artefacts.table_bytes(table)}
 
         with self.stage(f"{name}/source-distance"):
             contents = self.run.once(f"{name}/source-distance", [file], make, dict)
-        return artefacts.read_table(contents[file])["source_distance"].to_numpy()
+        return artefacts.read_parts(contents[file])
 
     def estimate(
         self,
         name: str,
         target: Images,
-        features_NC: NDArray[np.float32],
+        features_NX: NDArray[np.float32],
         previous: NDArray[np.int64] | None,
-        first_eps: float | None,
-        to_source_N: NDArray[np.float32] | None = None,
-    ) -> tuple[NDArray[np.int64], float]:
-        """Line 4: pseudo-labels of the training images, and eps.
+        first_eps: list[float] | None,
+        to_source_NP: NDArray[np.float32] | None = None,
+    ) -> tuple[NDArray[np.int64], list[float]]:
+        """Line 4: pseudo-labels of the training images, and eps; of the whole body, and of stripes.
 
         With no cluster, the previous iteration's labels are kept; in the first there are none.
         """
@@ -181,35 +186,38 @@ class Adaptation:
         frozen = None if self.config.cluster.refit_eps else first_eps
 
         def make() -> dict[str, bytes | pa.Buffer]:
-            pseudo_labels_N = np.full(len(target.table), -1, np.int64)
+            labels_NP = np.full((len(target.table), 1 + self.config.network.stripes), -1)
             try:
-                estimated = estimate_on_ray(
-                    features_NC[rows],
-                    self.config.cluster,
-                    frozen,
-                    camids_N=target.column("camid")[rows],
-                    source_N=None if to_source_N is None else to_source_N[rows],
-                    cpus_per_task=self.resources.cpus_beside_workers,
-                    gpus_per_task=self.resources.gpus_per_task,
-                    on_progress=self.progress.tasks,
-                )
-                pseudo_labels_N[rows] = estimated.labels
-                eps, notes = estimated.eps, list(estimated.notes)
-                figures = {"silhouette": estimated.silhouette}
+                estimated = [
+                    estimate_on_ray(
+                        features_NC[rows],
+                        self.config.cluster,
+                        None if frozen is None else frozen[part],
+                        camids_N=target.column("camid")[rows],
+                        source_N=None if to_source_NP is None else to_source_NP[rows, part],
+                        cpus_per_task=self.resources.cpus_beside_workers,
+                        gpus_per_task=self.resources.gpus_per_task,
+                        on_progress=self.progress.tasks,
+                    )
+                    for part, features_NC in enumerate(self._parts(features_NX))
+                ]
+                labels_NP[rows] = in_all_parts(np.stack([found.labels for found in estimated], 1))
+                eps = [found.eps for found in estimated]
+                notes = [note for found in estimated for note in found.notes]
+                figures = {"silhouette": estimated[0].silhouette}
             except LabelError as error:
                 if previous is None or first_eps is None:
                     raise
-                pseudo_labels_N, eps, figures = previous, first_eps, {}
+                labels_NP, eps, figures = previous, first_eps, {}
                 notes = [f"kept the previous labels: {error}"]
             pids = target.column("pid")[rows]
-            quality = cluster_quality(pseudo_labels_N[rows], pids if (pids > 0).any() else None)
+            quality = cluster_quality(labels_NP[rows, 0], pids if (pids > 0).any() else None)
             if previous is not None:
-                figures["agreement"] = agreement(previous[rows], pseudo_labels_N[rows])
+                figures["agreement"] = agreement(previous[rows, 0], labels_NP[rows, 0])
             clusters = {"eps": eps, "notes": notes, **figures, **quality.as_dict()}
+            table = artefacts.parts_table(target.table, "pseudo_label", labels_NP)
             return {
-                files[0]: artefacts.table_bytes(
-                    artefacts.pseudo_labels_table(target.table, pseudo_labels_N)
-                ),
+                files[0]: artefacts.table_bytes(table),
                 files[1]: artefacts.json_bytes(clusters),
             }
 
@@ -222,10 +230,10 @@ class Adaptation:
             self.progress.say(f"note: {note}")
         self.progress.say(
             f"{name}: {clusters['num_clusters']} clusters, "
-            f"{clusters['outlier_share']:.0%} outliers, eps {clusters['eps']:.3f}"
+            f"{clusters['outlier_share']:.0%} outliers, eps "
+            + ", ".join(f"{eps:.3f}" for eps in clusters["eps"])
         )
-        labels = artefacts.read_table(contents[files[0]])["pseudo_label"].to_numpy()
-        return labels, clusters["eps"]
+        return artefacts.read_parts(contents[files[0]]), clusters["eps"]
 
     def train(
         self,
@@ -233,18 +241,20 @@ class Adaptation:
         iteration: int,
         source: Images | None,
         target: Images,
-        features_NC: NDArray[np.float32],
-        pseudo_labels_N: NDArray[np.int64],
+        features_NX: NDArray[np.float32],
+        pseudo_labels_NP: NDArray[np.int64],
         weights: Weights,
     ) -> Weights:
         """Line 6: Eq. 7 on both domains, from the last weights, with a new head for K clusters."""
         self.rows.append({"name": name, **self.labellings[-1]})
         if self.config.cluster.outliers == "singletons":
-            pseudo_labels_N = with_singletons(pseudo_labels_N, target.rows("train"))
+            pseudo_labels_NP = with_singletons(pseudo_labels_NP[:, 0], target.rows("train"))[
+                :, None
+            ]
         return self._checkpoint(
             name,
             lambda: self.trainer.adapt(
-                name, iteration, source, target, features_NC, pseudo_labels_N, weights
+                name, iteration, source, target, features_NX, pseudo_labels_NP, weights
             ),
         )
 
@@ -284,9 +294,9 @@ class Adaptation:
         source: Images | None,
         target: Images,
         weights: Weights,
-        features_NC: NDArray[np.float32],
+        features_NX: NDArray[np.float32],
         labels: NDArray[np.int64] | None,
-        first_eps: float | None,
+        first_eps: list[float] | None,
     ) -> None:
         """Name the iteration whose model is the result."""
         models = [row["name"] for row in self.rows if row["name"].startswith("iteration-")]
@@ -294,8 +304,8 @@ class Adaptation:
             self.selected = models[-1] if models else None
             return
         if len(self.labellings) == len(models):  # not stopped by the next one's labels
-            to_source = self.source_distance("final", source, target, weights, features_NC)
-            self.estimate("final", target, features_NC, labels, first_eps, to_source)
+            to_source = self.source_distance("final", source, target, weights, features_NX)
+            self.estimate("final", target, features_NX, labels, first_eps, to_source)
         self.selected = health.best_model(models, self.labellings[1:])
         self.progress.say(f"selected by silhouette: {self.selected}")
 
@@ -315,6 +325,9 @@ class Adaptation:
         self.run.write_json("summary.json", summary)
         self.run.delete_folder("ray_train")
         return summary
+
+    def _parts(self, features_NX: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        return whole_and_stripes(features_NX, self.config.network.stripes)
 
     def _checkpoint(self, name: str, train: Any) -> Weights:
         folder = f"{name}/checkpoint"

@@ -14,7 +14,8 @@ errors = Console(stderr=True)
 RECIPES = Path(__file__).parent / "recipes"
 
 Recipe = Annotated[
-    str, typer.Argument(help="A shipped recipe (paper, fast, modern, udap, demo) or a YAML file.")
+    str,
+    typer.Argument(help="A shipped recipe (paper, fast, modern, udap, ssg, demo) or a YAML file."),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -55,6 +55,15 @@ def read_checkpoint(folder: str, contents: Contents) -> dict[str, NDArray[Any]]:
     return weights
 
 
-def pseudo_labels_table(images: pa.Table, pseudo_labels_N: NDArray[np.int64]) -> pa.Table:
-    """One row per target image; -1 is an outlier, or an image that isn't for training."""
-    return pa.table({"path": images["path"], "pseudo_label": pseudo_labels_N})
+def parts_table(images: pa.Table, name: str, values_NP: NDArray[Any]) -> pa.Table:
+    """One row per image, a column per part: `name` of the whole body, `name_1`... of stripes."""
+    columns = {
+        name if part == 0 else f"{name}_{part}": column for part, column in enumerate(values_NP.T)
+    }
+    return pa.table({"path": images["path"], **columns})
+
+
+def read_parts(data: bytes) -> NDArray[Any]:
+    """The values (N, P) of `parts_table`."""
+    table = read_table(data).drop_columns(["path"])
+    return np.stack([column.to_numpy() for column in table.columns], axis=1)

@@ -1,5 +1,7 @@
 """Scores of a features table: query against gallery, in one Ray task."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import ray
@@ -26,7 +28,7 @@ def evaluate_features(
         if len(rows) == 0:
             raise DataError(f"there is no {name} image; scores need a query and a gallery split.")
         arrays += [features_NC[rows], pids[rows], camids[rows]]
-    task = ray.remote(evaluate).options(
+    task: Any = ray.remote(evaluate).options(
         name="evaluate",
         num_cpus=resources.cpus_beside_workers,
         num_gpus=resources.gpus_per_task,

@@ -12,6 +12,7 @@ from daal.config import Config, FitConfig
 from daal.errors import DataError
 from daal.network import DaalNetwork
 from daal.plan import Plan
+from daal.stripes import whole_and_stripes
 from pipelines.pixels import Images, Pixels
 from pipelines.progress import Progress
 from pipelines.stream import StreamSource
@@ -49,15 +50,18 @@ class Trainer:
         iteration: int,
         source: Images | None,
         target: Images,
-        features_NC: NDArray[np.float32],
-        pseudo_labels_N: NDArray[np.int64],
+        features_NX: NDArray[np.float32],
+        pseudo_labels_NP: NDArray[np.int64],
         start: Weights,
     ) -> Weights:
         """Line 6 of Algorithm 1: Eq. 7 on both domains, outliers (-1) left out.
 
-        features_NC and pseudo_labels_N have a row for every row of the target's table. Without
-        a source, or with batches without its images, the target's part of Eq. 7 is left.
+        features_NX and pseudo_labels_NP have a row for every row of the target's table; labels
+        have a column for the whole body, and for each stripe. Without a source, or with batches
+        without its images, the target's part of Eq. 7 is left.
         """
+        features_NC = whole_and_stripes(features_NX, self.config.network.stripes)[0]
+        pseudo_labels_N = pseudo_labels_NP[:, 0]
         fit = self.config.adapt
         if source is None or fit.batch_source == 0:
             source, known, source_rows = target, Labels(NO_ROWS, 0), NO_ROWS
@@ -68,6 +72,7 @@ class Trainer:
             pseudo_labels_N=pseudo_labels_N,
             features_NC=features_NC,
             centroids_KC=np.asarray(centroids(features_NC, pseudo_labels_N), np.float32),
+            stripe_labels_NS=pseudo_labels_NP[:, 1:] if self.config.network.stripes else None,
         )
         target_rows = np.flatnonzero(pseudo_labels_N >= 0)
         plan = self._plan(fit, iteration, source_rows, target_rows, pseudo_labels_N[target_rows])

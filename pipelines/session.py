@@ -4,14 +4,18 @@ import logging
 import math
 import os
 import socket
+import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.data
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 
 from daal.config import RayConfig
@@ -26,7 +30,7 @@ WORKER_GPU, TASK_GPU = 0.6, 0.4
 class Resources:
     """What this run takes of the cluster."""
 
-    num_workers: int
+    num_workers: int  # as many as there is room for now
     use_gpu: bool
     cpus_per_worker: float
     threads: int  # of each worker
@@ -67,7 +71,7 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
     if ours:
         _start_or_join(config, verbose)
     try:
-        yield place(config)
+        yield _place_in_time(config)
     finally:
         if ours:
             ray.shutdown()
@@ -76,7 +80,7 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
 def _start_or_join(config: RayConfig, verbose: bool) -> None:
     quiet = logging.INFO if verbose else logging.ERROR
     address = os.environ.get("RAY_ADDRESS")
-    common = {"logging_level": quiet, "log_to_driver": verbose}
+    common: dict[str, Any] = {"logging_level": quiet, "log_to_driver": verbose}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -118,43 +122,76 @@ def _keep_token_private() -> None:
 
 
 def cpus_needed(config: RayConfig) -> float:
-    """CPUs that a run reserves."""
+    """CPUs that a run reserves, at least."""
     # While training and extracting, Ray Data decodes beside the workers; without a CPU of its
     # own it would wait for ever, and say nothing.
-    return config.num_workers * config.cpus_per_worker + config.data_cpus
+    return config.least_workers * config.cpus_per_worker + config.data_cpus
+
+
+def _place_in_time(config: RayConfig) -> Resources:
+    """`place`, as soon as there are nodes enough: an autoscaling cluster starts them on demand."""
+    last = time.monotonic() + 60 * config.wait_minutes
+    asked = False
+    try:
+        while True:
+            try:
+                return place(config)
+            except ClusterError as error:
+                # A local Ray has no nodes to wait for.
+                if time.monotonic() >= last or not os.environ.get("RAY_ADDRESS"):
+                    raise
+                if not asked:
+                    _ask_for_nodes(config)
+                    asked = True
+                    print(
+                        f"{error} Waiting for nodes for up to {config.wait_minutes:g} minutes "
+                        "(ray.wait_minutes).",
+                        file=sys.stderr,
+                    )
+            time.sleep(min(5.0, max(0.1, last - time.monotonic())))
+    finally:
+        if asked:
+            request_resources(bundles=[])  # the run's own tasks and workers hold the nodes now
+
+
+def _ask_for_nodes(config: RayConfig) -> None:
+    worker = {"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu is True else {})
+    bundles = [worker] * config.num_workers + [{"CPU": 1}] * config.data_cpus
+    request_resources(bundles=bundles)
 
 
 def place(config: RayConfig) -> Resources:
-    """What a run takes of the cluster. Raises ClusterError if it doesn't fit."""
+    """What a run takes of the cluster as it is now. Raises ClusterError if it doesn't fit."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    least = config.least_workers
+    workers = f"ray.{'min' if config.min_workers else 'num'}_workers={least}"
     if cpus < (needed := cpus_needed(config)):
         raise ClusterError(
-            f"the cluster has {cpus:g} CPUs, but the run needs {needed:g}: ray.num_workers="
-            f"{config.num_workers} x ray.cpus_per_worker="
-            f"{config.cpus_per_worker:g} + ray.data_cpus={config.data_cpus} for reading images; "
-            "lower these or add nodes."
+            f"the cluster has {cpus:g} CPUs, but the run needs {needed:g}: {workers} x "
+            f"ray.cpus_per_worker={config.cpus_per_worker:g} + ray.data_cpus={config.data_cpus} "
+            "for reading images; lower these or add nodes."
         )
     places = sum(int(node.get("CPU", 0.0) // config.cpus_per_worker) for node in nodes)
-    if places < config.num_workers:
+    if places < least:
         raise ClusterError(
             f"the cluster's nodes have room for {places} workers of ray.cpus_per_worker="
-            f"{config.cpus_per_worker:g} CPUs, but ray.num_workers={config.num_workers}; a worker "
-            "can't be split over nodes: lower either."
+            f"{config.cpus_per_worker:g} CPUs, but {workers}; a worker can't be split over nodes: "
+            "lower either."
         )
-    use_gpu = gpus >= config.num_workers if config.use_gpu == "auto" else config.use_gpu
-    if use_gpu and gpus < config.num_workers:
+    use_gpu = gpus >= least if config.use_gpu == "auto" else config.use_gpu
+    if use_gpu and gpus < least:
         raise ClusterError(
-            f"the cluster has {gpus:g} GPUs, but ray.use_gpu=true and ray.num_workers="
-            f"{config.num_workers} need {config.num_workers}; lower ray.num_workers, add GPU "
-            "nodes, or set ray.use_gpu=false."
+            f"the cluster has {gpus:g} GPUs, but ray.use_gpu=true and {workers} need {least}; "
+            "lower it, add GPU nodes, or set ray.use_gpu=false."
         )
+    num_workers = min(config.num_workers, places, int(gpus) if use_gpu else places)
     cores = os.cpu_count() or 1
-    workers_per_node = -(-config.num_workers // len(nodes))
+    workers_per_node = -(-num_workers // len(nodes))
     largest = max(1, int(max(node.get("CPU", 0.0) for node in nodes)))
     return Resources(
-        num_workers=config.num_workers,
+        num_workers=num_workers,
         use_gpu=bool(use_gpu),
         cpus_per_worker=config.cpus_per_worker,
         threads=config.threads_per_worker or max(1, cores // workers_per_node),

@@ -38,7 +38,8 @@ class Labels:
     """What the losses know about every row, by domain.
 
     source_N: class index of each source row. features_NC, pseudo_labels_N, centroids_KC: the
-    target's features and clusters as they were before this fit (line 5 of Algorithm 1).
+    target's features and clusters as they were before this fit (line 5 of Algorithm 1), of the
+    whole body.
     """
 
     source_N: NDArray[np.int64]
@@ -46,6 +47,7 @@ class Labels:
     pseudo_labels_N: NDArray[np.int64] | None = None
     features_NC: NDArray[np.float32] | None = None
     centroids_KC: NDArray[np.float32] | None = None
+    stripe_labels_NS: NDArray[np.int64] | None = None  # clusters of each stripe (SSG)
 
     @property
     def num_clusters(self) -> int:
@@ -224,11 +226,14 @@ class TargetLabels:
         if labels.centroids_KC is not None:
             self._centroids_KC = torch.tensor(labels.centroids_KC, device=device)
 
-    def of(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Weights (T, K) and clusters (T,) on the device; None without clusters (pretraining)."""
+    def of(self, rows: NDArray[np.int64]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Weights (T, K), clusters (T,) and those of stripes (T, S), on the device.
+
+        Each is None where there is none: pretraining has no clusters.
+        """
         labels, config = self.labels, self._config
         if labels.pseudo_labels_N is None or labels.features_NC is None:
-            return None, None
+            return None, None, None
         pseudo_labels_T = to_device(labels.pseudo_labels_N[rows], self._device)
         match config.target_labels:
             case "hard":
@@ -244,7 +249,9 @@ class TargetLabels:
                     config.form,
                     config.min_sq_distance,
                 )
-        return weights_TK, pseudo_labels_T
+        if labels.stripe_labels_NS is None:
+            return weights_TK, pseudo_labels_T, None
+        return weights_TK, pseudo_labels_T, to_device(labels.stripe_labels_NS[rows], self._device)
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:

@@ -163,6 +163,8 @@ class Workers:
 
     def _start(self) -> None:
         config, resources = self._config, self.resources
+        least, num_workers = config.ray.least_workers, config.ray.num_workers
+        scaling_config: Any = ScalingConfig  # typed as its predecessor, which has no ranges
         self._desk = Desk.options(  # type: ignore[attr-defined]
             scheduling_strategy=NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=False
@@ -176,8 +178,9 @@ class Workers:
                 "deterministic": config.deterministic,
                 "faults": planned_faults(),
             },
-            scaling_config=ScalingConfig(
-                num_workers=resources.num_workers,
+            scaling_config=scaling_config(
+                num_workers=num_workers if least == num_workers else (least, num_workers),
+                elastic_resize_monitor_interval_s=config.ray.resize_seconds,
                 use_gpu=resources.use_gpu,
                 resources_per_worker={"CPU": resources.cpus_per_worker}
                 | ({"GPU": resources.gpus_per_worker} if resources.use_gpu else {}),

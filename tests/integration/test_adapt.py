@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from cluster.estimate import estimate_pseudo_labels
+from cluster.outliers import in_all_parts
 from daal import checkpoint
 from daal.config import AttentionConfig, Config, OptimConfig, RayConfig
 from daal.errors import ClusterError, ConfigError, LabelError
@@ -160,6 +161,44 @@ def test_adapt__as_udap_does__and_stops_when_the_labels_stay_the_same(
     assert not (out.with_name("iteration-02") / "checkpoint").exists()
 
 
+def test_adapt__as_ssg_does__each_part_of_the_body_is_clustered_apart(
+    ray_cluster: None, tiny_config: Config
+) -> None:
+    config = check_config(apply_overrides(tiny_config.model_dump(), [
+        "adapt.batch_source=0", "adapt.images_per_id=2", "loss.target_weight=0",
+        "loss.triplet_weight=1", "loss.triplet_margin=0.5", "cluster.source_weight=0.1",
+        "network.attention.mode=none", "network.specific_branch=false", "flip_test=true",
+        "network.last_stride=1", "network.stripes=2", "iterations=2", "select=silhouette",
+    ]))  # fmt: skip
+    summary = run(config)
+    assert summary["adapted"]["map"] > 0
+    out = Path(config.out) / "iteration-01"
+    distance = pq.read_table(out / "source_distance.parquet").drop_columns(["path"])
+    features = pq.read_table(out.with_name("pretrain") / "features.parquet")
+    train = features["split"].to_numpy(zero_copy_only=False) == "train"
+    vectors = np.stack(features["feature"].to_numpy())[train]
+    parts = np.split(vectors, 3, axis=1)
+    again = [
+        estimate_pseudo_labels(
+            part / np.linalg.norm(part, axis=1, keepdims=True),
+            config.cluster,
+            source_N=column.to_numpy()[train],
+        )
+        for part, column in zip(parts, distance.columns, strict=True)
+    ]
+    labels = pq.read_table(out / "pseudo_labels.parquet")
+    names = ["pseudo_label", "pseudo_label_1", "pseudo_label_2"]
+    found = np.stack([labels[name].to_numpy()[train] for name in names], axis=1)
+    assert np.array_equal(found, in_all_parts(np.stack([part.labels for part in again], axis=1)))
+    assert (found >= 0).any()
+    # eps of the first iteration is kept for each part.
+    first, second = (
+        json.loads((out.with_name(name) / "clusters.json").read_text())["eps"]
+        for name in ("iteration-01", "iteration-02")
+    )
+    assert first == second == [part.eps for part in again] and len(set(first)) == 3
+
+
 def test_two_workers__equal_one_process_on_the_same_batches(
     ray_cluster: None, tiny_config: Config
 ) -> None:
@@ -189,7 +228,7 @@ def test_two_workers__equal_one_process_on_the_same_batches(
         with Workers(config, RunFolder(config.out), resources, quiet()) as workers:
             pixels = Pixels(config, resources, lambda text: None)
             trained = Trainer(config, workers, pixels, quiet()).adapt(
-                "ddp", 1, source, target, features, pseudo_labels, start={}
+                "ddp", 1, source, target, features, pseudo_labels[:, None], start={}
             )
 
         labels = class_labels(source)[0]
@@ -248,9 +287,11 @@ def test_no_cluster__keeps_the_previous_labels_or_says_what_to_change(
         with pytest.raises(LabelError, match="min_samples"):
             adaptation.estimate("iteration-01", target, features, None, None)
         previous = np.arange(len(features)) % 4
-        labels, eps = adaptation.estimate("iteration-02", target, features, previous, 0.3)
-        assert np.array_equal(labels, previous)
-        assert eps == 0.3
+        labels, eps = adaptation.estimate(
+            "iteration-02", target, features, previous[:, None], [0.3]
+        )
+        assert np.array_equal(labels, previous[:, None])
+        assert eps == [0.3]
         assert "kept the previous labels" in adaptation.labellings[-1]["notes"][0]
 
 

@@ -43,7 +43,7 @@ def test_unknown_key__exit_2_and_the_nearest_name(data: list[str]) -> None:
 def test_unknown_recipe__exit_2_and_the_shipped_ones() -> None:
     result = daal("adapt", "nonsense")
     assert result.returncode == 2
-    assert "demo, fast, modern, paper, udap" in result.stderr
+    assert "demo, fast, modern, paper, ssg, udap" in result.stderr
 
 
 @pytest.mark.parametrize("broken", ["absent", "empty", "no_train"])

@@ -88,7 +88,7 @@ def test_beyond_the_paper__the_same_bits_as_well(
         rows = images.rows("train")
         labels[rows] = np.arange(len(rows)) % 5
         starts.update(trainer.untrained())
-        return trainer.adapt(stage, 1, None, images, features, labels, starts)
+        return trainer.adapt(stage, 1, None, images, features, labels[:, None], starts)
 
     calm, struck = train_twice(config, adapt)
     assert_same_bits(calm, struck)

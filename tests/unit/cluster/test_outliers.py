@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 
-from cluster.outliers import with_singletons
+from cluster.outliers import in_all_parts, with_singletons
+from daal.errors import LabelError
 
 
 def test_outliers_among_the_rows_are_numbered_behind_the_clusters() -> None:
@@ -12,3 +14,12 @@ def test_outliers_among_the_rows_are_numbered_behind_the_clusters() -> None:
 
 def test_all_outliers() -> None:
     assert with_singletons(np.full(3, -1), np.arange(3)).tolist() == [0, 1, 2]
+
+
+def test_an_outlier_of_any_part_is_one_of_all__and_clusters_are_numbered_anew() -> None:
+    labels = np.array([[0, 2], [1, 0], [1, -1], [-1, 1], [2, 0]])
+    assert in_all_parts(labels).tolist() == [[0, 1], [1, 0], [-1, -1], [-1, -1], [2, 0]]
+    only = np.array([[0], [-1], [1]])
+    assert np.array_equal(in_all_parts(only), only)
+    with pytest.raises(LabelError, match="no image is in a cluster of each part"):
+        in_all_parts(np.array([[0, -1], [-1, 0]]))
