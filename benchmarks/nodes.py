@@ -1,0 +1,256 @@
+"""One run over several nodes: where its work is done, and what travels between them.
+
+    python -m benchmarks.nodes [--nodes 1 2 4] [--json]
+
+The nodes are pretended: Ray processes of their own on this machine, each with an object store of
+its own, joined by Ray's own test cluster. On each number of nodes, four workers read all pixels,
+twice, and what a training needs of the labels; how many bytes of these each node's store takes in,
+as a multiple of what there is: 1 if everything reaches it once, however many workers it has.
+Then a small adaptation of drawn images (DDP by gloo). "lost": on two nodes, one is killed amid
+a training, and another comes. "elastic": the same with 1 to 2 workers, which go on alone.
+Weights are compared by their bytes.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import logging
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pipelines  # noqa: F401  makes its settings before Ray is imported
+
+# isort: split
+import numpy as np
+import ray
+from ray._private.internal_api import node_stats
+from ray.cluster_utils import Cluster
+from ray.util.state import list_tasks
+from rich.console import Console
+
+from benchmarks.drawn import show
+from daal.load_config import load_config
+from daal.synthetic import draw_domains
+from pipelines.adapt import Adaptation
+from pipelines.ingest import ingest
+from pipelines.pixels import Images, ImageSource, PixelReader, Pixels
+from pipelines.progress import Progress
+from pipelines.run_folder import RunFolder
+from pipelines.session import place
+from pipelines.workers import Worker, Workers
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # for when this is a script
+
+NUM_FEATURES = 512  # of a ResNet-18
+CPUS = 3  # of each worker: a node has CPUs for its workers, and the head for all other tasks
+STORE = 200 * 2**20
+SETTINGS = [
+    "source.published_counts=false", "target.published_counts=false", "network.backbone=resnet18",
+    "network.weights=none", "network.identity_head=unit", "input.height=64", "input.width=32",
+    "mixed_precision=false", "pretrain.epochs=1", "pretrain.batch_source=32", "adapt.epochs=2",
+    "adapt.steps_per_epoch=4", "adapt.batch_source=16", "adapt.batch_target=16", "iterations=1",
+    "cluster.eps_rule=q", "cluster.q=3", "cluster.max_cluster_share=1", "cluster.k1=8",
+    f"ray.cpus_per_worker={CPUS}", "ray.threads_per_worker=1", "ray.images=decoded",
+    "pretrain.optim.lr_new=0.01", "pretrain.optim.lr_backbone=0.01",
+]  # fmt: skip
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--nodes", type=int, nargs="*", default=[1, 2, 4])
+    options.add_argument("--workers", type=int, default=4)
+    options.add_argument("--ids", type=int, default=40, help="drawn training identities a domain")
+    options.add_argument("--lost", action="store_true", help="a node is lost, another one comes")
+    options.add_argument("--elastic", action="store_true", help="1 to 2 workers")
+    options.add_argument("--json", action="store_true")
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        world = drawn(Path(scratch), given.ids)
+        group = [f"ray.num_workers={given.workers}"]
+        rows = []
+        for number in given.nodes:
+            with nodes(number, given.workers // number) as cluster:
+                travelled = travel([*world, *group], scratch)
+                row = one_run(f"{number} nodes", cluster, [*world, *group], scratch)
+                rows.append(row | travelled)
+        if given.lost:
+            with nodes(2, given.workers // 2) as cluster:
+                rows.append(one_run("lost", cluster, [*world, *group], scratch, Loss(cluster)))
+        if given.elastic:
+            with nodes(2, 1) as cluster:
+                settings = [
+                    *world, "ray.num_workers=2", "ray.min_workers=1", "ray.resize_seconds=5",
+                    "adapt.epochs=8",
+                ]  # fmt: skip
+                loss = Loss(cluster, seconds_alone=40)
+                rows.append(one_run("elastic", cluster, settings, scratch, loss))
+    if given.json:
+        print(json.dumps({"rows": rows}))
+    else:
+        show("A run over nodes", rows)
+
+
+def drawn(folder: Path, num_ids: int) -> list[str]:
+    images = folder / f"images-{num_ids}"
+    draw_domains(images, num_train_ids=num_ids, num_test_ids=num_ids // 2, size=(64, 32))
+    return [f"source.root={images}/source", f"target.root={images}/target"]
+
+
+@contextmanager
+def nodes(number: int, workers: int) -> Iterator[Cluster]:
+    """A head with CPUs for tasks alone, and nodes with room for so many workers each."""
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 2,
+            "object_store_memory": STORE,
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+            "dashboard_port": free_port(),
+        },
+    )
+    try:
+        for _ in range(number):
+            cluster.add_node(num_cpus=CPUS * workers, object_store_memory=STORE)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@dataclass
+class Loss:
+    """Kills a node amid a training, and adds another one."""
+
+    cluster: Cluster
+    stage: str = "iteration-01"
+    seconds_alone: float = 0.0
+    happened: bool = False
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if self.happened or event.get("stage") != self.stage or "loss" not in event:
+            return
+        self.happened = True
+        threading.Thread(target=self._strike, daemon=True).start()
+
+    def _strike(self) -> None:
+        node = next(iter(self.cluster.worker_nodes))
+        cpus = node._ray_params.num_cpus
+        self.cluster.remove_node(node, allow_graceful=False)
+        time.sleep(self.seconds_alone)
+        self.cluster.add_node(num_cpus=cpus, object_store_memory=STORE)
+
+
+@dataclass(frozen=True)
+class ReadAll:
+    """A job that reads what a training reads, and no more."""
+
+    source: ImageSource
+    labels: Any
+
+    def run(self, worker: Worker) -> None:
+        PixelReader(self.source, worker.device, "decoded")
+        ray.get(self.labels)
+
+
+@dataclass(frozen=True)
+class Nothing:
+    def run(self, worker: Worker) -> None:
+        pass
+
+
+def travel(settings: list[str], scratch: str) -> dict[str, Any]:
+    """What each node takes in when all workers read everything: nodes of workers, in any order."""
+    config = load_config(None, [*SETTINGS, *settings])
+    resources, progress = place(config.ray), Progress(console=Console(file=io.StringIO()))
+    with Workers(config, RunFolder(f"{scratch}/travel"), resources, progress) as workers:
+        workers.run(Nothing())  # starts the group: decoding is left to the head
+        table, _ = ingest(config.target, "target", 0)
+        images = Images(table, ray.put(table))
+        source = Pixels(config, resources, lambda text: None).source(images)
+        ray.wait(list(source.blocks), num_returns=len(source.blocks), fetch_local=False)
+        labels = np.zeros((len(table), NUM_FEATURES), np.float32)
+        num_bytes = labels.nbytes + len(table) * config.input.height * config.input.width * 3
+        job = ReadAll(source, ray.put(labels))
+        found = []
+        for _ in range(2):
+            before = stores()
+            workers.run(job)
+            found.append([round((size - before[n]) / num_bytes, 2) for n, size in stores().items()])
+    head = list(stores()).index(ray.get_runtime_context().get_node_id())
+    return {
+        name: [ratio for at, ratio in enumerate(ratios) if at != head]
+        for name, ratios in zip(("first_read", "second_read"), found, strict=True)
+    }
+
+
+def stores() -> dict[str, int]:
+    """Bytes that each node's object store has taken in since it started."""
+    found = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], False)
+            found[node["NodeID"]] = int(stats.store_stats.cumulative_created_bytes)
+    return found
+
+
+def one_run(
+    name: str, cluster: Cluster, settings: list[str], scratch: str, loss: Loss | None = None
+) -> dict[str, Any]:
+    config = load_config(None, [*SETTINGS, *settings, f"out={scratch}/{name.replace(' ', '-')}"])
+    folder = RunFolder(config.out)
+    events: list[dict[str, Any]] = []
+
+    def record(event: dict[str, Any]) -> None:
+        events.append(event)
+        if loss is not None:
+            loss(event)
+
+    progress = Progress(record, Console(file=io.StringIO()))
+    started = time.monotonic()
+    adaptation = Adaptation(config, folder, place(config.ray), progress)
+    summary = adaptation.adapt()
+    seconds = time.monotonic() - started
+    return {
+        "name": name,
+        "seconds": round(seconds, 1),
+        "nodes_of_tasks": nodes_of_tasks(),
+        "num_workers": [event["workers"] for event in events if "workers" in event],
+        "node_lost": loss is not None and loss.happened,
+        "weights": digest(Path(config.out) / "iteration-01/checkpoint/weights.safetensors"),
+        "mAP": summary["adapted"]["map"],
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def nodes_of_tasks() -> dict[str, int]:
+    """On how many nodes tasks of each name were run."""
+    places: dict[str, set[str]] = {}
+    for task in list_tasks(limit=10_000, detail=True):
+        if task.node_id:
+            places.setdefault(task.name, set()).add(task.node_id)
+    named = {"decode", "pseudo-labels", "evaluate", "RayTrainWorker.run_train_fn"}
+    return {name: len(found) for name, found in sorted(places.items()) if name in named}
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Kubernetes manifests: their fields are those of KubeRay's and Kubernetes' published APIs."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from kubernetes import client
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+DEPLOY = Path(__file__).parents[2] / "pipelines/deploy"
+MANIFESTS = [DEPLOY / "rayjob.yaml", DEPLOY / "raycluster.yaml"]
+FIELDS = json.loads(Path(__file__).with_name("kuberay_fields.json").read_text(encoding="utf-8"))
+QUANTITY = r"\d+(\.\d+)?([KMGTPE]i|[mkMGTPE])?"
+# What Kubernetes takes for a field, where its client's classes take any string.
+VALUES = {
+    r"resources\.(requests|limits)\..+": QUANTITY,
+    r"emptyDir\.sizeLimit": QUANTITY,
+    r"emptyDir\.medium": "Memory",
+    "fsGroupChangePolicy": "Always|OnRootMismatch",
+    "imagePullPolicy": "Always|IfNotPresent|Never",
+    "restartPolicy": "Always|OnFailure|Never",
+    r"seccompProfile\.type": "RuntimeDefault|Localhost|Unconfined",
+    r"tolerations\[\d+\]\.effect": "NoSchedule|PreferNoSchedule|NoExecute",
+    r"tolerations\[\d+\]\.operator": "Exists|Equal",
+}
+
+
+def classes() -> dict[str, Any]:
+    """KubeRay's types as classes like those of Kubernetes' client: strict, nothing unknown."""
+    text = json.dumps(FIELDS["types"])
+    types = {name: getattr(client, name) for name in re.findall(r"\bV1\w+", text)}
+    ours: dict[str, type[BaseModel]] = {}
+    for name, fields in FIELDS["types"].items():
+        annotations: dict[str, Any] = {
+            field.rstrip("!"): (kind, ...) if field.endswith("!") else (f"{kind} | None", None)
+            for field, kind in fields.items()
+        }
+        strict = ConfigDict(extra="forbid", strict=True)
+        ours[name] = create_model(name, __config__=strict, **annotations)
+    for each in ours.values():
+        each.model_rebuild(_types_namespace={"Literal": Literal, **types, **ours})
+    return ours
+
+
+CLASSES = classes()
+
+
+def path_of(keys: tuple[str | int, ...]) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
+
+
+def leaves(value: Any, *keys: str | int) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict | list) or not value:
+        yield path_of(keys), value
+        return
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from leaves(inner, *keys, key)
+
+
+def problems(text: str) -> list[str]:
+    """What the API server would refuse or leave out of a manifest, each with its path."""
+    manifest = yaml.safe_load(text)
+    try:
+        accepted = CLASSES[manifest["kind"]].model_validate_json(json.dumps(manifest))
+    except ValidationError as error:
+        said = {"extra_forbidden": "unknown field", "missing": "missing"}
+        return [f"{path_of(e['loc'])}: {said.get(e['type'], e['msg'])}" for e in error.errors()]
+    # The client's classes take Python's names, too (mount_path); Kubernetes does not.
+    known = {path for path, _ in leaves(accepted.model_dump(by_alias=True, exclude_unset=True))}
+    found = []
+    for path, value in leaves(manifest):
+        if path not in known:
+            found.append(f"{path}: unknown field")
+        for field, values in VALUES.items():
+            if re.search(rf"\.{field}$", path) and not re.fullmatch(values, str(value)):
+                found.append(f"{path}: {value!r} is not {values}")
+    return found
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_manifest_is_as_published(path: Path) -> None:
+    assert problems(path.read_text(encoding="utf-8")) == []
+
+
+HEAD = "spec.rayClusterSpec.headGroupSpec"
+POD = f"{HEAD}.template.spec"
+WORKERS = "spec.rayClusterSpec.workerGroupSpecs[0]"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "problem"),
+    [
+        ("backoffLimit:", "backofLimit:", "spec.backofLimit: unknown field"),
+        ("      template:", "      templat:", f"{HEAD}.templat: unknown field"),
+        ("      template:", "      templat:", f"{HEAD}.template: missing"),
+        ("image: R", "imagee: R", f"{POD}.containers[0].imagee: unknown field"),
+        ("mountPath: /d", "mount_path: /d", f"{POD}.containers[0].volumeMounts[0].mount_path: "),
+        ("claimName: daal-data", "", f"{POD}.volumes[0].persistentVolumeClaim.claimName: missing"),
+        ("groupName: gpu\n        ", "", f"{WORKERS}.groupName: missing"),
+        ("minReplicas: 4", "minReplicas: four", f"{WORKERS}.minReplicas: Input should be a valid"),
+        ('num-gpus: "0"', "num-gpus: 0", f"{HEAD}.rayStartParams.num-gpus: Input should be"),
+        ("runAsUser: 1000", "runAsUser: ray", f"{POD}.securityContext.runAsUser: Input should be"),
+        ("mode: token", "mode: tokens", "spec.rayClusterSpec.authOptions.mode: Input should be"),
+        ("K8sJobMode", "K8SJobMode", "spec.submissionMode: Input should be 'K8sJobMode'"),
+        ("y: 32Gi", "y: 32GiB", f"{POD}.containers[0].resources.requests.memory: '32GiB' is not"),
+        ("OnRootMismatch", "Never", f"{POD}.securityContext.fsGroupChangePolicy: 'Never' is not"),
+    ],
+)
+def test_a_slip_is_found(right: str, wrong: str, problem: str) -> None:
+    text = MANIFESTS[0].read_text(encoding="utf-8")
+    assert right in text
+    found = problems(text.replace(right, wrong))
+    assert any(each.startswith(problem) for each in found), found
