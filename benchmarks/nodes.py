@@ -22,8 +22,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -135,15 +136,13 @@ class Loss:
     cluster: Cluster
     stage: str = "iteration-01"
     seconds_alone: float = 0.0
-    happened: bool = False
+    due: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        if self.happened or event.get("stage") != self.stage or "loss" not in event:
-            return
-        self.happened = True
-        threading.Thread(target=self._strike, daemon=True).start()
+    def watch(self, event: dict[str, Any]) -> None:
+        if event.get("stage") == self.stage and "loss" in event:
+            self.due.set()
 
-    def _strike(self) -> None:
+    def strike(self) -> None:
         node = next(iter(self.cluster.worker_nodes))
         cpus = node._ray_params.num_cpus
         self.cluster.remove_node(node, allow_graceful=False)
@@ -214,19 +213,26 @@ def one_run(
     def record(event: dict[str, Any]) -> None:
         events.append(event)
         if loss is not None:
-            loss(event)
+            loss.watch(event)
 
     progress = Progress(record, Console(file=io.StringIO()))
     started = time.monotonic()
     adaptation = Adaptation(config, folder, place(config.ray), progress)
-    summary = adaptation.adapt()
+    with ThreadPoolExecutor(1) as pool:
+        adapting = pool.submit(adaptation.adapt)
+        # Ray starts nodes from the main thread only.
+        while loss is not None and not adapting.done():
+            if loss.due.wait(timeout=0.2):
+                loss.strike()
+                break
+        summary = adapting.result()
     seconds = time.monotonic() - started
     return {
         "name": name,
         "seconds": round(seconds, 1),
         "nodes_of_tasks": nodes_of_tasks(),
         "num_workers": [event["workers"] for event in events if "workers" in event],
-        "node_lost": loss is not None and loss.happened,
+        "node_lost": loss is not None and loss.due.is_set(),
         "weights": digest(Path(config.out) / "iteration-01/checkpoint/weights.safetensors"),
         "mAP": summary["adapted"]["map"],
     }
