@@ -92,7 +92,7 @@ def main() -> None:
                     *world, "ray.num_workers=2", "ray.min_workers=1", "ray.resize_seconds=5",
                     "adapt.epochs=8",
                 ]  # fmt: skip
-                loss = Loss(cluster, seconds_alone=40)
+                loss = Loss(cluster, seconds_alone=90)
                 rows.append(one_run("elastic", cluster, settings, scratch, loss))
     if given.json:
         print(json.dumps({"rows": rows}))
@@ -231,7 +231,7 @@ def one_run(
         "name": name,
         "seconds": round(seconds, 1),
         "nodes_of_tasks": nodes_of_tasks(),
-        "num_workers": [event["workers"] for event in events if "workers" in event],
+        "groups": [event["workers"] for event in events if "starts" in event],
         "node_lost": loss is not None and loss.due.is_set(),
         "weights": digest(Path(config.out) / "iteration-01/checkpoint/weights.safetensors"),
         "mAP": summary["adapted"]["map"],

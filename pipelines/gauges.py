@@ -19,6 +19,7 @@ GAUGES = {
     "images_per_s": ("daal_images_per_second", "Images trained on in a second, all workers."),
     "input_share": ("daal_input_wait_share", "Share of the training's time waiting for images."),
     "lr": ("daal_learning_rate", "Learning rate of the layers that are not the backbone's."),
+    "workers": ("daal_workers", "Workers of the group at work."),
     "step": ("daal_step", "Steps done of the training at work."),
     "steps": ("daal_steps", "Steps of the training at work."),
 }  # fmt: skip

@@ -75,7 +75,7 @@ class Progress:
                     return
                 for event in events:
                     self._record(event)
-                    self._training(event)
+                    self._show(event)
                 if finished:
                     return
 
@@ -86,6 +86,12 @@ class Progress:
         finally:
             done.set()
             thread.join(timeout=10)
+
+    def _show(self, event: dict[str, Any]) -> None:
+        if "loss" in event:
+            self._training(event)
+        elif event.get("starts", 1) > 1:
+            self.say(f"note: {event['workers']} workers have taken over (start {event['starts']})")
 
     def _training(self, event: dict[str, Any]) -> None:
         terms = {name: value for name, value in event["loss"].items() if value}

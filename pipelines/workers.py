@@ -35,6 +35,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.session import Resources
 
 POLL_SECONDS = 0.5  # between looks at whether the group is still there
+PATIENCE_SECONDS = 60.0  # until a group that doesn't start is worth a word
 CLOSE_SECONDS = 30.0  # what a group may take to end; idle workers need about 3
 
 
@@ -84,6 +85,7 @@ def serve(settings: dict[str, Any]) -> None:
     attempt = torch.zeros(1, dtype=torch.int64, device=device)
     if rank == 0:
         attempt.fill_(ray.get(desk.enter.remote()))
+        worker.log({"stage": "workers", "starts": int(attempt), "workers": world_size})
     if distributed.is_initialized():
         distributed.broadcast(attempt, src=0)
     number = 0
@@ -156,10 +158,27 @@ class Workers:
 
     def _wait(self, reference: Any) -> Any:
         assert self._group is not None
+        patient_until = time.monotonic() + PATIENCE_SECONDS
         while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
             if self._group.done():
                 raise _cause(self._group.exception())
+            if time.monotonic() > patient_until and not self.num_starts():
+                patient_until = float("inf")
+                self._progress.say(self._what_is_missing())
         return ray.get(reference)
+
+    def _what_is_missing(self) -> str:
+        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+        least, each = self._config.ray.least_workers, self.resources.cpus_per_worker
+        gpus = (
+            f" and a GPU; free are {free.get('GPU', 0):g} GPUs and"
+            if self.resources.use_gpu
+            else "; free are"
+        )
+        return (
+            f"note: waiting for room for {least} workers of {each:g} CPUs{gpus} "
+            f"{free.get('CPU', 0):g} CPUs on all nodes, and other jobs hold the rest."
+        )
 
     def _start(self) -> None:
         config, resources = self._config, self.resources

@@ -1,6 +1,8 @@
 """A run as a job: a head that asks for a token, on its own ports and folder, gone afterwards."""
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,10 +11,12 @@ import tempfile
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,6 +25,7 @@ from daal.config import Config
 from daal.errors import ConfigError
 from pipelines.submit import check_name, default_name
 
+ROOT = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef" * 4
 
 
@@ -36,6 +41,7 @@ class Head:
 
     address: str
     metrics_port: int
+    folder: str
     environment: dict[str, str]
 
     def daal(self, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
@@ -67,7 +73,7 @@ def head() -> Iterator[Head]:
             env=environment | {"RAY_AUTH_TOKEN": TOKEN}, start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        started = Head(f"http://127.0.0.1:{dashboard}", metrics, environment)
+        started = Head(f"http://127.0.0.1:{dashboard}", metrics, scratch, environment)
         try:
             for _ in range(120):
                 if started.daal("status").returncode == 0:
@@ -127,10 +133,53 @@ class Watched(threading.Thread):
         self.join()
 
 
+Query = Callable[[str], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def prometheus(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query | None]:
+    """Debian's prometheus with the shipped settings, which answers queries; None without it."""
+    program = shutil.which("prometheus")
+    if program is None:
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("prometheus")
+    config = yaml.safe_load((ROOT / "pipelines/deploy/prometheus.yml").read_text())
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(TOKEN)
+    (scraped,) = config["scrape_configs"]
+    scraped["authorization"]["credentials_file"] = str(token)
+    (nodes,) = scraped["file_sd_configs"]
+    nodes["files"] = [f"{head.folder}/{Path(nodes['files'][0]).name}"]
+    config["global"]["scrape_interval"] = "2s"
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{free_port()}"
+    process = subprocess.Popen(
+        [
+            program, f"--config.file={folder}/prometheus.yml", f"--web.listen-address={address}",
+            f"--storage.tsdb.path={folder}/series",
+        ],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def query(expression: str) -> list[dict[str, Any]]:
+        text = urllib.parse.urlencode({"query": expression})
+        with urllib.request.urlopen(f"http://{address}/api/v1/query?{text}", timeout=10) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+            return found
+
+    try:
+        yield query
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_run_is_submitted_followed_and_submitted_again(
-    head: Head, tiny_config: Config, tmp_path: Path
+    head: Head, prometheus: Query | None, tiny_config: Config, tmp_path: Path
 ) -> None:
     config = tiny_config.model_copy(update={"out": str(tmp_path / "runs" / "Tiny")})
     recipe = tmp_path / "tiny.yaml"
@@ -147,6 +196,12 @@ def test_a_run_is_submitted_followed_and_submitted_again(
     names = {line.partition("{")[0] for line in watched.lines}
     assert {"ray_daal_map", "ray_daal_loss", "ray_daal_clusters", "ray_daal_stage"} <= names
     assert all('run="tiny"' in line for line in watched.lines)
+    if prometheus is not None:
+        (score,) = prometheus('last_over_time(ray_daal_map{run="tiny"}[10m])')
+        summary = json.loads((tmp_path / "runs/Tiny/summary.json").read_text())
+        assert float(score["value"][1]) == pytest.approx(summary["adapted"]["map"])
+        stages = prometheus('last_over_time(ray_daal_stage{run="tiny"}[10m])')
+        assert "pretrain/train" in {series["metric"]["stage"] for series in stages}
 
     status = head.daal("status", "tiny")
     assert "daal-tiny-1" in status.stdout and "SUCCEEDED" in status.stdout
@@ -175,8 +230,23 @@ def test_a_wrong_token_is_refused(head: Head) -> None:
 
 
 @pytest.mark.ray
+def test_prometheus_scrapes_with_the_token_as_shipped(head: Head, prometheus: Query | None) -> None:
+    if prometheus is None:
+        pytest.skip("prometheus is not installed (Debian: apt install prometheus)")
+    for _ in range(60):
+        found = prometheus("up")
+        if found and all(series["value"][1] == "1" for series in found):
+            break
+        time.sleep(1)
+    assert found and all(series["value"][1] == "1" for series in found), found
+    # Ray 2.60 shows its metrics to anyone who reaches the port; docs/cluster.md says so.
+    with urllib.request.urlopen(f"http://127.0.0.1:{head.metrics_port}/metrics", timeout=10) as it:
+        assert it.status == 200
+
+
+@pytest.mark.ray
 def test_nobody_listens_there(head: Head) -> None:
-    nobody = Head(f"http://127.0.0.1:{free_port()}", 0, head.environment).daal("status")
+    nobody = Head(f"http://127.0.0.1:{free_port()}", 0, "", head.environment).daal("status")
     assert nobody.returncode == 6
     assert "no Ray cluster answers at http://127.0.0.1:" in nobody.stderr
 

@@ -1,0 +1,49 @@
+"""A run over several nodes, pretended on this machine: spread, the same result, losses survived."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.ray
+
+
+def measure(*arguments: str) -> dict[str, dict[str, Any]]:
+    """Rows of the benchmark by name; in a process of its own, for a cluster of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.nodes", "--json", *arguments],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {row["name"]: row for row in json.loads(done.stdout.splitlines()[-1])["rows"]}
+
+
+def check_spread(row: dict[str, Any], number: int) -> None:
+    assert row["first_read"] == [1.0] * number, "something came twice to a node, or not at all"
+    assert row["second_read"] == [0.0] * number, "what a node has was sent again"
+    assert row["nodes_of_tasks"]["RayTrainWorker.run_train_fn"] == number
+
+
+@pytest.mark.timeout(400)
+def test_two_nodes__everything_comes_once__and_one_may_be_lost() -> None:
+    rows = measure("--nodes", "2", "--workers", "2", "--lost")
+    check_spread(rows["2 nodes"], 2)
+    assert rows["2 nodes"]["groups"] == [2]
+    assert rows["lost"]["node_lost"] and rows["lost"]["groups"] == [2, 2]
+    assert rows["lost"]["weights"] == rows["2 nodes"]["weights"]
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_one_to_four_nodes_give_the_same_bits__and_elastic_runs_go_on_alone() -> None:
+    rows = measure("--nodes", "1", "2", "4", "--lost", "--elastic")
+    for number in (1, 2, 4):
+        check_spread(rows[f"{number} nodes"], number)
+    same = [rows[name]["weights"] for name in ("1 nodes", "2 nodes", "4 nodes", "lost")]
+    assert len(set(same)) == 1
+    assert rows["elastic"]["groups"] == [2, 1, 2]
