@@ -28,6 +28,7 @@ from torch import distributed
 
 from daal.config import Config
 from daal.errors import ClusterError, DaalError
+from pipelines.admission import turn_to_start
 from pipelines.desk import Desk
 from pipelines.faults import Fault, planned_faults
 from pipelines.progress import Progress
@@ -35,7 +36,6 @@ from pipelines.run_folder import RunFolder
 from pipelines.session import Resources
 
 POLL_SECONDS = 0.5  # between looks at whether the group is still there
-PATIENCE_SECONDS = 60.0  # until a group that doesn't start is worth a word
 CLOSE_SECONDS = 30.0  # what a group may take to end; idle workers need about 3
 
 
@@ -158,27 +158,10 @@ class Workers:
 
     def _wait(self, reference: Any) -> Any:
         assert self._group is not None
-        patient_until = time.monotonic() + PATIENCE_SECONDS
         while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
             if self._group.done():
                 raise _cause(self._group.exception())
-            if time.monotonic() > patient_until and not self.num_starts():
-                patient_until = float("inf")
-                self._progress.say(self._what_is_missing())
         return ray.get(reference)
-
-    def _what_is_missing(self) -> str:
-        free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        least, each = self._config.ray.least_workers, self.resources.cpus_per_worker
-        gpus = (
-            f" and a GPU; free are {free.get('GPU', 0):g} GPUs and"
-            if self.resources.use_gpu
-            else "; free are"
-        )
-        return (
-            f"note: waiting for room for {least} workers of {each:g} CPUs{gpus} "
-            f"{free.get('CPU', 0):g} CPUs on all nodes, and other jobs hold the rest."
-        )
 
     def _start(self) -> None:
         config, resources = self._config, self.resources
@@ -212,7 +195,10 @@ class Workers:
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )
-        self._group = _in_thread(trainer.fit)
+        with turn_to_start(config.ray, resources, self._progress.say):
+            self._group = _in_thread(trainer.fit)
+            while not (self.num_starts() or self._group.done()):
+                time.sleep(POLL_SECONDS)
 
 
 def _in_thread(function: Callable[[], Any]) -> Future[Any]:

@@ -26,6 +26,7 @@ from daal.errors import ConfigError
 from pipelines.submit import check_name, default_name
 
 ROOT = Path(__file__).parents[2]
+WEIGHTS = "iteration-01/checkpoint/weights.safetensors"
 TOKEN = "0123456789abcdef" * 4
 
 
@@ -227,6 +228,28 @@ def test_a_wrong_token_is_refused(head: Head) -> None:
     assert "refuses the token" in refused.stderr and "Traceback" not in refused.stderr
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{head.address}/api/jobs/", timeout=10)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_two_runs_that_fit_only_one_at_a_time(
+    head: Head, tiny_config: Config, tmp_path: Path
+) -> None:
+    names = ["left", "right"]
+    for name in names:
+        config = tiny_config.model_copy(update={"out": str(tmp_path / name)})
+        recipe = tmp_path / f"{name}.yaml"
+        recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        submitted = head.daal("submit", str(recipe), "--ship-code")
+        assert submitted.returncode == 0, submitted.stderr
+    weights = []
+    for name in names:
+        followed = head.daal("logs", name, "--follow")
+        assert (tmp_path / name / "summary.json").exists(), followed.stdout
+        weights.append((tmp_path / name / WEIGHTS).read_bytes())
+    logs = [head.daal("logs", name).stdout for name in names]
+    assert any("waiting for room: 2 workers of 1 CPUs" in log for log in logs), logs
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.ray
