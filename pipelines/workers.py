@@ -227,6 +227,11 @@ def _cause(error: BaseException | None) -> BaseException:
                 return type(seen)(str(seen).splitlines()[0])
             seen = getattr(seen, "cause", None) or seen.__cause__
     reason = next((str(failure) for failure in failures.values()), str(error))
+    if "Gloo connect" in reason:
+        return ClusterError(
+            "the workers can't reach each other: their hosts' names mean a loopback address; set "
+            "GLOO_SOCKET_IFNAME to the network interface, e.g. eth0, where ray start is called."
+        )
     return ClusterError(
         f"the workers stopped: {reason.strip().splitlines()[-1]}; the same command continues the "
         "run, and -v shows what Ray says."
