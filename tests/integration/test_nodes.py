@@ -47,3 +47,19 @@ def test_one_to_four_nodes_give_the_same_bits__and_elastic_runs_go_on_alone() ->
     same = [rows[name]["weights"] for name in ("1 nodes", "2 nodes", "4 nodes", "lost")]
     assert len(set(same)) == 1
     assert rows["elastic"]["groups"] == [2, 1, 2]
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
+def test_hosts_joined_by_a_network__the_same_bits_as_nodes_of_one_machine() -> None:
+    if os.geteuid() != 0 or subprocess.run(["unshare", "-n", "true"], check=False).returncode:
+        pytest.skip("network namespaces can't be made here (they need root)")
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.hosts", "--json"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    (row,) = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert row["weights"] == measure("--nodes", "2", "--workers", "2")["2 nodes"]["weights"]
+    ratios = row["step_over_paper"]
+    assert 0.9 < sum(ratios) / len(ratios) < 1.1
