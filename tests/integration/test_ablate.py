@@ -122,6 +122,13 @@ def test_rows_may_name_their_data_and_recipe() -> None:
         configurations(other, recipe, [], 1, "out", folders)
 
 
+def test_a_row_without_a_source_has_none__whatever_the_user_gives() -> None:
+    given = ["source.root=/drawn", "target.root=/real"]
+    configs = configurations(read_suite("beyond"), recipe, given, 1, "out")
+    assert configs["modern, without a source", 0].target_only
+    assert configs["the whole method (DAAL)", 0].source.root == "/drawn"
+
+
 def test_a_suite_with_mistakes(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     with pytest.raises(ConfigError, match=r'there is no suite "tabel4"; shipped are .*table4'):
