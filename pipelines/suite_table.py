@@ -10,14 +10,17 @@ from pipelines.ablate import Result, Suite
 
 
 def measured_on(config: Config, counts: dict[str, dict[str, int]]) -> str:
-    """Which data the scores are of; never to be taken for the paper's."""
+    """Which data the scores are of; never to be taken for the paper's.
+
+    Folders by their last name only: tables are shown to others.
+    """
 
     def describe(domain: str, dataset: DatasetConfig) -> str:
         places = (Path(dataset.root), Path(dataset.root).parent)
         drawn = any((place / MARKER).exists() for place in places)
         kind = "drawn images" if drawn else dataset.layout
         found = ", ".join(f"{number} {split}" for split, number in counts[domain].items())
-        return f"{domain} {dataset.root} ({kind}: {found})"
+        return f"{domain} {Path(dataset.root).name} ({kind}: {found})"
 
     parts = [describe("target", config.target)]
     if not config.target_only:
