@@ -44,3 +44,9 @@ class LabelError(DaalError):
     """Pseudo-labels can't be made from these features (no cluster, too few images)."""
 
     exit_code = 7
+
+
+class StorageError(DaalError):
+    """The run folder can't be read or written: a full disk, permissions, an object store."""
+
+    exit_code = 8

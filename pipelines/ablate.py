@@ -278,12 +278,13 @@ def _run(config: Config, pretraining: str | None, directory: str) -> str:
     folder = RunFolder(config.out)
     with open(folder.path("log.txt") if folder.is_local else os.devnull, "a") as log:
         progress = Progress(lambda event: folder.append("metrics.jsonl", event), Console(file=log))
-        adaptation = Adaptation(config, folder, place(config.ray), progress)
-        if pretraining is None:
-            adaptation.pretrain_only()
-            return "done"
-        folder.keep_config(config)
-        folder.adopt(RunFolder(pretraining))
-        summary = adaptation.adapt()
+        with folder.claimed():
+            adaptation = Adaptation(config, folder, place(config.ray), progress)
+            if pretraining is None:
+                adaptation.pretrain_only()
+                return "done"
+            folder.keep_config(config)
+            folder.adopt(RunFolder(pretraining))
+            summary = adaptation.adapt()
     score = summary["adapted"] or summary["supervised"] or summary["direct_transfer"]
     return f"mAP {score['map']:.1%}  Rank-1 {score['rank1']:.1%}"

@@ -273,6 +273,7 @@ class Adaptation:
                     )
                 },
                 lambda contents: json.loads(contents[file]),
+                leads_on=False,
             )
         if self.rows and self.rows[-1]["name"] == name:
             self.rows[-1].update(scores)

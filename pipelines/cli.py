@@ -23,7 +23,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Adapt a person re-identification model to unlabelled cameras. "
-    "Exit codes: 2 configuration, 3 data, 4 checkpoint, 5 diverged, 6 cluster, 7 pseudo-labels.",
+    "Exit codes: 2 configuration, 3 data, 4 checkpoint, 5 diverged, 6 cluster, 7 pseudo-labels, "
+    "8 storage.",
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
 app.add_typer(config_app, name="config")
@@ -324,23 +325,24 @@ def run_adaptation(
     from pipelines.submit import default_name
 
     run = RunFolder(config.out)
-    run.keep_config(config)
     remedy = "the same command continues it, and -v shows what Ray says."
     try:
-        with ray_errors(remedy), ray_session(config.ray, verbose) as resources:
-            gauges = Gauges(default_name(config))
+        with run.claimed(), ray_errors(remedy):
+            run.keep_config(config)
+            with ray_session(config.ray, verbose) as resources:
+                gauges = Gauges(default_name(config))
 
-            def record(event: dict[str, Any]) -> None:
-                run.append("metrics.jsonl", event)
-                gauges.show(event)
+                def record(event: dict[str, Any]) -> None:
+                    run.append("metrics.jsonl", event)
+                    gauges.show(event)
 
-            progress = Progress(record, errors)
-            progress.say(str(resources))
-            adaptation = Adaptation(config, run, resources, progress)
-            if pretrain_only:
-                adaptation.pretrain_only()
-            else:
-                adaptation.adapt()
+                progress = Progress(record, errors)
+                progress.say(str(resources))
+                adaptation = Adaptation(config, run, resources, progress)
+                if pretrain_only:
+                    adaptation.pretrain_only()
+                else:
+                    adaptation.adapt()
     except KeyboardInterrupt:
         errors.print("stopped; the same command continues this run.")
         raise

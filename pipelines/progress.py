@@ -6,13 +6,15 @@ Workers report to their desk; the driver collects from it while it waits for the
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from daal.errors import StorageError
 
 
 class Progress:
@@ -74,7 +76,8 @@ class Progress:
                 except ray.exceptions.RayError:  # lost with its node: training goes on unseen
                     return
                 for event in events:
-                    self._record(event)
+                    with suppress(StorageError):  # the driver's own thread meets it soon enough
+                        self._record(event)
                     self._show(event)
                 if finished:
                     return

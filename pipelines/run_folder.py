@@ -1,15 +1,18 @@
 """A run's folder on any pyarrow.fs file system, and its journal.
 
 A file is written aside and renamed, so it is whole or absent. The journal gets one line per
-finished stage with the size and hash of each file it left; a stage whose files still match
-is not run again.
+finished stage with the size and hash of each file it left, and a digest of all that the stages
+before it left; a stage is not run again if both still match.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,11 +21,13 @@ import yaml
 from pyarrow import fs
 
 from daal.config import Config
-from daal.errors import ConfigError
+from daal.errors import ConfigError, StorageError
 from daal.load_config import check_config
 
 T = TypeVar("T")
+Entries = dict[str, dict[str, Any]]  # size and sha256 of a stage's files, by name
 JOURNAL = "journal.jsonl"
+LOCK = ".lock"
 
 
 class RunFolder:
@@ -39,6 +44,31 @@ class RunFolder:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ConfigError(f"out={uri} can't be used as a run folder: {error}") from error
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
+        self._inputs = ""  # digest of what the stages so far have left
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Inside, no other process may work on this run. Object stores have no such lock.
+
+        The lock ends with its process, however that ends.
+
+        Raises:
+            StorageError: another process has it.
+        """
+        if not self.is_local:
+            yield
+            return
+        with self._storage(LOCK):
+            lock = open(self.path(LOCK), "ab")  # noqa: SIM115  closed below, with the lock
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StorageError(
+                    f"{self.uri} is in use by another daal: wait for it to end or stop it, or "
+                    "choose another out=."
+                ) from None
+            yield
 
     def path(self, name: str) -> str:
         return f"{self.base}/{name}"
@@ -47,16 +77,22 @@ class RunFolder:
         return bool(self.filesystem.get_file_info(self.path(name)).type == fs.FileType.File)
 
     def read(self, name: str) -> bytes:
-        with self.filesystem.open_input_stream(self.path(name)) as stream:
+        with self._storage(name), self.filesystem.open_input_stream(self.path(name)) as stream:
             return bytes(stream.read())
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
         target = self.path(name)
-        self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
         aside = f"{target}.partial"
-        with self.filesystem.open_output_stream(aside) as stream:
-            stream.write(data)
-        self.filesystem.move(aside, target)
+        with self._storage(name, len(data)):
+            self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+            try:
+                with self.filesystem.open_output_stream(aside) as stream:
+                    stream.write(data)
+                self.filesystem.move(aside, target)
+            except OSError:
+                with suppress(OSError):  # room for others
+                    self.filesystem.delete_file(aside)
+                raise
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, (json.dumps(value, indent=1) + "\n").encode())
@@ -65,7 +101,7 @@ class RunFolder:
         """Add one line of JSON. Object stores can't append: there the small file is rewritten."""
         data = (json.dumps(line) + "\n").encode()
         if self.is_local:
-            with open(self.path(name), "ab+") as file:
+            with self._storage(name, len(data)), open(self.path(name), "ab+") as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
                     if file.read(1) != b"\n":  # a crash cut the last line off
@@ -106,22 +142,29 @@ class RunFolder:
         files: list[str],
         make: Callable[[], dict[str, bytes | pa.Buffer]],
         read: Callable[[dict[str, bytes]], T],
+        leads_on: bool = True,
     ) -> T:
-        """What a stage left behind; the stage is run only if its files aren't whole.
+        """What a stage left behind; it is run if its files aren't whole or others led to them.
 
-        `make` returns the content of `files`; `read` turns their content into the result.
+        `make` returns the content of `files`; `read` turns their content into the result. Stages
+        are asked for in the order of the run; nothing follows from one that doesn't lead on.
         """
-        if (contents := self._whole(stage, files)) is not None:
-            return read(contents)
-        started = time.time()
-        made = make()
-        entries = {}
-        for name in files:
-            self.write(name, made[name])
-            entries[name] = {"size": len(made[name]), "sha256": _sha256(made[name])}
-        line = {"stage": stage, "started": started, "seconds": round(time.time() - started, 3)}
-        self.append(JOURNAL, {**line, "files": entries})
-        return read({name: bytes(made[name]) for name in files})
+        found = self._whole(stage, files)
+        if found is None:
+            started = time.time()
+            made = make()
+            entries: Entries = {}
+            for name in files:
+                self.write(name, made[name])
+                entries[name] = {"size": len(made[name]), "sha256": _sha256(made[name])}
+            line = {"stage": stage, "started": started, "seconds": round(time.time() - started, 3)}
+            self.append(JOURNAL, {**line, "inputs": self._inputs, "files": entries})
+            found = entries, {name: bytes(made[name]) for name in files}
+        entries, contents = found
+        if leads_on:
+            hashes = "".join(entries[name]["sha256"] for name in sorted(entries))
+            self._inputs = _sha256((self._inputs + hashes).encode())
+        return read(contents)
 
     def adopt(self, other: "RunFolder") -> None:
         """Take over the finished stages of another run that this one doesn't have yet."""
@@ -142,22 +185,41 @@ class RunFolder:
                 continue
         return lines
 
-    def _whole(self, stage: str, files: list[str]) -> dict[str, bytes] | None:
-        entry = next((line for line in reversed(self.journal()) if line["stage"] == stage), None)
-        if entry is None or set(entry["files"]) != set(files):
+    def _whole(self, stage: str, files: list[str]) -> tuple[Entries, dict[str, bytes]] | None:
+        line = next((line for line in reversed(self.journal()) if line["stage"] == stage), None)
+        if line is None or set(line["files"]) != set(files):
+            return None
+        if line.get("inputs", self._inputs) != self._inputs:  # older journals don't say
             return None
         contents = {}
-        for name in files:
+        for name, expected in line["files"].items():
             if not self.exists(name):
                 return None
             contents[name] = self.read(name)
-            expected = entry["files"][name]
-            if (
-                len(contents[name]) != expected["size"]
-                or _sha256(contents[name]) != expected["sha256"]
-            ):
+            if {"size": len(contents[name]), "sha256": _sha256(contents[name])} != expected:
                 return None
-        return contents
+        return line["files"], contents
+
+    @contextmanager
+    def _storage(self, name: str, need: int | None = None) -> Iterator[None]:
+        """Say of an OSError which file it is about, and what to do."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                what = (
+                    f"{self.path(name)} can't be written: the disk is full ({need:,} bytes needed)"
+                )
+                remedy = "make room"
+            else:
+                first = str(error).splitlines()[0]
+                what = (
+                    f"{self.path(name)} can't be {'read' if need is None else 'written'}: {first}"
+                )
+                remedy = "check the storage and its permissions"
+            raise StorageError(
+                f"{what}; {remedy}, and the same command goes on: finished stages are kept."
+            ) from error
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:

@@ -1,11 +1,14 @@
 """Stages are run once, damaged files are noticed, other settings refused."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from daal.config import Config
-from daal.errors import ConfigError
+from daal.errors import ConfigError, StorageError
 from pipelines.run_folder import RunFolder
 
 
@@ -88,3 +91,65 @@ def test_a_place_that_cannot_be__is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="can't be used as a run folder"):
         RunFolder(str(tmp_path / "file" / "run"))
+
+
+def two_stages(folder: RunFolder, calls: list[str], first: bytes) -> None:
+    folder.once("first", ["first.bin"], lambda: _made(calls, "first", first), dict)
+    folder.once("score", ["score.bin"], lambda: _made(calls, "score", b"s"), dict, leads_on=False)
+    folder.once("second", ["second.bin"], lambda: _made(calls, "second", b"2"), dict)
+
+
+def _made(calls: list[str], name: str, content: bytes) -> dict[str, bytes]:
+    calls.append(name)
+    return {f"{name}.bin": content}
+
+
+def test_once__what_follows_from_another_result_is_made_again(tmp_path: Path) -> None:
+    """A first stage that comes out differently the second time, as with another world size."""
+    calls: list[str] = []
+    two_stages(RunFolder(str(tmp_path)), calls, b"1")
+    (tmp_path / "score.bin").unlink()
+    two_stages(RunFolder(str(tmp_path)), calls, b"1")
+    assert calls == ["first", "score", "second", "score"], "nothing follows from a score"
+    (tmp_path / "first.bin").unlink()
+    two_stages(RunFolder(str(tmp_path)), calls, b"1")
+    assert calls[4:] == ["first"], "the same bytes lead to the same"
+    (tmp_path / "first.bin").unlink()
+    two_stages(RunFolder(str(tmp_path)), calls, b"other")
+    assert calls[5:] == ["first", "score", "second"]
+    two_stages(RunFolder(str(tmp_path)), calls, b"other")
+    assert len(calls) == 8
+
+
+def test_once__a_journal_from_before_inputs_were_noted(tmp_path: Path) -> None:
+    calls: list[str] = []
+    two_stages(RunFolder(str(tmp_path)), calls, b"1")
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["inputs"]
+    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    two_stages(RunFolder(str(tmp_path)), calls, b"1")
+    assert calls == ["first", "score", "second"]
+
+
+def test_claimed__by_one_process_at_a_time__and_free_when_it_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pipelines.run_folder import RunFolder\n"
+        "with RunFolder(sys.argv[1]).claimed():\n    print('mine', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "mine\n"
+        with pytest.raises(StorageError, match="in use by another daal"):
+            with RunFolder(str(tmp_path)).claimed():
+                pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with RunFolder(str(tmp_path)).claimed(), pytest.raises(StorageError, match="in use"):
+        with RunFolder(str(tmp_path)).claimed():
+            pass
+    with RunFolder(str(tmp_path)).claimed():
+        pass
