@@ -5,15 +5,27 @@ field's description says what was chosen and why. Imports no torch, so that a
 configuration can be checked anywhere in milliseconds.
 """
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
-    """Frozen, and refuses keys it doesn't know."""
+    """Frozen, and refuses keys it doesn't know, numbers that aren't finite, and true for 1."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML reads yes and on as true, which Python would take for 1.
+        kind = cls.model_fields[info.field_name or ""].annotation
+        kinds = (kind, *get_args(kind))
+        is_number = any(k in (int, float) or type(k) is int for k in kinds)
+        if isinstance(value, bool) and is_number and bool not in kinds:
+            raise PydanticCustomError("number", "Input should be a number, not true or false")
+        return value
 
 
 class DatasetConfig(Section):
@@ -417,6 +429,12 @@ class RayConfig(Section):
         ge=-1,
         description="Losses of workers survived in a run, -1: any; preemptions don't count.",
     )
+    stall_minutes: float = Field(
+        15.0,
+        ge=0,
+        description="A worker that finishes no step for so long says where it is, and the workers "
+        "start anew from the last checkpoint; 0: never.",
+    )
 
     @property
     def least_workers(self) -> int:
@@ -427,7 +445,7 @@ class RayConfig(Section):
         if self.least_workers > self.num_workers:
             raise ValueError(
                 f"ray.min_workers={self.min_workers} is more than ray.num_workers="
-                f"{self.num_workers}"
+                f"{self.num_workers}; lower the one or raise the other"
             )
         return self
 
@@ -435,7 +453,7 @@ class RayConfig(Section):
 class Config(Section):
     """One run, from two image sets to an adapted model."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     out: str = Field(
         "runs/run", description="Run folder: a path or any pyarrow.fs URI (s3://, gs://)."
     )
@@ -524,7 +542,7 @@ class Config(Section):
         if network.stripes > rows:
             raise ValueError(
                 f"network.stripes={network.stripes} needs a feature map of as many rows; "
-                f"input.height={self.input.height} gives {rows}"
+                f"input.height={self.input.height} gives {rows}: use fewer stripes or larger images"
             )
         if self.loss.teacher_weight and not self.adapt.teacher_momentum:
             raise ValueError(
@@ -551,7 +569,10 @@ class Config(Section):
     def _batches_split_evenly(self) -> "Config":
         for name, fit in (("pretrain", self.pretrain), ("adapt", self.adapt)):
             if fit.batch_source == 0 == fit.batch_target:
-                raise ValueError(f"{name}.batch_source and {name}.batch_target are both 0")
+                raise ValueError(
+                    f"{name}.batch_source and {name}.batch_target are both 0; set one of them "
+                    "above 0"
+                )
             if fit.optim.nesterov and fit.optim.momentum == 0:
                 raise ValueError(f"{name}.optim.nesterov=true needs {name}.optim.momentum above 0")
             for side in ("batch_source", "batch_target"):
@@ -567,11 +588,11 @@ class Config(Section):
                     )
                     raise ValueError(
                         f"{name}.{side}={size} is not divisible by {count}{parts}; every worker "
-                        "takes an equal share"
+                        "takes an equal share: choose a multiple"
                     )
             if fit.images_per_id and fit.batch_target % fit.images_per_id:
                 raise ValueError(
                     f"{name}.batch_target={fit.batch_target} is not divisible by "
-                    f"{name}.images_per_id={fit.images_per_id}"
+                    f"{name}.images_per_id={fit.images_per_id}; choose a multiple"
                 )
         return self

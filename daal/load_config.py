@@ -5,7 +5,8 @@ one on the command line read the same: the key, what is wrong, the nearest key, 
 """
 
 import difflib
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ from daal.config import Config
 from daal.errors import ConfigError
 
 Origins = dict[str, str]  # dotted key -> where its value came from
+
+MAX_RECIPE_BYTES = 100_000  # the YAML parser would take minutes for files that are no recipes
+MAX_DEPTH = 10  # of sections in sections
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 80
 
 
 def load_config(recipe: Path | None, overrides: Iterable[str] = ()) -> Config:
@@ -38,16 +45,14 @@ def apply_overrides(
     origins = {} if origins is None else origins
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ConfigError(f'"{override}" is not KEY=VALUE, e.g. cluster.eps=0.6.')
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f'the value of "{override}" is not valid YAML: {error}') from error
-        nested: Any = value
-        for part in reversed(key.split(".")):
+        parts = key.split(".")
+        shown = _shortened(override)
+        if not equals or not all(parts) or len(parts) > MAX_DEPTH:
+            raise ConfigError(f'"{shown}" is not KEY=VALUE; write it like cluster.eps=0.6.')
+        nested = _parse_yaml(text, f'the value of "{shown}"')
+        for part in reversed(parts):
             nested = {part: nested}
-        _merge(values, nested, origins, f'from override "{override}"')
+        _merge(values, nested, origins, f'from override "{shown}"')
     return values
 
 
@@ -74,19 +79,75 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not path.is_file():  # a folder; or a pipe, which would be waited for
+            there = "isn't a file" if path.exists() else "doesn't exist"
+            raise ConfigError(
+                f"recipe {path} can't be read: it {there}; give a YAML file or a shipped recipe."
+            )
+        if (size := path.stat().st_size) > MAX_RECIPE_BYTES:
+            raise ConfigError(
+                f"recipe {path} has {size:,} bytes, where a recipe has a few thousand; check the "
+                "path."
+            )
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"recipe {path} can't be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = str(error).replace("\n", " ")
-        raise ConfigError(f"recipe {path} is not valid YAML: {where}") from error
+        raise ConfigError(
+            f"recipe {path} can't be read ({error.strerror}); check the path and its permissions."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"recipe {path} isn't UTF-8 text (byte {error.start}); save it as UTF-8."
+        ) from error
+    content = _parse_yaml(text, f"recipe {path}")
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(
-            f"recipe {path} must hold keys and values, not a {type(content).__name__}."
+            f"recipe {path} must hold keys and values, like seed: 1, and not a "
+            f"{type(content).__name__}."
         )
     return content
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML's plain data only: no tags, no references (which make gigabytes of a line), and no key
+    that silently wins over its like."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        refused = None
+        if isinstance(event, yaml.AliasEvent):
+            refused = f"the reference *{event.anchor} isn't followed"
+        elif event.tag is not None:
+            refused = f"the tag {event.tag} isn't read"
+        if refused:
+            raise yaml.MarkedYAMLError(problem=refused, problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key {key.value!r} is there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.load(text, _PlainLoader)
+    except RecursionError as error:
+        raise ConfigError(f"{what} is nested too deeply; write it plainly.") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates like 2020-13-45
+        reason = str(error)
+        if isinstance(error, yaml.MarkedYAMLError):
+            mark = error.problem_mark
+            where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            reason = f"{error.problem}{where}"
+        reason = " ".join(reason.split())
+        raise ConfigError(f"{what} is not valid YAML ({reason}); correct it there.") from error
 
 
 def _merge(
@@ -107,13 +168,34 @@ def _sentence(item: Any, origins: Origins) -> str:
     key = ".".join(
         str(part) for part in item["loc"] if not str(part).startswith(("literal[", "bool"))
     )
-    origin = next((o for k, o in origins.items() if k == key or k.startswith(f"{key}.")), None)
+    origin = next(
+        (o for k, o in origins.items() if f"{k}.".startswith(f"{key}.") or key.startswith(f"{k}.")),
+        None,
+    )
     where = f" [{origin}]" if origin else ""
     if item["type"] == "extra_forbidden":
+        if key in known_keys():  # with its dots inside, from a file
+            section, _, name = key.rpartition(".")
+            return f'"{key}" must be written in its section, {section}: {{{name}: ...}}{where}'
         nearest = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
-        hint = f'; did you mean "{nearest[0]}"?' if nearest else '; see "daal config show".'
-        return f'"{key}" is not a known key{hint}{where}'
+        hint = f'did you mean "{nearest[0]}"?' if nearest else 'see "daal config show".'
+        return f'"{_shortened(key)}" is not a known key; {hint}{where}'
     message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":  # of our own checks, which name their keys
-        return message
-    return f"{key}={item['input']!r}: {message[:1].lower()}{message[1:]}{where}"
+        return f"{message}."
+    if item["type"] in ("model_type", "dict_type"):
+        message = f"should be a section of keys and values, {key}: {{...}}"
+    elif item["type"] == "invalid_key":
+        return f'"{key}" should be a name; see "daal config show".{where}'
+    return f"{key}={_shown(item['input'])} {message.removeprefix('Input ')}{where}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _short.repr(value)
+    except ValueError:  # Python doesn't write integers of many thousand digits
+        return "(a huge number)"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
