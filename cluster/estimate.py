@@ -249,10 +249,11 @@ def normalised_features(
     if num_bad > MAX_BAD_SHARE * len(features):
         raise LabelError(
             f"{num_bad} of {len(features)} features are not finite or zero: the network that "
-            "made them is broken (diverged training, half precision overflow?)."
+            "made them is broken (diverged training, half precision overflow?); extract them again "
+            "with a sound one."
         )
     if num_good < 2:
-        raise LabelError(f"Pseudo-labels need at least 2 images, not {num_good}.")
+        raise LabelError(f"Pseudo-labels need at least 2 images, not {num_good}; give more.")
     rows = np.flatnonzero(is_good) if order_N is None else order_N[is_good[order_N]]
     unit = np.empty((num_good, features.shape[1]), np.float32)
 

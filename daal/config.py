@@ -455,7 +455,9 @@ class Config(Section):
 
     seed: int = Field(0, ge=0, lt=2**63)
     out: str = Field(
-        "runs/run", description="Run folder: a path or any pyarrow.fs URI (s3://, gs://)."
+        "runs/run",
+        min_length=1,
+        description="Run folder: a path or any pyarrow.fs URI (s3://, gs://).",
     )
     source: DatasetConfig = DatasetConfig()
     target: DatasetConfig = DatasetConfig()

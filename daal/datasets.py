@@ -28,11 +28,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from daal.errors import DataError
-from daal.records import JUNK_PID, SPLITS, UNKNOWN_PID, ImageRecord, Split
+from daal.records import JUNK_PID, SPLITS, UNKNOWN_PID, Domain, ImageRecord, Split
 
 Layout = Literal["market1501", "dukemtmc", "msmt17", "folder"]
 
+# What file managers leave behind; Market-1501 was published with some.
+LITTER = frozenset({"thumbs.db", "desktop.ini"})
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 BOX_FOLDERS: dict[Split, str] = {
@@ -80,12 +84,14 @@ PUBLISHED: dict[Layout, tuple[int, int, int, int, int]] = {
 def load_records(layout: Layout, root: str | Path) -> list[ImageRecord]:
     """All images of a data set: train, query, gallery, each sorted by path.
 
-    Junk boxes (-1) and distractors (0) are kept. Files that aren't images and hidden files are
-    passed over. Raises DataError when a folder or list is missing or empty, when a name doesn't
-    parse, when a list names a file that isn't there, and when a link leads out of `root`.
+    Junk boxes (-1) and distractors (0) are kept. Files without an image's suffix and hidden files
+    are passed over (`passed_over` tells which). Raises DataError when a folder or list is missing
+    or empty, when a name doesn't parse, when what has an image's name is no file, when a list
+    names a file that isn't there or one twice, and when a link leads out of `root`, which may
+    be a link itself.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # of Path, it fails where the name is too long for the disk
         raise DataError(
             f"The data set's root {root} isn't a folder; give the folder of the unpacked data set."
         )
@@ -99,6 +105,79 @@ def load_records(layout: Layout, root: str | Path) -> list[ImageRecord]:
             )
     order = {split: number for number, split in enumerate(SPLITS)}
     return sorted(records, key=lambda r: (order[r.split], r.path))
+
+
+def records_to_read(
+    records: list[ImageRecord], domain: Domain, max_train: int | None, seed: int
+) -> list[ImageRecord]:
+    """The records whose images a run reads: of the source only train, of the target all.
+
+    At most `max_train` training images, a seeded random choice; query and gallery stay whole.
+    """
+    if domain == "source":
+        records = [record for record in records if record.split == "train"]
+    train = [at for at, record in enumerate(records) if record.split == "train"]
+    if max_train is None or len(train) <= max_train:
+        return records
+    kept = set(np.random.default_rng([seed, 1]).choice(train, max_train, replace=False).tolist())
+    return [r for at, r in enumerate(records) if r.split != "train" or at in kept]
+
+
+def passed_over(root: str | Path, records: list[ImageRecord]) -> list[str]:
+    """Files and folders beside the records' images that are no records: sorted, from `root`.
+
+    Without hidden ones, and without what file managers leave.
+    """
+    root = Path(root)
+    known = {record.path for record in records}
+    folders = {record.path.rpartition("/")[0] for record in records}
+    found = []
+    for folder in folders:
+        prefix = f"{folder}/" if folder else ""
+        for name in os.listdir(root / folder):
+            path = prefix + name
+            if path in known or path in folders or name.startswith("."):
+                continue
+            if name.lower() not in LITTER:
+                found.append(path)
+    return sorted(found)
+
+
+def check_identities(layout: Layout, root: str | Path, records: list[ImageRecord]) -> list[str]:
+    """Warnings about queries without a match, and about people of both training and test.
+
+    Raises DataError if no query could be scored.
+    """
+    queries = [record for record in records if record.split == "query"]
+    if not queries:
+        return []
+    camids: dict[int, set[int]] = {}
+    for record in records:
+        if record.split == "gallery" and record.pid >= 0:
+            camids.setdefault(record.pid, set()).add(record.camid)
+    alone = [r for r in queries if not camids.get(r.pid, set()) - {r.camid}]
+    if len(alone) == len(queries):
+        raise DataError(
+            f"No query in {root} has an image of the same pid and another camera in the gallery, "
+            "so nothing could be scored; correct the names, or leave query and gallery out."
+        )
+    warnings = []
+    if alone:
+        warnings.append(
+            f"{len(alone):,} of {len(queries):,} queries have no match from another camera in "
+            f"the gallery (e.g. {alone[0].path!a}), and scores leave them out; correct their "
+            "names if they should have one."
+        )
+    if layout != "msmt17":  # its lists number the people of training and test apart
+        known = {r.pid for r in records if r.split == "train" and r.pid > 0}
+        tested = {r.pid for r in queries}
+        if both := sorted(known & tested):
+            warnings.append(
+                f"{len(both):,} of {len(tested):,} people in query are also in train (e.g. pid "
+                f"{both[0]}), so scores are of people seen in training; give them other pids if "
+                "they are others, or take them out of train."
+            )
+    return warnings
 
 
 def check_counts(layout: Layout, records: list[ImageRecord]) -> list[str]:
@@ -145,7 +224,8 @@ def _named(layout: Layout, root: Path) -> list[ImageRecord]:
         names = list(_files(root, folder))
         if not names:
             raise DataError(
-                f"{root / folder} holds no images; unpack the data set there or correct the root."
+                f"{root / folder} holds no images; unpack the data set there, without folders "
+                "inside, or correct the root."
             )
         prefix = "" if folder == "." else f"{folder}/"
         for name in names:
@@ -176,6 +256,7 @@ def _msmt17(root: Path) -> list[ImageRecord]:
     records: list[ImageRecord] = []
     missing: list[str] = []
     unparsed: list[str] = []
+    listed: set[str] = set()
     for split in _splits(root, {s: list(names) for s, names in MSMT17_LISTS.items()}):
         start = len(records)
         top = train if split == "train" else test
@@ -183,6 +264,12 @@ def _msmt17(root: Path) -> list[ImageRecord]:
             _refuse_outside(os.path.realpath(root), root / list_name)
             for name, pid in _lines(root / list_name):
                 folder, _, file = name.rpartition("/")
+                if f"{split} {name}" in listed:
+                    raise DataError(
+                        f"{root / list_name} names {name!a} a second time; unpack MSMT17's "
+                        "lists again."
+                    )
+                listed.add(f"{split} {name}")
                 inside = f"{top}/{folder}"
                 if inside not in present:
                     present[inside] = _present(root, inside)
@@ -235,10 +322,17 @@ def _files(root: Path, folder: str) -> Iterator[str]:
                     continue
                 if entry.is_symlink():
                     _refuse_outside(real_root, Path(entry.path))
-                    if not entry.is_file():
-                        raise DataError(f"{entry.path} is a broken link; copy the file in instead.")
-                if entry.is_file():
-                    yield name
+                    if not os.path.exists(entry.path):
+                        raise DataError(
+                            f"{root / folder} has a broken link, {name!a}; copy the file in "
+                            "instead."
+                        )
+                if not entry.is_file():  # reading a pipe would wait for ever
+                    raise DataError(
+                        f"{root / folder} has {name!a}, which is no file though it has an "
+                        "image's name; remove or rename it."
+                    )
+                yield name
     except OSError as error:
         raise DataError(
             f"{root / folder} can't be read ({error.strerror}); check that it is a folder and "

@@ -4,7 +4,9 @@ Bytes come from outside, so only the formats below are tried: Pillow knows dozen
 which start other programs.
 """
 
+import os
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ from daal.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 MAX_PIXELS = 64 * 1024 * 1024
+MAX_BYTES = 256 * 1024 * 1024  # more than those pixels take uncompressed
 
 ORIENTATION = 0x0112  # EXIF tag; its values beyond 1, and what sets each upright:
 TURNS = {
@@ -38,6 +41,23 @@ def decode(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.array(image, dtype=np.uint8)
+
+
+def read(path: Path) -> tuple[bytes, str | None]:
+    """The file's bytes; or none, and in a few words why they are no image that can be used."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_BYTES:  # before a file of terabytes is read
+                return b"", (
+                    f"the file has {size / 1e6:,.0f} million bytes where {MAX_BYTES / 1e6:.0f} "
+                    "million are allowed"
+                )
+            data = file.read()
+    except OSError as error:
+        return b"", f"the file can't be read ({error.strerror})"
+    reason = check(data)
+    return (b"", reason) if reason else (data, None)
 
 
 def check(data: bytes) -> str | None:

@@ -40,5 +40,7 @@ def read_config(recipe: str, overrides: list[str] | None) -> Config:
 
 
 def show(colour: str, kind: str, text: str) -> None:
-    """One line on standard error; the text is never read as markup."""
-    errors.print(f"[{colour}]{kind}:[/{colour}] {escape(text)}", highlight=False, soft_wrap=True)
+    """One line on standard error; the text is never read as markup, and can't steer a terminal."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    line = f"[{colour}]{kind}:[/{colour}] {escape(text)}"
+    errors.print(line, highlight=False, soft_wrap=True, emoji=False)

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -230,13 +231,14 @@ def label(
     """
     from daal.load_config import load_config
     from pipelines import label as labelling
+    from pipelines.feature_files import read_features
 
     config = load_config(None, labelling.with_eps_rule(overrides or []))
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
     if out.is_dir():
         raise ConfigError(f"--out {out}: that is a folder; name a file in it.")
-    given = labelling.read_features(features, split)
+    given = read_features(features, split)
     with (
         ray_errors("-v shows what Ray says."),
         errors.status(f"{len(given.features_NC)} features") as status,
@@ -311,9 +313,12 @@ def run_adaptation(
     for warning in findings.warnings:
         show("yellow", "warning", warning)
     if dry_run:
-        table = Table("", "train", "query", "gallery", title="Images found; nothing was started")
+        table = Table(
+            *("", "train", "query", "gallery", "decoded to look at"),
+            title="Images found; nothing was started",
+        )
         for domain, counts in findings.counts.items():
-            table.add_row(domain, *map(str, counts.values()))
+            table.add_row(domain, *map(str, counts.values()), str(findings.num_sampled[domain]))
         Console().print(table)
         return
 
@@ -365,10 +370,11 @@ def ray_errors(remedy: str) -> Iterator[None]:
 def main() -> None:
     """Entry point of the script `daal`."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged images; we say which and why
     try:
         app()
     except DaalError as error:
-        for line in str(error).splitlines():
+        for line in str(error).split("\n"):
             show("red", "error", line)
         sys.exit(error.exit_code)
     except OSError as error:

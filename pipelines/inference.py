@@ -2,18 +2,21 @@
 
 import tempfile
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
+from numpy.typing import NDArray
 
 from daal import checkpoint
 from daal.config import DatasetConfig
+from daal.datasets import load_records
 from daal.errors import CheckpointError, ConfigError, DataError
 from daal.evaluation import EvaluationResult, evaluate
 from daal.load_config import apply_overrides, check_config
-from pipelines.extract import extract, features_array, features_table
+from pipelines.extract import extract, features_table
+from pipelines.feature_files import read_features
 from pipelines.ingest import ingest
 from pipelines.pixels import Images, Pixels
 from pipelines.progress import Progress
@@ -35,7 +38,8 @@ def extract_folder(
     tensors, metadata = checkpoint.load(folder)
     if "config" not in metadata:
         raise CheckpointError(
-            f"{folder} is not a checkpoint of a run: it does not say its configuration."
+            f"{folder} is not a checkpoint of a run: it does not say its configuration; give one "
+            "that daal adapt or daal pretrain wrote."
         )
     # How that run was laid over its cluster says nothing about the model, and not how this one is.
     trained = {name: part for name, part in metadata["config"].items() if name not in HERE}
@@ -44,6 +48,7 @@ def extract_folder(
     if layout not in layouts:
         raise ConfigError(f"--layout {layout} is unknown; take one of {', '.join(layouts)}.")
     dataset = DatasetConfig.model_validate({"layout": layout, "root": root})
+    load_records(dataset.layout, root)  # now rather than when workers hold the GPUs
     progress = Progress()
     with (
         ray_session(config.ray, verbose) as resources,
@@ -62,21 +67,33 @@ def evaluate_file(path: Path) -> EvaluationResult:
     """Scores of a file that `daal extract` or a run wrote.
 
     Raises:
-        DataError: the file isn't such a file, or has no query or gallery rows.
+        DataError: the file isn't such a file, or nothing in it can be scored.
     """
-    try:
-        table = pq.read_table(path)
-        features_NC = features_array(table)
-        split = table["split"].to_numpy(zero_copy_only=False)
-        pids, camids = table["pid"].to_numpy(), table["camid"].to_numpy()
-    except (OSError, KeyError, pa.ArrowException) as error:
+    given = read_features(path)
+    splits, pids, camids = given.splits, given.pids, given.camids
+    if splits is None or pids is None or camids is None:
+        named = {"split": splits, "pid": pids, "camid": camids}
+        absent = ", ".join(name for name, column in named.items() if column is None)
         raise DataError(
-            f"{path} is not a features file (daal extract writes them): {error}"
-        ) from error
-    query, gallery = split == "query", split == "gallery"
-    if not query.any() or not gallery.any():
-        raise DataError(f"{path} has no query or no gallery rows; scores need both.")
-    return evaluate(
-        features_NC[query], pids[query], camids[query],
-        features_NC[gallery], pids[gallery], camids[gallery],
-    )  # fmt: skip
+            f"{path} can't be scored without {absent}; give a file that daal extract wrote of a "
+            "data set with query and gallery."
+        )
+    sides: list[NDArray[Any]] = []
+    for split in ("query", "gallery"):
+        rows = np.flatnonzero(splits == split)
+        if len(rows) == 0:
+            raise DataError(
+                f"{path} has no {split} rows, and scores need query and gallery; extract them from "
+                "a data set that has both."
+            )
+        sides += [given.features_NC[rows], pids[rows], camids[rows]]
+    try:
+        scores = evaluate(*sides)
+    except DataError as error:
+        raise DataError(f"{path}: {error}.") from error
+    if scores.num_valid_queries == 0:
+        raise DataError(
+            f"{path} has no query with an image of the same pid and another camera in its gallery, "
+            "so nothing can be scored; correct its pids and camids."
+        )
+    return scores

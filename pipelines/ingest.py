@@ -3,15 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 
 from daal.config import DatasetConfig
-from daal.datasets import load_records
+from daal.datasets import load_records, records_to_read
 from daal.errors import DataError
-from daal.images import check
+from daal.images import read
 from daal.records import IMAGE_TABLE, QUARANTINE_TABLE, Domain, ImageRecord
 
 IMAGES_PER_TASK = 512
@@ -24,9 +23,7 @@ def ingest(config: DatasetConfig, domain: Domain, seed: int) -> tuple[pa.Table, 
         DataError: the folder isn't what its layout says, or too many images are unreadable.
     """
     records = load_records(config.layout, Path(config.root))
-    if domain == "source":  # its query and gallery are never looked at
-        records = [record for record in records if record.split == "train"]
-    records = subset(records, config.max_train_images, seed)
+    records = records_to_read(records, domain, config.max_train_images, seed)
     num_tasks = -(-len(records) // IMAGES_PER_TASK)
     dataset = ray.data.range(len(records), override_num_blocks=num_tasks).map_batches(
         _Reader(config.root, records),
@@ -54,19 +51,10 @@ def ingest(config: DatasetConfig, domain: Domain, seed: int) -> tuple[pa.Table, 
     )
     if len(quarantine) > config.max_bad_share * len(records):
         raise DataError(
-            f"{len(quarantine)} of {len(records)} images in {config.root} can't be read, e.g. "
-            f"{paths[0]}: {bad['reason'][0]}; repair them or raise max_bad_share."
+            f"{len(quarantine):,} of {len(records):,} images in {config.root} can't be read, e.g. "
+            f"{paths[0]}: {bad['reason'][0]}; repair them or raise {domain}.max_bad_share."
         )
     return table.combine_chunks(), quarantine
-
-
-def subset(records: list[ImageRecord], max_train: int | None, seed: int) -> list[ImageRecord]:
-    """Keep a seeded random choice of training images; query and gallery stay whole."""
-    train = [at for at, record in enumerate(records) if record.split == "train"]
-    if max_train is None or len(train) <= max_train:
-        return records
-    kept = set(np.random.default_rng([seed, 1]).choice(train, max_train, replace=False).tolist())
-    return [r for at, r in enumerate(records) if r.split != "train" or at in kept]
 
 
 class _Reader:
@@ -76,12 +64,8 @@ class _Reader:
     def __call__(self, batch: pa.Table) -> pa.Table:
         images, reasons = [], []
         for row in batch["id"].to_pylist():
-            try:
-                data = (self.root / self.records[row].path).read_bytes()
-                reason = check(data)
-            except OSError as error:
-                data, reason = b"", f"can't be read: {error.strerror}"
-            images.append(b"" if reason else data)
+            data, reason = read(self.root / self.records[row].path)
+            images.append(data)
             reasons.append(reason or "")
         return pa.table(
             {"row": batch["id"], "image": pa.array(images, pa.large_binary()), "reason": reasons}

@@ -1,32 +1,62 @@
 """Everything that can be wrong before a worker is started; writes nothing."""
 
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from daal.config import Config
-from daal.datasets import check_counts, load_records
-from daal.errors import DataError
-from daal.images import check
-from daal.records import ImageRecord
+import numpy as np
+
+from daal.config import Config, DatasetConfig
+from daal.datasets import (
+    check_counts,
+    check_identities,
+    load_records,
+    passed_over,
+    records_to_read,
+)
+from daal.errors import CheckpointError, ConfigError, DataError
+from daal.images import read
+from daal.records import SPLITS, Domain, ImageRecord
+
+SAMPLED_IMAGES = 512  # of a domain; all of them are read in a run
+SAMPLING_SECONDS = 10.0
+NUM_THREADS = 8  # most of them wait for the disk
+
+Bad = dict[str, str]  # path -> why the image can't be used
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a run would read: image counts by split, and warnings as sentences."""
+    """What a run would read: image counts by split, how many images were looked at for that, and
+    warnings as sentences."""
 
     counts: dict[str, dict[str, int]]
+    num_sampled: dict[str, int]
     warnings: list[str]
 
 
 def validate(config: Config) -> Findings:
-    """Look at both data sets and the weights file.
+    """Look at both data sets, the weights file and the run folder.
+
+    Of the images, a seeded sample is decoded, and every empty file found.
 
     Raises:
         DaalError: the run could not work; one sentence says why.
     """
+    check_out(config.out)
     counts: dict[str, dict[str, int]] = {}
+    num_sampled: dict[str, int] = {}
     warnings: list[str] = []
-    for domain, settings in (("source", config.source), ("target", config.target)):
+    domains: tuple[tuple[Domain, DatasetConfig], ...] = (
+        ("source", config.source),
+        ("target", config.target),
+    )
+    for domain, settings in domains:
         if domain == "source" and config.target_only:
             if config.cluster.source_weight:
                 raise DataError(
@@ -42,34 +72,163 @@ def validate(config: Config) -> Findings:
                     else "."
                 )
             )
-        records = load_records(settings.layout, Path(settings.root))
+        root = Path(settings.root)
+        records = load_records(settings.layout, root)
         counts[domain] = {
-            split: sum(record.split == split for record in records)
-            for split in ("train", "query", "gallery")
+            split: sum(record.split == split for record in records) for split in SPLITS
         }
-        if settings.published_counts:
-            odd = check_counts(settings.layout, records)
-            warnings += [f"{domain}: {text}" for text in odd]
-        warnings += _first_image(domain, Path(settings.root), records)
-        if domain == "target" and config.supervised_bound and not _known_pids(records):
-            raise DataError(
-                "supervised_bound=true needs the target's identities, and its training images have "
-                "none; set supervised_bound=false."
+        found = check_counts(settings.layout, records) if settings.published_counts else []
+        if unread := passed_over(root, records):
+            found.append(
+                f"{len(unread):,} files or folders in {root} are passed over, e.g. "
+                f"{unread[0]!a}; make JPEG or PNG files beside the others of what should be "
+                "read."
             )
+        if domain == "target":
+            found += check_identities(settings.layout, root, records)
+        found += _check_training(config, domain, records)
+        read_here = records_to_read(records, domain, settings.max_train_images, config.seed)
+        num_sampled[domain], odd = _look_at_images(domain, settings, read_here, config.seed)
+        warnings += [f"{domain}: {text}" for text in found + odd]
     if config.network.weights not in ("imagenet", "none"):
-        from daal.network import DaalNetwork
-
-        DaalNetwork(config.network)  # raises if the file doesn't fit
-    return Findings(counts, warnings)
+        _check_weights(config)
+    return Findings(counts, num_sampled, warnings)
 
 
-def _first_image(domain: str, root: Path, records: list[ImageRecord]) -> list[str]:
+def check_out(out: str) -> None:
+    """Raise ConfigError if a run folder on this machine's disks couldn't be made or written."""
+    if "://" in out:
+        return
+    place = Path(out).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise ConfigError(f"out={out} can't be a run folder: {place} is no folder; choose another.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"out={out} can't be a run folder: {place} may not be written to; choose another."
+        )
+
+
+def _check_training(config: Config, domain: Domain, records: list[ImageRecord]) -> list[str]:
+    """Whether there is enough to train on. Raises DataError if a stage would stop the run."""
+    settings = config.source if domain == "source" else config.target
+    train = [record for record in records if record.split == "train"]
+    known = {record.pid for record in train if record.pid >= 0}
+    if not known and domain == "source":
+        raise DataError(
+            f"No training image in {settings.root} has a known pid, and the source is learned by "
+            "pids; give a labelled set as source.root, or set adapt.batch_source=0 without any."
+        )
+    if not known and config.supervised_bound:
+        raise DataError(
+            "supervised_bound=true needs the target's identities, and its training images have "
+            "none; set supervised_bound=false."
+        )
+    warnings = []
+    if domain == "source" and len(known) == 1:
+        warnings.append(
+            f"all training images in {settings.root} are of one person, from which no difference "
+            "can be learned; give a set of more people."
+        )
+    if domain == "target" and config.iterations:
+        num_train = min(len(train), settings.max_train_images or len(train))
+        least = config.cluster.min_samples * config.cluster.min_clusters
+        if num_train < 2:
+            raise DataError(
+                f"There is {num_train} training image in {settings.root}, and pseudo-labels need "
+                "at least 2; give more images."
+            )
+        if num_train < least:
+            warnings.append(
+                f"{num_train} training images hardly make cluster.min_clusters="
+                f"{config.cluster.min_clusters} clusters with cluster.min_samples="
+                f"{config.cluster.min_samples}; give more images, or lower these."
+            )
+    return warnings
+
+
+def _look_at_images(
+    domain: Domain, settings: DatasetConfig, records: list[ImageRecord], seed: int
+) -> tuple[int, list[str]]:
+    """How many images were decoded, and a warning for each kind of what is wrong.
+
+    Raises DataError where ingest would find more than `max_bad_share` unusable: surely, or, by
+    the sample, with a margin of three standard deviations.
+    """
+    root = Path(settings.root)
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        chunks = [records[at : at + 1000] for at in range(0, len(records), 1000)]
+        empty: Bad = {}
+        for some in pool.map(lambda chunk: _empty_files(root, chunk), chunks):
+            empty |= some
+        full = [record for record in records if record.path not in empty]
+        order = np.random.default_rng([seed, 2]).permutation(len(full))[:SAMPLED_IMAGES]
+        sample = [full[at] for at in order]
+        reasons = list(_in_time(pool, root, sample))
+    bad = {record.path: why for record, why in zip(sample, reasons, strict=False) if why}
+    num_sampled = len(reasons)
+
+    limit = settings.max_bad_share * len(records)
+    unseen_share = 1 - num_sampled / len(full) if full else 0.0
+    each = len(full) / num_sampled if num_sampled else 0.0  # images that one of the sample is for
+    estimate = len(empty) + each * len(bad)
+    margin = 3 * each * math.sqrt(len(bad)) * unseen_share
+    kinds = _kinds(empty | bad)
+    seen = f"of {num_sampled + len(empty):,} images looked at ({len(records):,} in all)"
+    too_many = (
+        f"{{}} {seen} in {root} can't be used, and no more than {domain}.max_bad_share="
+        f"{settings.max_bad_share:g} may be: {'; '.join(kinds)}; repair or remove them, or raise "
+        f"{domain}.max_bad_share."
+    ).format(f"{len(empty) + len(bad):,}")
+    if len(empty) + len(bad) > limit or estimate - margin > limit:
+        raise DataError(too_many)
+    if estimate > limit:
+        return num_sampled, [f"{too_many} If the others are like these, the run will stop."]
+    return num_sampled, [
+        f"{kind} {seen}; left out of the run unless they are repaired." for kind in kinds
+    ]
+
+
+def _empty_files(root: Path, records: list[ImageRecord]) -> Bad:
+    return {r.path: "the file is empty" for r in records if _is_empty(root / r.path)}
+
+
+def _is_empty(path: Path) -> bool:
     try:
-        reason = check((root / records[0].path).read_bytes())
-    except OSError as error:
-        reason = f"can't be read: {error.strerror}"
-    return [f"{domain}: {records[0].path}: {reason}"] if reason else []
+        return path.stat().st_size == 0
+    except OSError:
+        return False  # reading it will say why
 
 
-def _known_pids(records: list[ImageRecord]) -> bool:
-    return any(record.split == "train" and record.pid >= 0 for record in records)
+def _in_time(
+    pool: ThreadPoolExecutor, root: Path, records: list[ImageRecord]
+) -> Iterator[str | None]:
+    """Why each image can't be used, or None; fewer than asked for when the time is over."""
+    last = time.monotonic() + SAMPLING_SECONDS
+    futures = [pool.submit(read, root / record.path) for record in records]
+    for future in futures:
+        if time.monotonic() > last:
+            pool.shutdown(wait=False, cancel_futures=True)
+            return
+        yield future.result()[1]
+
+
+def _kinds(bad: Bad) -> list[str]:
+    """A phrase for each kind of reason, with a count and an example."""
+    kinds: dict[str, list[str]] = {}
+    for path, reason in bad.items():
+        kinds.setdefault(re.sub(r"\d[\d,]*", "#", reason), []).append(path)
+    return [f"{bad[min(paths)]}: {len(paths):,} (e.g. {min(paths)!a})" for paths in kinds.values()]
+
+
+def _check_weights(config: Config) -> None:
+    from daal.network import DaalNetwork
+
+    network = DaalNetwork(config.network)  # raises if the file doesn't fit
+    for name, tensor in network.backbone.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"weights file {config.network.weights} has values in {name} that aren't finite; "
+                "get it again from where it came."
+            )

@@ -17,6 +17,7 @@ from daal.errors import ClusterError, ConfigError
 from daal.load_config import load_config
 from pipelines import cli
 from pipelines import label as labelling
+from pipelines.feature_files import read_features
 
 RULE = ["cluster.q=8", "cluster.k1=10"]
 CONFIG = ClusterConfig(eps_rule="q", q=8, k1=10)
@@ -157,12 +158,12 @@ def test_bad_input_names_the_thing_and_the_remedy(file, known, tmp_path, run):
 def test_integers_count_as_float32(kind, tmp_path):
     table = pa.table({"feature": pa.array([[1, 2], [3, 4], [5, 6]], kind), "pid": [3, -1, 0]})
     pq.write_table(table, tmp_path / "integers.parquet")
-    given = labelling.read_features(tmp_path / "integers.parquet")
+    given = read_features(tmp_path / "integers.parquet")
     assert given.features_NC.dtype == np.float32
     assert given.features_NC.tolist() == [[1, 2], [3, 4], [5, 6]]
     assert given.pids.tolist() == [3, -1, 0]
     np.save(tmp_path / "integers.npy", np.array([[1, 2], [3, 4]]))
-    assert labelling.read_features(tmp_path / "integers.npy").features_NC.dtype == np.float32
+    assert read_features(tmp_path / "integers.npy").features_NC.dtype == np.float32
 
 
 @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ def test_ray_is_asked_for_no_more_than_labelling_needs(file, monkeypatch):
     monkeypatch.setattr(labelling, "ray_session", session)
     monkeypatch.setattr(labelling, "estimate_on_ray", lambda *_, **given: asked.update(given))
     training = RayConfig(num_workers=8, data_cpus=4, use_gpu=False)
-    labelling.label(labelling.read_features(file), CONFIG, training)
+    labelling.label(read_features(file), CONFIG, training)
     config = asked["config"]
     assert (config.num_workers, config.data_cpus) == (1, 1)
     assert (asked["cpus_per_task"], asked["gpus_per_task"], config.use_gpu) == (3, 0, False)
