@@ -77,7 +77,7 @@ class ExtractJob:
             batches = ahead(batches, 2)
         at = 0
         for number, images_BHWC in enumerate(batches):
-            worker.reach(stage=self.stage, step=number)
+            worker.reach(self.stage, number)
             features_BC = _features(network, images_BHWC.to(worker.device, non_blocking=True),
                                     config.flip_test, autocast)  # fmt: skip
             # Not waited for: the next batch is on its way to the device meanwhile.

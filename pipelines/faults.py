@@ -1,27 +1,42 @@
-"""Planned faults, for tests of what a run survives: a worker ends itself at a named point.
+"""Planned faults, for tests of what a run survives: a worker dies or hangs at a named point.
 
 The environment variable DAAL_FAULTS holds them as JSON: [{"stage": "pretrain", "step": 5,
-"rank": 1}]. Points are steps of trainings and batches of extractions; each fault happens once.
+"rank": 1}]. Each happens once, however often workers restart.
 """
 
 import json
 import os
-from dataclasses import dataclass
-from typing import Any
+import signal
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 FAULTS = "DAAL_FAULTS"
+
+# Before a step of a training or a batch of an extraction; while a checkpoint is on its way to
+# Ray Train behind a step, and when it has arrived.
+Point = Literal["step", "saving", "saved"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Where a worker is to die."""
+    """What is to happen to a worker, and where."""
 
     stage: str
     step: int
     rank: int = 0
+    point: Point = "step"
+    kind: Literal["kill", "hang"] = "kill"
 
-    def is_at(self, stage: str, step: int, rank: int) -> bool:
-        return (stage, step, rank) == (self.stage, self.step, self.rank)
+    def is_at(self, **where: Any) -> bool:
+        return where.items() <= asdict(self).items()
+
+    def strike(self) -> None:
+        """On this process, as a machine that goes or a collective that is never joined would."""
+        if self.kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while True:
+            time.sleep(60)
 
 
 def planned_faults() -> tuple[Fault, ...]:

@@ -95,6 +95,14 @@ class Progress:
             self._training(event)
         elif event.get("starts", 1) > 1:
             self.say(f"note: {event['workers']} workers have taken over (start {event['starts']})")
+        elif "stack" in event:
+            self.say(
+                f"note: rank {event['rank']} has finished no step for {event['stalled_s']} s "
+                f"({event['stage']}, step {event['step']}); it ends, and the workers start anew "
+                f"from the last checkpoint. It was here:\n{event['stack']}"
+            )
+        elif "note" in event:
+            self.say(f"note: {event['stage']}: {event['note']}")
 
     def _training(self, event: dict[str, Any]) -> None:
         terms = {name: value for name, value in event["loss"].items() if value}

@@ -113,7 +113,7 @@ class FitJob:
         for fed in batches:
             times.input += time.monotonic() - clock
             step, epoch = fed.step, plan.epoch_of(fed.step)
-            worker.reach(stage=self.stage, step=step)
+            worker.reach(self.stage, step)
             rate = set_learning_rate(
                 state.optimizer, fit, step, plan.steps_per_epoch, self.iteration
             )
@@ -140,6 +140,7 @@ class FitJob:
             log.step(step, terms, rate, times.input / (clock - begun))
             if saves:
                 state.report(step + 1)
+                worker.reach(self.stage, step, "saved")
                 # DDP sorts its buckets anew after its first step, and with them the order of
                 # additions. Wrapped anew here, a resumed run and an undisturbed one agree.
                 model = state.distributed()

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from daal import checkpoint
 from daal.batch_norm import group_size, synchronise
 from daal.config import Config, FitConfig
+from daal.errors import CheckpointError, StorageError
 from daal.network import DaalNetwork
 from daal.plan import Plan
 from daal.step import make_optimizer, make_teacher
@@ -48,11 +49,11 @@ class TrainState:
         fit: FitConfig,
         config: Config,
     ) -> "TrainState":
-        """From the network as it is, or from the stage's last checkpoint if there is one."""
+        """From the network as it is, or from the last whole checkpoint of the stage, if any."""
         network = network.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         teacher = make_teacher(network, fit.teacher_momentum)  # a copy; groups of workers have none
         _share_statistics(network, worker, plan, fit, config)
-        saved = _last_checkpoint(stage)
+        saved = _last_checkpoint(stage, worker)
         next_step = 0
         if saved is not None:
             tensors, optimizer_state, next_step = saved
@@ -99,10 +100,17 @@ class TrainState:
                     self.optimizer, self.network.named_parameters()
                 ),
             )
-            ray.train.report(
-                {"next_step": next_step},
-                checkpoint=ray.train.Checkpoint.from_directory(os.fspath(directory)),
-            )
+            self.worker.reach(self.stage, next_step - 1, "saving")
+            try:
+                ray.train.report(
+                    {"next_step": next_step},
+                    checkpoint=ray.train.Checkpoint.from_directory(os.fspath(directory)),
+                )
+            except OSError as error:
+                raise StorageError(
+                    f"a checkpoint of {self.stage} can't be written to the run folder ({error}); "
+                    "make room or check the storage, and the same command goes on."
+                ) from error
 
     def result(self) -> Weights:
         """What the training is for: the teacher's weights if there is one, or the network's."""
@@ -113,16 +121,27 @@ class TrainState:
         }
 
 
-def _last_checkpoint(stage: str) -> tuple[dict[str, Tensor], dict[str, Tensor], int] | None:
-    """Tensors, the optimizer's tensors and the next step, if Ray Train has one of this stage."""
-    saved = ray.train.get_checkpoint()
-    if saved is None:
+Saved = tuple[dict[str, Tensor], dict[str, Tensor], int]  # tensors, the optimizer's, next step
+
+
+def _last_checkpoint(stage: str, worker: Worker) -> Saved | None:
+    """What Ray Train has of this stage; None if there is nothing, or any worker can't read it."""
+    reported = ray.train.get_checkpoint()
+    if reported is None:
         return None
-    with saved.as_directory() as directory:
-        tensors, metadata = checkpoint.load(Path(directory))
-        if metadata["stage"] != stage:
-            return None
-        return tensors, checkpoint.load_optimizer(Path(directory)), metadata["next_step"]
+    saved: Saved | None = None
+    with reported.as_directory() as directory:
+        try:
+            tensors, metadata = checkpoint.load(Path(directory))
+            if metadata["stage"] == stage:
+                optimizer = checkpoint.load_optimizer(Path(directory))
+                saved = tensors, optimizer, metadata["next_step"]
+        except CheckpointError as error:
+            worker.log({"stage": stage, "note": f"starts from its first step again: {error}"})
+    found = torch.tensor(float(saved is not None), device=worker.device)
+    if worker.world_size > 1:
+        distributed.all_reduce(found, distributed.ReduceOp.MIN)
+    return saved if found else None
 
 
 def _share_statistics(

@@ -9,7 +9,6 @@ new workers take the same job again; a training then goes on from its last check
 
 import contextlib
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -30,10 +29,11 @@ from daal.config import Config
 from daal.errors import ClusterError, DaalError
 from pipelines.admission import turn_to_start
 from pipelines.desk import Desk
-from pipelines.faults import Fault, planned_faults
+from pipelines.faults import Fault, Point, planned_faults
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
 from pipelines.session import Resources
+from pipelines.watchdog import Watchdog
 
 POLL_SECONDS = 0.5  # between looks at whether the group is still there
 CLOSE_SECONDS = 30.0  # what a group may take to end; idle workers need about 3
@@ -41,6 +41,10 @@ CLOSE_SECONDS = 30.0  # what a group may take to end; idle workers need about 3
 
 class Job(Protocol):
     """What workers do together. Large things in it are references into the object store."""
+
+    @property
+    def stage(self) -> str:
+        """What it is part of, as messages name it."""
 
     def run(self, worker: "Worker") -> Any:
         """This worker's part; what it returns travels through the object store.
@@ -57,18 +61,21 @@ class Worker:
     world_size: int
     device: torch.device
     desk: Any
+    watchdog: Watchdog
     faults: tuple[Fault, ...] = ()
     kept: dict[Any, Any] = field(default_factory=dict)  # what is worth keeping between jobs
 
     def log(self, event: dict[str, Any]) -> None:
         """Send figures to the driver, which shows and records them."""
-        self.desk.log.remote({"time": time.time(), **event})
+        _log(self.desk, event)
 
-    def reach(self, **where: Any) -> None:
-        """A named point: if a test planned a fault here, this process ends as if killed."""
+    def reach(self, stage: str, step: int, point: Point = "step") -> None:
+        """A named point of a job: a sign of life, and where a test may have planned a fault."""
+        where = {"stage": stage, "step": step, "point": point, "rank": self.rank}
+        self.watchdog.step(where)
         for fault in self.faults:
-            if fault.is_at(rank=self.rank, **where) and ray.get(self.desk.strike.remote(fault)):
-                os.kill(os.getpid(), signal.SIGKILL)
+            if fault.is_at(**where) and ray.get(self.desk.strike.remote(fault)):
+                fault.strike()
 
 
 def serve(settings: dict[str, Any]) -> None:
@@ -81,7 +88,8 @@ def serve(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device, desk = ray.train.torch.get_device(), settings["desk"]
-    worker = Worker(rank, world_size, device, desk, settings["faults"])
+    watchdog = Watchdog(settings["stall_seconds"], lambda event: _log(desk, event))
+    worker = Worker(rank, world_size, device, desk, watchdog, settings["faults"])
     attempt = torch.zeros(1, dtype=torch.int64, device=device)
     if rank == 0:
         attempt.fill_(ray.get(desk.enter.remote()))
@@ -95,15 +103,30 @@ def serve(settings: dict[str, Any]) -> None:
             return
         job: Job = ray.get(posted[0])
         try:
-            result = job.run(worker)
+            with worker.watchdog:
+                result = job.run(worker)
         except DaalError as error:
             ray.get(desk.fail.remote(number, error))
             raise  # so that no other worker waits for this one
+        except torch.OutOfMemoryError as error:  # again and again, if it were run again
+            ray.get(desk.fail.remote(number, _out_of_memory(job.stage, error)))
+            raise
         reference = ray.put(result)
         del result, job
         if device.type == "cuda":
             torch.cuda.empty_cache()  # pseudo-labels are made on the same GPU
         ray.get(desk.deliver.remote(number, int(attempt), rank, world_size, [reference]))
+
+
+def _log(desk: Any, event: dict[str, Any]) -> None:
+    desk.log.remote({"time": time.time(), **event})
+
+
+def _out_of_memory(stage: str, error: torch.OutOfMemoryError) -> ClusterError:
+    return ClusterError(
+        f"the GPU's memory ran out in {stage} ({str(error).splitlines()[0]}); raise "
+        "adapt.accumulate and pretrain.accumulate, lower ray.extract_batch, or use more workers."
+    )
 
 
 class Workers:
@@ -179,6 +202,7 @@ class Workers:
                 "threads": resources.threads,
                 "deterministic": config.deterministic,
                 "faults": planned_faults(),
+                "stall_seconds": 60 * config.ray.stall_minutes,
             },
             scaling_config=scaling_config(
                 num_workers=num_workers if least == num_workers else (least, num_workers),

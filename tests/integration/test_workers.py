@@ -21,7 +21,7 @@ from pipelines.faults import FAULTS
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
 from pipelines.session import ray_session
-from pipelines.workers import Worker, Workers
+from pipelines.workers import Worker, Workers, _cause
 
 # Workers can't import the module of a test.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 @dataclass(frozen=True)
 class WhoAmI:
     def run(self, worker: Worker) -> tuple[int, int, int]:
-        worker.reach(stage="who", step=0)
+        worker.reach("who", 0)
         return worker.rank, worker.world_size, os.getpid()
 
 
@@ -49,6 +49,28 @@ class OneFails:
 class Crash:
     def run(self, worker: Worker) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class NoMemory:
+    """As CUDA says it; there is no GPU here to fill."""
+
+    stage: str = "pretrain"
+
+    def run(self, worker: Worker) -> None:
+        worker.kept["runs"] = worker.kept.get("runs", 0) + 1
+        raise torch.OutOfMemoryError(f"CUDA out of memory in run {worker.kept['runs']}.")
+
+
+@dataclass(frozen=True)
+class Meet:
+    """All ranks meet in a collective; a test may have one of them hang on the way there."""
+
+    def run(self, worker: Worker) -> int:
+        worker.reach("meeting", 3)
+        number = torch.ones(1)
+        distributed.all_reduce(number)
+        return int(number)
 
 
 def group(config: Config, folder: Path, **ray_settings: Any) -> Any:
@@ -87,3 +109,42 @@ def test_workers_that_die_again_and_again__are_given_up(
     with ray_session(config.ray) as resources, pytest.raises(ClusterError, match="same command"):
         with Workers(config, folder, resources, progress) as workers:
             workers.run(Crash())
+
+
+def test_a_rank_that_hangs__each_rank_says_where_it_is_and_the_job_is_run_again(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[dict[str, Any]] = []
+    output = io.StringIO()
+    config, folder, _ = group(tiny_config, tmp_path, stall_minutes=5 / 60)
+    monkeypatch.setenv(
+        FAULTS, json.dumps([{"stage": "meeting", "step": 3, "rank": 1, "kind": "hang"}])
+    )
+    progress = Progress(events.append, Console(file=output, width=1000))
+    with ray_session(config.ray) as resources:
+        with Workers(config, folder, resources, progress) as workers:
+            assert workers.run(Meet()) == [2, 2]
+            assert workers.num_starts() == 2
+    stalled = {event["rank"]: event for event in events if "stack" in event}
+    assert set(stalled) == {0, 1}
+    assert "faults.py" in stalled[1]["stack"] and "time.sleep" in stalled[1]["stack"]
+    assert "all_reduce" in stalled[0]["stack"]
+    assert all(event["stage"] == "meeting" and event["step"] == 3 for event in stalled.values())
+    assert "rank 1 has finished no step for" in output.getvalue()
+
+
+def test_a_gpu_without_memory_left__is_not_tried_again(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path
+) -> None:
+    config, folder, progress = group(tiny_config, tmp_path, num_workers=1)
+    with ray_session(config.ray) as resources:
+        with pytest.raises(ClusterError, match=r"ran out in pretrain \(.* in run 1\..*accumulate"):
+            with Workers(config, folder, resources, progress) as workers:
+                workers.run(NoMemory())
+
+
+def test_hosts_whose_names_mean_loopback__are_told_the_remedy() -> None:
+    failure = RuntimeError("Gloo connectFullMesh failed with [..] connect [127.0.1.1]:34567")
+    error = RuntimeError("workers failed")
+    error.worker_failures = {0: failure}  # type: ignore[attr-defined]
+    assert "GLOO_SOCKET_IFNAME" in str(_cause(error))

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,11 +25,25 @@ from pipelines.workers import Workers
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 
+# Three epochs of six steps, a checkpoint behind each.
+AMID_AN_EPOCH = {"step": 14}
+FAULTS_OF_THREE = [
+    {"step": 0, "rank": 2},
+    {"step": 5, "point": "saving"},
+    {"step": 11, "point": "saved", "rank": 1},
+    {"step": 14, "rank": 2},
+]
+
+
 @pytest.mark.parametrize(
-    ("num_workers", "images", "batch_norm_images", "accumulate"),
-    [(1, "jpeg", 16, 2), (2, "auto", 1, 1), (3, "auto", 16, 1)],
+    ("num_workers", "images", "batch_norm_images", "accumulate", "faults"),
+    [
+        (1, "jpeg", 16, 2, [AMID_AN_EPOCH]),
+        (2, "auto", 1, 1, [AMID_AN_EPOCH]),
+        (3, "auto", 16, 1, FAULTS_OF_THREE),
+    ],
 )
-def test_killed_amid_an_epoch__the_bits_of_an_undisturbed_training(
+def test_killed__the_bits_of_an_undisturbed_training(
     ray_cluster: None,
     tiny_config: Config,
     monkeypatch: pytest.MonkeyPatch,
@@ -36,11 +51,11 @@ def test_killed_amid_an_epoch__the_bits_of_an_undisturbed_training(
     images: str,
     batch_norm_images: int,
     accumulate: int,
+    faults: list[dict[str, Any]],
 ) -> None:
     # Ray Train counts a checkpoint as made when its controller next looks, by default each 2 s.
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    fault = {"stage": "struck", "step": 14, "rank": num_workers - 1}
-    monkeypatch.setenv(FAULTS, json.dumps([fault]))
+    monkeypatch.setenv(FAULTS, json.dumps([{"stage": "struck", **fault} for fault in faults]))
     config = tiny_config.model_copy(
         update={
             "pretrain": tiny_config.pretrain.model_copy(
@@ -60,7 +75,7 @@ def test_killed_amid_an_epoch__the_bits_of_an_undisturbed_training(
         }
     )
     calm, struck = train_twice(
-        config, lambda trainer, stage, images: trainer.supervised(stage, images)
+        config, lambda trainer, stage, images: trainer.supervised(stage, images), len(faults)
     )
     assert np.isfinite(calm["source_head.fc.weight"]).all()
     assert_same_bits(calm, struck)
@@ -99,7 +114,7 @@ def test_beyond_the_paper__the_same_bits_as_well(
 
 
 def train_twice(
-    config: Config, train: Callable[[Trainer, str, Images], Weights]
+    config: Config, train: Callable[[Trainer, str, Images], Weights], num_faults: int = 1
 ) -> tuple[Weights, Weights]:
     """Undisturbed, and with the faults of the stage called "struck"."""
     figures: list[dict] = []
@@ -111,6 +126,7 @@ def train_twice(
             pixels = Pixels(config, resources, lambda text: None)
             trainer = Trainer(config, workers, pixels, progress)
             calm, struck = train(trainer, "calm", images), train(trainer, "struck", images)
+            assert workers.num_starts() == 1 + num_faults
     first_step = {row["stage"]: row["first_step"] for row in figures if "first_step" in row}
     assert first_step["calm"] == 0
     assert first_step["struck"] in (6, 12), "it did not go on from a checkpoint"
