@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Installed once for each state of these files.
 READY  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check setup
+.PHONY: demo test check audit setup
 
 demo: $(READY)
 	$(BIN)/daal demo --out runs/demo
@@ -19,6 +19,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy daal cluster pipelines benchmarks
 	$(BIN)/lint-imports
+
+# Known vulnerabilities of the pinned packages; asks PyPI. A package it can't look up is an error.
+audit: $(READY)
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 setup: $(READY)
 

@@ -21,6 +21,10 @@ Address = Annotated[
         envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://HOST:8265."
     ),
 ]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="Send the token unencrypted to another host (http://)."),
+]
 Name = Annotated[str, typer.Argument(help="The run's name.")]
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 
@@ -38,12 +42,13 @@ def submit(
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Print the log; end with the run's exit code.")
     ] = False,
+    insecure: Insecure = False,
 ) -> None:
     """Run `adapt` as a job of a Ray cluster; submitting a name again continues its run."""
     from pipelines.submit import Jobs, default_name
 
     config = read_config(recipe, overrides)
-    jobs = Jobs(address)
+    jobs = Jobs(address, insecure)
     job = jobs.submit(name or default_name(config), config, ship_code)
     errors.print(f"submitted as {job.submission_id}; daal status {job.run} says how it is.")
     if follow:
@@ -54,11 +59,12 @@ def status(
     name: Annotated[str | None, typer.Argument(help="A run's name; default: all.")] = None,
     address: Address = LOCAL_DASHBOARD,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    insecure: Insecure = False,
 ) -> None:
     """How the runs on a cluster are."""
     from pipelines.submit import Jobs
 
-    jobs = Jobs(address)
+    jobs = Jobs(address, insecure)
     found = jobs.all() if name is None else [jobs.get(name)]
     if as_json:
         print(json.dumps([asdict(job) for job in found]))
@@ -76,22 +82,23 @@ def logs(
     follow: Annotated[
         bool, typer.Option("-f", "--follow", help="Until the run ends; with its exit code.")
     ] = False,
+    insecure: Insecure = False,
 ) -> None:
     """What a run has printed."""
     from pipelines.submit import Jobs
 
-    jobs = Jobs(address)
+    jobs = Jobs(address, insecure)
     job = jobs.get(name)
     if follow:
         follow_job(jobs, job)
     print(jobs.logs(job), end="")
 
 
-def stop(name: Name, address: Address = LOCAL_DASHBOARD) -> None:
+def stop(name: Name, address: Address = LOCAL_DASHBOARD, insecure: Insecure = False) -> None:
     """End a run's job; submitting the name again continues the run."""
     from pipelines.submit import Jobs
 
-    jobs = Jobs(address)
+    jobs = Jobs(address, insecure)
     job = jobs.get(name)
     if job.is_over:
         errors.print(f"{job.submission_id} is over already ({job.status.value}).")

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import secrets
 import socket
 import sys
 import time
@@ -88,12 +89,12 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
                 _knock(address)
                 ray.init(address=address, **common)
             else:
+                ensure_private_token()
                 cpus = max(os.cpu_count() or 1, int(cpus_needed(config)))
                 ray.init(
                     address="local", num_cpus=cpus, dashboard_host="127.0.0.1",
                     include_dashboard=True, **common,
                 )  # fmt: skip
-                _keep_token_private()
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise ClusterError(
@@ -114,11 +115,24 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _keep_token_private() -> None:
-    # Ray 2.60 writes the token that it makes up with the umask's mode, readable to others.
-    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-    if token.is_file():
-        token.chmod(0o600)
+def ensure_private_token() -> None:
+    """Make the token that a local Ray asks for, if there is none, readable to this user alone.
+
+    Ray 2.60 would write it with the umask's mode, so that others could read it for a while.
+    """
+    mode, token = (os.environ.get(f"RAY_AUTH_{name}", "") for name in ("MODE", "TOKEN"))
+    if mode.lower() != "token" or token:
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        if path.is_file():
+            path.chmod(0o600)
+        return
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
 
 
 def cpus_needed(config: RayConfig) -> float:

@@ -5,6 +5,7 @@ share the run folder, so that submitting a name again continues its run.
 """
 
 import asyncio
+import ipaddress
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 import yaml
@@ -50,13 +52,19 @@ class Jobs:
 
     `address` is the dashboard's, `http://HOST:8265`. The token, where the cluster asks for one,
     comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token with RAY_AUTH_MODE=token.
+    `insecure` lets it travel unencrypted to another host.
 
     Raises:
+        ConfigError: it isn't such an address, or the token would be readable on its way there.
         ClusterError: nothing answers there, or it refuses the token.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, insecure: bool = False) -> None:
+        check_address(address, insecure)
         self.address = address
+        # Ray follows this variable, or else RAY_ADDRESS, rather than the address it is given: it
+        # would send the token to a host that nobody checked.
+        os.environ["RAY_API_SERVER_ADDRESS"] = address
         with self._errors():
             self._client = JobSubmissionClient(address)
         for name in ("ray", "ray.dashboard.modules", "ray._private.runtime_env.packaging"):
@@ -156,6 +164,32 @@ class Jobs:
         except RuntimeError as error:
             text = str(error).strip().splitlines()[-1]
             raise ClusterError(f"the cluster at {self.address} says: {text}") from error
+
+
+def check_address(address: str, insecure: bool = False) -> None:
+    """Refuse an address that the token would travel to unencrypted, unless `insecure`."""
+    try:
+        url = urlsplit(address)
+    except ValueError:  # such as http://[::1
+        url = urlsplit("")
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ConfigError(
+            f"{address} is not a dashboard's address; give one like --address http://HOST:8265."
+        )
+    if url.scheme == "http" and not insecure and not _is_loopback(url.hostname):
+        raise ConfigError(
+            f"{address} is another host, and the token would travel there unencrypted: open a "
+            f"tunnel (ssh -L 8265:127.0.0.1:8265 {url.hostname}, ray dashboard or kubectl "
+            "port-forward) and give --address http://127.0.0.1:8265, or use https://; --insecure "
+            "sends it all the same, for a network where nobody else listens."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def check_name(name: str) -> None:

@@ -1,0 +1,249 @@
+"""S4, S5: who may talk to the Ray that `daal` starts by itself; one start, seen from outside."""
+
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+WRONG = "f" * 64
+REFUSED = {None: 401, WRONG: 403}  # the status for a missing and a wrong token
+SERVE = """
+import json, sys
+import pipelines, ray
+from daal.config import RayConfig
+from pipelines.session import ray_session
+
+with ray_session(RayConfig(num_workers=1)):
+    print(json.dumps(ray.get(ray.remote(lambda: ray.get_runtime_context().gcs_address).remote())))
+    sys.stdout.flush()
+    sys.stdin.read()
+"""
+JOIN = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+print("nodes:", len(ray.nodes()))
+"""
+# One call of each of Ray's services; which of them a port has is found by asking.
+CALLS = (
+    "NodeInfoGcsService/GetAllNodeInfo", "InternalKVGcsService/InternalKVKeys",
+    "JobInfoGcsService/GetAllJobInfo", "NodeManagerService/GetSystemConfig",
+    "ObjectManagerService/Pull", "CoreWorkerService/PushTask", "ReporterService/GetTraceback",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Listening:
+    """A socket that waits for connections."""
+
+    address: IPv4Address | IPv6Address
+    port: int
+    program: str
+
+    @property
+    def is_loopback(self) -> bool:
+        mapped = getattr(self.address, "ipv4_mapped", None)
+        return (mapped or self.address).is_loopback
+
+
+@dataclass(frozen=True)
+class OwnRay:
+    """A Ray that daal started, and a user's home with its token."""
+
+    pids: list[int]
+    gcs: str
+    token: Path
+    session: Path
+    environment: dict[str, str]
+
+    def listening(self) -> list[Listening]:
+        return list(listening(self.pids))
+
+    @property
+    def dashboard(self) -> str:
+        (port,) = {each.port for each in self.listening() if "dashboard.py" in each.program}
+        return f"http://127.0.0.1:{port}"
+
+    @property
+    def metrics_port(self) -> int:
+        (file,) = self.session.glob("metrics_export_port_*")
+        return int(file.read_text())
+
+    def join(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Join it as another driver."""
+        return subprocess.run(
+            [sys.executable, "-c", JOIN, self.gcs],
+            capture_output=True, text=True, timeout=300, env=self.environment | environment,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def own_ray() -> Iterator[OwnRay]:
+    with tempfile.TemporaryDirectory(prefix="ray") as scratch:
+        home = Path(scratch) / "home"
+        home.mkdir()
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment = kept | {"HOME": str(home), "RAY_TMPDIR": scratch}
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE], cwd=ROOT, env=environment, umask=0, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert process.stdin and process.stdout
+        try:
+            line = process.stdout.readline()
+            assert line, "no Ray was started"
+            yield OwnRay(
+                descendants(process.pid),
+                json.loads(line),
+                home / ".ray/auth_token",
+                Path(scratch) / "ray/session_latest",
+                environment | {"RAY_USAGE_STATS_ENABLED": "0"},
+            )
+        finally:
+            process.stdin.close()
+            process.wait(timeout=120)
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and those it started."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended
+        parents[int(folder.name)] = int(fields[1])
+    found = [pid]
+    for each in found:  # grows on the way
+        found += [child for child, parent in parents.items() if parent == each]
+    return found
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""  # it has ended
+
+
+def listening(pids: list[int]) -> Iterator[Listening]:
+    owners = {}
+    for pid in pids:
+        try:
+            program = command_line(pid).replace(b"\0", b" ").decode().strip()
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+                owners[os.readlink(descriptor)] = program
+        except OSError:
+            continue
+    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            program = owners.get(f"socket:[{fields[9]}]")
+            if fields[3] != "0A" or program is None:  # 0A: it listens
+                continue
+            packed, port = fields[1].split(":")
+            words = [bytes.fromhex(packed[i : i + 8])[::-1] for i in range(0, len(packed), 8)]
+            address = ip_address(socket.inet_ntop(family, b"".join(words)))
+            yield Listening(address, int(port, 16), program)
+
+
+def status_of(url: str, token: str | None) -> int:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as it:
+            return int(it.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def answers(target: str, token: str | None) -> dict[str, str]:
+    """What a port says to each of Ray's calls that it knows; none if it isn't gRPC."""
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    said: dict[str, str] = {}
+    with grpc.insecure_channel(target) as channel:
+        for call in CALLS:
+            ask: Any = channel.unary_unary(f"/ray.rpc.{call}")
+            try:
+                ask(b"", timeout=30, metadata=metadata)
+                said[call] = "OK"
+            except grpc.RpcError as error:
+                said[call] = error.code().name
+                if said[call] == "UNAVAILABLE":
+                    break
+    return {call: code for call, code in said.items() if code != "UNIMPLEMENTED"}
+
+
+def test_s4_dashboard_and_job_api_listen_on_loopback_only(own_ray: OwnRay) -> None:
+    dashboard = [each for each in own_ray.listening() if "dashboard.py" in each.program]
+    assert dashboard and all(each.is_loopback for each in dashboard)
+
+
+@pytest.mark.xfail(strict=True, reason="Ray 2.60 binds its own ports to all interfaces on Linux")
+def test_s4_all_ports_listen_on_loopback_only(own_ray: OwnRay) -> None:
+    found = own_ray.listening()
+    assert len(found) > 5
+    assert [each for each in found if not each.is_loopback] == []
+
+
+@pytest.mark.parametrize("token", [None, WRONG], ids=["none", "wrong"])
+def test_s4_every_port_but_the_metrics_asks_for_the_token(
+    own_ray: OwnRay, token: str | None
+) -> None:
+    host = own_ray.gcs.rpartition(":")[0]
+    asked = set()
+    for each in own_ray.listening():
+        if "dashboard.py" in each.program or each.port == own_ray.metrics_port:
+            continue
+        said = answers(f"{host}:{each.port}", token)
+        asked |= said.keys()
+        if set(said.values()) == {"UNAVAILABLE"}:  # speaks HTTP
+            assert status_of(f"http://{host}:{each.port}/", token) == REFUSED[token], each
+        else:
+            assert set(said.values()) == {"UNAUTHENTICATED"}, (each, said)
+    assert asked >= set(CALLS)
+    right = answers(own_ray.gcs, own_ray.token.read_text())
+    assert right["NodeInfoGcsService/GetAllNodeInfo"] == "OK"
+    # As SECURITY.md says.
+    assert status_of(f"http://{host}:{own_ray.metrics_port}/metrics", token) == 200
+
+
+def test_s4_the_job_api_refuses_a_wrong_token_and_none(own_ray: OwnRay) -> None:
+    for path in ("/api/jobs/", "/api/version", "/nodes?view=summary", "/api/v0/tasks"):
+        url = own_ray.dashboard + path
+        assert {token: status_of(url, token) for token in REFUSED} == REFUSED, path
+    assert status_of(f"{own_ray.dashboard}/api/jobs/", own_ray.token.read_text()) == 200
+
+
+def test_s4_nobody_joins_without_the_token(own_ray: OwnRay) -> None:
+    right = own_ray.join(RAY_AUTH_MODE="token")
+    assert "nodes: 1" in right.stdout, right.stderr
+    wrong = own_ray.join(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=WRONG)
+    none = own_ray.join(RAY_AUTH_MODE="disabled")
+    for refused in (wrong, none):
+        assert refused.returncode != 0 and "nodes:" not in refused.stdout
+        assert "token" in refused.stderr.lower()
+
+
+def test_s5_the_token_is_in_its_file_alone(own_ray: OwnRay) -> None:
+    assert stat.S_IMODE(own_ray.token.stat().st_mode) == 0o600
+    token = own_ray.token.read_bytes()
+    logs = [path for path in own_ray.session.rglob("*") if path.is_file()]
+    assert len(logs) > 10
+    assert [path for path in logs if token in path.read_bytes()] == []
+    lines = b"".join(map(command_line, own_ray.pids))
+    assert b"raylet" in lines and token not in lines

@@ -1,0 +1,42 @@
+"""S1, S3, S11: what is installed is what was tried, and not a release known to be unsafe."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PINS = dict(
+    line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+)
+
+
+@pytest.mark.parametrize(
+    "text", [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+)
+def test_s11_every_package_is_pinned(text: str) -> None:
+    wanted = Requirement(text)
+    pins = {canonicalize_name(name): version for name, version in PINS.items()}
+    assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)])
+
+
+@pytest.mark.parametrize(
+    "name, unsafe",
+    [
+        ("torch", "2.9.1"),  # CVE-2026-24747: weights_only=True ran code, as up to 2.5.1 before
+        ("ray", "2.54"),  # 2.49-2.54 unpickled what Parquet files say of their columns
+    ],
+)
+def test_s1_s3_releases_that_unpickle_are_not_allowed(name: str, unsafe: str) -> None:
+    (wanted,) = (each for each in map(Requirement, PROJECT["dependencies"]) if each.name == name)
+    assert not wanted.specifier.contains(unsafe)
+
+
+def test_s11_both_installations_follow_the_pins() -> None:
+    for file in ("Makefile", "pipelines/deploy/Dockerfile"):
+        commands = re.findall(r"^.*pip install.*$", (ROOT / file).read_text(), re.MULTILINE)
+        assert commands and all("--constraint constraints.txt" in each for each in commands)

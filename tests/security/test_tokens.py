@@ -1,0 +1,153 @@
+"""S5: the token is a password: private from its first byte, sent only where nobody can listen."""
+
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from daal.errors import ClusterError, ConfigError
+from pipelines.cli import app
+from pipelines.session import ensure_private_token
+from pipelines.submit import Jobs, check_address
+
+TOKEN = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def loose_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loose_umask: None) -> Path:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_s5_the_token_s_file_is_private_whatever_the_umask(home: Path) -> None:
+    ensure_private_token()
+    token = home / ".ray/auth_token"
+    assert mode(token) == 0o600 and mode(token.parent) == 0o700
+    first = token.read_text()
+    assert len(bytes.fromhex(first)) == 32
+    token.chmod(0o644)  # as Ray writes it
+    ensure_private_token()
+    assert mode(token) == 0o600 and token.read_text() == first
+
+
+def test_s5_the_token_s_file_where_the_user_wants_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / "secrets/ray"))
+    ensure_private_token()
+    assert mode(home / "secrets/ray") == 0o600 and not (home / ".ray").exists()
+
+
+@pytest.mark.parametrize("name, value", [("MODE", "disabled"), ("TOKEN", TOKEN)])
+def test_s5_no_file_where_none_is_needed(
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"RAY_AUTH_{name}", value)
+    ensure_private_token()
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://127.0.0.1:8265", "http://localhost:8265", "http://[::1]:8265", "http://127.9.9.9:1",
+     "https://cluster.example.org", "https://10.0.0.5:8265"],
+)  # fmt: skip
+def test_s5_addresses_that_keep_the_token_secret(address: str) -> None:
+    check_address(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://10.0.0.5:8265", "HTTP://cluster.example.org", "http://localhost.example.org:8265",
+     "http://127.0.0.1@example.org:8265", "http://0.0.0.0:8265", "http://[fe80::1]:8265"],
+)  # fmt: skip
+def test_s5_addresses_that_need_a_word(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"unencrypted.*ssh -L.*https.*--insecure"):
+        check_address(address)
+    check_address(address, insecure=True)
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.5:8265", "ray://10.0.0.5:10001", "auto", "", "http://", "http://[::1"]
+)
+def test_s5_addresses_that_are_none(address: str) -> None:
+    with pytest.raises(ConfigError, match="not a dashboard's address"):
+        check_address(address, insecure=True)
+
+
+@pytest.mark.parametrize("command", [["submit", "demo"], ["status"], ["logs", "x"], ["stop", "x"]])
+def test_s5_every_command_that_sends_the_token_asks(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--address=http://192.0.2.1:8265"])
+    assert isinstance(result.exception, ConfigError)
+    assert "--insecure" in str(result.exception)
+
+
+class Listener(BaseHTTPRequestHandler):
+    """Notes who asked."""
+
+    def do_GET(self) -> None:
+        self.server.heard.append(self.headers.get("Authorization"))  # type: ignore[attr-defined]
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def listeners() -> Iterator[list[ThreadingHTTPServer]]:
+    servers = [ThreadingHTTPServer(("127.0.0.1", 0), Listener) for _ in range(2)]
+    for server in servers:
+        server.heard = []  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield servers
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_s5_the_address_that_was_checked_is_the_one_that_is_asked(
+    listeners: list[ThreadingHTTPServer], variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, other = listeners
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # put back behind the test
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{other.server_port}")
+    with pytest.raises((ClusterError, ConfigError)):
+        Jobs(f"http://127.0.0.1:{given.server_port}").all()
+    assert given.heard and not other.heard  # type: ignore[attr-defined]
+
+
+@pytest.mark.timeout(600)
+def test_s5_no_command_prints_the_token(
+    tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    data = [f"source.root={tiny_world}/source", f"target.root={tiny_world}/target"]
+    run = [f"out={tmp_path}/run", "network.weights=none", "network.backbone=resnet18"]
+    for command in (["config", "show"], ["validate"], ["size"]):
+        result = CliRunner().invoke(app, [*command, "demo", *data, *run])
+        assert result.exit_code == 0 and result.output, (command, result.exception)
+        assert TOKEN not in result.output + result.stderr
