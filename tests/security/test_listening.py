@@ -99,14 +99,16 @@ def own_ray() -> Iterator[OwnRay]:
         home.mkdir()
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment = kept | {"HOME": str(home), "RAY_TMPDIR": scratch}
-        process = subprocess.Popen(
-            [sys.executable, "-c", SERVE], cwd=ROOT, env=environment, umask=0, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        complaints = Path(scratch) / "stderr"
+        with complaints.open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-c", SERVE], cwd=ROOT, env=environment, umask=0, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
+            )  # fmt: skip
         assert process.stdin and process.stdout
         try:
             line = process.stdout.readline()
-            assert line, "no Ray was started"
+            assert line, complaints.read_text()
             yield OwnRay(
                 descendants(process.pid),
                 json.loads(line),
