@@ -247,7 +247,7 @@ def _msmt17(root: Path) -> list[ImageRecord]:
     if len(versions) != 1:
         found = "has both versions' folders" if versions else "has neither train nor mask_train_v2"
         raise DataError(
-            f"{root} {found}; MSMT17's root is the folder with train and test (V1) or "
+            f"{root} {found}; give MSMT17's root, which is the folder with train and test (V1) or "
             "mask_train_v2 and mask_test_v2 (V2), of one version only."
         )
     train, test = versions[0]

@@ -50,7 +50,7 @@ def read(path: Path) -> tuple[bytes, str | None]:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:  # before a file of terabytes is read
                 return b"", (
-                    f"the file has {size / 1e6:,.0f} million bytes where {MAX_BYTES / 1e6:.0f} "
+                    f"the file has {size / 1e6:,.0f} million bytes where {MAX_BYTES / 1e6:,.0f} "
                     "million are allowed"
                 )
             data = file.read()
@@ -86,7 +86,7 @@ def _load(data: bytes) -> Image.Image:
         raise DataError(f"not a readable image ({', '.join(FORMATS)})") from None
     num_pixels = image.width * image.height
     if num_pixels > MAX_PIXELS:
-        raise DataError(_too_large(f"{num_pixels / 1e6:.0f} million"))
+        raise DataError(_too_large(f"{num_pixels / 1e6:.1f} million"))
     try:
         image.load()
         return _upright(_to_rgb(image), image)
@@ -98,7 +98,7 @@ def _load(data: bytes) -> Image.Image:
 
 
 def _too_large(num_pixels: str) -> str:
-    return f"the image has {num_pixels} pixels where {MAX_PIXELS / 1e6:.0f} million are allowed"
+    return f"the image has {num_pixels} pixels where {MAX_PIXELS / 1e6:.1f} million are allowed"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -5,6 +5,7 @@ one on the command line read the same: the key, what is wrong, the nearest key, 
 """
 
 import difflib
+import re
 import reprlib
 from collections.abc import Hashable, Iterable
 from pathlib import Path
@@ -180,14 +181,14 @@ def _sentence(item: Any, origins: Origins) -> str:
         nearest = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
         hint = f'did you mean "{nearest[0]}"?' if nearest else 'see "daal config show".'
         return f'"{_shortened(key)}" is not a known key; {hint}{where}'
-    message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "value_error":  # of our own checks, which name their keys
-        return f"{message}."
+        return f"{str(item['msg']).removeprefix('Value error, ')}."
+    message = re.sub(r"^\w+ should", "should", item["msg"])  # "Input should be less than 1"
     if item["type"] in ("model_type", "dict_type"):
         message = f"should be a section of keys and values, {key}: {{...}}"
     elif item["type"] == "invalid_key":
         return f'"{key}" should be a name; see "daal config show".{where}'
-    return f"{key}={_shown(item['input'])} {message.removeprefix('Input ')}{where}"
+    return f"{key}={_shown(item['input'])} {message}{where}"
 
 
 def _shown(value: Any) -> str:

@@ -1,5 +1,6 @@
 """What the commands share: arguments, recipes by name, lines on standard error."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,7 @@ def read_config(recipe: str, overrides: list[str] | None) -> Config:
     path = Path(recipe)
     if not path.suffix:
         path = RECIPES / f"{recipe}.yaml"
-        if not path.exists():
+        if not os.path.exists(path):  # of Path, it fails for names too long for a disk
             names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
             raise ConfigError(
                 f'there is no recipe "{recipe}"; shipped are {names}, or give a .yaml file.'

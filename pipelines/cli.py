@@ -195,8 +195,7 @@ def extract(
     """Features of every image of a folder, to a Parquet file."""
     from pipelines.inference import extract_folder
 
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
+    check_file_to_write(out)
     table, quarantine = extract_folder(Path(checkpoint), images, layout, overrides or [], verbose)
     pq.write_table(table, out, compression="zstd")
     for row in quarantine.to_pylist():
@@ -234,10 +233,7 @@ def label(
     from pipelines.feature_files import read_features
 
     config = load_config(None, labelling.with_eps_rule(overrides or []))
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
-    if out.is_dir():
-        raise ConfigError(f"--out {out}: that is a folder; name a file in it.")
+    check_file_to_write(out)
     given = read_features(features, split)
     with (
         ray_errors("-v shows what Ray says."),
@@ -259,6 +255,14 @@ def label(
     else:
         Console().print(labels_table_of(figures))
     errors.print(f"{len(found.labels)} pseudo-labels written to {out}")
+
+
+def check_file_to_write(out: Path) -> None:
+    """Before the work, not behind it."""
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: that is a folder; name a file in it.")
 
 
 def labels_table_of(figures: dict[str, Any]) -> Table:
@@ -370,11 +374,14 @@ def ray_errors(remedy: str) -> Iterator[None]:
 def main() -> None:
     """Entry point of the script `daal`."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged images; we say which and why
+    # Of damaged images and weights files; we say ourselves which they are and why.
+    warnings.filterwarnings("ignore", module=r"PIL\.|torch\.(serialization|_weights_only)")
     try:
         app()
     except DaalError as error:
-        for line in str(error).split("\n"):
+        # Mistakes in settings have a line each; in other errors, a newline is part of a name.
+        several = isinstance(error, ConfigError) or type(error) is DaalError
+        for line in str(error).split("\n") if several else [str(error)]:
             show("red", "error", line)
         sys.exit(error.exit_code)
     except OSError as error:

@@ -15,6 +15,7 @@ from daal.datasets import load_records
 from daal.errors import CheckpointError, ConfigError, DataError
 from daal.evaluation import EvaluationResult, evaluate
 from daal.load_config import apply_overrides, check_config
+from daal.network import DaalNetwork
 from pipelines.extract import extract, features_table
 from pipelines.feature_files import read_features
 from pipelines.ingest import ingest
@@ -36,7 +37,7 @@ def extract_folder(
     The network and the image size are those that the checkpoint was trained with.
     """
     tensors, metadata = checkpoint.load(folder)
-    if "config" not in metadata:
+    if not isinstance(metadata.get("config"), dict):
         raise CheckpointError(
             f"{folder} is not a checkpoint of a run: it does not say its configuration; give one "
             "that daal adapt or daal pretrain wrote."
@@ -48,7 +49,12 @@ def extract_folder(
     if layout not in layouts:
         raise ConfigError(f"--layout {layout} is unknown; take one of {', '.join(layouts)}.")
     dataset = DatasetConfig.model_validate({"layout": layout, "root": root})
-    load_records(dataset.layout, root)  # now rather than when workers hold the GPUs
+    # Now rather than when workers hold the GPUs.
+    load_records(dataset.layout, root)
+    try:
+        DaalNetwork(config.network.model_copy(update={"weights": "none"})).load_matching(tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     progress = Progress()
     with (
         ray_session(config.ray, verbose) as resources,
