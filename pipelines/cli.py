@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -284,6 +285,19 @@ def evaluate(
     from pipelines.inference import evaluate_file
 
     print(json.dumps(evaluate_file(features).as_dict(), indent=1))
+
+
+@app.command()
+def replay(
+    step: Annotated[Path, typer.Argument(help="What a diverged training has kept of its step.")],
+) -> None:
+    """Compute a training step again that came out not finite, and say where it did so first."""
+    from pipelines.replay import replay as compute
+
+    found = compute(step)
+    # JSON has no NaN and no infinity; they are printed as text.
+    loss = {name: x if math.isfinite(x) else str(x) for name, x in found.terms.items()}
+    print(json.dumps({"diverged": found.diverged, "first": found.module, "loss": loss}))
 
 
 @app.command()

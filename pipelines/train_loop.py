@@ -1,5 +1,6 @@
 """One training as each worker runs it, from a starting network to a trained one."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import Tensor, distributed
 from cluster.soft_labels import hard_label_weights, lsr_weights, soft_label_weights
 from daal.augment import augment, sample_seeds
 from daal.config import Config, FitConfig
+from daal.errors import TrainingDiverged
 from daal.losses import LossTerms
 from daal.network import DaalNetwork
 from daal.plan import Plan
@@ -26,6 +28,7 @@ from daal.step import (
     train_step,
 )
 from pipelines.pixels import ImageSource, PixelReader
+from pipelines.replay import keep_step
 from pipelines.stream import FedBatch, StreamSource, ahead, kept_batches, streamed_batches
 from pipelines.train_state import TrainState, Weights
 from pipelines.workers import Worker
@@ -104,7 +107,7 @@ class FitJob:
         targets = TargetLabels(labels, config, worker.device)
         first_step = state.next_step
         images, batches = self._batches(worker, plan, first_step)
-        earlier = None  # figures of the step before, which a GPU may still be working on
+        earlier = None  # the step before, which a GPU may still be working on
 
         state.network.train()
         model = state.distributed()
@@ -129,10 +132,10 @@ class FitJob:
             end_of_epoch = (step + 1) % plan.steps_per_epoch == 0
             saves = last or (end_of_epoch and (epoch + 1) % fit.checkpoint_every_epochs == 0)
             if earlier is not None:
-                raise_if_diverged(*earlier)
-            earlier = HostCopy(state.diverged), terms, step
+                self._check(state, *earlier)
+            earlier = HostCopy(state.diverged), terms, step, parts
             if saves or worker.device.type == "cpu":
-                raise_if_diverged(*earlier)
+                self._check(state, *earlier)
 
             clock = time.monotonic()
             if step == first_step:
@@ -156,6 +159,28 @@ class FitJob:
             first_step,
             times,
         )
+
+    def _check(
+        self,
+        state: TrainState,
+        diverged: HostCopy,
+        terms: LossTerms,
+        step: int,
+        parts: list[TrainBatch],
+    ) -> None:
+        """`raise_if_diverged`, with the step kept where it can be computed again."""
+        try:
+            raise_if_diverged(diverged, terms, step)
+        except TrainingDiverged as error:
+            worker = state.worker
+            where = ""
+            if worker.rank == 0 or not all(map(math.isfinite, terms.as_dict().values())):
+                name = f"{self.stage}/diverged-rank-{worker.rank}"
+                kept = keep_step(worker.folder, name, state.network, parts, self.config)
+                where = f" The step is kept: daal replay {kept}"
+            if worker.world_size > 1:
+                distributed.barrier()  # the first to raise ends the others
+            raise TrainingDiverged(f"{error}{where}") from None
 
     def _batches(
         self, worker: Worker, plan: Plan, first_step: int

@@ -42,10 +42,6 @@ CLOSE_SECONDS = 30.0  # what a group may take to end; idle workers need about 3
 class Job(Protocol):
     """What workers do together. Large things in it are references into the object store."""
 
-    @property
-    def stage(self) -> str:
-        """What it is part of, as messages name it."""
-
     def run(self, worker: "Worker") -> Any:
         """This worker's part; what it returns travels through the object store.
 
@@ -61,6 +57,7 @@ class Worker:
     world_size: int
     device: torch.device
     desk: Any
+    folder: RunFolder
     watchdog: Watchdog
     faults: tuple[Fault, ...] = ()
     kept: dict[Any, Any] = field(default_factory=dict)  # what is worth keeping between jobs
@@ -89,7 +86,9 @@ def serve(settings: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device, desk = ray.train.torch.get_device(), settings["desk"]
     watchdog = Watchdog(settings["stall_seconds"], lambda event: _log(desk, event))
-    worker = Worker(rank, world_size, device, desk, watchdog, settings["faults"])
+    worker = Worker(
+        rank, world_size, device, desk, settings["folder"], watchdog, settings["faults"]
+    )
     attempt = torch.zeros(1, dtype=torch.int64, device=device)
     if rank == 0:
         attempt.fill_(ray.get(desk.enter.remote()))
@@ -109,7 +108,7 @@ def serve(settings: dict[str, Any]) -> None:
             ray.get(desk.fail.remote(number, error))
             raise  # so that no other worker waits for this one
         except torch.OutOfMemoryError as error:  # again and again, if it were run again
-            ray.get(desk.fail.remote(number, _out_of_memory(job.stage, error)))
+            ray.get(desk.fail.remote(number, _out_of_memory(error)))
             raise
         reference = ray.put(result)
         del result, job
@@ -122,9 +121,9 @@ def _log(desk: Any, event: dict[str, Any]) -> None:
     desk.log.remote({"time": time.time(), **event})
 
 
-def _out_of_memory(stage: str, error: torch.OutOfMemoryError) -> ClusterError:
+def _out_of_memory(error: torch.OutOfMemoryError) -> ClusterError:
     return ClusterError(
-        f"the GPU's memory ran out in {stage} ({str(error).splitlines()[0]}); raise "
+        f"the GPU's memory ran out ({str(error).splitlines()[0]}); raise "
         "adapt.accumulate and pretrain.accumulate, lower ray.extract_batch, or use more workers."
     )
 
@@ -199,6 +198,7 @@ class Workers:
             serve,
             train_loop_config={
                 "desk": self._desk,
+                "folder": self._folder,
                 "threads": resources.threads,
                 "deterministic": config.deterministic,
                 "faults": planned_faults(),

@@ -55,8 +55,6 @@ class Crash:
 class NoMemory:
     """As CUDA says it; there is no GPU here to fill."""
 
-    stage: str = "pretrain"
-
     def run(self, worker: Worker) -> None:
         worker.kept["runs"] = worker.kept.get("runs", 0) + 1
         raise torch.OutOfMemoryError(f"CUDA out of memory in run {worker.kept['runs']}.")
@@ -138,7 +136,7 @@ def test_a_gpu_without_memory_left__is_not_tried_again(
 ) -> None:
     config, folder, progress = group(tiny_config, tmp_path, num_workers=1)
     with ray_session(config.ray) as resources:
-        with pytest.raises(ClusterError, match=r"ran out in pretrain \(.* in run 1\..*accumulate"):
+        with pytest.raises(ClusterError, match=r"ran out \(.* in run 1\..*accumulate"):
             with Workers(config, folder, resources, progress) as workers:
                 workers.run(NoMemory())
 

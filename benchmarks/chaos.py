@@ -1,0 +1,168 @@
+"""One adaptation, killed again and again at random, against the same one left in peace.
+
+    python -m benchmarks.chaos [--kills 50] [--seed 0] [--folder DIR] [--json]
+
+Victims are real processes of the run: its driver, a Ray Train worker, or any other of its Ray's
+processes that do its work (tasks, decoders, the desk, Ray Train's controller). A run that ends
+with an error is started again by the same command. In the end its weights must be those of the
+undisturbed run, byte for byte, and no finished stage may have been run twice. Exits with 1 if not.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.drawn import show
+from daal.synthetic import draw_domains
+
+ITERATIONS = 8
+LAST = f"iteration-{ITERATIONS:02d}/checkpoint/weights.safetensors"
+SETTINGS = [
+    "source.published_counts=false", "target.published_counts=false", "network.backbone=resnet18",
+    "network.weights=none", "network.identity_head=unit", "input.height=64", "input.width=32",
+    "mixed_precision=false", "pretrain.epochs=6", "pretrain.batch_source=32", "adapt.epochs=3",
+    "adapt.steps_per_epoch=6", "adapt.batch_source=16", "adapt.batch_target=16",
+    f"iterations={ITERATIONS}", "cluster.eps_rule=q", "cluster.q=3", "cluster.max_cluster_share=1",
+    "cluster.k1=8", "soft_labels.form=normalized", "pretrain.optim.lr_new=0.01",
+    "pretrain.optim.lr_backbone=0.01",
+]  # fmt: skip
+# Driver, worker, other: as often as machines might lose them, not as they are numbered.
+VICTIMS = {"driver": 3, "worker": 4, "other": 3}
+PAUSE_SECONDS = 2.0, 25.0  # from one kill to the next
+PATIENCE_SECONDS = 3600  # for one start of the driver
+
+
+@dataclass
+class Run:
+    """A run's folder and how it went."""
+
+    settings: list[str]
+    out: Path
+    starts: int = 0
+    exit_codes: Counter[int] = field(default_factory=Counter)
+    killed: Counter[str] = field(default_factory=Counter)
+
+    def finish(self, killer: "Killer | None" = None) -> float:
+        """Start the command until it has done its work; returns the seconds this took."""
+        began = time.monotonic()
+        while True:
+            self.starts += 1
+            with open(f"{self.out}.log", "a") as log:
+                driver = subprocess.Popen(
+                    [sys.executable, "-m", "pipelines.cli", "adapt", self.settings[0],
+                     *self.settings[1:], f"out={self.out}"],
+                    stdout=log, stderr=log,
+                    env=os.environ | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"},
+                )  # fmt: skip
+            if killer is not None:
+                killer.stalk(driver, self)
+            self.exit_codes[code := driver.wait(PATIENCE_SECONDS)] += 1
+            if code == 0:
+                return time.monotonic() - began
+            if code not in (-signal.SIGKILL, 6):
+                raise SystemExit(f"exit code {code}; see {self.out}.log")
+
+    def stages(self) -> list[str]:
+        lines = (self.out / "journal.jsonl").read_text().splitlines()
+        return [json.loads(line)["stage"] for line in lines]
+
+
+@dataclass
+class Killer:
+    """Ends processes of a run at random, `left` times."""
+
+    rng: random.Random
+    left: int
+
+    def stalk(self, driver: "subprocess.Popen[bytes]", run: Run) -> None:
+        """Until the driver has ended, or enough is killed."""
+        while self.left and not _ended(driver, self.rng.uniform(*PAUSE_SECONDS)):
+            kind = self.rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
+            victims = {"driver": [driver.pid], **_processes(driver.pid)}[kind]
+            if victims:
+                os.kill(self.rng.choice(victims), signal.SIGKILL)
+                run.killed[kind] += 1
+                self.left -= 1
+
+
+def _ended(driver: "subprocess.Popen[bytes]", seconds: float) -> bool:
+    try:
+        driver.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _processes(driver: int) -> dict[str, list[int]]:
+    """Ray's processes below the driver that do its work: Ray Train's workers, and all others."""
+    parents: dict[int, list[tuple[int, str]]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            title = (folder / "cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace")
+        except OSError:
+            continue
+        parents.setdefault(parent, []).append((int(folder.name), title))
+    found: dict[str, list[int]] = {"worker": [], "other": []}
+    below = [driver]
+    while below:
+        for pid, title in parents.get(below.pop(), []):
+            below.append(pid)
+            if title.startswith("ray::RayTrainWorker"):
+                found["worker"].append(pid)
+            elif title.startswith("ray::") and "Agent" not in title and "IDLE" not in title:
+                found["other"].append(pid)
+    return found
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--kills", type=int, default=50)
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--folder", type=Path, help="keeps images and runs here")
+    options.add_argument("--json", action="store_true")
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (given.folder or Path(scratch)).absolute()
+        draw_domains(folder / "images", num_train_ids=30, num_test_ids=10, size=(64, 32))
+        recipe = folder / "chaos.yaml"
+        recipe.write_text("{}\n")
+        settings = [
+            str(recipe), *SETTINGS, f"source.root={folder}/images/source",
+            f"target.root={folder}/images/target",
+        ]  # fmt: skip
+        calm, struck = Run(settings, folder / "calm"), Run(settings, folder / "struck")
+        seconds = calm.finish()
+        killer = Killer(random.Random(given.seed), given.kills)  # noqa: S311  no secret
+        ratio = struck.finish(killer) / seconds
+        row = {
+            "name": "struck",
+            "kills": struck.killed.total(),
+            **{f"of {kind}": struck.killed[kind] for kind in VICTIMS},
+            "starts": struck.starts,
+            "time_x": round(ratio, 1),
+            "stages": len(struck.stages()),
+            "twice": len(struck.stages()) - len(set(struck.stages())),
+            "same bytes": (struck.out / LAST).read_bytes() == (calm.out / LAST).read_bytes(),
+        }
+    if given.json:
+        print(json.dumps({"rows": [row]}))
+    else:
+        show("One adaptation, killed at random", [row])
+    if killer.left or row["twice"] or not row["same bytes"]:
+        raise SystemExit(
+            f"not as promised; {killer.left} kills were left when it was done" if killer.left else 1
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Files are whole or ignored, and a full disk loses nothing that was there."""
+
+import io
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from daal import checkpoint
+from daal.config import Config
+from daal.errors import CheckpointError, StorageError
+from pipelines.adapt import Adaptation
+from pipelines.progress import Progress
+from pipelines.run_folder import RunFolder
+from pipelines.session import ray_session
+
+NUM_DAMAGES = 200
+
+
+def damage(file: Path, rng: random.Random) -> str:
+    """Cut the file somewhere, flip one of its bits, or empty, lengthen or remove it."""
+    data = bytearray(file.read_bytes())
+    kind = rng.choice(["cut", "cut", "flip", "flip", "empty", "longer", "gone"])
+    match kind:
+        case "cut":
+            data = data[: rng.randrange(len(data))]
+        case "flip":
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        case "empty":
+            data = bytearray()
+        case "longer":
+            data += rng.randbytes(1 + rng.randrange(100))
+    file.unlink()
+    if kind != "gone":
+        file.write_bytes(data)
+    return f"{file.name}: {kind}, {len(data)} bytes left"
+
+
+def test_damaged_checkpoints__are_never_loaded(tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    state = {"step": torch.tensor(3.0), "exp_avg": torch.rand(7)}
+    checkpoint.save(
+        good, {"w": torch.rand(5, 3)}, {"stage": "a"}, {f"w.{n}": t for n, t in state.items()}
+    )
+    rng = random.Random(0)
+    for number in range(NUM_DAMAGES):
+        folder = tmp_path / str(number)
+        shutil.copytree(good, folder)
+        victim = rng.choice(sorted(folder.iterdir()))
+        what = damage(victim, rng)
+        with pytest.raises(CheckpointError) as raised:
+            checkpoint.load_optimizer(folder)
+            pytest.fail(what)
+        assert str(folder) in str(raised.value), what
+
+
+def test_damaged_artefacts__are_made_again(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    folder = tmp_path / "run"
+    content = {"a.parquet": rng.randbytes(500), "b.json": rng.randbytes(20)}
+    made = 0
+
+    def make() -> dict[str, bytes]:
+        nonlocal made
+        made += 1
+        return content
+
+    for number in range(NUM_DAMAGES):
+        assert RunFolder(str(folder)).once("stage", sorted(content), make, dict) == content
+        assert made == number + 1
+        damage(folder / rng.choice(sorted(content)), rng)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 MB, which can be made larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "daal-test", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk__keeps_what_was_finished_and_names_the_file(small_disk: Path) -> None:
+    def stage(folder: RunFolder, name: str, size: int) -> int:
+        return folder.once(
+            name, [f"{name}.bin"], lambda: {f"{name}.bin": bytes(size)}, lambda found: size
+        )
+
+    folder = RunFolder(str(small_disk / "run"))
+    stage(folder, "small", 1_000_000)
+    with pytest.raises(
+        StorageError, match=r"large\.bin can't be written: the disk is full"
+    ) as raised:
+        stage(folder, "large", 20_000_000)
+    assert "20,000,000 bytes needed" in str(raised.value)
+    assert sorted(file.name for file in (small_disk / "run").iterdir()) == [
+        "journal.jsonl", "small.bin",
+    ]  # fmt: skip
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert stage(RunFolder(str(small_disk / "run")), "large", 20_000_000)
+    journal = RunFolder(str(small_disk / "run")).journal()
+    assert [line["stage"] for line in journal] == ["small", "large"]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_disk_that_fills_while_training__the_same_run_goes_on_once_there_is_room(
+    ray_cluster: None, tiny_config: Config, small_disk: Path
+) -> None:
+    config = tiny_config.model_copy(update={"out": str(small_disk / "run")})
+    progress = Progress(console=Console(file=io.StringIO()))
+    with ray_session(config.ray) as resources:
+        with pytest.raises(
+            StorageError, match=r"a checkpoint of pretrain.*No space left.*same command"
+        ):
+            Adaptation(config, RunFolder(config.out), resources, progress).pretrain_only()
+        journal = RunFolder(config.out).journal()
+        assert [line["stage"] for line in journal] == ["ingest/source", "ingest/target"]
+        subprocess.run(["mount", "-o", "remount,size=900m", str(small_disk)], check=True)
+        Adaptation(config, RunFolder(config.out), resources, progress).pretrain_only()
+    assert RunFolder(config.out).journal()[:2] == journal
+    checkpoint.load(Path(config.out) / "pretrain/checkpoint")

@@ -1,0 +1,116 @@
+"""Ray heads of a test's own, on free loopback ports and in a folder of their own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head, and what a driver that is to join it needs in its environment."""
+
+    address: str  # RAY_ADDRESS
+    dashboard: str
+    metrics_port: int
+    folder: str
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes]
+
+    @property
+    def joined(self) -> dict[str, str]:
+        """The environment of a driver that joins it."""
+        return self.environment | {"RAY_ADDRESS": self.address}
+
+    def kill(self) -> None:
+        """As a machine that loses its power: every process at once, without a word."""
+        self.process.kill()
+        for pid in processes_of(self.folder):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@contextmanager
+def ray_head(token: str | None = None) -> Iterator[Head]:
+    """Four logical CPUs, whatever the machine has; gone, with all it started, behind the block."""
+    with tempfile.TemporaryDirectory(prefix="ray") as scratch:
+        port, dashboard, metrics = free_port(), free_port(), free_port()
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment = kept | {
+            "RAY_AUTH_MODE": "disabled" if token is None else "token",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # of the jobs' python
+        }
+        process = subprocess.Popen(
+            [
+                str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
+                "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4",
+                "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+                f"--metrics-export-port={metrics}", f"--ray-client-server-port={free_port()}",
+                f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={scratch}",
+            ],
+            # Workers change their command lines; what they inherit still tells whose they are.
+            env=environment
+            | {"DAAL_TEST_HEAD": scratch}
+            | ({} if token is None else {"RAY_AUTH_TOKEN": token}),
+            start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            _wait_for(dashboard)
+            yield Head(
+                f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", metrics, scratch,
+                environment, process,
+            )  # fmt: skip
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=60)
+            finally:
+                left = wait_until_gone(scratch)
+                for pid in left:
+                    os.kill(pid, signal.SIGKILL)
+                assert not left, "processes of the head outlived it"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(240):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+
+
+def processes_of(folder: str) -> list[int]:
+    """Processes that name the folder in their command line or environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(
+                folder.encode() in (process / kind).read_bytes() for kind in ("cmdline", "environ")
+            ):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait_until_gone(folder: str, seconds: int = 60) -> list[int]:
+    """Those that are still there after so long."""
+    for _ in range(seconds):
+        if not processes_of(folder):
+            return []
+        time.sleep(1)
+    return processes_of(folder)
