@@ -8,6 +8,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Hashable, Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -169,16 +170,16 @@ def _sentence(item: Any, origins: Origins) -> str:
     key = ".".join(
         str(part) for part in item["loc"] if not str(part).startswith(("literal[", "bool"))
     )
-    origin = next(
-        (o for k, o in origins.items() if f"{k}.".startswith(f"{key}.") or key.startswith(f"{k}.")),
-        None,
-    )
+    # Its own; or of the section that it is in, or of a part of it.
+    near = [k for k in origins if key.startswith(f"{k}.") or k.startswith(f"{key}.")]
+    origin = origins.get(key) or (origins[near[0]] if near else None)
     where = f" [{origin}]" if origin else ""
     if item["type"] == "extra_forbidden":
         if key in known_keys():  # with its dots inside, from a file
             section, _, name = key.rpartition(".")
             return f'"{key}" must be written in its section, {section}: {{{name}: ...}}{where}'
-        nearest = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+        known = {k for leaf in known_keys() for k in accumulate(leaf.split("."), "{}.{}".format)}
+        nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
         hint = f'did you mean "{nearest[0]}"?' if nearest else 'see "daal config show".'
         return f'"{_shortened(key)}" is not a known key; {hint}{where}'
     if item["type"] == "value_error":  # of our own checks, which name their keys

@@ -57,7 +57,10 @@ def unknown_choices() -> Iterator[Case]:
 WRONG = [
     # settings, what must be said
     (["cluster.epz=0.4"], ('"cluster.epz" is not a known key', 'did you mean "cluster.eps"?')),
-    (["clutser.eps=0.4"], ('"clutser" is not a known key', "clutser.eps=0.4")),
+    (
+        ["clutser.eps=0.4"],
+        ('"clutser" is not a known key; did you mean "cluster"?', "clutser.eps=0.4"),
+    ),
     (["adapt.epoch=3"], ('did you mean "adapt.epochs"?',)),
     (["network.attention.mod=none"], ('did you mean "network.attention.mode"?',)),
     (["zzz=1"], ('"zzz" is not a known key', "daal config show")),
@@ -88,7 +91,10 @@ WRONG = [
     (["source.root="], ("source.root=None should be a valid string",)),
     (["out="], ("out=None should be a valid string",)),
     (["out=''"], ("out='' should have at least 1 character",)),
-    (["cluster=3"], ("cluster=3 should be a section of keys and values",)),
+    (
+        ["cluster=3"],
+        ("cluster=3 should be a section of keys and values", 'from override "cluster=3"'),
+    ),
     (["cluster=null"], ("cluster=None should be a section",)),
     (["network.attention=[]"], ("network.attention=[] should be a section",)),
     (["cluster={1: 2}"], ('"cluster.1" should be a name',)),
