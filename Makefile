@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Installed once for each state of these files.
 READY  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check audit setup
+.PHONY: demo test check chaos audit setup
 
 demo: $(READY)
 	$(BIN)/daal demo --out runs/demo
@@ -19,6 +19,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy daal cluster pipelines benchmarks
 	$(BIN)/lint-imports
+
+# Fifty kills at random over one adaptation; an hour on 2 cores.
+chaos: $(READY)
+	$(BIN)/python -m benchmarks.chaos
 
 # Known vulnerabilities of the pinned packages; asks PyPI. A package it can't look up is an error.
 audit: $(READY)

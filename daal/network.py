@@ -189,18 +189,24 @@ class DaalNetwork(nn.Module):
 def _backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
     name = config.backbone
     make = getattr(torchvision.models, name)
+    resnet = make(weights=None)
     if config.weights == "imagenet":
+        published = torchvision.models.get_model_weights(name).DEFAULT
         try:
-            resnet = make(weights=torchvision.models.get_model_weights(name).DEFAULT)
+            # By itself, torchvision would unpickle whatever lies in torch's cache.
+            resnet.load_state_dict(published.get_state_dict(check_hash=True, weights_only=True))
         except OSError as error:
             raise CheckpointError(
                 f"torchvision's ImageNet weights can't be downloaded ({error}); set "
                 "network.weights to a local .safetensors or .pth file."
             ) from error
-    else:
-        resnet = make(weights=None)
-        if config.weights != "none":
-            _load_backbone(resnet, Path(config.weights), config)
+        except Exception as error:  # the reader raises nearly anything on a foreign file
+            raise CheckpointError(
+                f"{published.url.rpartition('/')[2]} in torch's cache is damaged or holds more "
+                "than tensors; delete it there, or set network.weights to a local file."
+            ) from error
+    elif config.weights != "none":
+        _load_backbone(resnet, Path(config.weights), config)
     if config.ibn == "a":
         add_instance_norm(resnet)  # behind loading: plain weights are split
     if config.last_stride == 1:

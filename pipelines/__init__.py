@@ -13,6 +13,8 @@ _ENVIRONMENT = {
 if "RAY_ADDRESS" not in os.environ:
     _ENVIRONMENT |= {
         "RAY_AUTH_MODE": "token",  # a local Ray's dashboard and job API ask for a token
+        # Ray's own switch, by the name of where it is the default: all its ports on loopback.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's C++ side writes warnings about its own actors to our standard error.
         "RAY_BACKEND_LOG_LEVEL": "fatal",

@@ -1,25 +1,22 @@
 """A run as a job: a head that asks for a token, on its own ports and folder, gone afterwards."""
 
 import json
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from heads import Head, free_port, ray_head
 
 from daal.config import Config
 from daal.errors import ConfigError
@@ -30,83 +27,22 @@ WEIGHTS = "iteration-01/checkpoint/weights.safetensors"
 TOKEN = "0123456789abcdef" * 4
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass(frozen=True)
-class Head:
-    """A running head."""
-
-    address: str
-    metrics_port: int
-    folder: str
-    environment: dict[str, str]
-
-    def daal(self, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-        environment = self.environment | {"RAY_AUTH_TOKEN": token}
-        return subprocess.run(
-            [sys.executable, "-m", "pipelines.cli", *arguments, f"--address={self.address}"],
-            capture_output=True, text=True, timeout=300, env=environment,
-        )  # fmt: skip
+def daal(head: Head, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", *arguments, f"--address={head.dashboard}"],
+        capture_output=True, text=True, timeout=300,
+        env=head.environment | {"RAY_AUTH_TOKEN": token},
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    with tempfile.TemporaryDirectory(prefix="ray") as scratch:
-        port, dashboard, metrics = free_port(), free_port(), free_port()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment = kept | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # of the jobs' python
-        }
-        process = subprocess.Popen(
-            [
-                str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
-                "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4",
-                "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-                f"--metrics-export-port={metrics}", f"--ray-client-server-port={free_port()}",
-                f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={scratch}",
-            ],
-            env=environment | {"RAY_AUTH_TOKEN": TOKEN}, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        started = Head(f"http://127.0.0.1:{dashboard}", metrics, scratch, environment)
-        try:
-            for _ in range(120):
-                if started.daal("status").returncode == 0:
-                    break
-                time.sleep(1)
-            yield started
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=60)
-            finally:
-                left = _processes_of(scratch)
-                for pid in left:
-                    os.kill(pid, signal.SIGKILL)
-                assert not left, "processes of the head outlived it"
-
-
-def _processes_of(scratch: str) -> list[int]:
-    """Processes that name the head's folder in their command line, a while after its end."""
-    found: list[int] = []
-    for _ in range(30):
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                if scratch.encode() in (folder / "cmdline").read_bytes():
-                    found.append(int(folder.name))
-            except OSError:
-                continue
-        if not found:
-            return []
-        time.sleep(1)
-    return found
+    with ray_head(TOKEN) as started:
+        for _ in range(30):
+            if daal(started, "status").returncode == 0:
+                break
+            time.sleep(1)
+        yield started
 
 
 class Watched(threading.Thread):
@@ -187,7 +123,7 @@ def test_a_run_is_submitted_followed_and_submitted_again(
     recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     watched = Watched(head.metrics_port)
     watched.start()
-    first = head.daal("submit", str(recipe), "--ship-code", "--follow")
+    first = daal(head, "submit", str(recipe), "--ship-code", "--follow")
     watched.stop()
     assert first.returncode == 0, first.stdout + first.stderr
     assert "Scores on the target's test images" in first.stdout
@@ -204,17 +140,17 @@ def test_a_run_is_submitted_followed_and_submitted_again(
         stages = prometheus('last_over_time(ray_daal_stage{run="tiny"}[10m])')
         assert "pretrain/train" in {series["metric"]["stage"] for series in stages}
 
-    status = head.daal("status", "tiny")
+    status = daal(head, "status", "tiny")
     assert "daal-tiny-1" in status.stdout and "SUCCEEDED" in status.stdout
     # The same name again: the run is continued, which here has nothing left to do.
-    again = head.daal("submit", str(recipe), "--ship-code", "--follow")
+    again = daal(head, "submit", str(recipe), "--ship-code", "--follow")
     assert again.returncode == 0 and "daal-tiny-2" in again.stderr, again.stderr
     assert (tmp_path / "runs/Tiny/journal.jsonl").read_text() == journal
-    assert "Scores on the target's test images" in head.daal("logs", "tiny").stdout
-    assert "is over already" in head.daal("stop", "tiny").stderr
+    assert "Scores on the target's test images" in daal(head, "logs", "tiny").stdout
+    assert "is over already" in daal(head, "stop", "tiny").stderr
 
     # The exit code of a run that can't work is the run's own.
-    wrong = head.daal("submit", str(recipe), "out=" + str(tmp_path / "wrong"),
+    wrong = daal(head, "submit", str(recipe), "out=" + str(tmp_path / "wrong"),
                       "target.root=/nowhere", "--ship-code", "--follow")  # fmt: skip
     assert wrong.returncode == 3, wrong.stdout + wrong.stderr
     assert "/nowhere" in wrong.stdout
@@ -223,11 +159,11 @@ def test_a_run_is_submitted_followed_and_submitted_again(
 @pytest.mark.ray
 @pytest.mark.timeout(200)
 def test_a_wrong_token_is_refused(head: Head) -> None:
-    refused = head.daal("status", token="f" * 64)
+    refused = daal(head, "status", token="f" * 64)
     assert refused.returncode == 6, refused.stdout + refused.stderr
     assert "refuses the token" in refused.stderr and "Traceback" not in refused.stderr
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{head.address}/api/jobs/", timeout=10)
+        urllib.request.urlopen(f"{head.dashboard}/api/jobs/", timeout=10)
 
 
 @pytest.mark.ray
@@ -240,14 +176,14 @@ def test_two_runs_that_fit_only_one_at_a_time(
         config = tiny_config.model_copy(update={"out": str(tmp_path / name)})
         recipe = tmp_path / f"{name}.yaml"
         recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        submitted = head.daal("submit", str(recipe), "--ship-code")
+        submitted = daal(head, "submit", str(recipe), "--ship-code")
         assert submitted.returncode == 0, submitted.stderr
     weights = []
     for name in names:
-        followed = head.daal("logs", name, "--follow")
+        followed = daal(head, "logs", name, "--follow")
         assert (tmp_path / name / "summary.json").exists(), followed.stdout
         weights.append((tmp_path / name / WEIGHTS).read_bytes())
-    logs = [head.daal("logs", name).stdout for name in names]
+    logs = [daal(head, "logs", name).stdout for name in names]
     assert any("waiting for room: 2 workers of 1 CPUs" in log for log in logs), logs
     assert weights[0] == weights[1]
 
@@ -269,14 +205,14 @@ def test_prometheus_scrapes_with_the_token_as_shipped(head: Head, prometheus: Qu
 
 @pytest.mark.ray
 def test_nobody_listens_there(head: Head) -> None:
-    nobody = Head(f"http://127.0.0.1:{free_port()}", 0, "", head.environment).daal("status")
+    nobody = daal(replace(head, dashboard=f"http://127.0.0.1:{free_port()}"), "status")
     assert nobody.returncode == 6
     assert "no Ray cluster answers at http://127.0.0.1:" in nobody.stderr
 
 
 @pytest.mark.ray
 def test_an_unknown_run(head: Head) -> None:
-    unknown = head.daal("logs", "nobody")
+    unknown = daal(head, "logs", "nobody")
     assert unknown.returncode == 2 and "knows no run nobody" in unknown.stderr
 
 

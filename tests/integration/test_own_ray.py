@@ -3,11 +3,9 @@
 import json
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from heads import Head, free_port, ray_head
 
 from daal.config import Config
 
@@ -30,41 +29,14 @@ def daal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
-def head() -> Iterator[str]:
-    """A Ray head of our own on free loopback ports, ended by its process id."""
-    with tempfile.TemporaryDirectory(prefix="ray") as scratch:
-        port = free_port()
-        environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-        process = subprocess.Popen(
-            [
-                str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
-                "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4",
-                "--include-dashboard=false", f"--ray-client-server-port={free_port()}",
-                f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={scratch}",
-            ],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            for _ in range(60):
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.5)
-            yield f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
+def head() -> Iterator[Head]:
+    with ray_head() as started:
+        yield started
 
 
 def test_local_ray_asks_for_a_token__and_a_running_cluster_is_joined(
-    tiny_config: Config, tmp_path: Path, head: str
+    tiny_config: Config, tmp_path: Path, head: Head
 ) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
@@ -87,7 +59,7 @@ def test_local_ray_asks_for_a_token__and_a_running_cluster_is_joined(
     out = tmp_path / "features.parquet"
     joined = daal(
         "extract", str(run / "pretrain/checkpoint"), tiny_config.target.root, "--out", str(out),
-        RAY_ADDRESS=head, RAY_AUTH_MODE="disabled",
+        RAY_ADDRESS=head.address, RAY_AUTH_MODE="disabled",
     )  # fmt: skip
     assert joined.returncode == 0, joined.stderr
     theirs, ours = (pq.read_table(f) for f in (run / "pretrain/features.parquet", out))

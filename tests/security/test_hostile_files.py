@@ -97,9 +97,6 @@ def test_s1_a_journal_is_json_and_no_more(tmp_path: Path, mark: Path) -> None:
     assert run.journal() == [] and not mark.exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="torchvision 0.29 unpickles what lies in torch's cache, and asks nothing"
-)
 def test_s1_imagenet_weights_in_the_cache(
     tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,60 @@
+"""The command `daal adapt` as a process of its own, which tests watch and kill."""
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from daal.config import Config
+from pipelines.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe on disk, and the folder that its run leaves behind."""
+
+    recipe: Path
+    folder: RunFolder
+
+    def start(self, environment: dict[str, str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", "adapt", str(self.recipe)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+
+    def finish(self, environment: dict[str, str]) -> None:
+        process = self.start(environment)
+        stdout, stderr = process.communicate(timeout=400)
+        assert process.returncode == 0, stdout + stderr
+
+    def wait_for(self, stage: str, process: subprocess.Popen[str]) -> None:
+        """Until the process has begun with the stage."""
+        before = self._starts(stage)
+        for _ in range(4 * 300):
+            if self._starts(stage) > before:
+                return
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.25)
+        pytest.fail(f"{stage} was not reached")
+
+    def _starts(self, stage: str) -> int:
+        if not self.folder.exists("metrics.jsonl"):
+            return 0
+        lines = self.folder.read("metrics.jsonl").decode().splitlines()
+        return sum(f'"stage": "{stage}", "state": "started"' in line for line in lines)
+
+    def stages(self) -> list[str]:
+        """Finished ones, as often as they were finished."""
+        return [line["stage"] for line in self.folder.journal()]
+
+
+def run_of(config: Config, out: str) -> Run:
+    """A run in `out`, whose recipe lies beside the configured folder."""
+    recipe = Path(f"{config.out}-{out.rpartition('/')[2]}.yaml")
+    settings = config.model_copy(update={"out": out}).model_dump(mode="json")
+    recipe.write_text(yaml.safe_dump(settings))
+    return Run(recipe, RunFolder(out))

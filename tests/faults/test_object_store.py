@@ -1,0 +1,49 @@
+"""A run folder on S3: killed, continued, whole."""
+
+import os
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from moto.server import ThreadedMotoServer
+from runs import run_of
+
+from daal.config import Config
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URI of an empty bucket on a server of our own, and the way there in the environment."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    address = f"http://127.0.0.1:{port}"
+    for name, value in {
+        "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT"))
+    yield "s3://bucket"
+    server.stop()
+
+
+def test_a_run_on_s3__killed_while_training_and_continued(bucket: str, tiny_config: Config) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    calm, struck = (run_of(tiny_config, f"{bucket}/runs/{name}") for name in ("calm", "struck"))
+    process = struck.start(kept)
+    struck.wait_for("iteration-01/train", process)
+    process.kill()
+    process.communicate()
+    struck.finish(kept)
+    calm.finish(kept)
+    assert struck.stages() == calm.stages(), "a stage was done twice"
+    for file in ("iteration-01/checkpoint/weights.safetensors", "summary.json"):
+        assert struck.folder.exists(file)
+    weights = [
+        run.folder.read("iteration-01/checkpoint/weights.safetensors") for run in (calm, struck)
+    ]
+    assert weights[0] == weights[1]
+    assert b"secret" not in struck.folder.read("config.yaml")
