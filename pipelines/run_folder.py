@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import yaml
@@ -35,6 +36,11 @@ class RunFolder:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        if urlsplit(uri).username:
+            raise ConfigError(
+                "out= has a login in it, which messages and job lists would show; leave it to the "
+                "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the machine's role."
+            )
         try:
             if "://" in uri:
                 self.filesystem, self.base = fs.FileSystem.from_uri(uri)

@@ -125,23 +125,26 @@ Saved = tuple[dict[str, Tensor], dict[str, Tensor], int]  # tensors, the optimiz
 
 
 def _last_checkpoint(stage: str, worker: Worker) -> Saved | None:
-    """What Ray Train has of this stage; None if there is nothing, or any worker can't read it."""
-    reported = ray.train.get_checkpoint()
-    if reported is None:
-        return None
-    saved: Saved | None = None
-    with reported.as_directory() as directory:
+    """What Ray Train has of this stage, if all workers can read it."""
+    saved = None
+    if (reported := ray.train.get_checkpoint()) is not None:
         try:
-            tensors, metadata = checkpoint.load(Path(directory))
-            if metadata["stage"] == stage:
-                optimizer = checkpoint.load_optimizer(Path(directory))
-                saved = tensors, optimizer, metadata["next_step"]
+            with reported.as_directory() as directory:
+                saved = _read_checkpoint(Path(directory), stage)
         except CheckpointError as error:
             worker.log({"stage": stage, "note": f"starts from its first step again: {error}"})
+    # Between two trainings, only the worker that reported a checkpoint knows of it.
     found = torch.tensor(float(saved is not None), device=worker.device)
     if worker.world_size > 1:
         distributed.all_reduce(found, distributed.ReduceOp.MIN)
     return saved if found else None
+
+
+def _read_checkpoint(directory: Path, stage: str) -> Saved | None:
+    tensors, metadata = checkpoint.load(directory)
+    if metadata["stage"] != stage:
+        return None
+    return tensors, checkpoint.load_optimizer(directory), metadata["next_step"]
 
 
 def _share_statistics(

@@ -153,3 +153,9 @@ def test_claimed__by_one_process_at_a_time__and_free_when_it_is_killed(tmp_path:
             pass
     with RunFolder(str(tmp_path)).claimed():
         pass
+
+
+def test_a_login_in_the_uri__is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match="has a login in it") as raised:
+        RunFolder("s3://KEY:hush@bucket/run")
+    assert "hush" not in str(raised.value)
