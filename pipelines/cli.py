@@ -366,7 +366,7 @@ def run_adaptation(
                     adaptation.pretrain_only()
                 else:
                     adaptation.adapt()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         errors.print("stopped; the same command continues this run.")
         raise
     Console().print(scores_table([(row["name"], row) for row in adaptation.rows if "map" in row]))

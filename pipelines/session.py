@@ -4,8 +4,10 @@ import logging
 import math
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -25,6 +27,8 @@ from daal.errors import ClusterError
 # Workers live as long as the run and are idle while tasks make pseudo-labels on the same GPUs. A
 # share above one half puts each worker on a GPU of its own.
 WORKER_GPU, TASK_GPU = 0.6, 0.4
+
+LOOK_SECONDS, LOST_SECONDS = 3.0, 40.0  # whether the cluster is there; until it is given up
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,18 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
     Raises:
         ClusterError: the cluster can't be reached, refuses the token or is too small.
     """
-    ours = not ray.is_initialized()
-    if ours:
-        _start_or_join(config, verbose)
+    if ray.is_initialized():
+        yield _place_in_time(config)
+        return
+    _start_or_join(config, verbose)
+    _end_on_sigterm()
+    over = threading.Event()
+    threading.Thread(target=_watch_cluster, args=(over,), daemon=True).start()
     try:
         yield _place_in_time(config)
     finally:
-        if ours:
-            ray.shutdown()
+        over.set()
+        ray.shutdown()
 
 
 def _start_or_join(config: RayConfig, verbose: bool) -> None:
@@ -113,6 +121,31 @@ def _knock(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _end_on_sigterm() -> None:
+    # The handler that Ray installs prints stacks, and aborts the process three seconds later.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def _watch_cluster(over: threading.Event) -> None:
+    # Ray ends a driver that has lost its cluster for a minute, from within and in its own words.
+    address = ray.get_runtime_context().gcs_address
+    lost_since = None
+    while not over.wait(LOOK_SECONDS):
+        try:
+            _knock(address)
+            lost_since = None
+        except OSError:
+            lost_since = lost_since or time.monotonic()
+            if time.monotonic() - lost_since > LOST_SECONDS:
+                print(
+                    f"error: the Ray cluster at {address} is gone; the same command continues the "
+                    "run on another one.",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+                os._exit(ClusterError.exit_code)  # nothing of Ray answers any more
 
 
 def ensure_private_token() -> None:

@@ -107,7 +107,7 @@ def processes_of(folder: str) -> list[int]:
     return found
 
 
-def wait_until_gone(folder: str, seconds: int = 60) -> list[int]:
+def wait_until_gone(folder: str, seconds: int = 120) -> list[int]:
     """Those that are still there after so long."""
     for _ in range(seconds):
         if not processes_of(folder):

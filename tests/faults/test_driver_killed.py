@@ -61,5 +61,7 @@ def test_its_own_ray_ends_with_the_driver(
         assert "Traceback" not in stderr
         if end == signal.SIGTERM:
             assert "the same command continues" in stderr
-        assert not wait_until_gone(folder), "Ray outlived its driver"
+        assert not [Path(f"/proc/{pid}/cmdline").read_text() for pid in wait_until_gone(folder)], (
+            "Ray outlived its driver"
+        )
     assert run.stages() == ["ingest/source", "ingest/target"]
