@@ -16,7 +16,9 @@ import pytest
 import yaml
 from heads import Head, free_port, ray_head
 
-from daal.config import Config
+from daal.config import Config, RayConfig
+from daal.errors import ClusterError
+from pipelines.session import ray_session
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
@@ -29,7 +31,7 @@ def daal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
     )  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     with ray_head() as started:
         yield started
@@ -66,6 +68,47 @@ def test_local_ray_asks_for_a_token__and_a_running_cluster_is_joined(
     assert ours["path"].to_pylist() == theirs["path"].to_pylist()
     vectors = [np.array(table["feature"].to_pylist()) for table in (theirs, ours)]
     assert np.allclose(*vectors, atol=1e-5)
+
+
+def test_a_cluster_that_grows__is_waited_for(head: Head) -> None:
+    code = (
+        "from daal.config import RayConfig; from pipelines.session import ray_session\n"
+        "with ray_session(RayConfig(num_workers=6, data_cpus=1, wait_minutes=5)) as resources:\n"
+        "    print(resources.num_workers)"
+    )
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", code], env=head.joined, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    node = None
+    try:
+        assert waiting.stderr is not None
+        said = waiting.stderr.readline()
+        assert "has 4 CPUs, but the run needs 7" in said and "Waiting for nodes" in said
+        node = subprocess.Popen(
+            [
+                str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=4",
+                f"--address={head.address}", "--node-ip-address=127.0.0.1",
+            ],
+            env=head.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        stdout, stderr = waiting.communicate(timeout=240)
+        assert waiting.returncode == 0 and stdout.strip() == "6", stderr
+    finally:
+        waiting.kill()
+        if node is not None:
+            node.terminate()
+            node.wait(timeout=60)
+
+
+def test_a_cluster_that_does_not_grow__is_given_up(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # as if it were joined
+    with pytest.raises(ClusterError, match="has 4 CPUs, but the run needs 9"):
+        with ray_session(RayConfig(num_workers=8, data_cpus=1, wait_minutes=0.02)):
+            pass
+    assert "for up to 0.02 minutes (ray.wait_minutes)" in capsys.readouterr().err
 
 
 def test_no_cluster_at_the_address__exit_6(tiny_config: Config, tmp_path: Path) -> None:
