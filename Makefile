@@ -6,13 +6,17 @@ BIN    := $(VENV)/bin
 # Installed once for each state of these files.
 READY  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test check chaos audit setup
+.PHONY: demo test nightly check chaos audit setup
 
 demo: $(READY)
 	$(BIN)/daal demo --out runs/demo
 
 test: $(READY) check
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest
+
+# What takes minutes each: several nodes, two runs on one cluster, peers' recipes.
+nightly: $(READY)
+	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -m nightly
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ FAULTS_OF_THREE = [
     ("num_workers", "images", "batch_norm_images", "accumulate", "faults"),
     [
         (1, "jpeg", 16, 2, [AMID_AN_EPOCH]),
-        (2, "auto", 1, 1, [AMID_AN_EPOCH]),
+        pytest.param(2, "auto", 1, 1, [AMID_AN_EPOCH], marks=pytest.mark.nightly),
         (3, "auto", 16, 1, FAULTS_OF_THREE),
     ],
 )

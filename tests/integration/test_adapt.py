@@ -161,6 +161,7 @@ def test_adapt__as_udap_does__and_stops_when_the_labels_stay_the_same(
     assert not (out.with_name("iteration-02") / "checkpoint").exists()
 
 
+@pytest.mark.nightly
 def test_adapt__as_ssg_does__each_part_of_the_body_is_clustered_apart(
     ray_cluster: None, tiny_config: Config
 ) -> None:

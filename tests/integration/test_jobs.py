@@ -167,6 +167,7 @@ def test_a_wrong_token_is_refused(head: Head) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_two_runs_that_fit_only_one_at_a_time(
     head: Head, tiny_config: Config, tmp_path: Path
