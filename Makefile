@@ -5,13 +5,14 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Installed once for each state of these files.
 READY  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+S3     := $(VENV)/s3/bin/moto_server
 
 .PHONY: demo test nightly check chaos audit setup
 
 demo: $(READY)
 	$(BIN)/daal demo --out runs/demo
 
-test: $(READY) check
+test: $(READY) $(S3) check
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest
 
 # What takes minutes each: several nodes, two runs on one cluster, peers' recipes.
@@ -32,9 +33,14 @@ chaos: $(READY)
 audit: $(READY)
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
-setup: $(READY)
+setup: $(READY) $(S3)
 
 $(READY):
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(S3): tests/faults/s3_server.txt
+	$(PYTHON) -m venv $(VENV)/s3
+	$(VENV)/s3/bin/pip install --quiet --requirement $<
 	touch $@

@@ -80,7 +80,8 @@ class RunFolder:
         return f"{self.base}/{name}"
 
     def exists(self, name: str) -> bool:
-        return bool(self.filesystem.get_file_info(self.path(name)).type == fs.FileType.File)
+        with self._storage(name):
+            return bool(self.filesystem.get_file_info(self.path(name)).type == fs.FileType.File)
 
     def read(self, name: str) -> bytes:
         with self._storage(name), self.filesystem.open_input_stream(self.path(name)) as stream:

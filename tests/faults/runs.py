@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from daal.config import Config
+from daal.errors import StorageError
 from pipelines.run_folder import RunFolder
 
 
@@ -34,17 +35,20 @@ class Run:
     def wait_for(self, stage: str, process: subprocess.Popen[str]) -> None:
         """Until the process has begun with the stage."""
         before = self._starts(stage)
-        for _ in range(4 * 300):
+        for _ in range(2 * 300):
             if self._starts(stage) > before:
                 return
             assert process.poll() is None, process.communicate()
-            time.sleep(0.25)
+            time.sleep(0.5)
         pytest.fail(f"{stage} was not reached")
 
     def _starts(self, stage: str) -> int:
-        if not self.folder.exists("metrics.jsonl"):
+        try:
+            if not self.folder.exists("metrics.jsonl"):
+                return 0
+            lines = self.folder.read("metrics.jsonl").decode().splitlines()
+        except StorageError:  # an object store replaces it as we look
             return 0
-        lines = self.folder.read("metrics.jsonl").decode().splitlines()
         return sum(f'"stage": "{stage}", "state": "started"' in line for line in lines)
 
     def stages(self) -> list[str]:

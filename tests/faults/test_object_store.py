@@ -1,12 +1,16 @@
 """A run folder on S3: killed, continued, whole."""
 
 import os
+import shutil
+import subprocess
+import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 
 import pytest
 import safetensors.torch
-from moto.server import ThreadedMotoServer
+from heads import free_port
 from runs import run_of
 
 from daal.config import Config
@@ -17,18 +21,37 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URI of an empty bucket on a server of our own, and the way there in the environment."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
+    # `make test` puts it beside our own programs; see s3_server.txt.
+    program = shutil.which("moto_server", path=f"{sys.prefix}/s3/bin:{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("moto_server is not installed (pip install -r tests/faults/s3_server.txt)")
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [program, "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     for name, value in {
         "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT"))
-    yield "s3://bucket"
-    server.stop()
+    try:
+        _make_bucket(address)
+        yield "s3://bucket"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _make_bucket(address: str) -> None:
+    for _ in range(60):
+        try:
+            urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT"))
+            return
+        except OSError:
+            time.sleep(1)
+    pytest.fail("the S3 server did not start")
 
 
 def test_a_run_on_s3__killed_while_training_and_continued(bucket: str, tiny_config: Config) -> None:
