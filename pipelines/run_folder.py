@@ -32,7 +32,7 @@ LOCK = ".lock"
 
 
 class RunFolder:
-    """Files by name relative to the run's folder."""
+    """Files by name relative to the run's folder; one object for one pass through its stages."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
