@@ -30,6 +30,7 @@ def check_spread(row: dict[str, Any], number: int) -> None:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.nightly
 def test_two_nodes__everything_comes_once__and_one_may_be_lost() -> None:
     rows = measure("--nodes", "2", "--workers", "2", "--lost")
     check_spread(rows["2 nodes"], 2)
