@@ -25,7 +25,7 @@ check: $(READY)
 	$(BIN)/mypy daal cluster pipelines benchmarks
 	$(BIN)/lint-imports
 
-# Fifty kills at random over one adaptation; an hour on 2 cores.
+# Fifty kills at random over one adaptation.
 chaos: $(READY)
 	$(BIN)/python -m benchmarks.chaos
 
