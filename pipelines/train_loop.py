@@ -130,7 +130,10 @@ class FitJob:
             )
             last = step + 1 == plan.num_steps
             end_of_epoch = (step + 1) % plan.steps_per_epoch == 0
-            saves = last or (end_of_epoch and (epoch + 1) % fit.checkpoint_every_epochs == 0)
+            saves = last or (
+                end_of_epoch
+                and ((epoch + 1) % fit.checkpoint_every_epochs == 0 or worker.must_leave())
+            )
             if earlier is not None:
                 self._check(state, *earlier)
             earlier = HostCopy(state.diverged), terms, step, parts
@@ -144,8 +147,9 @@ class FitJob:
             if saves:
                 state.report(step + 1)
                 worker.reach(self.stage, step, "saved")
+            if end_of_epoch:
                 # DDP sorts its buckets anew after its first step, and with them the order of
-                # additions. Wrapped anew here, a resumed run and an undisturbed one agree.
+                # additions. Wrapped anew wherever a run may be resumed, both go on alike.
                 model = state.distributed()
                 times.checkpoints += time.monotonic() - clock
                 clock = time.monotonic()

@@ -66,6 +66,15 @@ class Worker:
         """Send figures to the driver, which shows and records them."""
         _log(self.desk, event)
 
+    def must_leave(self) -> bool:
+        """Whether a node of the group is about to be taken away; all workers ask together."""
+        if ray.train.get_preemption_info() is None:
+            return False
+        if self.rank == 0 and not self.kept.setdefault("leaving", False):
+            self.log({"stage": "workers", "note": "a node is about to be taken away"})
+            self.kept["leaving"] = True
+        return True
+
     def reach(self, stage: str, step: int, point: Point = "step") -> None:
         """A named point of a job: a sign of life, and where a test may have planned a fault."""
         where = {"stage": stage, "step": step, "point": point, "rank": self.rank}

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +32,7 @@ class Head:
     def kill(self) -> None:
         """As a machine that loses its power: every process at once, without a word."""
         self.process.kill()
-        for pid in processes_of(self.folder):
-            os.kill(pid, signal.SIGKILL)
+        kill(processes_of(self.folder))
         self.process.wait()
 
 
@@ -62,21 +61,17 @@ def ray_head(token: str | None = None) -> Iterator[Head]:
             | ({} if token is None else {"RAY_AUTH_TOKEN": token}),
             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        head = Head(
+            f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", metrics, scratch,
+            environment, process,
+        )  # fmt: skip
         try:
             _wait_for(dashboard)
-            yield Head(
-                f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", metrics, scratch,
-                environment, process,
-            )  # fmt: skip
+            yield head
         finally:
-            process.terminate()
-            try:
-                process.wait(timeout=60)
-            finally:
-                left = wait_until_gone(scratch)
-                for pid in left:
-                    os.kill(pid, signal.SIGKILL)
-                assert not left, "processes of the head outlived it"
+            # Ray would take half a minute to end it in peace.
+            head.kill()
+            assert not wait_until_gone(scratch, 30), "processes of the head outlived it"
 
 
 def free_port() -> int:
@@ -93,24 +88,32 @@ def _wait_for(port: int) -> None:
         time.sleep(0.5)
 
 
-def processes_of(folder: str) -> list[int]:
+def kill(processes: list[int]) -> None:
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def processes_of(folder: str, but_for: tuple[str, ...] = ()) -> list[int]:
     """Processes that name the folder in their command line or environment."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if any(
-                folder.encode() in (process / kind).read_bytes() for kind in ("cmdline", "environ")
-            ):
-                found.append(int(process.name))
+            command, environment = (
+                (process / kind).read_bytes().decode(errors="replace")
+                for kind in ("cmdline", "environ")
+            )
         except OSError:
             continue
+        if folder in command + environment and not command.startswith(but_for):
+            found.append(int(process.name))
     return found
 
 
-def wait_until_gone(folder: str, seconds: int = 120) -> list[int]:
-    """Those that are still there after so long."""
+def wait_until_gone(folder: str, seconds: int, but_for: tuple[str, ...] = ()) -> list[int]:
+    """Those that are still there after so long, but for some that may."""
     for _ in range(seconds):
-        if not processes_of(folder):
+        if not processes_of(folder, but_for):
             return []
         time.sleep(1)
-    return processes_of(folder)
+    return processes_of(folder, but_for)

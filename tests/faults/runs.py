@@ -1,5 +1,6 @@
-"""The command `daal adapt` as a process of its own, which tests watch and kill."""
+"""The command `daal adapt` (or another) as a process of its own, which tests watch and kill."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -21,14 +22,16 @@ class Run:
     recipe: Path
     folder: RunFolder
 
-    def start(self, environment: dict[str, str]) -> subprocess.Popen[str]:
+    def start(self, environment: dict[str, str], verb: str = "adapt") -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", "adapt", str(self.recipe)],
+            [sys.executable, "-m", "pipelines.cli", verb, str(self.recipe)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+            # Tests run in a shell's background inherit that Ctrl-C is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
-    def finish(self, environment: dict[str, str]) -> None:
-        process = self.start(environment)
+    def finish(self, environment: dict[str, str], verb: str = "adapt") -> None:
+        process = self.start(environment, verb)
         stdout, stderr = process.communicate(timeout=400)
         assert process.returncode == 0, stdout + stderr
 

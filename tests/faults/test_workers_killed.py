@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 # Three epochs of six steps, a checkpoint behind each.
 AMID_AN_EPOCH = {"step": 14}
-FAULTS_OF_THREE = [
+AT_EACH_POINT = [
     {"step": 0, "rank": 2},
     {"step": 5, "point": "saving"},
     {"step": 11, "point": "saved", "rank": 1},
@@ -40,7 +40,8 @@ FAULTS_OF_THREE = [
     [
         (1, "jpeg", 16, 2, [AMID_AN_EPOCH]),
         pytest.param(2, "auto", 1, 1, [AMID_AN_EPOCH], marks=pytest.mark.nightly),
-        (3, "auto", 16, 1, FAULTS_OF_THREE),
+        (3, "auto", 16, 1, AT_EACH_POINT[1:3]),
+        pytest.param(3, "auto", 16, 1, AT_EACH_POINT, marks=pytest.mark.nightly),
     ],
 )
 def test_killed__the_bits_of_an_undisturbed_training(
@@ -81,6 +82,7 @@ def test_killed__the_bits_of_an_undisturbed_training(
     assert_same_bits(calm, struck)
 
 
+@pytest.mark.nightly
 def test_beyond_the_paper__the_same_bits_as_well(
     ray_cluster: None, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

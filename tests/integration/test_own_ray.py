@@ -2,11 +2,9 @@
 
 import json
 import os
-import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,34 +118,3 @@ def test_no_cluster_at_the_address__exit_6(tiny_config: Config, tmp_path: Path) 
     assert result.returncode == 6, result.stderr
     assert "can't be used" in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_interrupt_while_training__exit_130_and_the_run_can_go_on(
-    tiny_config: Config, tmp_path: Path
-) -> None:
-    fit = tiny_config.pretrain.model_copy(update={"epochs": 5000})
-    config = tiny_config.model_copy(update={"pretrain": fit})
-    recipe = tmp_path / "long.yaml"
-    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    metrics = Path(config.out) / "metrics.jsonl"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "pretrain", str(recipe)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=kept | {"HOME": str(tmp_path)},
-        # A test run in a shell's background inherits that Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    try:
-        for _ in range(240):
-            if metrics.exists() and '"loss"' in metrics.read_text():
-                break
-            time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=240)
-    finally:
-        process.kill()
-    assert process.returncode == 130, stderr
-    assert "the same command continues this run" in stderr
-    assert "Traceback" not in stderr
-    assert "ingest/target" in (Path(config.out) / "journal.jsonl").read_text()

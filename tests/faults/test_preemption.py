@@ -1,0 +1,95 @@
+"""A node is announced to go, as spot machines are: the training is saved before it does."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from heads import Head, ray_head
+from runs import Run, run_of
+
+from daal.config import Config
+from pipelines.faults import FAULTS
+
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
+
+RAY = str(Path(sys.executable).with_name("ray"))
+WEIGHTS = "pretrain/checkpoint/weights.safetensors"
+
+
+@pytest.mark.timeout(600)
+def test_saved_at_the_end_of_the_epoch__and_continued_on_another_node(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    fit = tiny_config.pretrain.model_copy(
+        update={"epochs": 25, "steps_per_epoch": 8, "checkpoint_every_epochs": 1000}
+    )
+    config = tiny_config.model_copy(update={"pretrain": fit})
+    calm, struck = (run_of(config, f"{tmp_path}/{name}") for name in ("calm", "struck"))
+    with ray_head() as head:
+        calm.finish(head.joined, "pretrain")
+        node = node_of(head)
+        late = json.dumps([{"stage": "pretrain", "step": 150, "rank": 1}])
+        process = struck.start(head.joined | {FAULTS: late}, "pretrain")
+        wait_for_training(struck)
+        with another_node(head):
+            announce_the_end_of(node, head)
+            stdout, stderr = process.communicate(timeout=400)
+            assert process.returncode == 0, stdout + stderr
+    assert "a node is about to be taken away" in stderr
+    assert struck.folder.read(WEIGHTS) == calm.folder.read(WEIGHTS)
+    assert any(line.get("first_step", 0) > 0 for line in lines(struck)), "nothing was saved"
+
+
+def lines(run: Run) -> list[dict]:
+    if not run.folder.exists("metrics.jsonl"):
+        return []
+    return [json.loads(line) for line in run.folder.read("metrics.jsonl").decode().splitlines()]
+
+
+def wait_for_training(run: Run) -> None:
+    for _ in range(240):
+        if any("loss" in line for line in lines(run)):
+            return
+        time.sleep(0.5)
+    pytest.fail("no training began")
+
+
+@contextmanager
+def another_node(head: Head) -> Iterator[None]:
+    node = subprocess.Popen(
+        [
+            RAY, "start", "--block", "--num-cpus=4", f"--address={head.address}",
+            "--node-ip-address=127.0.0.1",
+        ],
+        env=head.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        node.terminate()
+        node.wait(timeout=60)
+
+
+def node_of(head: Head) -> str:
+    code = "import ray; ray.init(); print(ray.get_runtime_context().get_node_id())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=head.joined, capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()[-1]
+
+
+def announce_the_end_of(node: str, head: Head) -> None:
+    """It is to be reclaimed in ten minutes."""
+    subprocess.run(
+        [
+            RAY, "drain-node", f"--address={head.address}", f"--node-id={node}",
+            "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot",
+            "--deadline-remaining-seconds=600",
+        ],
+        env=head.environment, check=True, capture_output=True,
+    )  # fmt: skip
