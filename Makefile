@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 S3     := $(VENV)/s3/bin/moto_server
 
-.PHONY: demo test nightly check chaos audit setup
+.PHONY: demo test nightly check chaos audit docs setup
 
 demo: $(READY)
 	$(BIN)/daal demo --out runs/demo
@@ -32,6 +32,10 @@ chaos: $(READY)
 # Known vulnerabilities of the pinned packages; asks PyPI. A package it can't look up is an error.
 audit: $(READY)
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
+# The documentation as a site, docs/_build/index.html; a warning is an error. Needs no network.
+docs: $(READY)
+	$(BIN)/sphinx-build -W --keep-going --quiet docs docs/_build
 
 setup: $(READY) $(S3)
 

@@ -18,8 +18,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from benchmarks.drawn import show
 from daal.synthetic import draw_domains
@@ -104,23 +107,14 @@ def _ended(driver: "subprocess.Popen[bytes]", seconds: float) -> bool:
 
 def _processes(driver: int) -> dict[str, list[int]]:
     """Ray's processes below the driver that do its work: Ray Train's workers, and all others."""
-    parents: dict[int, list[tuple[int, str]]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            title = (folder / "cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace")
-        except OSError:
-            continue
-        parents.setdefault(parent, []).append((int(folder.name), title))
     found: dict[str, list[int]] = {"worker": [], "other": []}
-    below = [driver]
-    while below:
-        for pid, title in parents.get(below.pop(), []):
-            below.append(pid)
+    for process in psutil.Process(driver).children(recursive=True):
+        with suppress(psutil.Error):
+            title = " ".join(process.cmdline())
             if title.startswith("ray::RayTrainWorker"):
-                found["worker"].append(pid)
+                found["worker"].append(process.pid)
             elif title.startswith("ray::") and "Agent" not in title and "IDLE" not in title:
-                found["other"].append(pid)
+                found["other"].append(process.pid)
     return found
 
 

@@ -12,10 +12,11 @@ import argparse
 import io
 import json
 import logging
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 import pipelines  # noqa: F401  makes its settings before Ray is imported
 
@@ -92,11 +93,12 @@ def measure(folder: Path, iterations: int) -> list[dict[str, Any]]:
 
 
 def held(out: Path) -> dict[str, Any]:
-    workers = [pid for pid, title in _titles() if title.startswith("ray::RayTrainWorker")]
+    processes = _ray_processes()
+    workers = [it for it in processes if it.cmdline()[0].startswith("ray::RayTrainWorker")]
     return {
-        "driver_MB": round(_private_bytes(os.getpid()) / 1e6, 1),
-        "workers_MB": round(sum(map(_private_bytes, workers)) / 1e6, 1),
-        "processes": len(_titles()),
+        "driver_MB": round(psutil.Process().memory_full_info().uss / 1e6, 1),
+        "workers_MB": round(sum(worker.memory_full_info().uss for worker in workers) / 1e6, 1),
+        "processes": len(processes),
         "store_MB": round(_store_bytes() / 1e6, 1),
         "logs_kB": round((out / "metrics.jsonl").stat().st_size / 1e3, 1),
     }
@@ -108,26 +110,13 @@ def _store_bytes() -> int:
     return int(stats.store_stats.object_store_bytes_used)
 
 
-def _titles() -> list[tuple[int, str]]:
+def _ray_processes() -> list[psutil.Process]:
     """Ray's processes below this one."""
-    parents, titles = {}, {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (process / "stat").read_text()
-            title = (process / "cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace")
-        except OSError:
-            continue
-        pid = int(process.name)
-        parents[pid], titles[pid] = int(stat.rpartition(")")[2].split()[1]), title
-    ours = {os.getpid()}
-    while more := {child for child, parent in parents.items() if parent in ours} - ours:
-        ours |= more
-    return [(pid, titles[pid]) for pid in ours if titles[pid].startswith("ray::")]
-
-
-def _private_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::")
+    ]
 
 
 if __name__ == "__main__":

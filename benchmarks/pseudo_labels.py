@@ -11,6 +11,7 @@ once. `--json` prints one object instead of the tables.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -18,11 +19,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 import pipelines  # noqa: F401  makes its settings before Ray is imported
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
@@ -190,26 +191,11 @@ def watched_memory() -> Iterator[list[int]]:
 
 def shared_memory_bytes() -> int:
     """PSS of this process and all its descendants."""
-    parents = {}
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                stat = (process / "stat").read_text()
-            except OSError:
-                continue
-            parents[int(process.name)] = int(stat.rpartition(")")[2].split()[1])
-    ours = {os.getpid()}
-    while more := {child for child, parent in parents.items() if parent in ours} - ours:
-        ours |= more
-    return sum(map(_pss, ours))
-
-
-def _pss(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # gone
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    total, this = 0, psutil.Process()
+    for process in [this, *this.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):  # gone
+            total += process.memory_full_info().pss
+    return total
 
 
 if __name__ == "__main__":

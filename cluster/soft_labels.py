@@ -29,11 +29,11 @@ def soft_label_weights(
     form: Literal["literal", "normalized"] = "literal",
     min_sq_distance: float = MIN_SQ_DISTANCE,
 ) -> Array:
-    """Weight of every cluster for every sample, (N, K), float32 or wider (Eq. 4).
+    """Weight of every cluster for every sample, (N, K), float32 or wider (Eq. 4)::
 
-    literal:     w[i, k] = (epsilon if k = y_i) + 1 / (K |f_i - C_k|^2), as printed.
-    normalized:  the second term scaled to sum to 1 - epsilon in each row, so that the weights
-                 sum to 1 whatever the scale of the features.
+        literal:     w[i, k] = (epsilon if k = y_i) + 1 / (K |f_i - C_k|^2), as printed.
+        normalized:  the second term scaled to sum to 1 - epsilon in each row, so that the
+                     weights sum to 1 whatever the scale of the features.
 
     An outlier (label -1) gets no epsilon. Squared distances count as at least `min_sq_distance`.
     The weights are targets: no gradient flows through them.

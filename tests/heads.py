@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 
 @dataclass(frozen=True)
 class Head:
@@ -37,8 +39,8 @@ class Head:
 
 
 @contextmanager
-def ray_head(token: str | None = None) -> Iterator[Head]:
-    """Four logical CPUs, whatever the machine has; gone, with all it started, behind the block."""
+def ray_head(token: str | None = None, num_cpus: int = 4) -> Iterator[Head]:
+    """With so many logical CPUs; gone, with all it started, behind the block."""
     with tempfile.TemporaryDirectory(prefix="ray") as scratch:
         port, dashboard, metrics = free_port(), free_port(), free_port()
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -50,7 +52,7 @@ def ray_head(token: str | None = None) -> Iterator[Head]:
         process = subprocess.Popen(
             [
                 str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
-                "--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=4",
+                "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={num_cpus}",
                 "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                 f"--metrics-export-port={metrics}", f"--ray-client-server-port={free_port()}",
                 f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={scratch}",
@@ -97,16 +99,12 @@ def kill(processes: list[int]) -> None:
 def processes_of(folder: str, but_for: tuple[str, ...] = ()) -> list[int]:
     """Processes that name the folder in their command line or environment."""
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command, environment = (
-                (process / kind).read_bytes().decode(errors="replace")
-                for kind in ("cmdline", "environ")
-            )
-        except OSError:
-            continue
-        if folder in command + environment and not command.startswith(but_for):
-            found.append(int(process.name))
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            command = " ".join(process.cmdline())
+            named = folder in command or folder in process.environ().values()
+            if named and not command.startswith(but_for):
+                found.append(process.pid)
     return found
 
 

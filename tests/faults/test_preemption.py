@@ -30,9 +30,9 @@ def test_saved_at_the_end_of_the_epoch__and_continued_on_another_node(
     )
     config = tiny_config.model_copy(update={"pretrain": fit})
     calm, struck = (run_of(config, f"{tmp_path}/{name}") for name in ("calm", "struck"))
-    with ray_head() as head:
+    with ray_head(num_cpus=1) as head, another_node(head):
+        node = the_other_node(head)
         calm.finish(head.joined, "pretrain")
-        node = node_of(head)
         late = json.dumps([{"stage": "pretrain", "step": 150, "rank": 1}])
         process = struck.start(head.joined | {FAULTS: late}, "pretrain")
         wait_for_training(struck)
@@ -75,8 +75,14 @@ def another_node(head: Head) -> Iterator[None]:
         node.wait(timeout=60)
 
 
-def node_of(head: Head) -> str:
-    code = "import ray; ray.init(); print(ray.get_runtime_context().get_node_id())"
+def the_other_node(head: Head) -> str:
+    """The one that is not the head's, once it has joined."""
+    code = (
+        "import ray, time; ray.init()\n"
+        "while len(ray.nodes()) < 2: time.sleep(0.5)\n"
+        "here = ray.get_runtime_context().get_node_id()\n"
+        "print(next(node['NodeID'] for node in ray.nodes() if node['NodeID'] != here))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], env=head.joined, capture_output=True, text=True, check=True
     )

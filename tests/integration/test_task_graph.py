@@ -6,9 +6,11 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from sklearn.cluster import DBSCAN
 
@@ -101,24 +103,12 @@ def test_killed_workers_change_no_bit(ray_cluster):
 
 def workers_at(title):
     """Processes below this one with such a title."""
-    parents, titled = {}, []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                stat = (process / "stat").read_text()
-                command = (process / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            parents[int(process.name)] = int(stat.rpartition(")")[2].split()[1])
-            if command.startswith(title):
-                titled.append(int(process.name))
-
-    def is_ours(pid):
-        while pid in parents and pid != os.getpid():
-            pid = parents[pid]
-        return pid == os.getpid()
-
-    return [pid for pid in titled if is_ours(pid)]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.cmdline()[0].startswith(title):
+                found.append(process.pid)
+    return found
 
 
 @pytest.mark.ray

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -125,45 +125,25 @@ def own_ray() -> Iterator[OwnRay]:
 
 def descendants(pid: int) -> list[int]:
     """A process and those it started."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has ended
-        parents[int(folder.name)] = int(fields[1])
-    found = [pid]
-    for each in found:  # grows on the way
-        found += [child for child, parent in parents.items() if parent == each]
-    return found
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
 
 
-def command_line(pid: int) -> bytes:
+def command_line(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""  # it has ended
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return ""  # it has ended
 
 
 def listening(pids: list[int]) -> Iterator[Listening]:
-    owners = {}
     for pid in pids:
         try:
-            program = command_line(pid).replace(b"\0", b" ").decode().strip()
-            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-                owners[os.readlink(descriptor)] = program
-        except OSError:
+            for connection in psutil.Process(pid).net_connections("tcp"):
+                if connection.status == psutil.CONN_LISTEN:
+                    address, port = connection.laddr
+                    yield Listening(ip_address(address), port, command_line(pid))
+        except psutil.Error:
             continue
-    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            fields = line.split()
-            program = owners.get(f"socket:[{fields[9]}]")
-            if fields[3] != "0A" or program is None:  # 0A: it listens
-                continue
-            packed, port = fields[1].split(":")
-            words = [bytes.fromhex(packed[i : i + 8])[::-1] for i in range(0, len(packed), 8)]
-            address = ip_address(socket.inet_ntop(family, b"".join(words)))
-            yield Listening(address, int(port, 16), program)
 
 
 def status_of(url: str, token: str | None) -> int:
@@ -248,5 +228,5 @@ def test_s5_the_token_is_in_its_file_alone(own_ray: OwnRay) -> None:
     logs = [path for path in own_ray.session.rglob("*") if path.is_file()]
     assert len(logs) > 10
     assert [path for path in logs if token in path.read_bytes()] == []
-    lines = b"".join(map(command_line, own_ray.pids))
-    assert b"raylet" in lines and token not in lines
+    lines = "".join(map(command_line, own_ray.pids))
+    assert "raylet" in lines and token.decode() not in lines
