@@ -1,0 +1,111 @@
+"""What is shown on a terminal, elsewhere and when quiet."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from pipelines import live
+from pipelines.live import Bar, Board, minutes
+from pipelines.progress import Progress
+
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
+TRAINING = {
+    "stage": "iteration-01", "epoch": 1, "epochs": 2, "step": 45, "steps": 100,
+    "images_per_s": 149.4, "loss": {"source": 0.276, "domain": 0.0, "total": 1.757},
+}  # fmt: skip
+CLUSTERS = {"stage": "iteration-01", "num_clusters": 103, "outlier_share": 0.24}
+SCORES = {"stage": "pretrain", "map": 0.413, "rank1": 0.56}
+
+
+def terminal() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=100, _environ={"TERM": "xterm"})
+
+
+def text_of(board: Board) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(board)
+    return console.file.getvalue()
+
+
+def test_the_table_says_how_far_a_run_is() -> None:
+    board = Board()
+    board.show({"stage": "iteration-01/train", "state": "started"})
+    for event in (CLUSTERS, SCORES, TRAINING):
+        board.show(event)
+    text = text_of(board)
+    for words in ("iteration-01/train", "epoch 1/2  step 45/100", "149 images/s",
+                  "source 0.276  total 1.757", "K 103  outliers 24%",
+                  "pretrain: mAP 41.3%  Rank-1 56.0%"):  # fmt: skip
+        assert words in text
+    assert "domain" not in text  # a term that the training doesn't use
+    board.show({"stage": "iteration-01/extract", "state": "started"})
+    board.show({"stage": "iteration-01/extract", "extracted": 128, "num_images": 2728,
+                "extracted_per_s": 311.0})  # fmt: skip
+    text = text_of(board)
+    assert "image 128/2728" in text and "311 images/s" in text
+    assert "step" not in text and "loss" not in text and "K 103" in text
+
+
+def test_time_left__by_the_pace_so_far__anew_when_steps_go_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live.time, "monotonic", lambda: 100.0)
+    bar = Bar("step", 10)
+    bar.total = 110
+    assert bar.left(105.0) is None
+    bar.done = 30
+    assert bar.left(110.0) == pytest.approx(40.0)  # 20 in 10 s, 80 to do
+    board = Board()
+    board.show(TRAINING)
+    board.show({**TRAINING, "step": 12})  # from the last checkpoint
+    assert board._bar is not None and board._bar.left(200.0) is None
+    assert (minutes(65), minutes(7265)) == ("1:05", "2:01:05")
+
+
+def test_names_are_no_markup() -> None:
+    board = Board()
+    board.show({"stage": "[red]x[/red]", "state": "started"})
+    assert "[red]x[/red]" in text_of(board)
+
+
+@pytest.mark.parametrize("ending", [None, RuntimeError, KeyboardInterrupt])
+def test_the_terminal_is_as_before__however_a_stage_ends(ending: type | None) -> None:
+    console = terminal()
+    progress = Progress(console=console)
+    try:
+        with progress.stage("pretrain/train"):
+            progress.tasks("neighbours", 3, 8)
+            if ending is not None:
+                raise ending
+    except (RuntimeError, KeyboardInterrupt):
+        pass
+    output = console.file.getvalue()
+    assert output.count(HIDE) == output.count(SHOW) == 1
+    assert output.index(HIDE) < output.index(SHOW)
+
+
+def test_no_terminal_control_where_there_is_no_terminal() -> None:
+    output, events = io.StringIO(), []
+    progress = Progress(events.append, Console(file=output, width=200))
+    with progress.stage("iteration-01/train"):
+        progress._show(TRAINING)
+        progress._show({**TRAINING, "step": 46})  # too soon for another line
+        progress._show({**TRAINING, "step": 100})
+    text = output.getvalue()
+    assert "\x1b" not in text
+    assert "step 45/100" in text and "step 46/100" not in text and "step 100/100" in text
+    assert "iteration-01/train: done in" in text
+    assert [event["state"] for event in events] == ["started"]
+
+
+@pytest.mark.parametrize("console", [terminal(), Console(file=io.StringIO())])
+def test_quiet__notes_and_nothing_else(console: Console) -> None:
+    progress = Progress(console=console, quiet=True)
+    with progress.stage("pretrain/train"):
+        progress.say("2 workers")
+        progress._show(TRAINING)
+        progress.tasks("neighbours", 3, 8)
+    assert console.file.getvalue() == ""
+    progress._show({"stage": "workers", "starts": 2, "workers": 3})
+    assert "note: 3 workers have taken over" in console.file.getvalue()

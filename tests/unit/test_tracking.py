@@ -1,0 +1,273 @@
+"""Trackers follow metrics.jsonl: series go on after an interruption, and no failure stops a run."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from daal.config import Config, TrackingConfig
+from daal.errors import ConfigError
+from daal.load_config import load_config
+from pipelines import tracking
+from pipelines.run_folder import RunFolder
+from pipelines.tracking import Points, check_tracking, tracked
+
+TERMS = {"source": 2.0, "total": 2.5}
+
+
+def training(stage: str, *steps: int, of: int = 20) -> list[dict[str, Any]]:
+    return [
+        {"time": 100.0 + step, "stage": stage, "epoch": 1, "epochs": 1, "step": step, "steps": of,
+         "loss": TERMS, "lr": 0.1, "images_per_s": 50.0, "input_share": 0.0}
+        for step in steps
+    ]  # fmt: skip
+
+
+def scores(stage: str, value: float, **figures: Any) -> dict[str, Any]:
+    return {"time": 200.0, "stage": stage, "map": value, "rank1": value, **figures}
+
+
+# A run that was stopped at step 14 of iteration 2, its last checkpoint being that of step 10.
+FIRST = [
+    {"time": 1.0, "stage": "pretrain/train", "state": "started"},
+    *training("pretrain", 10, 20),
+    {"time": 1.0, "stage": "pretrain/extract", "extracted": 5, "num_images": 9,
+     "extracted_per_s": 3.0},
+    scores("pretrain", 0.25),
+    *training("iteration-01", 8, 16, of=16),
+    scores("iteration-01", 0.5, num_clusters=7, outlier_share=0.1, eps=[0.4], silhouette=None),
+    *training("iteration-02", 5, 12, 14),
+]  # fmt: skip
+SECOND = [
+    scores("pretrain", 0.25),
+    scores("iteration-01", 0.5, num_clusters=7, outlier_share=0.1, eps=[0.4]),
+    *training("iteration-02", 13, 19, 20),
+    scores("iteration-02", 0.75, num_clusters=9, outlier_share=0.2, eps=[0.4]),
+    *training("supervised", 20),
+    scores("supervised", 0.9),
+]
+STEPS = [8, 16, 16 + 5, 16 + 12, 16 + 14, 16 + 19, 16 + 20]
+
+
+def config_of(out: Path, **settings: Any) -> Config:
+    return Config.model_validate({"out": str(out), "tracking": settings})
+
+
+def follow(config: Config, events: list[dict[str, Any]]) -> list[str]:
+    """One start of a run; returns what was noted."""
+    run, notes = RunFolder(config.out), []
+    with tracked(config, run, "mine", notes.append, notes.append) as show:
+        for event in events:
+            run.append("metrics.jsonl", event)
+            show(event)
+    return notes
+
+
+def tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) by tag, of all event files in order."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for file in sorted(folder.iterdir()):
+        for event in _events(file.read_bytes()):
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
+
+
+def _events(data: bytes) -> Iterator[Event]:
+    at = 0
+    while at < len(data):  # records: length, its checksum, data, its checksum
+        (length,) = struct.unpack_from("<Q", data, at)
+        event = Event()
+        event.ParseFromString(data[at + 12 : at + 12 + length])
+        yield event
+        at += 12 + length + 4
+
+
+def test_points__steps_of_all_iterations_in_a_row__each_once() -> None:
+    points = Points()
+    found = [point for event in FIRST + SECOND for point in points.of(event)]
+    assert [p.x for p in found if p.group == "adapt"] == STEPS
+    assert [p.x for p in found if p.group == "pretrain"] == [10, 20]
+    assert [(p.x, p.values["map"]) for p in found if "map" in p.values] == [
+        (0, 0.25), (1, 0.5), (2, 0.75)
+    ]  # fmt: skip
+    assert [(p.x, dict(p.values)) for p in found if p.group == "clusters"] == [
+        (1, {"num_clusters": 7, "outlier_share": 0.1, "eps": 0.4}),
+        (2, {"num_clusters": 9, "outlier_share": 0.2, "eps": 0.4}),
+    ]
+    assert found[-1].values == {"supervised_map": 0.9, "supervised_rank1": 0.9}
+    assert {p.axis for p in found} == {"pretrain/step", "adapt/step", "supervised/step",
+                                       "iteration"}  # fmt: skip
+
+
+def test_tensorboard__a_resumed_run_continues_its_series(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    assert follow(config, FIRST) == follow(config, SECOND) == []
+    found = tensorboard(tmp_path / "tensorboard")
+    assert found["adapt/loss/total"] == [(step, 2.5) for step in STEPS]
+    assert found["scores/map"] == [(0, 0.25), (1, 0.5), (2, 0.75)]
+    assert found["clusters/num_clusters"] == [(1, 7.0), (2, 9.0)]
+    assert len(found["config/text_summary"]) == 1
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+def test_tensorboard__switched_on_later_has_all_that_was_before(tmp_path: Path) -> None:
+    assert follow(config_of(tmp_path, tensorboard=False), FIRST) == []
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.jsonl"]
+    follow(config_of(tmp_path), SECOND)
+    found = tensorboard(tmp_path / "tensorboard")
+    assert [step for step, _ in found["adapt/loss/total"]] == STEPS
+
+
+def test_mlflow__one_run_however_often_it_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason='pip install "daal[mlflow]"')
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # the store that needs no server
+    uri = (tmp_path / "store").as_uri()
+    for out, events in (("a", FIRST), ("a", SECOND), ("b", FIRST)):
+        config = config_of(tmp_path / out, mlflow=uri, mlflow_experiment="cameras")
+        assert follow(config, events) == []
+    client = mlflow.MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("cameras").experiment_id
+    runs = client.search_runs([experiment])
+    assert len(runs) == 2
+    ours = json.loads((tmp_path / "a/tracking.json").read_text())["id"]
+    (run,) = (run for run in runs if run.data.tags["daal.id"] == ours)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "mine")
+    assert run.data.params["cluster.k1"] == "20"
+    assert not any(name.startswith("tracking") for name in run.data.params)
+    history = client.get_metric_history(run.info.run_id, "adapt/loss/total")
+    assert [point.step for point in history] == STEPS
+    assert history[0].timestamp == 108_000
+    assert capfd.readouterr().out == ""  # standard output is the run's
+
+
+def test_wandb__offline_in_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wandb = pytest.importorskip("wandb", reason='pip install "daal[wandb]"')
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for events in (FIRST, SECOND):
+        assert follow(config_of(tmp_path, wandb="me/cameras"), events) == []
+        wandb.teardown()  # as the end of the process does
+    ours = json.loads((tmp_path / "tracking.json").read_text())["id"]
+    files = sorted((tmp_path / "wandb").glob(f"offline-run-*-{ours}/run-{ours}.wandb"))
+    assert len(files) == 2
+    rows = [row for file in files for row in _wandb_history(file.read_bytes())]
+    assert [row["adapt/step"] for row in rows if "adapt/loss/total" in row] == STEPS
+    assert [row["iteration"] for row in rows if "scores/map" in row] == [0, 1, 2]
+    assert capfd.readouterr().out == ""
+
+
+def _wandb_history(data: bytes) -> Iterator[dict[str, Any]]:
+    """Rows of the file's history: records in LevelDB's log format, in blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    at, payload = 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # no room for a header: the block is padded
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        payload += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record, payload = Record.FromString(payload), b""
+            if record.WhichOneof("record_type") == "history":
+                yield {
+                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
+                    for item in record.history.item
+                }
+
+
+def test_wandb__without_a_login_asks_nothing_and_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb", reason='pip install "daal[wandb]"')
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    (note,) = follow(config_of(tmp_path / "run", wandb="cameras", tensorboard=False), FIRST)
+    wandb.teardown()
+    assert note.startswith("Weights & Biases gets no more of this run's figures (No API key")
+
+
+def test_a_tracker_that_fails__is_noted_once__and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow", reason='pip install "daal[mlflow]"')
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (note,) = follow(config_of(tmp_path, mlflow="http://127.0.0.1:9"), FIRST)
+    assert note.startswith("MLflow gets no more of this run's figures (") and "\n" not in note
+    assert len(tensorboard(tmp_path / "tensorboard")["adapt/loss/total"]) == 5
+
+
+def test_a_disk_that_is_full__is_noted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboardX import record_writer
+
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(record_writer, "open_file", lambda path: full)
+        notes = follow(config_of(tmp_path), FIRST)
+    assert len(notes) == 1 and "No space left on device" in notes[0]
+    assert len(RunFolder(str(tmp_path)).lines("metrics.jsonl")) == len(FIRST)
+
+
+def test_a_tracker_that_hangs__is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    over = threading.Event()
+    monkeypatch.setattr(tracking.TensorBoard, "log", lambda self, point: over.wait(20))
+    monkeypatch.setitem(tracking.CLOSE_SECONDS, "finished", 0.1)
+    (note,) = follow(config_of(tmp_path), FIRST)
+    assert note.startswith("TensorBoard hasn't taken all figures in 0.1 s")
+    over.set()
+
+
+def test_an_error_of_the_run_itself_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the run's own"):
+        with tracked(config_of(tmp_path), RunFolder(str(tmp_path)), "mine", print, print):
+            raise RuntimeError("the run's own")
+
+
+def test_no_tensorboard_on_object_stores__and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(str(tmp_path))
+    run.is_local = False
+    said: list[str] = []
+    with tracked(config_of(tmp_path), run, "mine", said.append, said.append) as show:
+        show(FIRST[1])
+    assert len(said) == 1 and "TensorBoard is left out" in said[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_that_is_missing_is_named_before_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_tracking(TrackingConfig())
+    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    check_tracking(TrackingConfig())
+    with pytest.raises(ConfigError, match=r'pip install "daal\[wandb\]"'):
+        check_tracking(TrackingConfig(wandb="cameras"))
+
+
+def test_no_logins_in_the_configuration() -> None:
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_PASSWORD") as caught:
+        load_config(None, ["tracking.mlflow=http://me:secret@host:5000"])
+    assert "secret" not in str(caught.value)
+
+
+def test_tracking_may_change_when_a_run_is_continued(tmp_path: Path) -> None:
+    RunFolder(str(tmp_path)).keep_config(config_of(tmp_path))
+    RunFolder(str(tmp_path)).keep_config(config_of(tmp_path, tensorboard=False, wandb="cameras"))
+    assert "tracking" not in (tmp_path / "config.yaml").read_text()
