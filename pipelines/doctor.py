@@ -1,0 +1,273 @@
+"""What works on this machine, what doesn't, and what it would take: `daal doctor`.
+
+`pipelines.machine` gathers the facts, `judge` turns them into lines. A line with an exit code keeps
+a run from starting here; the rest is advice.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from packaging.requirements import Requirement
+
+from daal.config import Config
+from daal.errors import CheckpointError, ClusterError, ConfigError, DaalError, StorageError
+from pipelines.machine import SHM, gather
+from pipelines.probes import Facts
+
+HAVE_LINES = ("gpu", "faiss")  # optional packages that are imported to see if they work
+LITTLE_MEMORY = 4e9
+LITTLE_DISK, NO_DISK = 5e9, 1e8
+RAY_DISK_SHARE = 0.95  # used; beyond it Ray spills no more objects
+# Of Ray 2.60: its object store's share of free memory, and what it may take without /dev/shm.
+STORE_SHARE, STORE_WITHOUT_SHM = 0.3, 1e10
+
+
+@dataclass(frozen=True)
+class Check:
+    """A line. `exit_code`: what a run would end with because of it; 0: it would not."""
+
+    name: str
+    status: Literal["ok", "warning", "missing"]
+    found: str
+    remedy: str = ""
+    exit_code: int = 0
+
+
+def examine(config: Config, write_out: bool) -> list[Check]:
+    """All checks, in 15 seconds at most; `write_out` tries the run folder with a small file."""
+    return judge(gather(config, write_out), config)
+
+
+def exit_code(checks: list[Check]) -> int:
+    return next((check.exit_code for check in checks if check.exit_code), 0)
+
+
+def as_dict(checks: list[Check]) -> dict[str, Any]:
+    """What `daal doctor --json` prints."""
+    code = exit_code(checks)
+    lines = [asdict(check) for check in checks]
+    return {"can_start": code == 0, "exit_code": code, "checks": lines}
+
+
+def judge(facts: Facts, config: Config) -> list[Check]:
+    """Lines in the order in which things are needed."""
+    return [
+        *_packages(facts),
+        *_torch(facts, config),
+        *_optional(facts, config),
+        *_ray(facts),
+        *_machine(facts, config),
+        *_run_folder(facts, config),
+        *_weights(facts),
+    ]
+
+
+def _ok(name: str, found: str) -> Check:
+    return Check(name, "ok", found)
+
+
+def _warning(name: str, found: str, remedy: str) -> Check:
+    return Check(name, "warning", found, remedy)
+
+
+def _missing(name: str, found: str, remedy: str, error: type[DaalError] | None = None) -> Check:
+    """`error`: what a run would end with, if it needs the thing."""
+    return Check(name, "missing", found, remedy, error.exit_code if error else 0)
+
+
+def _packages(facts: Facts) -> Iterator[Check]:
+    python, packages = facts["python"], facts["packages"]
+    if "failed" in packages:
+        yield _ok("Python", python)
+        yield _warning("packages", packages["failed"], "pip install it to have versions compared")
+        return
+    wanted = packages["python"]
+    if Requirement(f"python{wanted}").specifier.contains(python, prereleases=True):
+        yield _ok("Python", f"{python} ({wanted})")
+    else:
+        yield _missing("Python", python, f"install Python {wanted}", ConfigError)
+    for extra, pairs in packages["groups"].items():
+        if extra in HAVE_LINES and all(version is None for _, version in pairs):
+            continue
+        name = f"daal[{extra}]" if extra else "daal"
+        wrong = [
+            f"{wanted} ({version or 'not installed'})"
+            for wanted, version in pairs
+            if version is None
+            or not Requirement(wanted).specifier.contains(version, prereleases=True)
+        ]
+        if not wrong:
+            yield _ok(f"packages of {name}", f"{len(pairs)}, each in its range")
+        elif extra:
+            remedy = f"pip install '{name}', where it is wanted"
+            yield _missing(f"packages of {name}", ", ".join(wrong), remedy)
+        else:
+            remedy = "pip install --upgrade 'daal'"
+            yield _missing(f"packages of {name}", ", ".join(wrong), remedy, ConfigError)
+
+
+def _torch(facts: Facts, config: Config) -> Iterator[Check]:
+    torch = facts["torch"]
+    if str(torch.get("failed")).startswith("no answer"):  # a busy machine, or a slow disk
+        yield _warning("torch", torch["failed"], "ask again when the machine is idle")
+        return
+    if "failed" in torch:
+        yield _missing("torch", torch["failed"], "install torch again", ConfigError)
+        return
+    build = f"CUDA {torch['cuda']}" if torch["cuda"] else "CPUs only"
+    yield _ok("torch", f"{torch['version']}, built for {build}")
+    yield _gpus(facts, config)
+    name = "NCCL" if torch["gpus"] else "Gloo"  # what the workers talk by
+    if found := torch[name.lower()]:
+        yield _ok(name, found)
+    else:
+        yield _missing(name, "not in this torch", "install PyTorch's own build", ConfigError)
+
+
+def _gpus(facts: Facts, config: Config) -> Check:
+    torch, nvidia = facts["torch"], facts["nvidia"]
+    works_here = not facts["address"]  # on a cluster, other machines do the work
+    error = ClusterError if config.ray.use_gpu is True and works_here else None
+    driver = f"driver {nvidia[0]['driver_version']}" if nvidia else "unknown driver"
+    if torch["gpus"]:
+        each = ", ".join(f"{name} ({size / 2**30:.0f} GiB)" for name, size in torch["gpus"])
+        least = config.ray.least_workers
+        if len(torch["gpus"]) >= least or not works_here:
+            return _ok("GPUs", f"{each}, {driver}")
+        remedy = f"set ray.num_workers={len(torch['gpus'])}"
+        found = f"{each}, {driver}: too few for {least} workers, which take CPUs instead"
+        return _missing("GPUs", found, remedy, error) if error else _warning("GPUs", found, remedy)
+    if nvidia:
+        remedy = "install a torch built for CUDA"
+        if torch["cuda"]:
+            remedy = f"update the driver to one for CUDA {torch['cuda']}, or choose another torch"
+        found = f"{nvidia[0]['name']} with {driver}, which torch can't use"
+        return _missing("GPUs", found, remedy, error)
+    remedy = "none is needed for small sets; the recipe paper needs one"
+    return _missing("GPUs", "none: everything runs on CPUs", remedy, error)
+
+
+def _optional(facts: Facts, config: Config) -> Iterator[Check]:
+    cluster = config.cluster
+    yield _imported(
+        *("cuML", ("cuml", "cupy"), facts, cluster.backend == "cuml"),
+        "pip install 'daal[gpu]' on a GPU machine; without it DBSCAN is scikit-learn's or our own",
+    )
+    yield _imported(
+        *("faiss", ("faiss",), facts, cluster.search == "approximate"),
+        "pip install 'daal[faiss]' for cluster.search=approximate",
+    )
+
+
+def _imported(
+    name: str, modules: tuple[str, ...], facts: Facts, is_wanted: bool, remedy: str
+) -> Check:
+    error = ConfigError if is_wanted else None
+    if absent := [module for module in modules if facts[module] is None]:
+        return _missing(name, f"{' and '.join(absent)} not installed", remedy, error)
+    if broken := [f"{m}: {facts[m]['failed']}" for m in modules if "failed" in facts[m]]:
+        return _missing(name, f"can't be imported ({'; '.join(broken)})", remedy, error)
+    return _ok(name, ", ".join(f"{module} {facts[module]['version']}" for module in modules))
+
+
+def _ray(facts: Facts) -> Iterator[Check]:
+    address, cluster = facts["address"], facts["cluster"]
+    if facts["ray"] is None:
+        return  # told of among the packages
+    yield _ok("Ray", facts["ray"])
+    yield _token(facts["token"], address)
+    if not address:
+        yield _ok("Ray cluster", "RAY_ADDRESS is not set: a run starts a Ray of its own")
+    elif "resources" in cluster:
+        yield _ok("Ray cluster", f"{address} answers; a run would take {cluster['resources']}")
+    else:
+        reason = str(cluster.get("refused") or cluster["failed"]).rstrip(".")
+        found = f"RAY_ADDRESS={address}: {reason}"
+        remedy = "check that it runs and can be reached from here, or unset RAY_ADDRESS"
+        if "token" in reason:
+            remedy = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the cluster's own token"
+        elif "refused" in cluster:
+            remedy = ""  # the reason has one
+        yield _missing("Ray cluster", found, remedy, ClusterError)
+
+
+def _token(token: Facts, address: str | None) -> Check:
+    name, path, permissions = "Ray token", token["path"], token["permissions"]
+    if token["mode"] != "token":
+        remedy = "set RAY_AUTH_MODE=token, unless nobody else reaches its ports"
+        return _warning(name, f"RAY_AUTH_MODE={token['mode']}: Ray asks for none", remedy)
+    if token["in_environment"]:
+        return _ok(name, "in RAY_AUTH_TOKEN")
+    if permissions is None and address:
+        remedy = "copy the cluster's token there (chmod 600), or set RAY_AUTH_TOKEN_PATH"
+        return _missing(name, f"{path} is not there", remedy, ClusterError)
+    if permissions is None:
+        return _ok(name, f"none yet; the first run makes {path}")
+    if permissions & 0o077:
+        return _warning(name, f"others may read {path} ({permissions:o})", f"chmod 600 {path}")
+    return _ok(name, f"{path}, which only its owner may read")
+
+
+def _machine(facts: Facts, config: Config) -> Iterator[Check]:
+    ray = config.ray
+    wanted = ray.least_workers * ray.cpus_per_worker + ray.data_cpus  # as pipelines.session has it
+    if facts["cpus"] < wanted and not facts["address"]:
+        found = f"{facts['cpus']}, shared by {wanted:g} logical ones"
+        yield _warning("CPUs", found, "none is needed; with ray.num_workers=1 they share less")
+    else:
+        yield _ok("CPUs", str(facts["cpus"]))
+
+    free = facts["memory"]["free"]
+    found = f"{facts['memory']['total'] / 1e9:.1f} GB, {free / 1e9:.1f} GB of them free"
+    if free < LITTLE_MEMORY:
+        yield _warning("memory", found, "stop other programs; daal size says what a run needs")
+    else:
+        yield _ok("memory", found)
+
+    store = min(STORE_SHARE * free, max(STORE_WITHOUT_SHM, 0.95 * facts["shm"]))
+    found = f"{facts['shm'] / 1e9:.1f} GB free for Ray's object store of {store / 1e9:.1f} GB"
+    if facts["shm"] < store:
+        remedy = f"in a container, start it with --shm-size={store / 1e9:.0f}gb or --ipc=host"
+        yield _warning(SHM, f"{found}, which will lie on the disk instead", remedy)
+    else:
+        yield _ok(SHM, found)
+
+
+def _run_folder(facts: Facts, config: Config) -> Iterator[Check]:
+    storage, name = facts["storage"], "run folder"
+    out = "out=..." if urlsplit(config.out).username else f"out={config.out}"
+    if "unusable" in storage:
+        remedy = "give a path, s3:// or gs://, and leave logins to the environment"
+        yield _missing(name, f"{out}: {storage['unusable']}", remedy, ConfigError)
+        return
+    if "free" in storage:
+        used = 1 - storage["free"] / storage["size"] if storage["size"] else 1.0
+        found = f"{storage['free'] / 1e9:.1f} GB free in {storage['place']} ({used:.0%} used)"
+        if storage["free"] < NO_DISK:
+            yield _missing("disk", found, "make room, or choose another out=", StorageError)
+        elif storage["free"] < LITTLE_DISK or used > RAY_DISK_SHARE:
+            remedy = "make room: checkpoints are kept, and Ray spills no objects beyond 95 %"
+            yield _warning("disk", found, remedy)
+        else:
+            yield _ok("disk", found)
+    if "failed" in storage:
+        remedy = "check the storage, its credentials and permissions, or choose another out="
+        yield _missing(name, f"{out}: {storage['failed']}", remedy, StorageError)
+    elif storage.get("written"):
+        yield _ok(name, f"{out}: a file was written, renamed, read and deleted")
+
+
+def _weights(facts: Facts) -> Iterator[Check]:
+    weights = facts["weights"]
+    if weights is None:
+        return
+    if weights["is_there"]:
+        yield _ok("weights", weights["path"])
+    elif weights["download"]:
+        found = f"{weights['path']} is not there: the first run downloads it"
+        yield _warning("weights", found, "without a network, set network.weights=FILE")
+    else:
+        remedy = "correct network.weights"
+        yield _missing("weights", f"{weights['path']} is not there", remedy, CheckpointError)

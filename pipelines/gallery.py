@@ -1,0 +1,171 @@
+"""A gallery to search in: images of a folder, and their features, made here or read from a file.
+
+Shapes: N images, C channels of a feature.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from daal.datasets import SUFFIXES, Layout, load_records
+from daal.errors import ConfigError, DataError
+from daal.records import UNKNOWN_PID, ImageRecord
+from pipelines.extract_here import Extractor, Features
+from pipelines.feature_files import read_features
+
+SAME_FEATURE = 0.98  # cosine, at least, of a file's feature and the one that is made here
+NUM_COMPARED = 3  # images of a features file whose features are made again
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images by their paths in `root`; pids and camids where names or the file say them."""
+
+    root: Path
+    paths: list[str]
+    features_NC: Features
+    pids: list[int] | None = None
+    camids: list[int] | None = None
+    left_out: tuple[tuple[str, str], ...] = ()  # path and reason
+
+
+def records_of(root: Path, layout: str | None) -> list[ImageRecord]:
+    """Every image under a folder, whatever its name; of a data set, its gallery (or, if it has
+    none, all of it).
+
+    Raises DataError if there are none, or names and folders aren't those of the layout.
+    """
+    if layout is None:
+        return [ImageRecord(path, UNKNOWN_PID, 0, "gallery") for path in _image_paths(root)]
+    for known in get_args(Layout):
+        if layout == known:
+            records = load_records(known, root)
+            return [record for record in records if record.split == "gallery"] or records
+    raise ConfigError(
+        f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or leave it out "
+        "for a folder of any images."
+    )
+
+
+def extract_gallery(
+    extractor: Extractor,
+    root: Path,
+    records: list[ImageRecord],
+    has_ids: bool,
+    done: Callable[[int], None] = lambda _: None,
+) -> Gallery:
+    """Features of the records' images under `root`; those that can't be read are left out.
+
+    Raises DataError if none can.
+    """
+    paths = [root / record.path for record in records]
+    good, features_NC, reasons = extractor.of_images(paths, done)
+    left_out = tuple((records[place].path, reason) for place, reason in reasons.items())
+    if not good:
+        path, reason = left_out[0]
+        raise DataError(f"no image in {root} can be read, e.g. {path!a}: {reason}; give others.")
+    kept = [records[place] for place in good]
+    return Gallery(
+        root,
+        [record.path for record in kept],
+        features_NC,
+        [record.pid for record in kept] if has_ids else None,
+        [record.camid for record in kept] if has_ids else None,
+        left_out,
+    )
+
+
+def gallery_of_file(extractor: Extractor, root: Path, file: Path) -> Gallery:
+    """Gallery rows of a features file (or, if it has none, all rows), of images under `root`.
+
+    Raises DataError if they aren't this model's features of these images: some are made again.
+    """
+    given = read_features(file)
+    if given.splits is not None and (given.splits == "gallery").any():
+        given = read_features(file, "gallery")
+    if given.features_NC.shape[1] != extractor.num_features:
+        raise DataError(
+            f"{file} has features of {given.features_NC.shape[1]} channels, and this model's have "
+            f"{extractor.num_features}; extract them again with this checkpoint."
+        )
+    if given.paths is None:
+        raise DataError(
+            f'{file} does not say which images its features are of (a column "path"); give a file '
+            "that daal extract wrote."
+        )
+    if not np.isfinite(given.features_NC.sum(axis=1, dtype=np.float64)).all():
+        raise DataError(f"{file} has features that are not finite; extract them again.")
+    gallery = Gallery(
+        root,
+        [str(path) for path in given.paths.to_pylist()],
+        given.features_NC,
+        None if given.pids is None else given.pids.tolist(),
+        None if given.camids is None else given.camids.tolist(),
+    )
+    _check_same_model(extractor, gallery, file)
+    return gallery
+
+
+def is_inside(root: Path, path: Path) -> bool:
+    """Whether a path from outside stays under `root`, links followed."""
+    real_root = os.path.realpath(root)
+    try:
+        return os.path.commonpath([real_root, os.path.realpath(path)]) == real_root
+    except ValueError:  # it has a zero byte
+        return False
+
+
+def _image_paths(root: Path) -> list[str]:
+    """Sorted. Hidden files and folders are passed over, and links that lead out of `root`."""
+    if not os.path.isdir(root):
+        raise DataError(f"the gallery {root} isn't a folder; give a folder of images.")
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+                continue
+            if path.is_file() and is_inside(root, path):
+                found.append(path.relative_to(root).as_posix())
+    if not found:
+        raise DataError(
+            f"there are no images in {root} ({', '.join(sorted(SUFFIXES))}); give another folder."
+        )
+    return sorted(found)
+
+
+def _check_same_model(extractor: Extractor, gallery: Gallery, file: Path) -> None:
+    """Features of another model would be compared without any sign that it makes no sense."""
+    spread = np.linspace(0, len(gallery.paths) - 1, 100).astype(int).tolist()
+    there = (
+        row
+        for row in dict.fromkeys(spread)
+        if is_inside(gallery.root, gallery.root / gallery.paths[row])
+        and os.path.isfile(gallery.root / gallery.paths[row])
+    )
+    rows = list(islice(there, NUM_COMPARED))
+    if not rows:
+        raise DataError(
+            f"the images that {file} names (e.g. {gallery.paths[0]!a}) are not in {gallery.root}; "
+            "give the folder that they were extracted from."
+        )
+    good, features_NC, _ = extractor.of_images([gallery.root / gallery.paths[row] for row in rows])
+    for place, feature_C in zip(good, features_NC, strict=True):
+        likeness = cosine(feature_C, gallery.features_NC[rows[place]])
+        if likeness < SAME_FEATURE:
+            raise DataError(
+                f"{file} was not made by this checkpoint of these images: the feature of "
+                f"{gallery.paths[rows[place]]!a} is another (cosine {likeness:.2f}); extract them "
+                "again."
+            )
+
+
+def cosine(a_C: Features, b_C: Features) -> float:
+    lengths = float(np.linalg.norm(a_C)) * float(np.linalg.norm(b_C))
+    return float(a_C @ b_C) / lengths if lengths else 0.0

@@ -1,0 +1,130 @@
+"""The commands that use a trained model without Ray: export, search."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.arguments import errors, show
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_OR_CHECKPOINT",
+        help="A run's folder (its selected or last iteration is taken), or a checkpoint's.",
+    ),
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    format: Annotated[
+        str, typer.Option(help="onnx, torch (a torch.export program) or safetensors.")
+    ] = "onnx",
+) -> None:
+    """The model as one file for other programs, kept only if it gives the same features."""
+    from daal import export as exporting
+    from daal.trained import load_trained
+    from pipelines.trained_run import checkpoint_of
+
+    exporting.check_export(format, out)
+    with checkpoint_of(model) as (folder, name):
+        trained = load_trained(folder)
+    found = exporting.export(trained, format, out)
+    flip = " of the image and its mirror image" if trained.config.flip_test else ""
+    size, channels = trained.config.input, trained.network.num_features
+    for line in (
+        f"{name}, written to {out} ({found.num_bytes / 1e6:.1f} MB): uint8 RGB images "
+        f"(B, 3, {size.height}, {size.width}) to features (B, {channels}){flip}",
+        f"read back and compared with the checkpoint on batches of "
+        f"{', '.join(map(str, found.batch_sizes))} images: largest difference of a coordinate "
+        f"{found.largest:.1g} ({exporting.TOLERANCE:g} is allowed)",
+    ):
+        errors.print(plain(line), soft_wrap=True)
+    print(exporting.usage(trained, format, out))
+
+
+def search(
+    model: Model,
+    query: Annotated[Path, typer.Argument(help="An image.", metavar="QUERY_IMAGE")],
+    gallery: Annotated[Path, typer.Argument(help="A folder of any images, or a data set's.")],
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="market1501, dukemtmc, msmt17 or folder: the set's gallery is searched, and pids "
+            "are shown. Default: every image under the folder, whatever its name."
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, max=1000, help="How many matches.")] = 10,
+    out: Annotated[
+        Path | None, typer.Option(help="Also draw them: .png, .jpg, .svg or .pdf.")
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="The gallery's features, from daal extract or a run, with this model."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Images of a gallery that are most like one image.
+
+    Runs in this process, without Ray. For a large gallery, let daal extract write a features file
+    (on a cluster, if you have one) and search that with --features.
+    """
+    from daal.trained import load_trained
+    from daal.whole_file import check_file_to_write, write_whole
+    from pipelines import gallery as galleries
+    from pipelines.extract_here import Extractor
+    from pipelines.match_picture import check_picture, draw
+    from pipelines.search import search as find
+    from pipelines.trained_run import checkpoint_of
+
+    if out is not None:
+        check_picture(out)
+        check_file_to_write(out)
+    records = [] if features else galleries.records_of(gallery, layout)
+    with checkpoint_of(model) as (folder, _):
+        extractor = Extractor(load_trained(folder))
+    query_C = extractor.of_image(query, "the query image")
+    with errors.status("the gallery's features") as status:
+        if features:
+            found = galleries.gallery_of_file(extractor, gallery, features)
+        else:
+            found = galleries.extract_gallery(
+                extractor, gallery, records, layout is not None,
+                lambda done: status.update(f"features: {done:,} of {len(records):,} images"),
+            )  # fmt: skip
+    for path, reason in found.left_out:
+        show("yellow", "left out", f"{path}: {reason}")
+    matches = find(query, query_C, found, top)
+    if out is not None:
+        size = extractor.model.config.input
+        write_whole(out, draw(query, gallery, matches, size, out.suffix.lower()))
+    if as_json:
+        report = {
+            "query": str(query),
+            "num_gallery": len(found.paths),
+            "left_out": [{"path": path, "reason": reason} for path, reason in found.left_out],
+            "matches": [match._asdict() for match in matches],
+        }
+        print(json.dumps(report, indent=1))
+        return
+    table = Table("", "image", "distance", "similarity", *(["pid"] if found.pids else []))
+    for number, match in enumerate(matches, start=1):
+        figures = [f"{match.distance:.4f}", f"{match.similarity:.4f}"]
+        pid = [] if not found.pids else ["" if match.pid is None else str(match.pid)]
+        table.add_row(str(number), plain(match.path), *figures, *pid)
+    Console().print(table)
+    picture = f"; picture: {out}" if out else ""
+    errors.print(plain(f"{len(found.paths):,} images searched{picture}"), soft_wrap=True)
+
+
+def plain(text: str) -> Text:
+    """Text with names from outside: no markup, and nothing that could steer a terminal."""
+    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))

@@ -1,0 +1,62 @@
+"""The commands that look at this machine and at configurations: doctor, config show and schema."""
+
+import json
+import sys
+
+import yaml
+from rich.console import Console
+
+from daal.config import Config
+from pipelines.arguments import Overrides, Recipe, errors, read_config
+from pipelines.model_commands import AsJson, plain
+
+COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
+
+
+def doctor(overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """What works on this machine, and what it would take; 15 seconds at most.
+
+    Settings say what is wanted: out=URI tries that place with a small file, ray.use_gpu=true asks
+    for GPUs. With RAY_ADDRESS it joins that cluster for a moment. Exit code 0 if a run can start,
+    else the one that it would end with.
+    """
+    from daal.load_config import load_config
+    from pipelines.doctor import as_dict, examine, exit_code
+
+    given = overrides or []
+    config = load_config(None, given)
+    write_out = any(setting.partition("=")[0] == "out" for setting in given)
+    with errors.status("looking around"):
+        checks = examine(config, write_out)
+    code = exit_code(checks)
+    if as_json:
+        print(json.dumps(as_dict(checks), indent=1))
+        sys.exit(code)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        line = plain(f"{check.status:7}  {check.name:{width}}  {check.found}")
+        line.stylize(COLOURS[check.status], 0, len(check.status))
+        if check.remedy:
+            line.append(f"; {plain(check.remedy)}")
+        Console().print(line, soft_wrap=True)
+    names = ", ".join(check.name for check in checks if check.exit_code)
+    Console().print("a run can start here" if code == 0 else f"no run can start here yet: {names}")
+    sys.exit(code)
+
+
+def config_show(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print the resolved configuration as YAML."""
+    values = read_config(recipe, overrides).model_dump(mode="json")
+    print(
+        json.dumps(values, indent=1)
+        if as_json
+        else yaml.safe_dump(values, sort_keys=False).rstrip()
+    )
+
+
+def config_schema() -> None:
+    """Print the JSON schema of recipes, for editors that complete and check YAML."""
+    schema = Config.model_json_schema()
+    print(
+        json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1)
+    )

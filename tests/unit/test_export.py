@@ -1,0 +1,285 @@
+"""`daal export`: a file that computes what the checkpoint does, or none."""
+
+import contextlib
+import io
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import safetensors
+import torch
+from PIL import Image
+
+from daal import checkpoint, export
+from daal.config import Config
+from daal.errors import CheckpointError, ConfigError, StorageError
+from daal.images import decode
+from daal.load_config import load_config
+from daal.network import DaalNetwork
+from daal.step import mixed_precision
+from daal.trained import TrainedModel, load_trained
+from pipelines import cli
+from pipelines.extract import _features
+
+PLACE = "/where/nobody/looks"
+SETTINGS = [
+    "input.height=64", "input.width=32", "network.backbone=resnet18", "network.weights=none",
+    "network.pooling=gem", "network.neck=bnneck", "network.domain_batch_norm=true",
+    f"out={PLACE}/run", f"source.root={PLACE}/source", f"target.root={PLACE}/target",
+]  # fmt: skip
+
+
+def saved(folder: Path, config: Config, seed: int = 0) -> Path:
+    """A checkpoint as an adaptation leaves it: heads, domains, statistics that are not 0 and 1."""
+    torch.manual_seed(seed)
+    network = DaalNetwork(config.network, 7, 5, domain_head=True).train()
+    with torch.no_grad():
+        for _ in range(2):
+            network(torch.randn(8, 3, 64, 32), 4)
+        for parameter in network.attention.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    checkpoint.save(folder, network.state_dict(), {"config": config.model_dump(mode="json")})
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = load_config(None, [*SETTINGS, "flip_test=true"])
+    return saved(tmp_path_factory.mktemp("run") / "checkpoint", config)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> TrainedModel:
+    return load_trained(folder)
+
+
+def images(num: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(num)
+    return torch.randint(0, 256, (num, 3, 64, 32), dtype=torch.uint8, generator=generator)
+
+
+def daal(*arguments: object) -> tuple[int, str, str]:
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        patch.object(sys, "argv", ["daal", *map(str, arguments)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+    return code, out.getvalue(), err.getvalue()
+
+
+class Payload:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch '{self.mark}'",)
+
+
+@dataclass(frozen=True)
+class Exported:
+    file: Path
+    code: int
+    usage: str
+    message: str
+
+
+@pytest.fixture(scope="module", params=export.SUFFIXES)
+def exported(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Exported:
+    """The command, once for each format; onto a file that would leave a mark if it were read."""
+    where = tmp_path_factory.mktemp(request.param)
+    file = where / f"model{export.SUFFIXES[request.param]}"
+    file.write_bytes(pickle.dumps(Payload(where / "mark")))
+    return Exported(file, *daal("export", folder, "--format", request.param, "--out", file))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("unit", [False, True])
+def test_features_are_those_of_extract(tmp_path: Path, flip: bool, unit: bool) -> None:
+    settings = [f"flip_test={flip}".lower(), f"network.unit_features={unit}".lower()]
+    config = load_config(None, [*SETTINGS, *settings])
+    folder = saved(tmp_path / "checkpoint", config)
+    network = DaalNetwork(config.network)
+    network.load_matching(checkpoint.load(folder)[0])
+    off = mixed_precision(torch.device("cpu"), wanted=False)
+    expected_BC = _features(network.eval(), images(3).permute(0, 2, 3, 1), flip, off)
+    found_BC = load_trained(folder)(images(3))
+    assert torch.equal(found_BC, expected_BC)
+    assert torch.allclose(found_BC.norm(dim=1), torch.ones(3), atol=1e-5) == unit
+
+
+def run_again(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The exported file, read here by what its users have."""
+    if file.suffix == ".onnx":
+        onnx.checker.check_model(onnx.load(file), full_check=True)
+        session = onnxruntime.InferenceSession(file)
+        return lambda x: torch.from_numpy(session.run(["features"], {"images": x.numpy()})[0])
+    if file.suffix == ".pt2":
+        return torch.export.load(file).module()
+    return export.read_safetensors(file)
+
+
+def test_the_file_agrees_with_the_checkpoint(
+    exported: Exported, folder: Path, model: TrainedModel
+) -> None:
+    assert exported.code == 0, exported.message
+    assert "batches of 1, 2, 5 images: largest difference" in exported.message
+    assert list(exported.file.parent.iterdir()) == [exported.file]
+
+    run = run_again(exported.file)
+    for size in (1, 3, 8):
+        expected_BC, found_BC = model(images(size)), run(images(size))
+        assert found_BC.dtype == torch.float32 and found_BC.shape == (size, 512)
+        assert float((found_BC - expected_BC).abs().max()) <= 1e-4
+    data = exported.file.read_bytes()
+    for text in (PLACE, str(Path(__file__).parents[2]), str(folder)):
+        assert text.encode() not in data, "names a folder of this machine"
+
+
+def test_the_lines_that_are_printed_work(
+    exported: Exported, model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (90, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save("person.jpg")
+    assert len(exported.usage.splitlines()) == 3
+    names: dict = {}
+    exec(exported.usage, names)
+    pixels = torch.from_numpy(decode(Path("person.jpg").read_bytes(), 64, 32)).permute(2, 0, 1)
+    found = torch.as_tensor(names["features"])
+    assert float((found - model(pixels[None])).abs().max()) <= 1e-4
+
+
+def test_a_header_that_says_all(model: TrainedModel, tmp_path: Path) -> None:
+    out = tmp_path / "model.safetensors"
+    export.export(model, "safetensors", out)
+    with safetensors.safe_open(out, "np") as file:
+        metadata = file.metadata()
+        assert set(file.keys()) == set(model.network.state_dict())
+    assert metadata["input"] == '["B", 3, 64, 32]'
+    assert metadata["mean"] == "[0.485, 0.456, 0.406]"
+    assert '"flip_test": true' in metadata["config"]
+
+
+def test_one_that_computes_something_else_is_refused(
+    model: TrainedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model.safetensors"
+    out.write_text("of last week")
+    other = load_trained(folder)
+    other.network.attention.attention.last_norm.bias.data += 1e-2  # hardly
+    data = export.as_safetensors(other)
+    monkeypatch.setattr(export, "as_safetensors", lambda _: data)
+    with pytest.raises(CheckpointError, match=r"was not written.*differ by up to .* 0.0001"):
+        export.export(model, "safetensors", out)
+    assert out.read_text() == "of last week" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("exported", ["onnx"], indirect=True)
+def test_an_onnx_file_that_was_changed_is_refused(
+    exported: Exported, model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto = onnx.load(exported.file)
+    (bias,) = (each for each in proto.graph.initializer if each.name.endswith("last_norm.bias"))
+    changed = onnx.numpy_helper.to_array(bias) + np.float32(0.01)
+    bias.CopyFrom(onnx.numpy_helper.from_array(changed, bias.name))
+    monkeypatch.setattr(export, "as_onnx", lambda _: proto.SerializeToString())
+    with pytest.raises(CheckpointError, match="differ by up to"):
+        export.export(model, "onnx", tmp_path / "model.onnx")
+    monkeypatch.setattr(export, "as_onnx", lambda _: proto.SerializeToString()[:-1000])
+    with pytest.raises(CheckpointError, match="can't be made a file of --format onnx"):
+        export.export(model, "onnx", tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_features_that_are_not_finite_are_refused(folder: Path, tmp_path: Path) -> None:
+    broken = load_trained(folder)
+    broken.network.backbone[0].weight.data[0] = torch.nan
+    with pytest.raises(CheckpointError, match="finite"):
+        export.export(broken, "safetensors", tmp_path / "model.safetensors")
+
+
+def test_a_damaged_safetensors_file_is_noticed(model: TrainedModel, tmp_path: Path) -> None:
+    whole = export.as_safetensors(model)
+    file = tmp_path / "model.safetensors"
+    places = np.random.default_rng(0).integers(0, len(whole), 4).tolist()
+    for place in (3, 500, *places, len(whole) - 1):
+        data = bytearray(whole)
+        data[place] ^= 1
+        file.write_bytes(data)
+        with pytest.raises(CheckpointError, match=str(file)):
+            export.read_safetensors(file)
+    for data in (whole[:-1], whole[:1000], b"", pickle.dumps(Payload(tmp_path / "mark"))):
+        file.write_bytes(data)
+        with pytest.raises(CheckpointError, match="no model that daal export"):
+            export.read_safetensors(file)
+    with pytest.raises(CheckpointError, match="can't be read"):
+        export.read_safetensors(tmp_path / "absent.safetensors")
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_without_the_packages__what_to_install(
+    package: str, model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=r"pip install 'daal\[export\]'"):
+        export.export(model, "onnx", tmp_path / "model.onnx")
+
+
+def test_a_full_disk_leaves_the_old_file(
+    model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "model.safetensors"
+    out.write_text("of last week")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"model.safetensors can't be written \(No space"):
+        export.export(model, "safetensors", out)
+    assert out.read_text() == "of last week" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, code, says",
+    [
+        (["{run}", "--format", "tflite", "--out", "m.tflite"], 2, "--format tflite is unknown"),
+        (["{run}", "--format", "onnx", "--out", "m.pt"], 2, "must end in .onnx"),
+        (["{run}", "--format", "onnx", "--out", "no/m.onnx"], 2, "there is no folder no"),
+        (["nothing", "--format", "torch", "--out", "m.pt2"], 4, "there is no whole checkpoint"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str], code: int, says: str, folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    found = daal("export", *(text.format(run=folder) for text in arguments))
+    assert found[0] == code and says in found[2].replace("\n", " ")
+    assert "Traceback" not in found[2] and list(tmp_path.iterdir()) == []

@@ -1,0 +1,313 @@
+"""`daal search`: the images that brute force would find, in folders as they come."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from daal import checkpoint
+from daal.errors import CheckpointError, ConfigError
+from daal.images import decode
+from daal.load_config import load_config
+from daal.network import DaalNetwork
+from daal.trained import load_trained
+from pipelines import cli
+from pipelines.run_folder import RunFolder
+from pipelines.search import nearest
+from pipelines.trained_run import checkpoint_of
+
+SETTINGS = ["input.height=32", "input.width=16", "network.backbone=resnet18",
+            "network.weights=none", "mixed_precision=false"]  # fmt: skip
+ODD_NAME = "[red]$x$ \u732b\n.jpg"
+
+
+def picture(path: Path, seed: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 2, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((20, 40), Image.Resampling.BILINEAR)
+    image.save(path, "JPEG", quality=95)
+    return path
+
+
+def saved(folder: Path, seed: int = 0) -> Path:
+    config = load_config(None, SETTINGS)
+    torch.manual_seed(seed)
+    network = DaalNetwork(config.network, 3)
+    checkpoint.save(folder, network.state_dict(), {"config": config.model_dump(mode="json")})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("run") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of any names, in folders; and much that is none."""
+    root = tmp_path_factory.mktemp("gallery")
+    for number in range(8):
+        picture(root / f"shots/day {number % 2}/{number}.jpg", number)
+    picture(root / ODD_NAME, 8)
+    (root / "copy.JPEG").write_bytes((root / "shots/day 1/3.jpg").read_bytes())
+    (root / "broken.jpg").write_bytes((root / "copy.JPEG").read_bytes()[:-200])
+    (root / "empty.png").touch()
+    (root / "notes.txt").write_text("no image")
+    picture(root / ".hidden/1.jpg", 0)
+    outside = picture(root.parent / "outside/1.jpg", 0)
+    (root / "link.jpg").symlink_to(outside)
+    os.mkfifo(root / "pipe.jpg")
+    return root
+
+
+@pytest.fixture
+def daal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["daal", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return run
+
+
+def brute_force(query_C: np.ndarray, gallery_NC: np.ndarray, k: int) -> tuple:
+    sq = np.square(gallery_NC.astype(np.float64) - query_C.astype(np.float64)).sum(1)
+    order = np.lexsort((np.arange(len(sq)), sq))[:k]
+    return order.tolist(), sq[order].tolist()
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-3, 1.0, 1e30])
+@pytest.mark.parametrize("away", [0.0, 30.0], ids=["around 0", "far from 0"])
+def test_nearest__as_brute_force(scale: float, away: float) -> None:
+    rng = np.random.default_rng(0)
+    features = (rng.standard_normal((9_000, 24)) * 0.1 + away) * scale
+    features = features.astype(np.float32)
+    features[5_000:5_100] = features[:100]  # copies tie, the lower row first
+    features[42] = features[7_000] = features[8_999]
+    for query in (features[8_999], features[17], features[3] + np.float32(1e-4 * scale)):
+        for k in (1, 3, 50, 9_000, 20_000):
+            rows, sq = nearest(query, features, k)
+            expected = brute_force(query, features, k)
+            assert (rows.tolist(), sq.tolist()) == expected
+    assert nearest(features[42], features, 3)[0].tolist() == [42, 7_000, 8_999]
+
+
+def test_nearest__all_the_same() -> None:
+    features = np.ones((5_000, 8), np.float32)
+    assert nearest(features[0], features, 4)[0].tolist() == [0, 1, 2, 3]
+
+
+def test_any_folder__what_brute_force_finds(
+    model: Path, gallery: Path, tmp_path: Path, daal: Callable
+) -> None:
+    query = picture(tmp_path / "query.jpg", 3)
+    code, out, err = daal("search", model, query, gallery, "--json", "--top", 4)
+    assert code == 0, err
+    found = json.loads(out)
+
+    names = sorted(str(path.relative_to(gallery)) for path in gallery.rglob("*.[jJ]*")
+                   if "hidden" not in str(path) and path.name not in ("link.jpg", "pipe.jpg",
+                                                                      "broken.jpg"))  # fmt: skip
+    assert found["num_gallery"] == len(names) == 10
+    pixels = [decode(path.read_bytes(), 32, 16) for path in [query, *(gallery / n for n in names)]]
+    features = load_trained(model)(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)).numpy()
+    rows, sq = brute_force(features[0], features[1:], 4)
+    assert [match["path"] for match in found["matches"]] == [names[row] for row in rows]
+    assert [m["distance"] for m in found["matches"]] == pytest.approx(np.sqrt(sq), abs=1e-3)
+    assert {match["path"] for match in found["matches"][:2]} == {"copy.JPEG", "shots/day 1/3.jpg"}
+    assert found["matches"][0]["similarity"] == pytest.approx(1, abs=1e-5)
+    assert found["matches"][0]["pid"] is None
+    assert {each["path"] for each in found["left_out"]} == {"broken.jpg", "empty.png"}
+    assert "left out: broken.jpg: the image data is cut off" in err
+    assert "left out: empty.png: the file is empty" in err
+
+
+def test_the_query_itself_is_no_match(model: Path, gallery: Path, daal: Callable) -> None:
+    query = gallery / "shots/day 1/3.jpg"
+    found = json.loads(daal("search", model, query, gallery, "--json", "--top", 1000)[1])
+    paths = [match["path"] for match in found["matches"]]
+    assert len(paths) == 9 and "shots/day 1/3.jpg" not in paths and paths[0] == "copy.JPEG"
+
+
+@pytest.mark.parametrize("format", ["png", "svg"])
+def test_a_picture_with_plain_names(
+    model: Path, gallery: Path, tmp_path: Path, daal: Callable, format: str
+) -> None:
+    out = tmp_path / f"matches.{format}"
+    query = picture(tmp_path / "quer$y$.jpg", 8)
+    code, table, err = daal("search", model, query, gallery, "--top", 12, "--out", out)
+    assert code == 0, err
+    assert "[red]$x$" in table and r"\n.jpg" in table  # neither markup nor a new line
+    assert str(out) in err.replace("\n", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([out.name, query.name])
+    if format == "png":
+        image = np.asarray(Image.open(out).convert("RGB"))
+        assert image.shape[1] > 1000 and image.std() > 10
+    else:
+        assert "\u732b" not in out.read_text() and "<image" in out.read_text()
+
+
+def features_file(path: Path, root: Path, names: list[str], model: Path, **columns: list) -> Path:
+    pixels = [decode((root / name).read_bytes(), 32, 16) for name in names]
+    features = load_trained(model)(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)).numpy()
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
+    pq.write_table(pa.table({"path": names, **columns, "feature": lists}), path)
+    return path
+
+
+def test_a_features_file__its_gallery(model: Path, gallery: Path, tmp_path: Path, daal: Callable):
+    names = [f"shots/day {n % 2}/{n}.jpg" for n in range(8)]
+    splits = ["train"] * 2 + ["gallery"] * 6
+    file = features_file(tmp_path / "f.parquet", gallery, names, model, split=splits,
+                         pid=[1, 1, 2, 2, 0, -1, 3, 3], camid=[1] * 8)  # fmt: skip
+    query = picture(tmp_path / "query.jpg", 3)
+    code, out, err = daal("search", model, query, gallery, "--features", file, "--json")
+    assert code == 0, err
+    matches = json.loads(out)["matches"]
+    assert matches[0]["path"] == names[3] and matches[0]["pid"] == 2
+    assert {m["path"] for m in matches} == set(names[2:])
+    assert {m["pid"] for m in matches} == {2, 3, None}  # 0 and -1 are nobody
+    plain = json.loads(daal("search", model, query, gallery, "--json", "--top", 3)[1])["matches"]
+    (same,) = (m for m in plain if m["path"] == names[3])
+    assert same["distance"] == pytest.approx(matches[0]["distance"], abs=1e-5)
+
+
+def test_a_features_file_that_does_not_fit(
+    model: Path, gallery: Path, tmp_path: Path, daal: Callable
+) -> None:
+    query = picture(tmp_path / "query.jpg", 3)
+    names = [f"shots/day {n % 2}/{n}.jpg" for n in range(8)]
+    file = tmp_path / "f.parquet"
+
+    def says(root: Path = gallery) -> str:
+        code, _, err = daal("search", model, query, root, "--features", file)
+        assert code == 3, err
+        return " ".join(err.split())
+
+    features_file(file, gallery, names, saved(tmp_path / "other", seed=1))
+    assert "was not made by this checkpoint" in says()
+    features_file(file, gallery, names, model)
+    assert "are not in" in says(tmp_path)
+    pq.write_table(pa.table({"path": ["a.jpg"], "feature": [[1.0, 2.0]]}), file)
+    assert "has features of 2 channels, and this model's have 512" in says()
+    pq.write_table(pa.table({"feature": [[1.0] * 512]}), file)
+    assert "does not say which images" in says()
+    pq.write_table(pa.table({"path": ["a.jpg"], "feature": [[float("nan")] * 512]}), file)
+    assert "not finite" in says()
+    outside = os.path.relpath(gallery.parent / "outside/1.jpg", gallery)
+    names = [outside, "/etc/passwd", "a\0b", "link.jpg"]
+    pq.write_table(pa.table({"path": names, "feature": [[1.0] * 512] * 4}), file)
+    assert "are not in" in says()  # nothing outside the gallery was opened
+
+
+def test_a_data_set__its_gallery_split_and_pids(
+    model: Path, tiny_world: Path, daal: Callable
+) -> None:
+    root = tiny_world / "target"
+    query = sorted((root / "query").iterdir())[0]
+    code, out, err = daal("search", model, query, root, "--layout", "market1501", "--json")
+    assert code == 0, err
+    matches = json.loads(out)["matches"]
+    assert {match["path"].partition("/")[0] for match in matches} == {"bounding_box_test"}
+    assert all(
+        match["pid"] == (pid if (pid := int(match["path"].split("/")[1].split("_")[0])) > 0
+                         else None) for match in matches
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "query, says",
+    [
+        ("absent.jpg", "there is no such file"),
+        ("empty.png", "the file is empty"),
+        ("broken.jpg", "the image data is cut off"),
+        ("notes.txt", "not a readable image"),
+        ("pipe.jpg", "there is no such file"),
+        (".", "there is no such file"),
+    ],
+)
+def test_a_query_that_is_no_image__one_sentence(
+    query: str, says: str, model: Path, gallery: Path, daal: Callable
+) -> None:
+    code, out, err = daal("search", model, gallery / query, gallery)
+    assert code == 3 and out == ""
+    assert err.startswith("error: the query image ") and says in err and len(err.split("\n")) == 2
+
+
+def test_mistakes(model: Path, gallery: Path, tmp_path: Path, daal: Callable) -> None:
+    query = picture(tmp_path / "query.jpg", 3)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/1.jpg").write_text("no image")
+    for arguments, code, says in (
+        ([tmp_path / "none", query, gallery], 4, "there is no whole checkpoint here"),
+        ([model, query, tmp_path / "absent"], 3, "isn't a folder"),
+        ([model, query, tmp_path / "none"], 3, "there are no images in"),
+        ([model, query, tmp_path / "bad"], 3, "no image in"),
+        ([model, query, gallery, "--layout", "mine"], 2, "--layout mine is unknown"),
+        ([model, query, gallery, "--out", "x.txt"], 2, "must end in one of .png"),
+        ([model, query, gallery, "--out", tmp_path / "no/x.png"], 2, "there is no folder"),
+    ):
+        found = daal("search", *arguments)
+        assert found[0] == code and says in found[2], found
+        assert found[2].startswith("error: ")
+
+
+def test_which_checkpoint_of_a_run(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
+        with checkpoint_of(run.uri) as (folder, _):
+            checkpoint.load(folder)
+    run.append("journal.jsonl", {"stage": "ingest/target", "files": {}})
+    with pytest.raises(CheckpointError, match="has no trained model yet"):
+        with checkpoint_of(run.uri):
+            pass
+    stages = ("pretrain", "iteration-01", "iteration-02", "supervised")
+    for number, stage in enumerate(stages):
+        saved(tmp_path / "run" / stage / "checkpoint", seed=number)
+        run.append("journal.jsonl", {"stage": f"{stage}/train", "files": {}})
+
+    def first_layer(folder: Path) -> torch.Tensor:
+        return checkpoint.load(folder)[0]["backbone.conv1.weight"]
+
+    def chosen(where: str) -> str:
+        with checkpoint_of(where) as (folder, _):
+            found = first_layer(folder)
+        (stage,) = (
+            stage
+            for stage in stages
+            if torch.equal(first_layer(tmp_path / "run" / stage / "checkpoint"), found)
+        )
+        return stage
+
+    assert chosen(run.uri) == "iteration-02"  # the last, as long as none is selected
+    run.write_json("summary.json", {"selected": "iteration-01"})
+    assert chosen(run.uri) == "iteration-01"
+    assert chosen(f"file://{tmp_path}/run") == "iteration-01"  # as s3://, by copies
+    assert chosen(f"{tmp_path}/run/supervised") == "supervised"
+    assert chosen(f"{tmp_path}/run/pretrain/checkpoint") == "pretrain"
+    run.write_json("summary.json", {"selected": "../../elsewhere"})
+    assert chosen(run.uri) == "iteration-02"
+    for uri, error in (
+        (f"file://{tmp_path}/nothing", CheckpointError),
+        ("ftp://host/run", ConfigError),
+        ("s3://KEY:hush@bucket/run", ConfigError),
+    ):
+        with pytest.raises(error) as caught, checkpoint_of(uri):
+            pass
+        assert "hush" not in str(caught.value)
+    assert not (tmp_path / "nothing").exists()
