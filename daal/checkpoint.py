@@ -126,8 +126,9 @@ def load_backbone_weights(path: Path | str) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
+        there = "isn't a file" if path.exists() else "doesn't exist"
         raise CheckpointError(
-            f"weights file {path} doesn't exist; give the path of a .safetensors or .pth file, or "
+            f"weights file {path} {there}; give the path of a .safetensors or .pth file, or "
             "set network.weights=none to start from random weights"
         )
     if path.suffix == ".safetensors":

@@ -29,6 +29,8 @@ class Section(BaseModel):
 
 
 class DatasetConfig(Section):
+    """A data set's folder, and what is read of it."""
+
     layout: Literal["market1501", "dukemtmc", "msmt17", "folder"] = Field(
         "market1501", description="How the folder is laid out and its files are named."
     )
@@ -49,17 +51,23 @@ class DatasetConfig(Section):
 
 
 class InputConfig(Section):
+    """Size of the images as the network sees them, in pixels."""
+
     height: int = Field(384, ge=16, le=2048, description="Paper: 384x128.")
-    width: int = Field(128, ge=16, le=2048)
+    width: int = Field(128, ge=16, le=2048, description="Images are resized to both.")
 
 
 class AugmentConfig(Section):
+    """Random changes of training images, drawn anew in every epoch."""
+
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
     pad: int = Field(10, ge=0, description="Padded crop: zeros added on each side before the crop.")
     erase: float = Field(0.5, ge=0, le=1, description="Probability of random erasing.")
 
 
 class AttentionConfig(Section):
+    """The attention module (Eq. 1-2, Fig. 3)."""
+
     mode: Literal["residual", "independent", "none"] = Field(
         "residual",
         description="residual: A and 1-A (Eq. 1-2). independent: two modules (Table 4's IA). "
@@ -91,6 +99,8 @@ class AttentionConfig(Section):
 
 
 class NetworkConfig(Section):
+    """The network of Fig. 2, and what the field has added to it since."""
+
     backbone: Literal["resnet18", "resnet34", "resnet50"] = Field("resnet50", description="Paper.")
     last_stride: Literal[1, 2] = Field(
         2, description="Stride of layer4. Not given; 2 is the 2019 stack, 1 what came later."
@@ -186,16 +196,18 @@ class NetworkConfig(Section):
 
 
 class OptimConfig(Section):
+    """Optimizer and learning rates of one training."""
+
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="Paper: SGD, momentum 0.9.")
     lr_backbone: float = Field(1.5e-4, gt=0, description="ResNet layers, as printed.")
     lr_new: float = Field(
         3e-5, gt=0, description="All other layers, as printed (the opposite of the field's custom)."
     )
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of SGD. Paper: 0.9.")
     weight_decay: float = Field(5e-4, ge=0, description="Not given; SSG and ECN use 5e-4.")
     warmup_steps: int = Field(0, ge=0, description="Linear warm-up from 0.")
     decay_every_epochs: int = Field(60, gt=0, description="Paper: times 0.1 every 60 epochs.")
-    decay: float = Field(0.1, gt=0, le=1)
+    decay: float = Field(0.1, gt=0, le=1, description="Factor of each decay. Paper: 0.1.")
     decay_at_epochs: list[int] | None = Field(
         None,
         description="Decay at these epochs instead. The printed text also reads as "
@@ -217,7 +229,7 @@ class FitConfig(Section):
         None, gt=0, description="Default: one pass over the (non-outlier) target images."
     )
     batch_source: int = Field(16, ge=0, description="Global, over all workers. Paper: 32 in all.")
-    batch_target: int = Field(16, ge=0)
+    batch_target: int = Field(16, ge=0, description="The same of target images.")
     images_per_id: int | None = Field(
         None,
         gt=1,
@@ -257,6 +269,8 @@ class PretrainConfig(FitConfig):
 
 
 class SoftLabelConfig(Section):
+    """What target images are trained on: Eq. 4, and Table 4's two alternatives."""
+
     target_labels: Literal["soft", "hard", "lsr"] = Field(
         "soft", description="Table 4's three rows: Eq. 5, Eq. 3 on pseudo-labels, label smoothing."
     )
@@ -276,14 +290,16 @@ class SoftLabelConfig(Section):
 
 
 class LossConfig(Section):
+    """Weights of the loss terms: Eq. 7, and from beyond it."""
+
     source_weight: float = Field(
         1.0,
         ge=0,
         description="Of means over each domain's images. Eq. 7 has no weights; its mean "
         "over a batch of equal halves is 0.5, 0.5, 1.",
     )
-    target_weight: float = Field(1.0, ge=0)
-    domain_weight: float = Field(1.0, ge=0)
+    target_weight: float = Field(1.0, ge=0, description="Of the target's identity loss (Eq. 5).")
+    domain_weight: float = Field(1.0, ge=0, description="Of the domain classifier's (Eq. 6).")
     triplet_weight: float = Field(
         0.0, ge=0, description="Of the batch-hard triplet loss on target images."
     )
@@ -356,7 +372,11 @@ class ClusterConfig(Section):
     min_samples: int = Field(
         4, ge=1, description="M, the sample itself counted. Swept 2..18; 4 is usual."
     )
-    backend: Literal["auto", "sklearn", "components", "cuml"] = "auto"
+    backend: Literal["auto", "sklearn", "components", "cuml"] = Field(
+        "auto",
+        description="Who runs DBSCAN; all give the same labels. auto: cuml on a GPU that has it, "
+        "components elsewhere.",
+    )
     max_cluster_share: float = Field(
         0.2,
         gt=0,
@@ -413,14 +433,14 @@ class RayConfig(Section):
     use_gpu: bool | Literal["auto"] = Field(
         "auto", description="One GPU a worker; auto: if there are enough."
     )
-    cpus_per_worker: float = Field(1, gt=0)
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs that each worker reserves.")
     data_cpus: int = Field(2, ge=1, description="CPUs kept free for Ray Data to decode with.")
     images: Literal["auto", "jpeg", "decoded", "device"] = Field(
         "auto",
         description="jpeg: decode at every use. decoded: once, kept in the object store. device: "
         "kept in each worker's device memory as well. auto: the last of these that fits.",
     )
-    extract_batch: int = Field(64, ge=1)
+    extract_batch: int = Field(64, ge=1, description="Images of a batch in extraction.")
     threads_per_worker: int | None = Field(
         None, ge=1, description="Default: the node's cores divided by its workers."
     )
@@ -450,10 +470,43 @@ class RayConfig(Section):
         return self
 
 
+class TrackingConfig(Section):
+    """Where a run's figures go besides metrics.jsonl; may change when a run is continued.
+
+    Addresses only. Logins are in each client's own environment variables, never here.
+    """
+
+    tensorboard: bool = Field(
+        True, description="Event files in the run folder's tensorboard/, on local disks only."
+    )
+    mlflow: str = Field(
+        "",
+        description="Tracking URI of MLflow, e.g. http://HOST:5000 (pip install daal[mlflow]). "
+        "Login: MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD.",
+    )
+    mlflow_experiment: str = Field("daal", min_length=1, description="Made if there is none yet.")
+    wandb: str = Field(
+        "",
+        description="Project of Weights & Biases, or ENTITY/PROJECT (pip install daal[wandb]). "
+        "Login: WANDB_API_KEY, or wandb login; WANDB_MODE=offline keeps it in the run folder.",
+    )
+
+    @model_validator(mode="after")
+    def _no_logins(self) -> "TrackingConfig":
+        if "@" in self.mlflow.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "tracking.mlflow has a login in it, which process and job lists would show; set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            )
+        return self
+
+
 class Config(Section):
     """One run, from two image sets to an adapted model."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Of new weights, batches, augmentation and random subsets."
+    )
     out: str = Field(
         "runs/run",
         min_length=1,
@@ -509,7 +562,13 @@ class Config(Section):
     supervised_bound: bool = Field(
         False, description="Also train on the target's true identities (Table 4's first row)."
     )
+    report: bool = Field(
+        True,
+        description="Write report.html into the run folder at the end: scores, rank lists, "
+        "clusters, attention, curves and times on one page. It holds images of people.",
+    )
     ray: RayConfig = RayConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @property
     def target_only(self) -> bool:

@@ -36,7 +36,7 @@ def load_config(recipe: Path | None, overrides: Iterable[str] = ()) -> Config:
     values: dict[str, Any] = {}
     origins: Origins = {}
     if recipe is not None:
-        _merge(values, _read_yaml(recipe), origins, f"from {recipe.name}")
+        _merge(values, read_yaml(recipe), origins, f"from {recipe.name}")
     return check_config(apply_overrides(values, overrides, origins), origins)
 
 
@@ -79,36 +79,47 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     return keys
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, kind: str = "recipe", example: str = "seed: 1") -> dict[str, Any]:
+    """What a YAML file of plain keys and values holds; messages call it a `kind`.
+
+    Raises:
+        ConfigError: it can't be read, or isn't such a file.
+    """
     try:
         if not path.is_file():  # a folder; or a pipe, which would be waited for
             there = "isn't a file" if path.exists() else "doesn't exist"
             raise ConfigError(
-                f"recipe {path} can't be read: it {there}; give a YAML file or a shipped recipe."
+                f"{kind} {path} can't be read: it {there}; give a YAML file or a shipped {kind}."
             )
         if (size := path.stat().st_size) > MAX_RECIPE_BYTES:
             raise ConfigError(
-                f"recipe {path} has {size:,} bytes, where a recipe has a few thousand; check the "
+                f"{kind} {path} has {size:,} bytes, where a {kind} has a few thousand; check the "
                 "path."
             )
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"recipe {path} can't be read ({error.strerror}); check the path and its permissions."
+            f"{kind} {path} can't be read ({error.strerror}); check the path and its permissions."
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"recipe {path} isn't UTF-8 text (byte {error.start}); save it as UTF-8."
+            f"{kind} {path} isn't UTF-8 text (byte {error.start}); save it as UTF-8."
         ) from error
-    content = _parse_yaml(text, f"recipe {path}")
+    content = _parse_yaml(text, f"{kind} {path}")
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(
-            f"recipe {path} must hold keys and values, like seed: 1, and not a "
+            f"{kind} {path} must hold keys and values, like {example}, and not a "
             f"{type(content).__name__}."
         )
     return content
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str | None:
+    """A question with the nearest name, if one is near."""
+    nearest = difflib.get_close_matches(word, sorted(names), n=1, cutoff=0.5)
+    return f'did you mean "{nearest[0]}"?' if nearest else None
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -179,8 +190,7 @@ def _sentence(item: Any, origins: Origins) -> str:
             section, _, name = key.rpartition(".")
             return f'"{key}" must be written in its section, {section}: {{{name}: ...}}{where}'
         known = {k for leaf in known_keys() for k in accumulate(leaf.split("."), "{}.{}".format)}
-        nearest = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
-        hint = f'did you mean "{nearest[0]}"?' if nearest else 'see "daal config show".'
+        hint = did_you_mean(key, known) or 'see "daal config show".'
         return f'"{_shortened(key)}" is not a known key; {hint}{where}'
     if item["type"] == "value_error":  # of our own checks, which name their keys
         return f"{str(item['msg']).removeprefix('Value error, ')}."

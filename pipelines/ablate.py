@@ -15,7 +15,6 @@ from types import MappingProxyType
 from typing import Any
 
 import ray
-import yaml
 from pydantic import Field, ValidationError
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -23,8 +22,9 @@ from rich.console import Console
 
 from daal.config import Config, RayConfig, Section
 from daal.errors import ConfigError, DaalError
-from daal.load_config import apply_overrides, check_config
+from daal.load_config import Origins, apply_overrides, check_config, did_you_mean, read_yaml
 from pipelines.adapt import Adaptation
+from pipelines.arguments import unknown
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
 from pipelines.session import cpus_needed, place
@@ -35,8 +35,8 @@ Say = Callable[[str], None]
 LAYOUTS = {"market": "market1501", "duke": "dukemtmc", "msmt17": "msmt17"}
 
 # What pretraining and the direct transfer don't depend on.
-LATER_SECTIONS = {"out", "ray", "adapt", "cluster", "soft_labels", "loss", "iterations",
-                  "warm_start", "supervised_bound"}  # fmt: skip
+LATER_SECTIONS = {"out", "ray", "tracking", "report", "adapt", "cluster", "soft_labels", "loss",
+                  "iterations", "warm_start", "supervised_bound"}  # fmt: skip
 LATER_NETWORK = {"specific_branch", "target_head", "memory_momentum", "centroid_init",
                  "domain_batch_norm"}  # fmt: skip
 
@@ -92,21 +92,25 @@ class Result:
 
 def read_suite(name: str) -> Suite:
     """A shipped suite by name, or a YAML file. Raises ConfigError with one line per mistake."""
-    path = Path(name) if Path(name).suffix else SUITES / f"{name}.yaml"
+    path = Path(name)
+    if not path.suffix:
+        path = SUITES / f"{name}.yaml"
+        if not os.path.exists(path):  # of Path, it fails for names too long for a disk
+            raise unknown("suite", name, SUITES)
     try:
-        return Suite.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError:
-        shipped = ", ".join(sorted(file.stem for file in SUITES.glob("*.yaml")))
-        raise ConfigError(
-            f'there is no suite "{name}"; shipped are {shipped}, or give a .yaml file.'
-        ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"suite {path} is not valid YAML: {error}") from error
+        return Suite.model_validate(read_yaml(path, "suite", "title: mine"))
     except ValidationError as error:
-        lines = [
-            f"suite {path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
-        ]
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(_sentence(path, e) for e in error.errors())) from None
+
+
+def _sentence(path: Path, mistake: Any) -> str:
+    *section, key = (str(part) for part in mistake["loc"])
+    where = ".".join([*section, key])
+    if mistake["type"] != "extra_forbidden":
+        return f"suite {path}: {where}: {mistake['msg']}; correct it there."
+    known = Row.model_fields if section else Suite.model_fields
+    hint = did_you_mean(key, known) or f"use {', '.join(known)}."
+    return f'suite {path}: "{where}" is not a known key; {hint}'
 
 
 def configurations(
@@ -130,12 +134,14 @@ def configurations(
         base = recipes(row.recipe or suite.recipe).model_dump(mode="json")
         data = _data_settings(row, folders)
         for seed in range(seeds):
+            origins: Origins = {}
             values = apply_overrides(
                 json.loads(json.dumps(base)),
                 [*suite.settings, *row.settings, *settings, *data, f"seed={seed}"],
+                origins,
             )
-            config = check_config(values | {"out": "-"})
-            key = _digest(config.model_dump(mode="json"))
+            config = check_config(values | {"out": "-"}, origins)
+            key = _digest(config.model_dump(mode="json", exclude={"tracking", "report"}))
             found[row.name, seed] = config.model_copy(update={"out": f"{out}/runs/{key}"})
     return found
 

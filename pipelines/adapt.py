@@ -226,8 +226,9 @@ class Adaptation:
         clusters = json.loads(contents[files[1]])
         before = self.labellings[-1] if self.labellings else None
         self.labellings.append(clusters)
+        self.progress.figures(name, **{k: v for k, v in clusters.items() if k != "notes"})
         for note in [*clusters["notes"], *health.warnings(clusters, before)]:
-            self.progress.say(f"note: {note}")
+            self.progress.note(note)
         self.progress.say(
             f"{name}: {clusters['num_clusters']} clusters, "
             f"{clusters['outlier_share']:.0%} outliers, eps "
@@ -312,9 +313,16 @@ class Adaptation:
 
     def finish(self) -> dict[str, Any]:
         """Write summary.json and forget what only a resumed training would have needed."""
+        summary = self.summary()
+        self.run.write_json("summary.json", summary)
+        self.run.delete_folder("ray_train")
+        return summary
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds, of as much as has been done."""
         by_name = {row["name"]: row for row in self.rows}
         iterations = [row for row in self.rows if row["name"].startswith("iteration-")]
-        summary = {
+        return {
             "direct_transfer": _score(by_name.get("pretrain")),
             "adapted": _score(by_name.get(self.selected or "")),
             "selected": self.selected,
@@ -323,16 +331,14 @@ class Adaptation:
             "seed": self.config.seed,
             "seconds": round(sum(line["seconds"] for line in self.run.journal()), 1),
         }
-        self.run.write_json("summary.json", summary)
-        self.run.delete_folder("ray_train")
-        return summary
 
     def _parts(self, features_NX: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         return whole_and_stripes(features_NX, self.config.network.stripes)
 
     def _checkpoint(self, name: str, train: Any) -> Weights:
         folder = f"{name}/checkpoint"
-        metadata = {"stage": name, "config": self.config.model_dump(mode="json")}
+        config = self.config.model_dump(mode="json", exclude={"tracking"})
+        metadata = {"stage": name, "config": config}
         with self.stage(f"{name}/train"):
             return self.run.once(
                 f"{name}/train",

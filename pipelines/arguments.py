@@ -23,6 +23,15 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="e.g. target.root=DIR cluster.p=2e-3"),
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also show what Ray says.")]
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Only warnings, errors and the scores at the end.")
+]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Progress as lines of JSON, those of metrics.jsonl; the last is the summary."
+    ),
+]
 
 
 def read_config(recipe: str, overrides: list[str] | None) -> Config:
@@ -33,11 +42,20 @@ def read_config(recipe: str, overrides: list[str] | None) -> Config:
     if not path.suffix:
         path = RECIPES / f"{recipe}.yaml"
         if not os.path.exists(path):  # of Path, it fails for names too long for a disk
-            names = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-            raise ConfigError(
-                f'there is no recipe "{recipe}"; shipped are {names}, or give a .yaml file.'
-            )
+            raise unknown("recipe", recipe, RECIPES)
     return load_config(path, overrides or [])
+
+
+def unknown(kind: str, name: str, folder: Path) -> ConfigError:
+    """There is no recipe or suite of this name: which there are, and the nearest of them."""
+    from daal.load_config import did_you_mean
+
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
+    hint = did_you_mean(name, names)
+    return ConfigError(
+        f'there is no {kind} "{name}"; {f"{hint} Shipped" if hint else "shipped"} are '
+        f"{', '.join(names)}, or give a .yaml file."
+    )
 
 
 def show(colour: str, kind: str, text: str) -> None:

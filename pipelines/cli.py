@@ -3,23 +3,35 @@
 import json
 import logging
 import math
+import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow.parquet as pq
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from daal.config import Config
 from daal.errors import ClusterError, ConfigError, DaalError
-from pipelines import job_commands
-from pipelines.arguments import Overrides, Recipe, Verbose, errors, read_config, show
+from daal.whole_file import check_file_to_write
+from pipelines import job_commands, model_commands, report_commands, setup_commands
+from pipelines.arguments import (
+    AsJson,
+    Overrides,
+    Quiet,
+    Recipe,
+    Verbose,
+    errors,
+    read_config,
+    show,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +44,12 @@ config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
 app.add_typer(config_app, name="config")
 for command in (job_commands.submit, job_commands.status, job_commands.logs, job_commands.stop):
     app.command()(command)
+app.command()(model_commands.export)
+app.command()(model_commands.search)
+app.command()(report_commands.report)
+app.command()(setup_commands.doctor)
+config_app.command("show")(setup_commands.config_show)
+config_app.command("schema")(setup_commands.config_schema)
 
 
 @app.command()
@@ -41,16 +59,27 @@ def adapt(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, start nothing.")
     ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Pretrain on the source, then Algorithm 1; the same command continues a stopped run."""
-    run_adaptation(read_config(recipe, overrides), dry_run, verbose)
+    run_adaptation(read_config(recipe, overrides), dry_run, verbose, quiet=quiet, as_json=as_json)
 
 
 @app.command()
-def pretrain(recipe: Recipe, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def pretrain(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
     """Train on the source only and score the direct transfer; `adapt` goes on from there."""
-    run_adaptation(read_config(recipe, overrides), verbose=verbose, pretrain_only=True)
+    run_adaptation(
+        read_config(recipe, overrides),
+        verbose=verbose, pretrain_only=True, quiet=quiet, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command()
@@ -59,6 +88,8 @@ def demo(
         "runs/demo"
     ),
     overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Draw two domains of pedestrians and adapt from one to the other, on this machine."""
@@ -68,7 +99,7 @@ def demo(
     settings = [f"source.root={images}/source", f"target.root={images}/target", f"out={out}"]
     config = read_config("demo", [*settings, *(overrides or [])])
     draw_domains(images, seed=config.seed)
-    run_adaptation(config, verbose=verbose)
+    run_adaptation(config, verbose=verbose, quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -105,11 +136,9 @@ def ablate(
     overrides = overrides or []
     folders = dict(item.partition("=")[::2] for item in data or [])
     named = any(row.target for row in table.rows)
-    if not named and not read_config(recipe or table.recipe, overrides).target.root:
-        from daal.synthetic import draw_domains
-
-        images = folder.with_name(f"{folder.name}-images")
-        draw_domains(images, seed=0)
+    images = folder.with_name(f"{folder.name}-images")
+    drawn = not named and not read_config(recipe or table.recipe, overrides).target.root
+    if drawn:
         overrides += [f"source.root={images}/source", f"target.root={images}/target"]
     configs = configurations(
         table.model_copy(update={"recipe": recipe or table.recipe}),
@@ -120,6 +149,10 @@ def ablate(
         for (name, seed), config in configs.items():
             print(f"{name}, seed {seed}: {config.out}")
         return
+    if drawn:
+        from daal.synthetic import draw_domains
+
+        draw_domains(images, seed=0)
     some = next(iter(configs.values()))
     kinds = {(config.source.root, config.target.root): config for config in configs.values()}
     measured = " | ".join(measured_on(config, find(config).counts) for config in kinds.values())
@@ -180,7 +213,9 @@ def validate(recipe: Recipe, overrides: Overrides = None) -> None:
 
 @app.command()
 def extract(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder of a run.")],
+    model: Annotated[
+        str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run's folder, or a checkpoint's.")
+    ],
     images: Annotated[str, typer.Argument(help="A data set's folder.")],
     out: Annotated[Path, typer.Option(help="The features file to write.")] = Path(
         "features.parquet"
@@ -195,9 +230,11 @@ def extract(
 ) -> None:
     """Features of every image of a folder, to a Parquet file."""
     from pipelines.inference import extract_folder
+    from pipelines.trained_run import checkpoint_of
 
     check_file_to_write(out)
-    table, quarantine = extract_folder(Path(checkpoint), images, layout, overrides or [], verbose)
+    with checkpoint_of(model) as (folder, _):
+        table, quarantine = extract_folder(folder, images, layout, overrides or [], verbose)
     pq.write_table(table, out, compression="zstd")
     for row in quarantine.to_pylist():
         show("yellow", "left out", f"{row['path']}: {row['reason']}")
@@ -258,14 +295,6 @@ def label(
     errors.print(f"{len(found.labels)} pseudo-labels written to {out}")
 
 
-def check_file_to_write(out: Path) -> None:
-    """Before the work, not behind it."""
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
-    if out.is_dir():
-        raise ConfigError(f"--out {out}: that is a folder; name a file in it.")
-
-
 def labels_table_of(figures: dict[str, Any]) -> Table:
     """Figures of pseudo-labels; the last four only where identities are known."""
     table = Table("", "", title="Pseudo-labels", show_header=False)
@@ -312,24 +341,27 @@ def synth(
     errors.print(f"drawn: {out}/source and {out}/target")
 
 
-@config_app.command("show")
-def config_show(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Print the resolved configuration as YAML."""
-    print(
-        yaml.safe_dump(read_config(recipe, overrides).model_dump(mode="json"), sort_keys=False),
-        end="",
-    )
-
-
 def run_adaptation(
-    config: Config, dry_run: bool = False, verbose: bool = False, pretrain_only: bool = False
+    config: Config,
+    dry_run: bool = False,
+    verbose: bool = False,
+    pretrain_only: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
 ) -> None:
-    """Validate, start or join Ray, run, print the table."""
+    """Validate, start or join Ray, run, print the table (or JSON)."""
+    from pipelines.tracking import check_tracking, tracked
     from pipelines.validate import validate as find
 
+    if as_json and verbose:
+        raise ConfigError("--json can't go with -v, which lets Ray write to the output; use one.")
+    check_tracking(config.tracking)
     findings = find(config)
     for warning in findings.warnings:
         show("yellow", "warning", warning)
+    if dry_run and as_json:
+        print(json.dumps(asdict(findings)))
+        return
     if dry_run:
         table = Table(
             *("", "train", "query", "gallery", "decoded to look at"),
@@ -343,23 +375,30 @@ def run_adaptation(
     from pipelines.adapt import Adaptation
     from pipelines.gauges import Gauges
     from pipelines.progress import Progress, scores_table
+    from pipelines.report_commands import REPORT
     from pipelines.run_folder import RunFolder
     from pipelines.session import ray_session
     from pipelines.submit import default_name
 
-    run = RunFolder(config.out)
+    run, name = RunFolder(config.out), default_name(config)
+    listeners: list[Callable[[dict[str, Any]], None]] = [print_json] if as_json else []
+
+    def record(event: dict[str, Any]) -> None:
+        run.append("metrics.jsonl", event)
+        for listen in listeners:
+            listen(event)
+
+    progress = Progress(record, errors, quiet or as_json, live=not verbose)
     remedy = "the same command continues it, and -v shows what Ray says."
     try:
         with run.claimed(), ray_errors(remedy):
             run.keep_config(config)
-            with ray_session(config.ray, verbose) as resources:
-                gauges = Gauges(default_name(config))
-
-                def record(event: dict[str, Any]) -> None:
-                    run.append("metrics.jsonl", event)
-                    gauges.show(event)
-
-                progress = Progress(record, errors)
+            num_stages = len(run.journal())
+            with (
+                ray_session(config.ray, verbose) as resources,
+                tracked(config, run, name, progress.say, progress.note) as track,
+            ):
+                listeners += [Gauges(name).show, track]
                 progress.say(str(resources))
                 adaptation = Adaptation(config, run, resources, progress)
                 if pretrain_only:
@@ -369,8 +408,25 @@ def run_adaptation(
     except (KeyboardInterrupt, SystemExit):
         errors.print("stopped; the same command continues this run.")
         raise
-    Console().print(scores_table([(row["name"], row) for row in adaptation.rows if "map" in row]))
-    errors.print(f"run folder: {config.out}")
+    if as_json:
+        print_json(adaptation.summary())
+    else:
+        scored = [(row["name"], row) for row in adaptation.rows if "map" in row]
+        Console().print(scores_table(scored))
+    # A run that was finished before has its report, unless somebody has deleted it.
+    is_new = len(run.journal()) > num_stages or not run.exists(REPORT)
+    if config.report and is_new and not pretrain_only:
+        report_commands.leave_report(run, progress.note)
+    if not as_json:
+        progress.tell(f"run folder: {config.out}")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One line on standard output. A reader that is gone doesn't end the run."""
+    try:
+        print(json.dumps(value), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -391,7 +447,10 @@ def main() -> None:
     # Of damaged images and weights files; we say ourselves which they are and why.
     warnings.filterwarnings("ignore", module=r"PIL\.|torch\.(serialization|_weights_only)")
     try:
-        app()
+        sys.exit(app(prog_name="daal", standalone_mode=False))
+    except TyperException as error:
+        show_usage_error(error)
+        sys.exit(error.exit_code)
     except DaalError as error:
         # Mistakes in settings have a line each; in other errors, a newline is part of a name.
         several = isinstance(error, ConfigError) or type(error) is DaalError
@@ -399,8 +458,20 @@ def main() -> None:
             show("red", "error", line)
         sys.exit(error.exit_code)
     except OSError as error:
-        show("red", "error", f"{error.strerror or error}: {error.filename or 'no file named'}")
+        what = f"{error.filename or 'a file'}: {error.strerror or error}"
+        show("red", "error", f"{what}; check the path, its disk and its permissions.")
         sys.exit(1)
+
+
+def show_usage_error(error: TyperException) -> None:
+    """A wrong command, option or argument, as one line like all other errors."""
+    message = error.format_message()
+    if not message:
+        return  # nothing was given, and the help has been printed
+    ending = "" if message.endswith((".", "?", ")")) else "."
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "daal"
+    show("red", "error", f'{message}{ending} See "{command} --help".')
 
 
 if __name__ == "__main__":

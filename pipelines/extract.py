@@ -1,5 +1,6 @@
 """Line 3 of Algorithm 1: features of all images, each worker its share."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from daal.network import DaalNetwork
 from daal.step import mixed_precision
 from pipelines.pixels import Images, ImageSource, Pixels, decode_rows
 from pipelines.stream import ahead
-from pipelines.train_loop import pixel_reader
+from pipelines.train_loop import LOG_SECONDS, pixel_reader
 from pipelines.train_state import Weights
 from pipelines.workers import Worker, Workers
 
@@ -75,7 +76,8 @@ class ExtractJob:
         if worker.device.type == "cuda":
             features_NC = features_NC.pin_memory()
             batches = ahead(batches, 2)
-        at = 0
+        at, begun = 0, time.monotonic()
+        shown = begun
         for number, images_BHWC in enumerate(batches):
             worker.reach(self.stage, number)
             features_BC = _features(network, images_BHWC.to(worker.device, non_blocking=True),
@@ -83,6 +85,13 @@ class ExtractJob:
             # Not waited for: the next batch is on its way to the device meanwhile.
             features_NC[at : at + len(features_BC)].copy_(features_BC, non_blocking=True)
             at += len(features_BC)
+            if worker.rank == 0 and (now := time.monotonic()) - shown > LOG_SECONDS:
+                shown = now
+                of_all = min(at * worker.world_size, self.num_images)  # shares are equal
+                worker.log({
+                    "stage": self.stage, "extracted": of_all, "num_images": self.num_images,
+                    "extracted_per_s": round(of_all / (now - begun), 1),
+                })  # fmt: skip
         if worker.device.type == "cuda":
             torch.cuda.synchronize()
         return rows, features_NC.numpy()

@@ -9,13 +9,12 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from daal import checkpoint
 from daal.config import DatasetConfig
 from daal.datasets import load_records
-from daal.errors import CheckpointError, ConfigError, DataError
+from daal.errors import ConfigError, DataError
 from daal.evaluation import EvaluationResult, evaluate
 from daal.load_config import apply_overrides, check_config
-from daal.network import DaalNetwork
+from daal.trained import MODEL_FIELDS, load_trained
 from pipelines.extract import extract, features_table
 from pipelines.feature_files import read_features
 from pipelines.ingest import ingest
@@ -24,8 +23,6 @@ from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
 from pipelines.session import ray_session
 from pipelines.workers import Workers
-
-HERE = ("out", "ray")  # sections that belong to a run, not to its model
 
 
 def extract_folder(
@@ -36,26 +33,18 @@ def extract_folder(
 
     The network and the image size are those that the checkpoint was trained with.
     """
-    tensors, metadata = checkpoint.load(folder)
-    if not isinstance(metadata.get("config"), dict):
-        raise CheckpointError(
-            f"{folder} is not a checkpoint of a run: it does not say its configuration; give one "
-            "that daal adapt or daal pretrain wrote."
-        )
-    # How that run was laid over its cluster says nothing about the model, and not how this one is.
-    trained = {name: part for name, part in metadata["config"].items() if name not in HERE}
-    config = check_config(apply_overrides(trained, overrides))
+    # What the user has given is looked at before the checkpoint, and before workers hold the GPUs.
+    apply_overrides({}, overrides)
     layouts = get_args(DatasetConfig.model_fields["layout"].annotation)
     if layout not in layouts:
         raise ConfigError(f"--layout {layout} is unknown; take one of {', '.join(layouts)}.")
     dataset = DatasetConfig.model_validate({"layout": layout, "root": root})
-    # Now rather than when workers hold the GPUs.
     load_records(dataset.layout, root)
-    try:
-        DaalNetwork(config.network.model_copy(update={"weights": "none"})).load_matching(tensors)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    progress = Progress()
+    model = load_trained(folder)
+    # How that run was laid over its cluster says nothing about the model, and not how this one is.
+    values = model.config.model_dump(mode="json", include=set(MODEL_FIELDS))
+    config = check_config(apply_overrides(values, overrides))
+    progress = Progress(live=not verbose)
     with (
         ray_session(config.ray, verbose) as resources,
         tempfile.TemporaryDirectory() as scratch,
@@ -63,9 +52,10 @@ def extract_folder(
     ):
         table, quarantine = ingest(dataset, "target", config.seed)
         images = Images(table, ray.put(table))
-        weights = {name: tensor.numpy() for name, tensor in tensors.items()}
+        weights = {name: tensor.numpy() for name, tensor in model.network.state_dict().items()}
         pixels = Pixels(config, resources, progress.say)
-        features = extract("extract", images, config, weights, workers, pixels)
+        with progress.stage("extract"):
+            features = extract("extract", images, config, weights, workers, pixels)
     return features_table(table, features), quarantine
 
 

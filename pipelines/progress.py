@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live line on a terminal, plain lines elsewhere.
+"""What a run shows while it works: a live table on a terminal, plain lines elsewhere.
 
 Workers report to their desk; the driver collects from it while it waits for them.
 """
@@ -6,64 +6,87 @@ Workers report to their desk; the driver collects from it while it waits for the
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import ray
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from daal.errors import StorageError
+from pipelines.live import Board, clock, loss_terms
+
+PLAIN_SECONDS = 15.0  # between plain lines about one thing
 
 
 class Progress:
-    """Console output of the driver, and the figures that go to metrics.jsonl."""
+    """Console output of the driver, and the figures that go to metrics.jsonl.
+
+    quiet: nothing but notes. live: a table on terminals; off where others write to it as well.
+    """
 
     def __init__(
         self,
         record: Callable[[dict[str, Any]], None] = lambda event: None,
         console: Console | None = None,
+        quiet: bool = False,
+        live: bool = True,
     ) -> None:
         self.console = console or Console(stderr=True)
         self._record = record
+        self._quiet = quiet
+        self._board = Board() if live and not quiet and self.console.is_interactive else None
+        self._stage = ""
         self._started = time.monotonic()
         self._shown = 0.0
 
     def say(self, text: str) -> None:
-        seconds = int(time.monotonic() - self._started)
-        clock = f"[dim]{seconds // 60:3d}:{seconds % 60:02d}[/dim]"
-        self.console.print(f"{clock}  {escape(text)}", highlight=False, soft_wrap=True)
+        if not self._quiet:
+            self._print(text)
+
+    def tell(self, text: str) -> None:
+        """The same without the time."""
+        if not self._quiet:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Say what a user should know even if nothing else is shown."""
+        self._print(f"note: {text}")
+
+    def _print(self, text: str) -> None:
+        line = f"[dim]{clock(self._started):>6}[/dim]  {escape(text)}"
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage, with a spinner on a terminal."""
+        """Time a stage; on a terminal the table stands below it, and is gone however it ends."""
         started = time.monotonic()
         self._stage = name
         self.figures(name, state="started")
-        if self.console.is_terminal:
-            with self.console.status(name) as self._status:
-                yield
-        else:
+        board = self._board
+        with Live(board, console=self.console, transient=True) if board else nullcontext():
             yield
         self.say(f"{name}: done in {time.monotonic() - started:.1f} s")
 
     def tasks(self, stage: str, num_done: int, num_tasks: int) -> None:
         """Show how far the tasks of a stage of pseudo-labelling are."""
-        text = f"{self._stage}: {stage} {num_done}/{num_tasks}"
-        if self.console.is_terminal:
-            self._status.update(text)
-        elif time.monotonic() - self._shown > 15:
-            self._shown = time.monotonic()
-            self.say(text)
+        if self._board:
+            self._board.count(stage, num_done, num_tasks)
+        else:
+            self._now_and_then(f"{self._stage}: {stage} {num_done}/{num_tasks}")
 
     def figures(self, stage: str, **figures: Any) -> None:
         """Keep figures of a stage (scores, clusters) beside those of training."""
-        self._record({"time": time.time(), "stage": stage, **figures})
+        event = {"time": time.time(), "stage": stage, **figures}
+        self._record(event)
+        if self._board:
+            self._board.show(event)
 
     @contextmanager
     def watch(self, desk: Any) -> Iterator[None]:
-        """Show and record what training workers send, until the block ends."""
+        """Show and record what workers send, until the block ends."""
         done = threading.Event()
 
         def collect() -> None:
@@ -91,30 +114,33 @@ class Progress:
             thread.join(timeout=10)
 
     def _show(self, event: dict[str, Any]) -> None:
-        if "loss" in event:
-            self._training(event)
-        elif event.get("starts", 1) > 1:
-            self.say(f"note: {event['workers']} workers have taken over (start {event['starts']})")
+        if self._board:
+            self._board.show(event)
+        elif "loss" in event:
+            text = (
+                f"{event['stage']}: epoch {event['epoch']}/{event['epochs']}  "
+                f"step {event['step']}/{event['steps']}  {event['images_per_s']:.0f} images/s  "
+                f"loss {loss_terms(event['loss'])}"
+            )
+            self._now_and_then(text, always=event["step"] == event["steps"])
+        elif "extracted" in event:
+            self._now_and_then(
+                f"{event['stage']}: {event['extracted']}/{event['num_images']} images  "
+                f"{event['extracted_per_s']:.0f} images/s"
+            )
+        if event.get("starts", 1) > 1:
+            self.note(f"{event['workers']} workers have taken over (start {event['starts']})")
         elif "stack" in event:
-            self.say(
-                f"note: rank {event['rank']} has finished no step for {event['stalled_s']} s "
+            self.note(
+                f"rank {event['rank']} has finished no step for {event['stalled_s']} s "
                 f"({event['stage']}, step {event['step']}); it ends, and the workers start anew "
                 f"from the last checkpoint. It was here:\n{event['stack']}"
             )
         elif "note" in event:
-            self.say(f"note: {event['stage']}: {event['note']}")
+            self.note(f"{event['stage']}: {event['note']}")
 
-    def _training(self, event: dict[str, Any]) -> None:
-        terms = {name: value for name, value in event["loss"].items() if value}
-        loss = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
-        text = (
-            f"{event['stage']}: epoch {event['epoch']}/{event['epochs']}  "
-            f"step {event['step']}/{event['steps']}  {event['images_per_s']:.0f} images/s  "
-            f"loss {loss}"
-        )
-        if self.console.is_terminal:
-            self._status.update(text)
-        elif time.monotonic() - self._shown > 15 or event["step"] == event["steps"]:
+    def _now_and_then(self, text: str, always: bool = False) -> None:
+        if always or time.monotonic() - self._shown > PLAIN_SECONDS:
             self._shown = time.monotonic()
             self.say(text)
 

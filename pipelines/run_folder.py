@@ -29,12 +29,13 @@ T = TypeVar("T")
 Entries = dict[str, dict[str, Any]]  # size and sha256 of a stage's files, by name
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"
+MAY_CHANGE = {"out", "ray", "tracking", "report"}  # settings that change no result
 
 
 class RunFolder:
     """Files by name relative to the run's folder; one object for one pass through its stages."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, create: bool = True) -> None:
         self.uri = uri
         if urlsplit(uri).username:
             raise ConfigError(
@@ -46,7 +47,8 @@ class RunFolder:
                 self.filesystem, self.base = fs.FileSystem.from_uri(uri)
             else:
                 self.filesystem, self.base = fs.LocalFileSystem(), str(Path(uri).absolute())
-            self.filesystem.create_dir(self.base, recursive=True)
+            if create:
+                self.filesystem.create_dir(self.base, recursive=True)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ConfigError(f"out={uri} can't be used as a run folder: {error}") from error
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
@@ -127,11 +129,11 @@ class RunFolder:
         Raises:
             ConfigError: the folder has a run with another configuration; names each difference.
         """
-        ours = config.model_dump(mode="json", exclude={"out", "ray"})
+        ours = config.model_dump(mode="json", exclude=MAY_CHANGE)
         if self.exists("config.yaml"):
             # Through the models: a field that is newer than the folder has its default.
             kept = check_config(yaml.safe_load(self.read("config.yaml")))
-            theirs = kept.model_dump(mode="json", exclude={"out", "ray"})
+            theirs = kept.model_dump(mode="json", exclude=MAY_CHANGE)
             changes = _differences(theirs, ours)
             if changes:
                 raise ConfigError(
@@ -183,9 +185,13 @@ class RunFolder:
                 self.append(JOURNAL, line)
 
     def journal(self) -> list[dict[str, Any]]:
-        """Finished stages in order; a last line cut off by a crash is left out."""
+        """Finished stages in order."""
+        return self.lines(JOURNAL)
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """What was appended to a file, if it is there; a line cut off by a crash is left out."""
         lines = []
-        for text in self.read(JOURNAL).decode().splitlines() if self.exists(JOURNAL) else []:
+        for text in self.read(name).decode().splitlines() if self.exists(name) else []:
             try:
                 lines.append(json.loads(text))
             except json.JSONDecodeError:

@@ -7,11 +7,12 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ray.exceptions import RayError
 
 from daal.config import RayConfig
 from daal.errors import ClusterError
+from pipelines.arguments import errors, show
 
 # Workers live as long as the run and are idle while tasks make pseudo-labels on the same GPUs. A
 # share above one half puts each worker on a GPU of its own.
@@ -99,10 +101,11 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
             else:
                 ensure_private_token()
                 cpus = max(os.cpu_count() or 1, int(cpus_needed(config)))
-                ray.init(
-                    address="local", num_cpus=cpus, dashboard_host="127.0.0.1",
-                    include_dashboard=True, **common,
-                )  # fmt: skip
+                with nullcontext() if verbose else _without_its_first_line():
+                    ray.init(
+                        address="local", num_cpus=cpus, dashboard_host="127.0.0.1",
+                        include_dashboard=True, **common,
+                    )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise ClusterError(
@@ -114,6 +117,25 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
         ray.data.DataContext.get_current().enable_progress_bars = False
         for name in ("ray", "ray.data", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def _without_its_first_line() -> Iterator[None]:
+    """Ray's C++ side says on file descriptor 2 that it will say nothing; all else is passed on."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            kept.seek(0)
+            for line in kept:
+                if b"RAY_BACKEND_LOG_LEVEL" not in line:
+                    os.write(2, line)
 
 
 def _knock(address: str) -> None:
@@ -140,11 +162,10 @@ def _watch_cluster(over: threading.Event) -> None:
         except OSError:
             lost_since = lost_since or time.monotonic()
             if time.monotonic() - lost_since > LOST_SECONDS:
-                print(
-                    f"error: the Ray cluster at {address} is gone; the same command continues the "
-                    "run on another one.",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
+                errors.show_cursor()  # which the live table has hidden
+                gone = f"the Ray cluster at {address} is gone"
+                show("red", "error", f"{gone}; the same command continues the run on another one.")
+                sys.stderr.flush()
                 os._exit(ClusterError.exit_code)  # nothing of Ray answers any more
 
 
@@ -190,11 +211,8 @@ def _place_in_time(config: RayConfig) -> Resources:
                 if not asked:
                     _ask_for_nodes(config)
                     asked = True
-                    print(
-                        f"{error} Waiting for nodes for up to {config.wait_minutes:g} minutes "
-                        "(ray.wait_minutes).",
-                        file=sys.stderr,
-                    )
+                    waits = f"Waiting for nodes for up to {config.wait_minutes:g} minutes"
+                    show("yellow", "note", f"{error} {waits} (ray.wait_minutes).")
             time.sleep(min(5.0, max(0.1, last - time.monotonic())))
     finally:
         if asked:

@@ -8,7 +8,6 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,13 @@ from PIL import Image
 
 from cluster.soft_labels import hard_label_weights
 from daal.augment import augment, normalise, sample_seeds
-from daal.config import Config, FitConfig
+from daal.config import Config, DatasetConfig, FitConfig
 from daal.datasets import load_records
 from daal.images import decode
 from daal.network import DaalNetwork
+from daal.records import Domain
 from daal.step import TrainBatch, make_optimizer, mixed_precision, train_step
+from pipelines.validate import root_of
 
 WORKERS = (1, 2, 4, 8, 16)
 IMAGES_PER_CLUSTER = 16  # a guess, for the size of the target's head
@@ -80,12 +81,17 @@ def size_of(config: Config, probe: Probe | None = None) -> Size:
 
     Raises DataError if a data set can't be read.
     """
-    counts, jpeg_bytes = {}, 0
-    for domain, settings in (("source", config.source), ("target", config.target)):
+    counts: dict[str, tuple[int, int]] = {}
+    jpeg_bytes = 0
+    domains: tuple[tuple[Domain, DatasetConfig], ...] = (
+        ("source", config.source),
+        ("target", config.target),
+    )
+    for domain, settings in domains:
         if domain == "source" and config.target_only:
             counts[domain] = (0, 0)
             continue
-        root = Path(settings.root)
+        root = root_of(domain, settings)
         records = load_records(settings.layout, root)
         num_train = sum(record.split == "train" for record in records)
         kept = min(num_train, settings.max_train_images or num_train)

@@ -63,16 +63,7 @@ def validate(config: Config) -> Findings:
                     "cluster.source_weight above 0 needs a source: give source.root=DIR."
                 )
             continue
-        if not settings.root:
-            raise DataError(
-                f"{domain}.root is not set: give the data set's folder, {domain}.root=DIR"
-                + (
-                    " (or adapt.batch_source=0, to train without a source)."
-                    if domain == "source"
-                    else "."
-                )
-            )
-        root = Path(settings.root)
+        root = root_of(domain, settings)
         records = load_records(settings.layout, root)
         counts[domain] = {
             split: sum(record.split == split for record in records) for split in SPLITS
@@ -93,6 +84,16 @@ def validate(config: Config) -> Findings:
     if config.network.weights not in ("imagenet", "none"):
         _check_weights(config)
     return Findings(counts, num_sampled, warnings)
+
+
+def root_of(domain: Domain, settings: DatasetConfig) -> Path:
+    """A domain's folder. Raises DataError if none is set."""
+    if settings.root:
+        return Path(settings.root)
+    other = " (or adapt.batch_source=0, to train without a source)" if domain == "source" else ""
+    raise DataError(
+        f"{domain}.root is not set: give the data set's folder, {domain}.root=DIR{other}."
+    )
 
 
 def check_out(out: str) -> None:

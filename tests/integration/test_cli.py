@@ -1,5 +1,7 @@
 """The command as a user meets it: messages and exit codes, in real processes."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,109 @@ def test_unknown_recipe__exit_2_and_the_shipped_ones() -> None:
     result = daal("adapt", "nonsense")
     assert result.returncode == 2
     assert "demo, fast, modern, paper, ssg, udap" in result.stderr
+    result = daal("adapt", "fats")
+    assert 'there is no recipe "fats"; did you mean "fast"? Shipped are' in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["adpat", "fast"], "No such command 'adpat'. Did you mean 'adapt'"),
+        (["config", "shwo"], "No such command 'shwo'. Did you mean 'show'? See \"daal config"),
+        (["adapt"], "Missing argument 'recipe'. See \"daal adapt --help\"."),
+        (["adapt", "demo", "--drry"], "No such option: --drry (Possible options: --dry-run) See"),
+        (["label", "x.npy", "--out"], "Option '--out' requires an argument."),
+        (["ablate", "table4", "--seeds", "none"], "Invalid value for '--seeds': Input should be"),
+        (["adapt", "demo", "--json", "-v"], "--json can't go with -v"),
+    ],
+)
+def test_wrong_use__exit_2_and_one_line_like_any_error(
+    arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    code = daal_here(monkeypatch, *arguments)
+    output = capsys.readouterr()
+    assert (code, output.out) == (2, "")
+    (line,) = output.err.splitlines()
+    assert line.startswith(f"error: {says}")
+
+
+def daal_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The same without a process of its own."""
+    from pipelines import cli
+
+    monkeypatch.setattr(sys, "argv", ["daal", *arguments])
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+def test_nothing_given__the_help_and_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert daal_here(monkeypatch, "config") == 2
+    output = capsys.readouterr()
+    assert "Usage" in output.out and "error" not in output.err
+
+
+def test_completion__is_what_a_shell_can_take() -> None:
+    result = subprocess.run(
+        [str(Path(sys.executable).with_name("daal"))],
+        env={**os.environ, "_DAAL_COMPLETE": "complete_bash", "COMP_WORDS": "daal ad",
+             "COMP_CWORD": "1"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.stdout.split() == ["adapt"], result.stderr
+
+
+def test_dry_run_as_json(
+    data: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert daal_here(monkeypatch, "adapt", "demo", *data, "--dry-run", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["counts"]["source"]["train"] > 0
+
+
+def test_ablate_dry_run__starts_nothing_and_draws_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert daal_here(monkeypatch, "ablate", "table4", "--seeds", "1", "--dry-run") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 9
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"title: caf\xe9", "isn't UTF-8 text (byte 10); save it as UTF-8."),
+        (b"title: [x", "is not valid YAML"),
+        (b"- 1", "must hold keys and values, like title: mine, and not a list."),
+        (b"title: !!python/name:os.system x", "os.system isn't read"),
+        (b"title: x\nrows: [{name: y}]\nsedes: 1", 'not a known key; did you mean "seeds"?'),
+        (b"title: x\nrows: [{name: y, settings: [clutser.k1=3]}]",
+         '"clutser" is not a known key; did you mean "cluster"? [from override "clutser.k1=3"]'),
+    ],
+)  # fmt: skip
+def test_a_suite_that_is_none__exit_2_and_why(
+    content: bytes, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_bytes(content)
+    assert daal_here(monkeypatch, "ablate", "mine.yaml") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and says in line
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_size_without_data__exit_3_and_the_setting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert daal_here(monkeypatch, "size", "demo") == 3
+    assert "source.root is not set" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("broken", ["absent", "empty", "no_train"])

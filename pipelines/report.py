@@ -1,0 +1,273 @@
+"""A run as one HTML page that needs nothing else: no network, no scripts, no other file.
+
+What a part of it needs may be gone, or not there yet; then the page says so in that part's place.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from daal.errors import DaalError, DataError
+from pipelines import report_data
+from pipelines.report_data import LABELS, Facts, Row
+from pipelines.report_plots import Plot, compared_plots, inlined, iteration_plots, training_plots
+from pipelines.run_folder import RunFolder
+
+T = TypeVar("T")
+PACKAGES = ("daal", "torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn", "pyarrow",
+            "pillow", "safetensors", "numba", "faiss-cpu", "cuml-cu13")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A part that can't be shown, and why: one sentence."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page, and the parts of it that failed in a way that isn't foreseen."""
+
+    html: str
+    failures: list[str]
+
+
+def report(run: RunFolder) -> Report:
+    """The page of a run, finished or not.
+
+    Raises:
+        ConfigError: the folder isn't a run's.
+        DataError: what it says of itself is damaged.
+        StorageError: it can't be read.
+    """
+    from pipelines.report_pictures import clusters, feature_map, source_features, triplets
+    from pipelines.report_ranks import retrieval
+
+    parts = Parts(run)
+    with _readable(run.uri):
+        facts = report_data.read_facts(run)
+        stage = facts.selected or "pretrain"
+        model = parts.make("the model", lambda: _model(run))
+        no_source = Absent("This run had no source.") if facts.config.target_only else None
+
+        def by_model(make: Callable[[Any], T]) -> Callable[[], T | Absent]:
+            return lambda: model if isinstance(model, Absent) else make(model)
+
+        of_source: Any = no_source or parts.make(
+            "the features of the source", by_model(lambda model: source_features(run, model))
+        )
+        source_SD = None if isinstance(of_source, Absent) else of_source
+        page = _render(
+            "report.html.j2",
+            facts=facts,
+            stage=stage,
+            rows=_score_rows(facts),
+            doubts=report_data.doubts(facts),
+            retrieval=parts.make("the rank lists", lambda: retrieval(run, facts.config, stage)),
+            plots=iteration_plots(facts),
+            clusters=parts.make("the sample of clusters", lambda: clusters(run, facts)),
+            attention={
+                "source": no_source or parts.make(
+                    "attention on the source", by_model(lambda m: triplets(run, m, "source"))
+                ),
+                "target": parts.make(
+                    "attention on the target", by_model(lambda m: triplets(run, m, "target"))
+                ),
+            },
+            map=parts.make("the map", lambda: _map(feature_map(run, facts, stage, source_SD))),
+            map_without_source=of_source.reason if isinstance(of_source, Absent) else "",
+            training=training_plots(facts),
+            times=report_data.times(facts.journal),
+            data=parts.make("the table of data", lambda: _data(run, facts)),
+            settings=report_data.flat(facts.values),
+            packages=_packages(),
+        )  # fmt: skip
+    return Report(page, parts.failures)
+
+
+def comparison(runs: Sequence[RunFolder]) -> Report:
+    """Runs side by side on one page. Raises as `report` does."""
+    facts = []
+    for run in runs:
+        with _readable(run.uri):
+            facts.append(report_data.read_facts(run))
+    names = report_data.short_names([run.base for run in runs])
+    named = list(zip(names, facts, strict=True))
+    targets = {_target_hash(some) for some in facts}
+    with _readable("these runs"):
+        page = _render(
+            "comparison.html.j2",
+            runs=named,
+            same_data=len(targets) == 1 and None not in targets,
+            plots=compared_plots(named),
+            seconds=[sum(time for _, time in report_data.times(some.journal)) for some in facts],
+            differences=report_data.differences([some.values for some in facts]),
+        )
+    return Report(page, [])
+
+
+@contextmanager
+def _readable(uri: str) -> Iterator[None]:
+    """What is in a run's small files may be anything: they may be others', old, or damaged."""
+    from jinja2 import TemplateError
+
+    wrong = (ArithmeticError, AttributeError, LookupError, TemplateError, TypeError, ValueError)
+    try:
+        yield
+    except wrong as error:
+        raise DataError(
+            f"{uri}: its JSON files say what no page can be made of ({type(error).__name__}: "
+            f"{error}); they are damaged or of another version of daal."
+        ) from error
+
+
+class Parts:
+    """Makes parts of a page, each for itself: one that fails doesn't take the others along."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.failures: list[str] = []
+
+    def make(self, what: str, make: Callable[[], T]) -> T | Absent:
+        try:
+            return make()
+        except DaalError as error:
+            # Reports are shown to others: not where on this machine the run lies.
+            return Absent(f"{error}".replace(f"{self.run.base}/", "").rstrip(".") + ".")
+        except Exception as error:  # anything may be wrong with files that have lain about
+            first = (str(error) or "no message").splitlines()[0]
+            self.failures.append(f"{what} could not be made: {type(error).__name__}: {first}")
+            return Absent(f"This part could not be made ({type(error).__name__}: {first}).")
+
+
+def _render(template: str, **values: Any) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["absent"] = lambda value: isinstance(value, Absent)
+    environment.filters |= {
+        "percent": lambda value: f"{100 * value:.1f}",
+        "signed": lambda value: f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}"),
+        "thousands": lambda value: f"{value:,}",
+        "duration": duration,
+        "setting": lambda value: (
+            value if isinstance(value, str) else json.dumps(value, default=str)
+        ),
+    }
+    made = time.strftime("%-d %B %Y, %H:%M")
+    return environment.get_template(template).render(labels=LABELS, made=made, **values)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def _model(run: RunFolder) -> Any:
+    """The run's result, on the GPU if there is one."""
+    import torch
+
+    from daal.trained import load_trained
+    from pipelines.trained_run import checkpoint_of, result_of
+
+    weights = f"{result_of(run)}/checkpoint/weights.safetensors"
+    if not run.exists(weights):
+        raise DataError(f"{weights} is not in the run folder; it was deleted.")
+    with checkpoint_of(run.uri) as (folder, _):
+        model = load_trained(folder)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _score_rows(facts: Facts) -> list[Row]:
+    """The table of scores: those of a stage, beside the labels that it was trained with."""
+    labels = {row["name"]: row for row in facts.labellings}
+    names = dict.fromkeys([row["name"] for row in facts.scores] + facts.trained)
+    order = sorted(names, key=lambda name: ({"pretrain": 0, "supervised": 2}.get(name, 1), name))
+    return [
+        {
+            "name": LABELS.get(name, name),
+            "selected": name == facts.selected,
+            "scores": facts.score(name) or {},
+            "clusters": labels.get(name, {}),
+        }
+        for name in order
+    ]
+
+
+def _map(found: Any) -> dict[str, Any]:
+    ways = {
+        "by pseudo-label": found.by_label,
+        "by camera": found.by_camera,
+        "by domain": found.by_domain,
+    }
+    plots = [
+        Plot(
+            f"Coloured {way}",
+            inlined(svg, f"Map of features, coloured {way}", f"map-{number}"),
+        )
+        for number, (way, svg) in enumerate(ways.items())
+        if svg is not None
+    ]
+    return {"plots": plots, "about": found}
+
+
+def _data(run: RunFolder, facts: Facts) -> list[Row]:
+    """A row for each domain: what was read."""
+    import numpy as np
+
+    from daal.records import SPLITS
+    from daal.synthetic import MARKER
+    from pipelines.report_images import columns
+
+    found = []
+    for domain, dataset in (("source", facts.config.source), ("target", facts.config.target)):
+        if domain == "source" and facts.config.target_only:
+            continue
+        about = columns(run, f"images/{domain}.parquet", ("split", "pid", "camid"))
+        bad = columns(run, f"images/{domain}-quarantine.parquet", ["path"])["path"]
+        root = Path(dataset.root)
+        drawn = any((place / MARKER).exists() for place in (root, root.parent))
+        train = about["split"] == "train"
+        found.append({
+            "domain": domain,
+            "name": "/".join(root.parts[-2:]),
+            "kind": "drawn images" if drawn else f"layout {dataset.layout}",
+            "counts": {split: int((about["split"] == split).sum()) for split in SPLITS},
+            "people": len(np.unique(about["pid"][train & (about["pid"] > 0)])),
+            "cameras": len(np.unique(about["camid"])),
+            "unreadable": len(bad),
+        })  # fmt: skip
+    return found
+
+
+def _target_hash(facts: Facts) -> str | None:
+    for line in reversed(facts.journal):
+        if line["stage"] == "ingest/target":
+            return str(line["files"]["images/target.parquet"]["sha256"])
+    return None
+
+
+def _packages() -> dict[str, str]:
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,62 @@
+"""The command `report`, and the page that a run leaves at its end."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipelines.arguments import errors, show
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipelines.run_folder import RunFolder
+
+REPORT = "report.html"  # in the run folder
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="A run's folder or URI; several: a comparison."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Default: RUN/report.html, or comparison.html here for several runs."),
+    ] = None,
+) -> None:
+    """One HTML page that says how far to trust a run's model, or that compares runs."""
+    from daal.whole_file import check_file_to_write, write_whole
+    from pipelines import report as pages
+    from pipelines.run_folder import RunFolder
+
+    folders = [RunFolder(uri, create=False) for uri in runs]
+    if len(folders) > 1:
+        out = out or Path("comparison.html")
+    if out is not None:
+        check_file_to_write(out)
+    with errors.status("making the page"):
+        made = pages.report(folders[0]) if len(folders) == 1 else pages.comparison(folders)
+    for failure in made.failures:
+        show("yellow", "note", f"not in the page: {failure}")
+    if out is None:
+        folders[0].write(REPORT, made.html.encode())
+        where = f"{runs[0].rstrip('/')}/{REPORT}"
+    else:
+        write_whole(out, made.html.encode())
+        where = str(out)
+    errors.print(f"{where} ({len(made.html) / 1e6:.1f} MB)", markup=False, soft_wrap=True)
+
+
+def leave_report(run: "RunFolder", note: "Callable[[str], None]") -> None:
+    """Write the page into a finished run's folder. A run never fails of it: a note says why."""
+    try:
+        from pipelines.report import report as page_of
+
+        made = page_of(run)
+        run.write(REPORT, made.html.encode())
+        for failure in made.failures:
+            note(f"not in {REPORT}: {failure}")
+    except Exception as error:  # whatever it is, the run itself is done
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        note(f"no report was written ({first}); daal report {run.uri} tries again.")

@@ -1,0 +1,128 @@
+"""Some rows of a run's large tables: images to look at, and features.
+
+Shapes: N rows asked for, D channels of a feature. The tables are streamed, so that a few images of
+a million take little memory.
+"""
+
+import base64
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from daal import figures
+from daal.config import InputConfig
+from daal.errors import DataError
+from daal.images import decode
+from daal.records import Domain
+from pipelines.run_folder import RunFolder
+
+Pixels = NDArray[np.uint8]
+BATCH = 1024  # rows in memory
+THUMB = 128  # pixels; the height of an image on the page
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image as the page shows it."""
+
+    src: str  # a data: URI
+    alt: str
+    caption: str = ""
+    kind: str = ""  # right, wrong, junk; or "" without a frame
+    title: str = ""  # the file that it is of
+
+
+def photo(image_HWC: Pixels, alt: str, **more: str) -> Photo:
+    data = base64.b64encode(figures.jpeg(image_HWC)).decode()
+    return Photo(f"data:image/jpeg;base64,{data}", alt, **more)
+
+
+def columns(run: RunFolder, name: str, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Small columns of a Parquet file in the run folder, all rows.
+
+    Raises:
+        DataError: the file isn't there.
+    """
+    with _opened(run, name) as file:
+        table = pq.ParquetFile(file).read(columns=list(wanted))
+    return {column: table[column].to_numpy() for column in wanted}
+
+
+def images(
+    run: RunFolder, domain: Domain, rows: Sequence[int], height: int, width: int
+) -> list[Pixels]:
+    """Images of a domain's table by row number, (height, width, 3), in the order asked for.
+
+    Raises:
+        DataError: the images aren't in the run folder (any more).
+    """
+    found = {
+        row: decode(value.as_py(), height, width)
+        for row, value in _values(run, f"images/{domain}.parquet", "image", rows)
+    }
+    return [found[row] for row in rows]
+
+
+def thumbs(run: RunFolder, domain: Domain, rows: Sequence[int], size: InputConfig) -> list[Pixels]:
+    """Images to look at, in the proportions that the network sees."""
+    return images(run, domain, rows, THUMB, max(16, round(THUMB * size.width / size.height)))
+
+
+def features(run: RunFolder, stage: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+    """Features by row number: float32 (N, D). `rows` ascending.
+
+    Raises:
+        DataError: the file isn't there.
+    """
+    name = f"{stage}/features.parquet"
+    found: NDArray[np.float32] | None = None
+    at = 0
+    for first, column in _batches(run, name, "feature"):
+        inside = rows[(rows >= first) & (rows < first + len(column))] - first
+        if len(inside):
+            taken = column.take(pa.array(inside))
+            values = taken.flatten().to_numpy(zero_copy_only=False).reshape(len(inside), -1)
+            if found is None:
+                found = np.empty((len(rows), values.shape[1]), np.float32)
+            found[at : at + len(inside)] = values
+            at += len(inside)
+    if found is None or at < len(rows):
+        raise DataError(f"{name} has fewer rows than there are images.")
+    return found
+
+
+def spread(rows: NDArray[np.integer], most: int) -> NDArray[np.integer]:
+    """At most so many of the rows, evenly over all of them."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
+
+
+def _values(
+    run: RunFolder, name: str, column: str, rows: Sequence[int]
+) -> Iterator[tuple[int, Any]]:
+    wanted = np.unique(np.asarray(rows, np.int64))
+    for first, values in _batches(run, name, column):
+        inside = wanted[(wanted >= first) & (wanted < first + len(values))]
+        yield from ((int(row), values[int(row) - first]) for row in inside)
+        if len(wanted) == 0 or wanted[-1] < first + len(values):
+            return
+
+
+def _batches(run: RunFolder, name: str, column: str) -> Iterator[tuple[int, Any]]:
+    first = 0
+    with _opened(run, name) as file:
+        for batch in pq.ParquetFile(file).iter_batches(BATCH, columns=[column]):
+            yield first, batch.column(0)
+            first += batch.num_rows
+
+
+def _opened(run: RunFolder, name: str) -> Any:
+    if not run.exists(name):
+        raise DataError(f"{name} is not in the run folder; it was deleted, or isn't made yet.")
+    return run.filesystem.open_input_file(run.path(name))

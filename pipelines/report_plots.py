@@ -1,0 +1,141 @@
+"""The plots of a report, ready to stand in a page."""
+
+import html
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from daal import figures
+from pipelines.report_data import Facts, Row, training_curves
+
+Rows = Callable[[Facts], list[Row]]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot as part of the page, and what it shows."""
+
+    title: str
+    svg: Markup
+
+
+@dataclass(frozen=True)
+class Series:
+    """A figure of each iteration, and where it is found."""
+
+    figure: str
+    rows: Rows
+    name: str
+    scale: float = 1.0
+
+    def curve(self, facts: Facts, name: str) -> figures.Curve | None:
+        """It over the iterations of a run; None if the run doesn't have it."""
+        rows = [row for row in self.rows(facts) if row.get(self.figure) is not None]
+        x = [_iteration(row["name"], facts) for row in rows]
+        y = [self.scale * row[self.figure] for row in rows]
+        return figures.Curve(name, x, y) if rows else None
+
+
+def _scores(facts: Facts) -> list[Row]:
+    return [row for row in facts.scores if row["name"] != "supervised"]
+
+
+def _labellings(facts: Facts) -> list[Row]:
+    return facts.labellings
+
+
+PLOTS: tuple[tuple[str, str, tuple[Series, ...]], ...] = (
+    ("Scores", "percent", (
+        Series("map", _scores, "mAP", 100), Series("rank1", _scores, "Rank-1", 100),
+    )),
+    ("Clusters", "K", (Series("num_clusters", _labellings, "K"),)),
+    ("Outliers", "percent of images", (Series("outlier_share", _labellings, "outliers", 100),)),
+    ("Agreement with the labels before", "adjusted Rand index", (
+        Series("agreement", _labellings, "agreement"),
+    )),
+    ("Silhouette", "mean over images", (Series("silhouette", _labellings, "silhouette"),)),
+    ("Labels against the true identities", "0 to 1", (
+        Series("ari", _labellings, "ARI"),
+        Series("nmi", _labellings, "NMI"),
+        Series("pair_precision", _labellings, "precision of pairs"),
+        Series("pair_recall", _labellings, "recall of pairs"),
+    )),
+)  # fmt: skip
+
+
+def iteration_plots(facts: Facts) -> list[Plot]:
+    """Scores and figures of the labels over a run's iterations."""
+    plots = []
+    for title, y_label, series in PLOTS:
+        curves = [curve for each in series if (curve := each.curve(facts, each.name))]
+        bound = facts.supervised
+        if title == "Scores" and curves and bound:
+            ends = [0, max(1, len(facts.trained))]
+            curves.append(figures.Curve("mAP, supervised", ends, [100 * bound["map"]] * 2))
+        if curves:
+            plots.append(_plot(title, curves, "iteration", y_label, whole_x=True))
+    return plots
+
+
+def compared_plots(runs: Sequence[tuple[str, Facts]]) -> list[Plot]:
+    """The same of several runs: a plot for each figure, with a line for each run."""
+    plots = []
+    for title, y_label, series in PLOTS:
+        for each in series:
+            curves = [curve for name, facts in runs if (curve := each.curve(facts, name))]
+            if curves:
+                heading = each.name if len(series) > 1 else title
+                heading = heading[0].upper() + heading[1:] if heading.islower() else heading
+                plots.append(_plot(heading, curves, "iteration", y_label, whole_x=True))
+    return plots
+
+
+def training_plots(facts: Facts) -> list[Plot]:
+    """Loss terms and learning rate over all steps."""
+    found, begins = training_curves(facts.events)
+    terms = [figures.Curve(name, *found[name]) for name in found if name not in ("lr", "total")]
+    plots = []
+    if terms:
+        plots.append(_plot("Loss terms", terms, "step", "loss", borders=begins[1:]))
+    if "lr" in found:
+        rate = [figures.Curve("learning rate", *found["lr"])]
+        plots.append(_plot("Learning rate", rate, "step", "rate", log_y=True, borders=begins[1:]))
+    return plots
+
+
+def inlined(svg: bytes, alt: str, prefix: str) -> Markup:
+    """An SVG of `daal.figures` as part of a page: of any width, its ids its own."""
+    text = svg.decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # would be the whole page's
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+    head, _, rest = text.partition(">")
+    head = re.sub(r' (width|height|xmlns|xmlns:xlink|version)="[^"]*"', "", head)
+    # All of it was written by matplotlib, which escapes text.
+    return Markup(f'{head} role="img" aria-label="{html.escape(alt)}">{rest}')  # noqa: S704
+
+
+def _plot(
+    title: str,
+    curves: Sequence[figures.Curve],
+    x_label: str,
+    y_label: str,
+    *,
+    whole_x: bool = False,
+    log_y: bool = False,
+    borders: Sequence[float] = (),
+) -> Plot:
+    svg = figures.curves(curves, x_label, y_label, whole_x=whole_x, log_y=log_y, borders=borders)
+    alt = "; ".join(
+        f"{curve.name} from {float(curve.y[0]):.4g} to {float(curve.y[-1]):.4g}" for curve in curves
+    )
+    return Plot(title, inlined(svg, f"{title}: {alt}", re.sub(r"\W+", "-", title.lower())))
+
+
+def _iteration(name: str, facts: Facts) -> int:
+    """0 for pretraining; a labelling called final would be the next iteration's."""
+    if name.startswith("iteration-"):
+        return int(name.removeprefix("iteration-"))
+    return 0 if name == "pretrain" else len(facts.trained) + 1

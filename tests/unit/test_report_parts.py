@@ -1,0 +1,326 @@
+"""What a report says of a run folder, whole or not; the page itself is tested in a browser."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from drawn_run import SCRIPT, drawn_run
+from typer.testing import CliRunner
+
+from daal.config import NetworkConfig
+from daal.errors import ConfigError, DataError
+from daal.evaluation import evaluate
+from daal.network import DaalNetwork
+from pipelines import report_data
+from pipelines.cli import app
+from pipelines.report import comparison, duration, report
+from pipelines.report_commands import leave_report
+from pipelines.report_data import doubts, flat, read_facts, short_names, times, training_curves
+from pipelines.report_images import columns, features, images, spread
+from pipelines.report_pictures import attention_maps, clusters
+from pipelines.report_ranks import choose_queries, interval, rank, retrieval
+from pipelines.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return drawn_run(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def run(whole: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy that a test may damage."""
+    shutil.copytree(whole.base, tmp_path / "run")
+    return RunFolder(str(tmp_path / "run"))
+
+
+def missing(html: str) -> list[str]:
+    return [" ".join(text.split()) for text in re.findall(r"Not shown: ([^<]*)", html)]
+
+
+def test_a_whole_run__every_part_is_shown(whole: RunFolder) -> None:
+    made = report(whole)
+    assert made.failures == [] and missing(made.html) == []
+    scores = json.loads(whole.read("iteration-02/evaluation.json"))
+    assert f"{100 * scores['map']:.1f}" in made.html
+    assert len(made.html) < 5_000_000
+    # Nothing that is a name or a setting has become markup.
+    assert "<script" not in made.html and "onerror=&#34;" in made.html
+    assert SCRIPT.replace("<", "&lt;").replace(">", "&gt;") in made.html
+    assert "&lt;b&gt;merged&lt;/b&gt;" in made.html
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        (["images"], ["images/target.parquet is not in the run folder"] * 3),
+        (["iteration-02/features.parquet"], ["iteration-02/features.parquet is not"] * 2),
+        (["iteration-02/checkpoint"], ["iteration-02/checkpoint/weights.safetensors is not"] * 2),
+        (["iteration-02/pseudo_labels.parquet"], ["iteration-02/pseudo_labels.parquet is not"] * 2),
+        (["metrics.jsonl"], ["metrics.jsonl has no training step"]),
+    ],
+)  # fmt: skip
+def test_what_is_gone__is_said_in_its_place(
+    run: RunFolder, gone: list[str], said: list[str]
+) -> None:
+    for name in gone:
+        path = Path(run.path(name))
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    made = report(run)
+    assert made.failures == []
+    found = [text for text in missing(made.html) if said[0] in text]
+    assert len(found) == len(said), missing(made.html)
+    assert all(text.endswith(".") and run.base not in text for text in missing(made.html))
+    assert ("95 % interval" in made.html) == (gone != ["iteration-02/features.parquet"])
+    scores = json.loads(run.read("iteration-02/evaluation.json"))
+    assert f"{100 * scores['map']:.1f}" in made.html
+
+
+def test_a_damaged_file__takes_only_its_own_part_along(run: RunFolder) -> None:
+    for name in ("iteration-02/features.parquet", "images/source.parquet"):
+        path = Path(run.path(name))
+        path.write_bytes(path.read_bytes()[:-100])
+    made = report(run)
+    assert any("rank lists could not be made" in failure for failure in made.failures)
+    assert any("attention on the source" in failure for failure in made.failures)
+    assert not any("target could not" in failure for failure in made.failures)
+
+
+def test_unfinished__is_said_first(run: RunFolder) -> None:
+    Path(run.path("summary.json")).unlink()
+    lines = run.read("journal.jsonl").decode().splitlines(keepends=True)
+    place = next(i for i, line in enumerate(lines) if '"iteration-02/extract"' in line)
+    run.write("journal.jsonl", "".join(lines[:place]).encode())
+    shutil.rmtree(run.path("supervised"))
+    Path(run.path("iteration-02/features.parquet")).unlink()
+    Path(run.path("iteration-02/evaluation.json")).unlink()
+    facts = read_facts(run)
+    assert facts.trained == ["iteration-01", "iteration-02"] and facts.adapted is None
+    assert "not finished; the last stage that is done: iteration-02/train" in doubts(facts)[0]
+    html = report(run).html
+    assert "Scored so far: direct transfer" in html and "supervised bound" not in html.lower()
+
+
+def test_without_a_test_split_or_a_source(tmp_path: Path) -> None:
+    run = drawn_run(tmp_path, 'source.root=""', "adapt.batch_source=0", iterations=1)
+    for stage in ("pretrain", "iteration-01", "supervised"):
+        Path(run.path(f"{stage}/evaluation.json")).unlink()
+    made = report(run)
+    assert made.failures == []
+    assert missing(made.html) == ["This run had no source."]
+    assert "Not coloured by domain: This run had no source." in made.html
+    assert "This run has no scores" in made.html
+
+
+def test_without_attention(tmp_path: Path) -> None:
+    made = report(drawn_run(tmp_path, "network.attention.mode=none", iterations=1))
+    assert made.failures == []
+    assert (
+        missing(made.html) == ["This network has no attention (network.attention.mode=none)."] * 2
+    )
+
+
+@pytest.mark.parametrize("mode", ["residual", "independent"])
+def test_attention_maps__one_and_its_rest__or_two_of_their_own(mode: str) -> None:
+    network = DaalNetwork(
+        NetworkConfig.model_validate({
+            "backbone": "resnet18", "weights": "none",
+            "attention": {"mode": mode, "zero_init": False},
+        })
+    ).eval()  # fmt: skip
+    images_BCHW = torch.rand(2, 3, 64, 32, generator=torch.Generator().manual_seed(0)) * 9
+    shared_Bhw, specific_Bhw = attention_maps(network, images_BCHW)
+    _, _, attention_BCHW = network.feature_maps(images_BCHW)
+    assert np.allclose(shared_Bhw, attention_BCHW.mean(1).detach())
+    assert shared_Bhw.std() > 0
+    assert np.allclose(shared_Bhw + specific_Bhw, 1) == (mode == "residual")
+
+
+def test_not_a_run__one_sentence_and_no_folder_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is not a run folder: there is no config\.yaml"):
+        report(RunFolder(str(tmp_path / "typo"), create=False))
+    assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("iteration-02/evaluation.json", '{"map": "<b>", "rank1": 1, "num_valid_queries": 8}'),
+        ("iteration-02/clusters.json", '{"num_clusters": {}, "outlier_share": "x"}'),
+        ("journal.jsonl", "[]\n{}\n"),
+        ("metrics.jsonl", '{"loss": 3, "stage": []}\n'),
+    ],
+)
+def test_small_files_that_say_nonsense__are_refused_in_a_sentence(
+    run: RunFolder, file: str, content: str
+) -> None:
+    run.write(file, content.encode())
+    with pytest.raises(DataError, match="damaged or of another version"):
+        report(run)
+
+
+def test_leave_report__never_fails(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    leave_report(run, notes.append)
+    assert notes == [] and run.read("report.html").startswith(b"<!DOCTYPE html>")
+    Path(run.path("report.html")).unlink()
+    monkeypatch.setattr(report_data, "read_facts", lambda run: 1 / 0)
+    leave_report(run, notes.append)
+    assert len(notes) == 1 and "no report was written" in notes[0] and "daal report" in notes[0]
+    assert not run.exists("report.html")
+
+
+def test_command__writes_into_the_run_or_to_out(run: RunFolder, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["report", run.uri])
+    assert result.exit_code == 0 and f"{run.uri}/report.html" in result.stderr
+    assert b"What to be careful about" in run.read("report.html")
+    (tmp_path / "again").mkdir()
+    shutil.copytree(run.base, tmp_path / "again" / "run")
+    out = tmp_path / "both.html"
+    result = CliRunner().invoke(
+        app, ["report", run.uri, str(tmp_path / "again" / "run"), "--out", str(out)]
+    )
+    assert result.exit_code == 0 and "these runs have the same settings" in out.read_text()
+
+
+def test_comparison__names_that_tell_apart__differences_only__other_data(
+    whole: RunFolder, tmp_path: Path
+) -> None:
+    other = drawn_run(tmp_path, "cluster.eps=0.7", iterations=1)
+    html = comparison([whole, other]).html
+    assert "cluster.eps" in html and ">0.7<" in html and "network.backbone" not in html
+    assert "did not read the same target images" not in html  # drawn from one seed
+    assert "<script" not in html and "<img" not in html
+    Path(other.path("journal.jsonl")).write_text(
+        other.read("journal.jsonl").decode().replace('"sha256": "', '"sha256": "0')
+    )
+    assert "did not read the same target images" in comparison([whole, other]).html
+
+
+def test_short_names() -> None:
+    assert short_names(["/a/x", "/a/y/"]) == ["x", "y"]
+    assert short_names(["/a/run", "/b/run"]) == ["a/run", "b/run"]
+    assert short_names(["/a/run", "/a/run"]) == ["run (1)", "run (2)"]
+
+
+def test_training_curves__steps_made_twice_count_once() -> None:
+    def event(stage: str, step: int, **loss: float) -> dict:
+        return {"stage": stage, "step": step, "steps": 4, "loss": loss, "lr": 0.1}
+
+    events = [
+        {"stage": "pretrain", "seconds": 3}, event("pretrain", 2, source=5.0, target=0.0),
+        event("pretrain", 4, source=4.0, target=0.0), event("pretrain", 2, source=3.0, target=0.0),
+        event("iteration-01", 4, source=2.0, target=1.0), event("supervised", 4, source=9.0),
+    ]  # fmt: skip
+    found, begins = training_curves(events)
+    assert found["source"] == ([2, 4, 8], [3.0, 4.0, 2.0])
+    assert found["target"] == ([8], [1.0])
+    assert found["lr"] == ([2, 4, 8], [0.1] * 3) and begins == [0, 4]
+    many = [event("pretrain", step, source=1.0) for step in range(1, 1002)]
+    assert 300 < len(training_curves(many)[0]["source"][0]) <= 400
+
+
+def test_times__the_last_making_counts() -> None:
+    journal = [
+        {"stage": stage, "seconds": seconds}
+        for stage, seconds in (
+            ("ingest/source", 1), ("pretrain/train", 100), ("pretrain/train", 50),
+            ("iteration-01/train", 25), ("supervised/train", 5), ("pretrain/extract", 2),
+        )
+    ]  # fmt: skip
+    assert times(journal) == [
+        ("training", 75), ("the supervised bound", 5), ("features of the target", 2),
+        ("reading the images", 1),
+    ]  # fmt: skip
+    assert [duration(s) for s in (3.21, 61, 3725)] == ["3.2 s", "1 min 01 s", "1 h 02 min"]
+    assert flat({"a": {"b": 1}, "c": None}) == {"a.b": 1, "c": None}
+
+
+def test_interval__is_over_people_and_not_over_queries() -> None:
+    rng = np.random.default_rng(0)
+    people = np.repeat(np.arange(20), 50)
+    good = np.repeat(rng.random(20) < 0.5, 50).astype(float)  # a person's queries all do as well
+    low, high = interval(good, people, seed=0)
+    assert low < good.mean() < high and high - low > 0.3
+    low, high = interval(good, np.arange(len(good)), seed=0)
+    assert high - low < 0.1
+    assert interval(np.ones(6), np.array([1, 1, 2, 2, 3, 3]), seed=0) == (1.0, 1.0)
+
+
+def test_choose_queries__the_worst_of_different_people() -> None:
+    ap = np.array([0.1, 0.11, np.nan, 0.2, 0.9, 0.5, 0.6, 0.7, 0.8, 0.4])
+    pids = np.array([1, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    worst, typical = choose_queries(ap, pids)
+    assert worst == [0, 3, 9, 5, 6]
+    assert 2 not in typical and not set(worst) & set(typical) and len(set(typical)) == len(typical)
+    assert choose_queries(ap[:1], pids[:1]) == ([0], [])
+
+
+def test_rank_lists__are_those_of_the_scores(whole: RunFolder) -> None:
+    found = retrieval(whole, read_facts(whole).config, "iteration-01")
+    about = columns(whole, "iteration-01/features.parquet", ("split", "pid", "camid", "path"))
+    rows = {split: np.flatnonzero(about["split"] == split) for split in ("query", "gallery")}
+    sides = [
+        value[rows[split]]
+        for split in ("query", "gallery")
+        for value in (
+            features(whole, "iteration-01", np.arange(len(about["pid"]))),
+            about["pid"], about["camid"],
+        )
+    ]  # fmt: skip
+    scored = evaluate(*sides)
+    by_path = {path: place for place, path in enumerate(about["path"][rows["query"]])}
+    assert found.num_queries == found.num_sampled == len(scored.ap)
+    for listed in [*found.worst, *found.typical]:
+        place = by_path[listed.query.title]
+        assert listed.ap == pytest.approx(scored.ap[place])
+        assert listed.first == scored.first_match_rank[place] + 1
+        kinds = [photo.kind for photo in listed.found]
+        pid = about["pid"][rows["query"][place]]
+        for photo in listed.found:
+            row = int(np.flatnonzero(about["path"] == photo.title)[0])
+            same, camera = about["pid"][row] == pid, about["camid"][row] == 1
+            junk = (same and camera) or about["pid"][row] == -1
+            assert photo.kind == ("junk" if junk else "right" if same else "wrong")
+        ranked = [kind for kind in kinds if kind != "junk"]
+        if listed.first <= len(ranked):
+            assert ranked.index("right") + 1 == listed.first
+    assert found.worst[0].ap == np.nanmin(scored.ap)
+    low, high = found.intervals["map"]
+    assert low <= scored.map <= high and "rank1_gain" in found.intervals
+
+
+def test_rank__equal_distances_by_index() -> None:
+    gallery = np.array([[1.0, 0], [0, 1], [0, 1], [0.5, 0.5]], np.float32)
+    assert rank(np.array([0.0, 1], np.float32), gallery).tolist() == [1, 2, 3, 0]
+
+
+def test_clusters__purity_by_counting(whole: RunFolder) -> None:
+    found = clusters(whole, read_facts(whole))
+    pids = columns(whole, "images/target.parquet", ["pid"])["pid"]
+    name = "pseudo_label"
+    labels = columns(whole, "iteration-02/pseudo_labels.parquet", [name])[name]
+    for cluster in found:
+        members = np.flatnonzero(labels >= 0)
+        purities = {
+            int(number): np.bincount(pids[members][labels[members] == number]).max()
+            / (labels == number).sum()
+            for number in np.unique(labels[members])
+        }
+        assert cluster.purity in purities.values()
+        assert len(cluster.photos) == min(cluster.size, 12)
+        assert {photo.kind for photo in cluster.photos} <= {"right", "wrong"}
+    assert found[0].size == max(np.bincount(labels[labels >= 0]))
+    assert min(c.purity or 0 for c in found) == min(purities.values())
+
+
+def test_images__in_the_order_asked_for(whole: RunFolder) -> None:
+    some = images(whole, "target", [7, 0, 7], 8, 4)
+    assert [image.shape for image in some] == [(8, 4, 3)] * 3
+    assert np.array_equal(some[0], some[2]) and not np.array_equal(some[0], some[1])
+    assert spread(np.arange(100), 3).tolist() == [0, 50, 99]
+    assert spread(np.arange(2), 3).tolist() == [0, 1]
