@@ -50,7 +50,10 @@ def submit(
     config = read_config(recipe, overrides)
     jobs = Jobs(address, insecure)
     job = jobs.submit(name or default_name(config), config, ship_code)
-    errors.print(f"submitted as {job.submission_id}; daal status {job.run} says how it is.")
+    errors.print(
+        f"submitted to {address} as {job.submission_id}; daal status {job.run} says how it is.",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
     if follow:
         follow_job(jobs, job)
 

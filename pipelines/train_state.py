@@ -130,7 +130,10 @@ def _last_checkpoint(stage: str, worker: Worker) -> Saved | None:
     if (reported := ray.train.get_checkpoint()) is not None:
         try:
             with reported.as_directory() as directory:
-                saved = _read_checkpoint(Path(directory), stage)
+                if any(Path(directory).iterdir()):
+                    saved = _read_checkpoint(Path(directory), stage)
+        except FileNotFoundError:
+            pass  # it was an earlier stage's, and has made room since
         except CheckpointError as error:
             worker.log({"stage": stage, "note": f"starts from its first step again: {error}"})
     # Between two trainings, only the worker that reported a checkpoint knows of it.
