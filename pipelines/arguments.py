@@ -1,6 +1,8 @@
-"""What the commands share: arguments, recipes by name, lines on standard error."""
+"""What the commands share: arguments, recipes by name, lines and errors on standard error."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from daal.config import Config
-from daal.errors import ConfigError
+from daal.errors import ClusterError, ConfigError
 
 errors = Console(stderr=True)
 RECIPES = Path(__file__).parent / "recipes"
@@ -63,3 +65,15 @@ def show(colour: str, kind: str, text: str) -> None:
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     line = f"[{colour}]{kind}:[/{colour}] {escape(text)}"
     errors.print(line, highlight=False, soft_wrap=True, emoji=False)
+
+
+@contextmanager
+def ray_errors(remedy: str) -> Iterator[None]:
+    """Turn an error of Ray's own, such as a lost worker, into one line with its remedy."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        reason = str(error).strip() or type(error).__name__
+        raise ClusterError(f"Ray stopped the run ({reason.splitlines()[-1]}); {remedy}") from error

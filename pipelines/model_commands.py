@@ -1,15 +1,18 @@
-"""The commands that use a trained model without Ray: export, search."""
+"""The commands for models and their features: extract, evaluate, export, search, replay."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.arguments import errors, show
+from daal.whole_file import check_file_to_write
+from pipelines.arguments import Verbose, errors, show
 
 Model = Annotated[
     str,
@@ -20,6 +23,42 @@ Model = Annotated[
 ]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def extract(
+    model: Model,
+    images: Annotated[str, typer.Argument(help="A data set's folder.")],
+    out: Annotated[Path, typer.Option(help="The features file to write.")] = Path(
+        "features.parquet"
+    ),
+    layout: Annotated[
+        str, typer.Option(help="market1501, dukemtmc, msmt17 or folder.")
+    ] = "market1501",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. ray.num_workers=1")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Features of every image of a folder, to a Parquet file."""
+    from pipelines.inference import extract_folder
+    from pipelines.trained_run import checkpoint_of
+
+    check_file_to_write(out)
+    with checkpoint_of(model) as (folder, _):
+        table, quarantine = extract_folder(folder, images, layout, overrides or [], verbose)
+    pq.write_table(table, out, compression="zstd")
+    for row in quarantine.to_pylist():
+        show("yellow", "left out", f"{row['path']}: {row['reason']}")
+    errors.print(f"{len(table)} features written to {out}")
+
+
+def evaluate(
+    features: Annotated[Path, typer.Argument(help="A features file with query and gallery rows.")],
+) -> None:
+    """Market-protocol scores of a features file, as JSON."""
+    from pipelines.inference import evaluate_file
+
+    print(json.dumps(evaluate_file(features).as_dict(), indent=1))
 
 
 def export(
@@ -128,3 +167,15 @@ def search(
 def plain(text: str) -> Text:
     """Text with names from outside: no markup, and nothing that could steer a terminal."""
     return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+
+
+def replay(
+    step: Annotated[Path, typer.Argument(help="What a diverged training has kept of its step.")],
+) -> None:
+    """Compute a training step again that came out not finite, and say where it did so first."""
+    from pipelines.replay import replay as compute
+
+    found = compute(step)
+    # JSON has no NaN and no infinity; they are printed as text.
+    loss = {name: x if math.isfinite(x) else str(x) for name, x in found.terms.items()}
+    print(json.dumps({"diverged": found.diverged, "first": found.module, "loss": loss}))

@@ -1,8 +1,11 @@
-"""The commands that look at this machine and at configurations: doctor, config show and schema."""
+"""Commands around runs: doctor, synth, config show, config schema."""
 
 import json
 import sys
+from pathlib import Path
+from typing import Annotated
 
+import typer
 import yaml
 from rich.console import Console
 
@@ -60,3 +63,14 @@ def config_schema() -> None:
     print(
         json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=1)
     )
+
+
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder for the two drawn domains.")],
+    seed: Annotated[int, typer.Option(help="Another seed draws other people.")] = 0,
+) -> None:
+    """Draw a source and a target domain of pedestrians, in Market-1501's layout."""
+    from daal.synthetic import draw_domains
+
+    draw_domains(out, seed=seed)
+    errors.print(f"drawn: {out}/source and {out}/target")

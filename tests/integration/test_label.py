@@ -17,7 +17,9 @@ from daal.errors import ClusterError, ConfigError
 from daal.load_config import load_config
 from pipelines import cli
 from pipelines import label as labelling
+from pipelines.arguments import ray_errors
 from pipelines.feature_files import read_features
+from pipelines.run_commands import run_adaptation
 
 RULE = ["cluster.q=8", "cluster.k1=10"]
 CONFIG = ClusterConfig(eps_rule="q", q=8, k1=10)
@@ -248,13 +250,13 @@ def test_error_of_ray__exit_6(file, tmp_path, run, monkeypatch):
 def test_error_of_ray_while_adapting_says_how_to_go_on(tiny_config, monkeypatch):
     monkeypatch.setattr("pipelines.session.ray_session", lost_worker)
     with pytest.raises(ClusterError, match="the same command continues it, and -v shows"):
-        cli.run_adaptation(tiny_config)
+        run_adaptation(tiny_config)
 
 
 def test_error_of_ray_without_words_gets_its_name():
     from ray.exceptions import RayError
 
-    with pytest.raises(ClusterError, match=r"\(RayError\); wait\."), cli.ray_errors("wait."):
+    with pytest.raises(ClusterError, match=r"\(RayError\); wait\."), ray_errors("wait."):
         raise RayError
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from daal.config import Config
 from pipelines import report_commands
 from pipelines.arguments import errors
-from pipelines.cli import run_adaptation
 from pipelines.report import report
+from pipelines.run_commands import run_adaptation
 from pipelines.run_folder import RunFolder
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")

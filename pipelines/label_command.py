@@ -1,0 +1,76 @@
+"""The command `label`: pseudo-labels of any features."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from daal.whole_file import check_file_to_write
+from pipelines.arguments import Verbose, errors, ray_errors, show
+
+
+def label(
+    features: Annotated[
+        Path, typer.Argument(help='A .parquet file with a list column "feature", or .npy (N, D).')
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="e.g. cluster.k1=30 cluster.eps_rule=p"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("pseudo_labels.parquet"),
+    split: Annotated[
+        str | None, typer.Option(help="Only rows of this split, e.g. train (default: all rows).")
+    ] = None,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="As Ray tasks: RAY_ADDRESS's cluster, or a local Ray.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Pseudo-labels of any features, by themselves: k-reciprocal distance, eps, DBSCAN.
+
+    eps is found by cluster.eps_rule=q here, which holds for sets of any size. Giving cluster.p,
+    cluster.q or cluster.eps implies the rule that uses it: p, q or fixed; more than one of them
+    needs cluster.eps_rule.
+    """
+    from daal.load_config import load_config
+    from pipelines import label as labelling
+    from pipelines.feature_files import read_features
+
+    config = load_config(None, labelling.with_eps_rule(overrides or []))
+    check_file_to_write(out)
+    given = read_features(features, split)
+    with (
+        ray_errors("-v shows what Ray says."),
+        errors.status(f"{len(given.features_NC)} features") as status,
+    ):
+        found = labelling.label(
+            given,
+            config.cluster,
+            config.ray if on_ray else None,
+            verbose,
+            lambda stage, done, tasks: status.update(f"{stage}: {done} of {tasks} tasks"),
+        )
+    figures = labelling.as_dict(given, found)  # first, so that no failure leaves a file behind
+    labelling.write_whole(labelling.labels_table(given, found), out)
+    for note in found.notes:
+        show("yellow", "note", note)
+    if as_json:
+        print(json.dumps(figures, indent=1))
+    else:
+        Console().print(labels_table_of(figures))
+    errors.print(f"{len(found.labels)} pseudo-labels written to {out}")
+
+
+def labels_table_of(figures: dict[str, Any]) -> Table:
+    """Figures of pseudo-labels; the last four only where identities are known."""
+    table = Table("", "", title="Pseudo-labels", show_header=False)
+    for name in ("num_images", "num_clusters", "outlier_share", "largest_cluster", "eps", "p",
+                 "ari", "nmi", "pair_precision", "pair_recall"):  # fmt: skip
+        value = figures[name]
+        if value is not None:
+            table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    return table

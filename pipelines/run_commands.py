@@ -1,0 +1,268 @@
+"""The commands that make runs: adapt, pretrain, demo, validate, size, ablate."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from daal.config import Config
+from daal.errors import ConfigError
+from pipelines.arguments import (
+    AsJson,
+    Overrides,
+    Quiet,
+    Recipe,
+    Verbose,
+    errors,
+    ray_errors,
+    read_config,
+    show,
+)
+from pipelines.report_commands import REPORT, leave_report
+
+
+def adapt(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, start nothing.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Pretrain on the source, then Algorithm 1; the same command continues a stopped run."""
+    run_adaptation(read_config(recipe, overrides), dry_run, verbose, quiet=quiet, as_json=as_json)
+
+
+def pretrain(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train on the source only and score the direct transfer; `adapt` goes on from there."""
+    run_adaptation(
+        read_config(recipe, overrides),
+        verbose=verbose, pretrain_only=True, quiet=quiet, as_json=as_json,
+    )  # fmt: skip
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder; the drawn images go beside it.")] = Path(
+        "runs/demo"
+    ),
+    overrides: Overrides = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Draw two domains of pedestrians and adapt from one to the other, on this machine."""
+    from daal.synthetic import draw_domains
+
+    images = out.with_name(f"{out.name}-images")
+    settings = [f"source.root={images}/source", f"target.root={images}/target", f"out={out}"]
+    config = read_config("demo", [*settings, *(overrides or [])])
+    draw_domains(images, seed=config.seed)
+    run_adaptation(config, verbose=verbose, quiet=quiet, as_json=as_json)
+
+
+def validate(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Check configuration, data and weights in seconds, before any worker starts."""
+    run_adaptation(read_config(recipe, overrides), dry_run=True)
+
+
+def run_adaptation(
+    config: Config,
+    dry_run: bool = False,
+    verbose: bool = False,
+    pretrain_only: bool = False,
+    quiet: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Validate, start or join Ray, run, print the table (or JSON)."""
+    from pipelines.tracking import check_tracking, tracked
+    from pipelines.validate import validate as find
+
+    if as_json and verbose:
+        raise ConfigError("--json can't go with -v, which lets Ray write to the output; use one.")
+    check_tracking(config.tracking)
+    findings = find(config)
+    for warning in findings.warnings:
+        show("yellow", "warning", warning)
+    if dry_run and as_json:
+        print(json.dumps(asdict(findings)))
+        return
+    if dry_run:
+        table = Table(
+            *("", "train", "query", "gallery", "decoded to look at"),
+            title="Images found; nothing was started",
+        )
+        for domain, counts in findings.counts.items():
+            table.add_row(domain, *map(str, counts.values()), str(findings.num_sampled[domain]))
+        Console().print(table)
+        return
+
+    from pipelines.adapt import Adaptation
+    from pipelines.gauges import Gauges
+    from pipelines.progress import Progress, scores_table
+    from pipelines.run_folder import RunFolder
+    from pipelines.session import ray_session
+    from pipelines.submit import default_name
+
+    run, name = RunFolder(config.out), default_name(config)
+    listeners: list[Callable[[dict[str, Any]], None]] = [print_json] if as_json else []
+
+    def record(event: dict[str, Any]) -> None:
+        run.append("metrics.jsonl", event)
+        for listen in listeners:
+            listen(event)
+
+    progress = Progress(record, errors, quiet or as_json, live=not verbose)
+    remedy = "the same command continues it, and -v shows what Ray says."
+    try:
+        with run.claimed(), ray_errors(remedy):
+            run.keep_config(config)
+            num_stages = len(run.journal())
+            with (
+                ray_session(config.ray, verbose) as resources,
+                tracked(config, run, name, progress.say, progress.note) as track,
+            ):
+                listeners += [Gauges(name).show, track]
+                progress.say(str(resources))
+                adaptation = Adaptation(config, run, resources, progress)
+                if pretrain_only:
+                    adaptation.pretrain_only()
+                else:
+                    adaptation.adapt()
+    except (KeyboardInterrupt, SystemExit):
+        errors.print("stopped; the same command continues this run.")
+        raise
+    if as_json:
+        print_json(adaptation.summary())
+    else:
+        scored = [(row["name"], row) for row in adaptation.rows if "map" in row]
+        Console().print(scores_table(scored))
+    # A run that was finished before has its report, unless somebody has deleted it.
+    is_new = len(run.journal()) > num_stages or not run.exists(REPORT)
+    if config.report and is_new and not pretrain_only:
+        leave_report(run, progress.note)
+    if not as_json:
+        progress.tell(f"run folder: {config.out}")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One line on standard output. A reader that is gone doesn't end the run."""
+    try:
+        print(json.dumps(value), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def size(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What a run would need, on this many workers and on others: memory, disk, traffic, hours."""
+    from pipelines.size import size_of
+
+    found = size_of(read_config(recipe, overrides))
+    if as_json:
+        print(json.dumps(found.as_dict()))
+        return
+    probe, gb = found.probe, 1e9
+    print(
+        f"{found.num_source} source and {found.num_target} target images to train on, "
+        f"{found.num_test} to test: {found.jpeg_bytes / gb:.2f} GB of JPEG in the object store, "
+        f"{found.decoded_bytes / gb:.2f} GB more if kept decoded; {found.disk_bytes / gb:.2f} GB "
+        f"of disk for the run.\nProbe on {probe.device}: {probe.train_images_per_s:.1f} images/s "
+        f"in training, {probe.extract_images_per_s:.1f} in extraction, "
+        f"{probe.decode_images_per_s:.0f} decoded by a CPU."
+    )
+    table = Table(
+        *("workers", "device memory", "CPUs to decode", "sent a step", "moved an iteration"),
+        "hours", title="Each worker on a device like the probe's and a node of its own",
+    )  # fmt: skip
+    for need in found.needs:
+        table.add_row(
+            str(need.num_workers),
+            f"{need.device_bytes / gb:.1f} GB",
+            f"{need.decode_cpus:.1f}",
+            f"{need.bytes_per_step / gb:.2f} GB",
+            f"{need.bytes_per_iteration / gb:.2f} GB",
+            f"{need.hours:.1f}",
+        )
+    Console().print(table)
+
+
+def ablate(
+    suite: Annotated[
+        str, typer.Argument(help="A shipped suite (table4, fig5, ...), or a YAML file.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="For every row, on top of its own settings."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Instead of the one that the suite names.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Instead of the suite's.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="A data set that rows name: market, duke, msmt17."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: runs/SUITE.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs, start nothing.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """All rows of one of the paper's tables; images are drawn unless target.root is given."""
+    from pipelines.ablate import configurations, read_suite, run_suite
+    from pipelines.session import ray_session
+    from pipelines.suite_table import as_json, markdown, measured_on, plot
+    from pipelines.validate import validate as find
+
+    table = read_suite(suite)
+    folder = out or Path("runs") / Path(suite).stem
+    overrides = overrides or []
+    folders = dict(item.partition("=")[::2] for item in data or [])
+    named = any(row.target for row in table.rows)
+    images = folder.with_name(f"{folder.name}-images")
+    drawn = not named and not read_config(recipe or table.recipe, overrides).target.root
+    if drawn:
+        overrides += [f"source.root={images}/source", f"target.root={images}/target"]
+    configs = configurations(
+        table.model_copy(update={"recipe": recipe or table.recipe}),
+        *(lambda name: read_config(name, []), overrides, seeds or table.seeds),
+        *(str(folder), folders),
+    )
+    if dry_run:
+        for (name, seed), config in configs.items():
+            print(f"{name}, seed {seed}: {config.out}")
+        return
+    if drawn:
+        from daal.synthetic import draw_domains
+
+        draw_domains(images, seed=0)
+    some = next(iter(configs.values()))
+    kinds = {(config.source.root, config.target.root): config for config in configs.values()}
+    measured = " | ".join(measured_on(config, find(config).counts) for config in kinds.values())
+    remedy = "the same command goes on with what is left, and -v shows what Ray says."
+    with ray_errors(remedy), ray_session(some.ray, verbose):
+        results = run_suite(table, configs, str(folder), errors.print)
+    text = markdown(table, results, measured)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    (folder / "table.json").write_text(as_json(table, results, measured), encoding="utf-8")
+    (folder / "table.svg").write_bytes(plot(table, results, measured))
+    print(text)
+    errors.print(f"{folder}/table.md, table.json and table.svg")
