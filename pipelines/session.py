@@ -74,10 +74,14 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
     Raises:
         ClusterError: the cluster can't be reached, refuses the token or is too small.
     """
-    if ray.is_initialized():
+    ours = not ray.is_initialized()
+    if ours:
+        _start_or_join(config, verbose)
+    if not verbose:
+        _silence_ray_data()
+    if not ours:
         yield _place_in_time(config)
         return
-    _start_or_join(config, verbose)
     _end_on_sigterm()
     over = threading.Event()
     threading.Thread(target=_watch_cluster, args=(over,), daemon=True).start()
@@ -86,6 +90,13 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
     finally:
         over.set()
         ray.shutdown()
+
+
+def _silence_ray_data() -> None:
+    """It reports every execution on the driver's console, through loggers of its own."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _start_or_join(config: RayConfig, verbose: bool) -> None:
@@ -112,11 +123,6 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
             f"{where} can't be used: {error} (RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH "
             "say where it is and how to log in)."
         ) from error
-    if not verbose:
-        # Ray Data reports every execution on the driver's console, through loggers of its own.
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        for name in ("ray", "ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 @contextmanager
