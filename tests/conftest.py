@@ -13,13 +13,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `-n 2 --dist loadgroup`: one process has all that starts Ray, modules stay together."""
-    for item in items:
-        on_ray = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.location[0]))
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Four logical CPUs, whatever the machine has."""
