@@ -29,9 +29,9 @@ from benchmarks.drawn import show
 from daal.load_config import load_config
 from daal.synthetic import draw_domains
 from pipelines.adapt import Adaptation
+from pipelines.placement import place
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
-from pipelines.session import place
 
 SETTINGS = [
     "source.published_counts=false", "target.published_counts=false", "network.backbone=resnet18",

@@ -44,9 +44,9 @@ from daal.synthetic import draw_domains
 from pipelines.adapt import Adaptation
 from pipelines.ingest import ingest
 from pipelines.pixels import Images, ImageSource, PixelReader, Pixels
+from pipelines.placement import place
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
-from pipelines.session import place
 from pipelines.workers import Worker, Workers
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # for when this is a script

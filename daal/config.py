@@ -571,9 +571,19 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @property
+    def run_name(self) -> str:
+        """Of jobs, metrics and trackers: the last part of `out`, in small letters."""
+        return self.out.rstrip("/").rpartition("/")[2].lower()
+
+    @property
     def target_only(self) -> bool:
         """No source at all: the method on the target alone, from the backbone's own weights."""
         return not self.source.root and self.adapt.batch_source == 0
+
+    def domains(self) -> list[tuple[Literal["source", "target"], DatasetConfig]]:
+        """The data sets that a run reads."""
+        target: list[tuple[Literal["source", "target"], DatasetConfig]] = [("target", self.target)]
+        return target if self.target_only else [("source", self.source), *target]
 
     @model_validator(mode="after")
     def _branches_fit(self) -> "Config":

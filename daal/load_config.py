@@ -79,6 +79,16 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
     return keys
 
 
+def flat(values: Any, key: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    if not isinstance(values, dict):
+        return {key: values}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{key}.{name}" if key else str(name))
+    return found
+
+
 def read_yaml(path: Path, kind: str = "recipe", example: str = "seed: 1") -> dict[str, Any]:
     """What a YAML file of plain keys and values holds; messages call it a `kind`.
 

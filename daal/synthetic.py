@@ -103,6 +103,11 @@ def draw_domains(
     _mark(out, parameters, complete=True)
 
 
+def is_drawn(root: str | Path) -> bool:
+    """Whether a data set's folder is one of those that `draw_domains` wrote."""
+    return any((place / MARKER).exists() for place in (Path(root), Path(root).parent))
+
+
 def draw_person(
     style: DomainStyle,
     pid: int,

@@ -24,12 +24,11 @@ from daal.config import Config, RayConfig, Section
 from daal.errors import ConfigError, DaalError
 from daal.load_config import Origins, apply_overrides, check_config, did_you_mean, read_yaml
 from pipelines.adapt import Adaptation
-from pipelines.arguments import unknown
+from pipelines.placement import cpus_needed, place
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
-from pipelines.session import cpus_needed, place
+from pipelines.shipped import shipped
 
-SUITES = Path(__file__).parent / "suites"
 Say = Callable[[str], None]
 
 LAYOUTS = {"market": "market1501", "duke": "dukemtmc", "msmt17": "msmt17"}
@@ -92,11 +91,7 @@ class Result:
 
 def read_suite(name: str) -> Suite:
     """A shipped suite by name, or a YAML file. Raises ConfigError with one line per mistake."""
-    path = Path(name)
-    if not path.suffix:
-        path = SUITES / f"{name}.yaml"
-        if not os.path.exists(path):  # of Path, it fails for names too long for a disk
-            raise unknown("suite", name, SUITES)
+    path = shipped("suite", name)
     try:
         return Suite.model_validate(read_yaml(path, "suite", "title: mine"))
     except ValidationError as error:

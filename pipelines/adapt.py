@@ -22,13 +22,13 @@ from daal.records import Domain
 from daal.stripes import whole_and_stripes
 from pipelines import artefacts, health
 from pipelines.evaluate import evaluate_features
-from pipelines.extract import extract, features_array, features_table
+from pipelines.extract import extract
 from pipelines.fit import Trainer
 from pipelines.ingest import ingest
 from pipelines.pixels import Images, Pixels
+from pipelines.placement import Resources
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
-from pipelines.session import Resources
 from pipelines.train_state import Weights
 from pipelines.workers import Workers
 
@@ -131,14 +131,14 @@ class Adaptation:
             features = extract(
                 f"{name}/extract", target, self.config, weights, self.workers, self.pixels
             )
-            return {file: artefacts.table_bytes(features_table(target.table, features))}
+            return {file: artefacts.table_bytes(artefacts.features_table(target.table, features))}
 
         with self.stage(f"{name}/extract"):
             return self.run.once(
                 f"{name}/extract",
                 [file],
                 make,
-                lambda contents: features_array(artefacts.read_table(contents[file])),
+                lambda contents: artefacts.features_array(artefacts.read_table(contents[file])),
             )
 
     def source_distance(
@@ -314,7 +314,7 @@ class Adaptation:
     def finish(self) -> dict[str, Any]:
         """Write summary.json and forget what only a resumed training would have needed."""
         summary = self.summary()
-        self.run.write_json("summary.json", summary)
+        self.run.write("summary.json", artefacts.json_bytes(summary))
         self.run.delete_folder("ray_train")
         return summary
 

@@ -67,3 +67,16 @@ def read_parts(data: bytes) -> NDArray[Any]:
     """The values (N, P) of `parts_table`."""
     table = read_table(data).drop_columns(["path"])
     return np.stack([column.to_numpy() for column in table.columns], axis=1)
+
+
+def features_table(images: pa.Table, features: NDArray[np.float32]) -> pa.Table:
+    """A features file's rows: what is known of each image, and its feature as a fixed-size list."""
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
+    return images.drop_columns(["image"]).append_column("feature", lists)
+
+
+def features_array(table: pa.Table) -> NDArray[np.float32]:
+    """The feature column as (N, C) float32."""
+    column = table.column("feature").combine_chunks()
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(flat.reshape(len(column), -1), dtype=np.float32)

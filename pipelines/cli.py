@@ -8,15 +8,8 @@ import typer
 from typer.exceptions import TyperException
 
 from daal.errors import ConfigError, DaalError
-from pipelines import (
-    job_commands,
-    label_command,
-    model_commands,
-    report_commands,
-    run_commands,
-    setup_commands,
-)
-from pipelines.arguments import show
+from pipelines.commands import jobs, label, model, report, run, setup
+from pipelines.console import show
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,30 +19,30 @@ app = typer.Typer(
     "8 storage.",
 )
 for command in (
-    run_commands.demo,
-    run_commands.validate,
-    run_commands.size,
-    run_commands.adapt,
-    run_commands.pretrain,
-    run_commands.ablate,
-    report_commands.report,
-    model_commands.extract,
-    model_commands.evaluate,
-    model_commands.search,
-    model_commands.export,
-    label_command.label,
-    job_commands.submit,
-    job_commands.status,
-    job_commands.logs,
-    job_commands.stop,
-    model_commands.replay,
-    setup_commands.synth,
-    setup_commands.doctor,
+    run.demo,
+    run.validate,
+    run.size,
+    run.adapt,
+    run.pretrain,
+    run.ablate,
+    report.report,
+    model.extract,
+    model.evaluate,
+    model.search,
+    model.export,
+    label.label,
+    jobs.submit,
+    jobs.status,
+    jobs.logs,
+    jobs.stop,
+    model.replay,
+    setup.synth,
+    setup.doctor,
 ):
     app.command()(command)
 config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
-config_app.command("show")(setup_commands.config_show)
-config_app.command("schema")(setup_commands.config_schema)
+config_app.command("show")(setup.config_show)
+config_app.command("schema")(setup.config_schema)
 app.add_typer(config_app, name="config")
 
 

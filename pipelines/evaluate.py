@@ -1,5 +1,6 @@
-"""Scores of a features table: query against gallery, in one Ray task."""
+"""Scores of features, query against gallery: of a run in a Ray task, of a file right here."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 
 from daal.errors import DataError
 from daal.evaluation import EvaluationResult, evaluate
-from pipelines.session import Resources
+from pipelines.feature_files import read_features
+from pipelines.placement import Resources
 
 
 def evaluate_features(
@@ -36,3 +38,39 @@ def evaluate_features(
     device = "cuda" if resources.use_gpu else "cpu"
     result: EvaluationResult = ray.get(task.remote(*map(ray.put, arrays), device=device))
     return result
+
+
+def evaluate_file(path: Path) -> EvaluationResult:
+    """Scores of a file that `daal extract` or a run wrote.
+
+    Raises:
+        DataError: the file isn't such a file, or nothing in it can be scored.
+    """
+    given = read_features(path)
+    splits, pids, camids = given.splits, given.pids, given.camids
+    if splits is None or pids is None or camids is None:
+        named = {"split": splits, "pid": pids, "camid": camids}
+        absent = ", ".join(name for name, column in named.items() if column is None)
+        raise DataError(
+            f"{path} can't be scored without {absent}; give a file that daal extract wrote of a "
+            "data set with query and gallery."
+        )
+    sides: list[NDArray[Any]] = []
+    for split in ("query", "gallery"):
+        rows = np.flatnonzero(splits == split)
+        if len(rows) == 0:
+            raise DataError(
+                f"{path} has no {split} rows, and scores need query and gallery; extract them from "
+                "a data set that has both."
+            )
+        sides += [given.features_NC[rows], pids[rows], camids[rows]]
+    try:
+        scores = evaluate(*sides)
+    except DataError as error:
+        raise DataError(f"{path}: {error}.") from error
+    if scores.num_valid_queries == 0:
+        raise DataError(
+            f"{path} has no query with an image of the same pid and another camera in its gallery, "
+            "so nothing can be scored; correct its pids and camids."
+        )
+    return scores

@@ -6,19 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from daal.augment import normalise
 from daal.config import Config, InputConfig
 from daal.errors import DataError
-from daal.network import DaalNetwork
 from daal.step import mixed_precision
+from daal.trained import TrainedModel
 from pipelines.pixels import Images, ImageSource, Pixels, decode_rows
 from pipelines.stream import ahead
 from pipelines.train_loop import LOG_SECONDS, pixel_reader
@@ -59,11 +56,10 @@ class ExtractJob:
     def run(self, worker: Worker) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """This worker's rows, and their features (len(rows), C)."""
         config = self.config
-        # The checkpoint has all the weights, so the backbone's own are not read again.
-        network = DaalNetwork(config.network.model_copy(update={"weights": "none"}))
         loaded: Weights = ray.get(self.weights)
-        network.load_matching({name: torch.tensor(array) for name, array in loaded.items()})
-        network.to(worker.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        tensors = {name: torch.tensor(array) for name, array in loaded.items()}
+        model = TrainedModel(config, tensors)
+        model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         autocast = mixed_precision(worker.device, config.mixed_precision)
 
         is_kept = self.source.places_N >= 0
@@ -71,7 +67,7 @@ class ExtractJob:
             np.array_split(np.flatnonzero(chosen), worker.world_size)[worker.rank]
             for chosen in (is_kept, ~is_kept)
         ])  # fmt: skip
-        features_NC = torch.empty((len(rows), network.num_features))
+        features_NC = torch.empty((len(rows), model.network.num_features))
         batches = self._batches(worker, rows)
         if worker.device.type == "cuda":
             features_NC = features_NC.pin_memory()
@@ -80,8 +76,9 @@ class ExtractJob:
         shown = begun
         for number, images_BHWC in enumerate(batches):
             worker.reach(self.stage, number)
-            features_BC = _features(network, images_BHWC.to(worker.device, non_blocking=True),
-                                    config.flip_test, autocast)  # fmt: skip
+            images_BHWC = images_BHWC.to(worker.device, non_blocking=True)
+            with torch.inference_mode(), autocast:
+                features_BC = model(images_BHWC.permute(0, 3, 1, 2))
             # Not waited for: the next batch is on its way to the device meanwhile.
             features_NC[at : at + len(features_BC)].copy_(features_BC, non_blocking=True)
             at += len(features_BC)
@@ -130,28 +127,3 @@ class _Decoder:
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return {"pixels": decode_rows(self.table, self.rows[batch["id"]], self.size)}
-
-
-@torch.inference_mode()
-def _features(
-    network: DaalNetwork, images_BHWC: Tensor, flip: bool, autocast: torch.autocast
-) -> Tensor:
-    images_BCHW = normalise(images_BHWC.permute(0, 3, 1, 2))
-    with autocast:
-        features_BC = network.extract(images_BCHW)
-        if flip:
-            features_BC = features_BC + network.extract(images_BCHW.flip(3))
-    return F.normalize(features_BC, dim=1) if flip and network.unit_features else features_BC
-
-
-def features_table(images: pa.Table, features: NDArray[np.float32]) -> pa.Table:
-    """A features file's rows: what is known of each image, and its feature as a fixed-size list."""
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
-    return images.drop_columns(["image"]).append_column("feature", lists)
-
-
-def features_array(table: pa.Table) -> NDArray[np.float32]:
-    """The feature column as (N, C) float32."""
-    column = table.column("feature").combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return np.ascontiguousarray(flat.reshape(len(column), -1), dtype=np.float32)

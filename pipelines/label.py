@@ -1,13 +1,10 @@
 """Pseudo-labels of a features file, without any training."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
 from cluster.quality import ClusterQuality, cluster_quality
@@ -91,20 +88,6 @@ def labels_table(features: Features, found: PseudoLabels) -> pa.Table:
         else {"path": features.paths}
     )
     return pa.table({**first, "pseudo_label": found.labels})
-
-
-def write_whole(table: pa.Table, out: Path) -> None:
-    """Write a .parquet file aside and rename it, so that it is never there by half."""
-    if out.exists() and not out.is_file():  # /dev/null and its like must not be replaced
-        pq.write_table(table, out, compression="zstd")
-        return
-    out = out.resolve()  # a link stays a link, and what it leads to is replaced
-    aside = out.with_name(f"{out.name}.{os.getpid()}.partial")
-    try:
-        pq.write_table(table, aside, compression="zstd")
-        os.replace(aside, out)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def quality(features: Features, found: PseudoLabels) -> ClusterQuality:

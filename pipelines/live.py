@@ -10,6 +10,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 BAR_WIDTH = 30
+LABELS = {"pretrain": "direct transfer", "supervised": "supervised bound"}  # of scores
 
 
 class Board:

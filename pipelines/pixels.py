@@ -19,7 +19,7 @@ from torch import Tensor
 
 from daal.config import Config, InputConfig
 from daal.images import decode
-from pipelines.session import Resources
+from pipelines.placement import Resources
 
 BLOCK = 512  # images in a block
 STORE_SHARE = 0.4  # of a node's object store may hold kept pixels; the rest is for what passes

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from daal.errors import StorageError
-from pipelines.live import Board, clock, loss_terms
+from pipelines.live import LABELS, Board, clock, loss_terms
 
 PLAIN_SECONDS = 15.0  # between plain lines about one thing
 
@@ -151,7 +151,7 @@ def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
     for name, row in rows:
         clusters = row.get("num_clusters")
         table.add_row(
-            {"pretrain": "direct transfer", "supervised": "supervised bound"}.get(name, name),
+            LABELS.get(name, name),
             f"{100 * row['map']:.1f}",
             f"{100 * row['rank1']:.1f}",
             "" if clusters is None else str(clusters),

@@ -23,7 +23,7 @@ from pyarrow import fs
 
 from daal.config import Config
 from daal.errors import ConfigError, StorageError
-from daal.load_config import check_config
+from daal.load_config import check_config, flat
 
 T = TypeVar("T")
 Entries = dict[str, dict[str, Any]]  # size and sha256 of a stage's files, by name
@@ -102,9 +102,6 @@ class RunFolder:
                 with suppress(OSError):  # room for others
                     self.filesystem.delete_file(aside)
                 raise
-
-    def write_json(self, name: str, value: Any) -> None:
-        self.write(name, (json.dumps(value, indent=1) + "\n").encode())
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Add one line of JSON. Object stores can't append: there the small file is rewritten."""
@@ -235,17 +232,13 @@ class RunFolder:
             ) from error
 
 
-def _differences(old: Any, new: Any, key: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = [*new, *(name for name in old if name not in new)]
-        return [
-            change
-            for name in names
-            for change in _differences(
-                old.get(name), new.get(name), f"{key}.{name}" if key else name
-            )
-        ]
-    return [] if old == new else [f"{key} was {old!r} and is {new!r}"]
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    before, now = flat(old), flat(new)
+    return [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in dict.fromkeys([*now, *before])
+        if before.get(key) != now.get(key)
+    ]
 
 
 def _sha256(data: bytes | pa.Buffer) -> str:

@@ -16,11 +16,10 @@ from PIL import Image
 
 from cluster.soft_labels import hard_label_weights
 from daal.augment import augment, normalise, sample_seeds
-from daal.config import Config, DatasetConfig, FitConfig
+from daal.config import Config, FitConfig
 from daal.datasets import load_records
 from daal.images import decode
 from daal.network import DaalNetwork
-from daal.records import Domain
 from daal.step import TrainBatch, make_optimizer, mixed_precision, train_step
 from pipelines.validate import root_of
 
@@ -81,16 +80,9 @@ def size_of(config: Config, probe: Probe | None = None) -> Size:
 
     Raises DataError if a data set can't be read.
     """
-    counts: dict[str, tuple[int, int]] = {}
+    counts: dict[str, tuple[int, int]] = {"source": (0, 0)}
     jpeg_bytes = 0
-    domains: tuple[tuple[Domain, DatasetConfig], ...] = (
-        ("source", config.source),
-        ("target", config.target),
-    )
-    for domain, settings in domains:
-        if domain == "source" and config.target_only:
-            counts[domain] = (0, 0)
-            continue
+    for domain, settings in config.domains():
         root = root_of(domain, settings)
         records = load_records(settings.layout, root)
         num_train = sum(record.split == "train" for record in records)

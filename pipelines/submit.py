@@ -200,11 +200,6 @@ def check_name(name: str) -> None:
         )
 
 
-def default_name(config: Config) -> str:
-    """A run's name from its folder."""
-    return os.path.basename(config.out.rstrip("/")).lower()
-
-
 def _job(details: Any) -> Job:
     return Job(
         run=(details.metadata or {}).get(RUN_KEY, ""),

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from daal.config import Config, DatasetConfig
-from daal.synthetic import MARKER
+from daal.synthetic import is_drawn
 from pipelines.ablate import Result, Suite
 
 
@@ -16,15 +16,11 @@ def measured_on(config: Config, counts: dict[str, dict[str, int]]) -> str:
     """
 
     def describe(domain: str, dataset: DatasetConfig) -> str:
-        places = (Path(dataset.root), Path(dataset.root).parent)
-        drawn = any((place / MARKER).exists() for place in places)
-        kind = "drawn images" if drawn else dataset.layout
+        kind = "drawn images" if is_drawn(dataset.root) else dataset.layout
         found = ", ".join(f"{number} {split}" for split, number in counts[domain].items())
         return f"{domain} {Path(dataset.root).name} ({kind}: {found})"
 
-    parts = [describe("target", config.target)]
-    if not config.target_only:
-        parts.insert(0, describe("source", config.source))
+    parts = [describe(domain, dataset) for domain, dataset in config.domains()]
     size = f"{config.input.height}x{config.input.width}"
     return f"{'; '.join(parts)}; {config.network.backbone}, {size}"
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from daal.config import TrackingConfig
+from daal.load_config import flat
 
 Ending = Literal["finished", "failed", "stopped"]
 PARAMS_AT_ONCE = 100  # MLflow's limit of a request
@@ -109,7 +110,7 @@ class Mlflow:
         tags = {"daal.id": run.id}
         created = self._client.create_run(experiment, run_name=run.name, tags=tags)
         self._run = created.info.run_id
-        params = [Param(key, str(value)) for key, value in leaves(run.config).items()]
+        params = [Param(key, str(value)) for key, value in flat(run.config).items()]
         for at in range(0, len(params), PARAMS_AT_ONCE):
             self._client.log_batch(self._run, params=params[at : at + PARAMS_AT_ONCE])
 
@@ -164,14 +165,3 @@ class Wandb:
 
     def close(self, ending: Ending) -> None:
         self._run.finish(exit_code=0 if ending == "finished" else 1)
-
-
-def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= leaves(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found

@@ -52,17 +52,9 @@ def validate(config: Config) -> Findings:
     counts: dict[str, dict[str, int]] = {}
     num_sampled: dict[str, int] = {}
     warnings: list[str] = []
-    domains: tuple[tuple[Domain, DatasetConfig], ...] = (
-        ("source", config.source),
-        ("target", config.target),
-    )
-    for domain, settings in domains:
-        if domain == "source" and config.target_only:
-            if config.cluster.source_weight:
-                raise DataError(
-                    "cluster.source_weight above 0 needs a source: give source.root=DIR."
-                )
-            continue
+    if config.target_only and config.cluster.source_weight:
+        raise DataError("cluster.source_weight above 0 needs a source: give source.root=DIR.")
+    for domain, settings in config.domains():
         root = root_of(domain, settings)
         records = load_records(settings.layout, root)
         counts[domain] = {

@@ -30,9 +30,9 @@ from daal.errors import ClusterError, DaalError
 from pipelines.admission import turn_to_start
 from pipelines.desk import Desk
 from pipelines.faults import Fault, Point, planned_faults
+from pipelines.placement import Resources
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
-from pipelines.session import Resources
 from pipelines.watchdog import Watchdog
 
 POLL_SECONDS = 0.5  # between looks at whether the group is still there

@@ -59,11 +59,11 @@ def drawn_run(folder: Path, *settings: str, name: str = NAME, iterations: int = 
     rows.append(_model(run, "supervised", config, target, 0.1, rng))
     by_name = {row["name"]: row for row in rows}
     selected = f"iteration-{iterations:02d}" if iterations else None
-    run.write_json("summary.json", {
+    run.write("summary.json", artefacts.json_bytes({
         "direct_transfer": by_name["pretrain"], "adapted": by_name.get(selected or ""),
         "selected": selected, "supervised": by_name["supervised"],
         "iterations": rows[1:-1], "seed": 0, "seconds": 12.0,
-    })  # fmt: skip
+    }))  # fmt: skip
     return run
 
 

@@ -37,7 +37,7 @@ def named(case: Case) -> str:
 @pytest.fixture(scope="module")
 def outcome_of(tmp_path_factory: pytest.TempPathFactory) -> OutcomeOf:
     """Each case is run once, for its own test and for the list."""
-    import pipelines.inference
+    import pipelines.extract_folder
     import pipelines.label
     import pipelines.validate  # noqa: F401  so that no case pays for the imports
 

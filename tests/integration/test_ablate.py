@@ -10,7 +10,7 @@ import pytest
 from daal.config import Config
 from daal.errors import ConfigError, DaalError
 from pipelines.ablate import SUITES, Row, Suite, configurations, read_suite, results, run_suite
-from pipelines.arguments import read_config
+from pipelines.shipped import read_config
 from pipelines.suite_table import as_json, markdown, measured_on, plot
 from pipelines.validate import validate
 

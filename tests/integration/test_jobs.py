@@ -20,7 +20,7 @@ from heads import Head, free_port, ray_head
 
 from daal.config import Config
 from daal.errors import ConfigError
-from pipelines.submit import check_name, default_name
+from pipelines.submit import check_name
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "iteration-01/checkpoint/weights.safetensors"
@@ -237,4 +237,4 @@ def test_names_that_are_none(name: str) -> None:
 
 
 def test_the_default_name_is_the_folder_s() -> None:
-    assert default_name(Config(out="s3://bucket/runs/Mine_2/")) == "mine_2"
+    assert Config(out="s3://bucket/runs/Mine_2/").run_name == "mine_2"

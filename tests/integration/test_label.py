@@ -17,9 +17,9 @@ from daal.errors import ClusterError, ConfigError
 from daal.load_config import load_config
 from pipelines import cli
 from pipelines import label as labelling
-from pipelines.arguments import ray_errors
+from pipelines.commands.arguments import ray_errors
+from pipelines.commands.run import run_adaptation
 from pipelines.feature_files import read_features
-from pipelines.run_commands import run_adaptation
 
 RULE = ["cluster.q=8", "cluster.k1=10"]
 CONFIG = ClusterConfig(eps_rule="q", q=8, k1=10)
@@ -204,31 +204,6 @@ def test_figures_that_fail_leave_no_file(file, tmp_path, run, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run(file, "--out", tmp_path / "labels.parquet", *RULE)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_interrupted_write_leaves_the_old_file(error, tmp_path, monkeypatch):
-    def half(table, where, **_):
-        where.write_bytes(b"half")
-        raise error
-
-    out = tmp_path / "labels.parquet"
-    labelling.write_whole(pa.table({"pseudo_label": [1]}), out)
-    monkeypatch.setattr(pq, "write_table", half)
-    with pytest.raises(error):
-        labelling.write_whole(pa.table({"pseudo_label": [2]}), out)
-    assert list(tmp_path.iterdir()) == [out]
-    assert pq.read_table(out)["pseudo_label"].to_pylist() == [1]
-
-
-def test_output_through_a_link(tmp_path):
-    (tmp_path / "there").mkdir()
-    link = tmp_path / "labels.parquet"
-    link.symlink_to(tmp_path / "there" / "labels.parquet")
-    for value in (1, 2):  # of a file that isn't there yet, and of one that is
-        labelling.write_whole(pa.table({"pseudo_label": [value]}), link)
-        assert link.is_symlink()
-        assert pq.read_table(link)["pseudo_label"].to_pylist() == [value]
 
 
 def lost_worker(*_):

@@ -7,7 +7,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from daal.config import Config
-from pipelines.run_commands import run_adaptation
+from pipelines.commands.run import run_adaptation
 
 pytestmark = pytest.mark.ray
 

@@ -12,10 +12,10 @@ from drawn_run import NAME, ROOT, SCRIPT, drawn_run
 from PIL import Image
 
 from daal.config import Config
-from pipelines import report_commands
-from pipelines.arguments import errors
-from pipelines.report import report
-from pipelines.run_commands import run_adaptation
+from pipelines.commands import report as report_commands
+from pipelines.commands.run import run_adaptation
+from pipelines.console import errors
+from pipelines.report.page import report
 from pipelines.run_folder import RunFolder
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")

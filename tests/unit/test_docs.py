@@ -14,7 +14,7 @@ from pages import FENCE, PAGES, ROOT, blocks, command_lines, text_of
 
 from daal.load_config import known_keys, load_config
 from pipelines import cli
-from pipelines.arguments import read_config
+from pipelines.shipped import read_config
 
 PLACEHOLDERS = {"RECIPE": "demo", "SUITE": "table4", "seed=SEED": "seed=0"}
 CAPTION = re.compile(r":caption: (\S+)\n\n")

@@ -16,8 +16,8 @@ import torchvision
 
 from daal.config import Config, RayConfig
 from daal.load_config import load_config
-from pipelines import machine, probes
-from pipelines.doctor import Check, as_dict, exit_code, judge
+from pipelines.doctor import machine, probes
+from pipelines.doctor.judge import Check, as_dict, exit_code, judge
 
 # A machine with all that there is.
 ALL: dict[str, Any] = {

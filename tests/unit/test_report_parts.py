@@ -15,14 +15,14 @@ from daal.config import NetworkConfig
 from daal.errors import ConfigError, DataError
 from daal.evaluation import evaluate
 from daal.network import DaalNetwork
-from pipelines import report_data
 from pipelines.cli import app
-from pipelines.report import comparison, duration, report
-from pipelines.report_commands import leave_report
-from pipelines.report_data import doubts, flat, read_facts, short_names, times, training_curves
-from pipelines.report_images import columns, features, images, spread
-from pipelines.report_pictures import attention_maps, clusters
-from pipelines.report_ranks import choose_queries, interval, rank, retrieval
+from pipelines.commands.report import leave_report
+from pipelines.report import facts as report_data
+from pipelines.report.facts import doubts, flat, read_facts, short_names, times, training_curves
+from pipelines.report.images import columns, features, images, spread
+from pipelines.report.page import comparison, duration, report
+from pipelines.report.pictures import attention_maps, clusters
+from pipelines.report.ranks import choose_queries, interval, rank, retrieval
 from pipelines.run_folder import RunFolder
 
 

@@ -20,8 +20,9 @@ from daal.load_config import load_config
 from daal.network import DaalNetwork
 from daal.trained import load_trained
 from pipelines import cli
+from pipelines.artefacts import json_bytes
 from pipelines.run_folder import RunFolder
-from pipelines.search import nearest
+from pipelines.search.nearest import nearest
 from pipelines.trained_run import checkpoint_of
 
 SETTINGS = ["input.height=32", "input.width=16", "network.backbone=resnet18",
@@ -295,12 +296,12 @@ def test_which_checkpoint_of_a_run(tmp_path: Path) -> None:
         return stage
 
     assert chosen(run.uri) == "iteration-02"  # the last, as long as none is selected
-    run.write_json("summary.json", {"selected": "iteration-01"})
+    run.write("summary.json", json_bytes({"selected": "iteration-01"}))
     assert chosen(run.uri) == "iteration-01"
     assert chosen(f"file://{tmp_path}/run") == "iteration-01"  # as s3://, by copies
     assert chosen(f"{tmp_path}/run/supervised") == "supervised"
     assert chosen(f"{tmp_path}/run/pretrain/checkpoint") == "pretrain"
-    run.write_json("summary.json", {"selected": "../../elsewhere"})
+    run.write("summary.json", json_bytes({"selected": "../../elsewhere"}))
     assert chosen(run.uri) == "iteration-02"
     for uri, error in (
         (f"file://{tmp_path}/nothing", CheckpointError),

@@ -18,8 +18,8 @@ from daal.network import DaalNetwork
 from daal.records import Domain
 from daal.trained import TrainedModel
 from pipelines.artefacts import read_parts
-from pipelines.report_data import Facts
-from pipelines.report_images import (
+from pipelines.report.facts import Facts
+from pipelines.report.images import (
     Photo,
     columns,
     features,

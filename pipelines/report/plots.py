@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from daal import figures
-from pipelines.report_data import Facts, Row, training_curves
+from pipelines.report.facts import Facts, Row, training_curves
 
 Rows = Callable[[Facts], list[Row]]
 

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from packaging.requirements import Requirement
 
 from daal.config import Config
-from pipelines import probes
-from pipelines.probes import Facts
+from pipelines.doctor import probes
+from pipelines.doctor.probes import Facts
 
 SHM = "/dev/shm"  # noqa: S108  looked at, not written
 DEVELOPMENT = {"dev", "docs"}  # optional dependencies that no run asks for

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from daal.errors import DaalError, DataError
-from pipelines import report_data
-from pipelines.report_data import LABELS, Facts, Row
-from pipelines.report_plots import Plot, compared_plots, inlined, iteration_plots, training_plots
+from daal.load_config import flat
+from pipelines.live import LABELS
+from pipelines.report import facts as report_data
+from pipelines.report.facts import Facts, Row
+from pipelines.report.plots import Plot, compared_plots, inlined, iteration_plots, training_plots
 from pipelines.run_folder import RunFolder
 
 T = TypeVar("T")
@@ -47,8 +49,8 @@ def report(run: RunFolder) -> Report:
         DataError: what it says of itself is damaged.
         StorageError: it can't be read.
     """
-    from pipelines.report_pictures import clusters, feature_map, source_features, triplets
-    from pipelines.report_ranks import retrieval
+    from pipelines.report.pictures import clusters, feature_map, source_features, triplets
+    from pipelines.report.ranks import retrieval
 
     parts = Parts(run)
     with _readable(run.uri):
@@ -86,7 +88,7 @@ def report(run: RunFolder) -> Report:
             training=training_plots(facts),
             times=report_data.times(facts.journal),
             data=parts.make("the table of data", lambda: _data(run, facts)),
-            settings=report_data.flat(facts.values),
+            settings=flat(facts.values),
             packages=_packages(),
         )  # fmt: skip
     return Report(page, parts.failures)
@@ -232,22 +234,18 @@ def _data(run: RunFolder, facts: Facts) -> list[Row]:
     import numpy as np
 
     from daal.records import SPLITS
-    from daal.synthetic import MARKER
-    from pipelines.report_images import columns
+    from daal.synthetic import is_drawn
+    from pipelines.report.images import columns
 
     found = []
-    for domain, dataset in (("source", facts.config.source), ("target", facts.config.target)):
-        if domain == "source" and facts.config.target_only:
-            continue
+    for domain, dataset in facts.config.domains():
         about = columns(run, f"images/{domain}.parquet", ("split", "pid", "camid"))
         bad = columns(run, f"images/{domain}-quarantine.parquet", ["path"])["path"]
-        root = Path(dataset.root)
-        drawn = any((place / MARKER).exists() for place in (root, root.parent))
         train = about["split"] == "train"
         found.append({
             "domain": domain,
-            "name": "/".join(root.parts[-2:]),
-            "kind": "drawn images" if drawn else f"layout {dataset.layout}",
+            "name": "/".join(Path(dataset.root).parts[-2:]),
+            "kind": "drawn images" if is_drawn(dataset.root) else f"layout {dataset.layout}",
             "counts": {split: int((about["split"] == split).sum()) for split in SPLITS},
             "people": len(np.unique(about["pid"][train & (about["pid"] > 0)])),
             "cameras": len(np.unique(about["camid"])),

@@ -8,8 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from daal.whole_file import check_file_to_write
-from pipelines.arguments import Verbose, errors, ray_errors, show
+from daal.whole_file import check_file_to_write, write_whole
+from pipelines.commands.arguments import AsJson, Verbose, ray_errors
+from pipelines.console import errors, show
 
 
 def label(
@@ -27,7 +28,7 @@ def label(
     on_ray: Annotated[
         bool, typer.Option("--ray", help="As Ray tasks: RAY_ADDRESS's cluster, or a local Ray.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Pseudo-labels of any features, by themselves: k-reciprocal distance, eps, DBSCAN.
@@ -38,6 +39,7 @@ def label(
     """
     from daal.load_config import load_config
     from pipelines import label as labelling
+    from pipelines.artefacts import table_bytes
     from pipelines.feature_files import read_features
 
     config = load_config(None, labelling.with_eps_rule(overrides or []))
@@ -55,7 +57,7 @@ def label(
             lambda stage, done, tasks: status.update(f"{stage}: {done} of {tasks} tasks"),
         )
     figures = labelling.as_dict(given, found)  # first, so that no failure leaves a file behind
-    labelling.write_whole(labelling.labels_table(given, found), out)
+    write_whole(out, bytes(table_bytes(labelling.labels_table(given, found))))
     for note in found.notes:
         show("yellow", "note", note)
     if as_json:

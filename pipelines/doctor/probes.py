@@ -3,7 +3,7 @@
 A broken driver or a library of another CUDA may crash the process that imports it, and a storage
 that doesn't answer would be waited for: so a question has a process, and the process a deadline.
 
-    python -m pipelines.probes NAME ARGUMENT...     prints one line of JSON
+    python -m pipelines.doctor.probes NAME ARGUMENT...     prints one line of JSON
 """
 
 import importlib
@@ -31,10 +31,10 @@ Facts = dict[str, Any]  # with "failed" and a reason, if there is no answer
 
 def ask(name: str, *arguments: str, seconds: float = SECONDS) -> Facts:
     """A probe's answer, whatever becomes of it."""
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     # -P: not what lies in the current folder under a module's name.
-    command = [sys.executable, "-P", "-m", "pipelines.probes", name, *arguments]
+    command = [sys.executable, "-P", "-m", "pipelines.doctor.probes", name, *arguments]
     process = subprocess.Popen(
         command, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

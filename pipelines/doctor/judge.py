@@ -1,7 +1,7 @@
 """What works on this machine, what doesn't, and what it would take: `daal doctor`.
 
-`pipelines.machine` gathers the facts, `judge` turns them into lines. A line with an exit code keeps
-a run from starting here; the rest is advice.
+`pipelines.doctor.machine` gathers the facts, `judge` turns them into lines. A line with an exit
+code keeps a run from starting here; the rest is advice.
 """
 
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from packaging.requirements import Requirement
 
 from daal.config import Config
 from daal.errors import CheckpointError, ClusterError, ConfigError, DaalError, StorageError
-from pipelines.machine import SHM, gather
-from pipelines.probes import Facts
+from pipelines.doctor.machine import SHM, gather
+from pipelines.doctor.probes import Facts
 
 HAVE_LINES = ("gpu", "faiss")  # optional packages that are imported to see if they work
 LITTLE_MEMORY = 4e9

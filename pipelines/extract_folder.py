@@ -1,22 +1,19 @@
-"""Using a trained model: features of a folder of images, scores of a features file."""
+"""Features of a folder of images by a trained model, on Ray."""
 
 import tempfile
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import numpy as np
 import pyarrow as pa
 import ray
-from numpy.typing import NDArray
 
 from daal.config import DatasetConfig
 from daal.datasets import load_records
-from daal.errors import ConfigError, DataError
-from daal.evaluation import EvaluationResult, evaluate
+from daal.errors import ConfigError
 from daal.load_config import apply_overrides, check_config
 from daal.trained import MODEL_FIELDS, load_trained
-from pipelines.extract import extract, features_table
-from pipelines.feature_files import read_features
+from pipelines.artefacts import features_table
+from pipelines.extract import extract
 from pipelines.ingest import ingest
 from pipelines.pixels import Images, Pixels
 from pipelines.progress import Progress
@@ -57,39 +54,3 @@ def extract_folder(
         with progress.stage("extract"):
             features = extract("extract", images, config, weights, workers, pixels)
     return features_table(table, features), quarantine
-
-
-def evaluate_file(path: Path) -> EvaluationResult:
-    """Scores of a file that `daal extract` or a run wrote.
-
-    Raises:
-        DataError: the file isn't such a file, or nothing in it can be scored.
-    """
-    given = read_features(path)
-    splits, pids, camids = given.splits, given.pids, given.camids
-    if splits is None or pids is None or camids is None:
-        named = {"split": splits, "pid": pids, "camid": camids}
-        absent = ", ".join(name for name, column in named.items() if column is None)
-        raise DataError(
-            f"{path} can't be scored without {absent}; give a file that daal extract wrote of a "
-            "data set with query and gallery."
-        )
-    sides: list[NDArray[Any]] = []
-    for split in ("query", "gallery"):
-        rows = np.flatnonzero(splits == split)
-        if len(rows) == 0:
-            raise DataError(
-                f"{path} has no {split} rows, and scores need query and gallery; extract them from "
-                "a data set that has both."
-            )
-        sides += [given.features_NC[rows], pids[rows], camids[rows]]
-    try:
-        scores = evaluate(*sides)
-    except DataError as error:
-        raise DataError(f"{path}: {error}.") from error
-    if scores.num_valid_queries == 0:
-        raise DataError(
-            f"{path} has no query with an image of the same pid and another camera in its gallery, "
-            "so nothing can be scored; correct its pids and camids."
-        )
-    return scores

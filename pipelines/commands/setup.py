@@ -10,8 +10,9 @@ import yaml
 from rich.console import Console
 
 from daal.config import Config
-from pipelines.arguments import Overrides, Recipe, errors, read_config
-from pipelines.model_commands import AsJson, plain
+from pipelines.commands.arguments import AsJson, Overrides, Recipe
+from pipelines.console import errors, plain
+from pipelines.shipped import read_config
 
 COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 
@@ -24,7 +25,7 @@ def doctor(overrides: Overrides = None, as_json: AsJson = False) -> None:
     else the one that it would end with.
     """
     from daal.load_config import load_config
-    from pipelines.doctor import as_dict, examine, exit_code
+    from pipelines.doctor.judge import as_dict, examine, exit_code
 
     given = overrides or []
     config = load_config(None, given)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.arguments import errors, show
+from pipelines.console import errors, show
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ def report(
 ) -> None:
     """One HTML page that says how far to trust a run's model, or that compares runs."""
     from daal.whole_file import check_file_to_write, write_whole
-    from pipelines import report as pages
+    from pipelines.report import page as pages
     from pipelines.run_folder import RunFolder
 
     folders = [RunFolder(uri, create=False) for uri in runs]
@@ -51,7 +51,7 @@ def report(
 def leave_report(run: "RunFolder", note: "Callable[[str], None]") -> None:
     """Write the page into a finished run's folder. A run never fails of it: a note says why."""
     try:
-        from pipelines.report import report as page_of
+        from pipelines.report.page import report as page_of
 
         made = page_of(run)
         run.write(REPORT, made.html.encode())

@@ -10,13 +10,12 @@ import yaml
 
 from daal.config import Config
 from daal.errors import ConfigError
-from daal.load_config import check_config
+from daal.load_config import check_config, flat
 from pipelines import health
 from pipelines.run_folder import RunFolder
 
 Row = dict[str, Any]
 Points = tuple[list[float], list[float]]  # x and y of a curve
-LABELS = {"pretrain": "direct transfer", "supervised": "supervised bound"}
 POINTS = 400  # of a curve: more than a screen shows
 # A stage's last word, in the order of a run, and what a reader calls it.
 WORK = {
@@ -192,16 +191,6 @@ def times(journal: Sequence[Row]) -> list[tuple[str, float]]:
             kind = "the supervised bound"
         totals[kind] = totals.get(kind, 0.0) + seconds
     return sorted(totals.items(), key=lambda item: -item[1])
-
-
-def flat(values: Any, key: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    if not isinstance(values, dict):
-        return {key: values}
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{key}.{name}" if key else str(name))
-    return found
 
 
 def differences(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -13,7 +13,7 @@ from daal.config import Config, InputConfig
 from daal.errors import DataError
 from daal.evaluation import EvaluationResult, evaluate
 from daal.records import JUNK_PID
-from pipelines.report_images import Photo, columns, features, photo, thumbs
+from pipelines.report.images import Photo, columns, features, photo, thumbs
 from pipelines.run_folder import RunFolder
 
 MAX_QUERIES = 1000  # scored again, one by one

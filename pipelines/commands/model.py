@@ -5,14 +5,13 @@ import math
 from pathlib import Path
 from typing import Annotated
 
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from daal.whole_file import check_file_to_write
-from pipelines.arguments import Verbose, errors, show
+from daal.whole_file import check_file_to_write, write_whole
+from pipelines.commands.arguments import AsJson, Verbose
+from pipelines.console import errors, plain, show
 
 Model = Annotated[
     str,
@@ -21,8 +20,6 @@ Model = Annotated[
         help="A run's folder (its selected or last iteration is taken), or a checkpoint's.",
     ),
 ]
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def extract(
@@ -40,13 +37,14 @@ def extract(
     verbose: Verbose = False,
 ) -> None:
     """Features of every image of a folder, to a Parquet file."""
-    from pipelines.inference import extract_folder
+    from pipelines.artefacts import table_bytes
+    from pipelines.extract_folder import extract_folder
     from pipelines.trained_run import checkpoint_of
 
     check_file_to_write(out)
     with checkpoint_of(model) as (folder, _):
         table, quarantine = extract_folder(folder, images, layout, overrides or [], verbose)
-    pq.write_table(table, out, compression="zstd")
+    write_whole(out, bytes(table_bytes(table)))
     for row in quarantine.to_pylist():
         show("yellow", "left out", f"{row['path']}: {row['reason']}")
     errors.print(f"{len(table)} features written to {out}")
@@ -56,7 +54,7 @@ def evaluate(
     features: Annotated[Path, typer.Argument(help="A features file with query and gallery rows.")],
 ) -> None:
     """Market-protocol scores of a features file, as JSON."""
-    from pipelines.inference import evaluate_file
+    from pipelines.evaluate import evaluate_file
 
     print(json.dumps(evaluate_file(features).as_dict(), indent=1))
 
@@ -117,11 +115,10 @@ def search(
     (on a cluster, if you have one) and search that with --features.
     """
     from daal.trained import load_trained
-    from daal.whole_file import check_file_to_write, write_whole
-    from pipelines import gallery as galleries
-    from pipelines.extract_here import Extractor
-    from pipelines.match_picture import check_picture, draw
-    from pipelines.search import search as find
+    from pipelines.search import gallery as galleries
+    from pipelines.search.extractor import Extractor
+    from pipelines.search.nearest import search as find
+    from pipelines.search.picture import check_picture, draw
     from pipelines.trained_run import checkpoint_of
 
     if out is not None:
@@ -162,11 +159,6 @@ def search(
     Console().print(table)
     picture = f"; picture: {out}" if out else ""
     errors.print(plain(f"{len(found.paths):,} images searched{picture}"), soft_wrap=True)
-
-
-def plain(text: str) -> Text:
-    """Text with names from outside: no markup, and nothing that could steer a terminal."""
-    return Text("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def replay(

@@ -15,8 +15,8 @@ import numpy as np
 from daal.datasets import SUFFIXES, Layout, load_records
 from daal.errors import ConfigError, DataError
 from daal.records import UNKNOWN_PID, ImageRecord
-from pipelines.extract_here import Extractor, Features
 from pipelines.feature_files import read_features
+from pipelines.search.extractor import Extractor, Features
 
 SAME_FEATURE = 0.98  # cosine, at least, of a file's feature and the one that is made here
 NUM_COMPARED = 3  # images of a features file whose features are made again

@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipelines.arguments import Overrides, Recipe, errors, read_config
+from pipelines.commands.arguments import AsJson, Overrides, Recipe
+from pipelines.console import errors
+from pipelines.shipped import read_config
 
 if TYPE_CHECKING:  # Ray is imported when a command needs it: --help takes no seconds
     from pipelines.submit import Job, Jobs
@@ -45,11 +47,11 @@ def submit(
     insecure: Insecure = False,
 ) -> None:
     """Run `adapt` as a job of a Ray cluster; submitting a name again continues its run."""
-    from pipelines.submit import Jobs, default_name
+    from pipelines.submit import Jobs
 
     config = read_config(recipe, overrides)
     jobs = Jobs(address, insecure)
-    job = jobs.submit(name or default_name(config), config, ship_code)
+    job = jobs.submit(name or config.run_name, config, ship_code)
     errors.print(
         f"submitted to {address} as {job.submission_id}; daal status {job.run} says how it is.",
         markup=False, soft_wrap=True,
@@ -61,7 +63,7 @@ def submit(
 def status(
     name: Annotated[str | None, typer.Argument(help="A run's name; default: all.")] = None,
     address: Address = LOCAL_DASHBOARD,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     insecure: Insecure = False,
 ) -> None:
     """How the runs on a cluster are."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from daal.config import InputConfig
 from daal.errors import ConfigError
 from daal.images import decode, read
-from pipelines.gallery import is_inside
-from pipelines.search import Match
+from pipelines.search.gallery import is_inside
+from pipelines.search.nearest import Match
 
 FORMATS = (".png", ".jpg", ".svg", ".pdf")
 PER_ROW = 10  # matches; more of them go on in the next row

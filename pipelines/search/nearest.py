@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.gallery import Features, Gallery, cosine
+from pipelines.search.gallery import Features, Gallery, cosine
 
 BLOCK = 4096  # rows of the gallery that are looked at together
 

@@ -14,18 +14,18 @@ from rich.table import Table
 
 from daal.config import Config
 from daal.errors import ConfigError
-from pipelines.arguments import (
+from pipelines.commands.arguments import (
     AsJson,
+    EventsAsJson,
     Overrides,
     Quiet,
     Recipe,
     Verbose,
-    errors,
     ray_errors,
-    read_config,
-    show,
 )
-from pipelines.report_commands import REPORT, leave_report
+from pipelines.commands.report import REPORT, leave_report
+from pipelines.console import errors, show
+from pipelines.shipped import read_config
 
 
 def adapt(
@@ -35,7 +35,7 @@ def adapt(
         bool, typer.Option("--dry-run", help="Check everything, start nothing.")
     ] = False,
     quiet: Quiet = False,
-    as_json: AsJson = False,
+    as_json: EventsAsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Pretrain on the source, then Algorithm 1; the same command continues a stopped run."""
@@ -46,7 +46,7 @@ def pretrain(
     recipe: Recipe,
     overrides: Overrides = None,
     quiet: Quiet = False,
-    as_json: AsJson = False,
+    as_json: EventsAsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Train on the source only and score the direct transfer; `adapt` goes on from there."""
@@ -62,7 +62,7 @@ def demo(
     ),
     overrides: Overrides = None,
     quiet: Quiet = False,
-    as_json: AsJson = False,
+    as_json: EventsAsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Draw two domains of pedestrians and adapt from one to the other, on this machine."""
@@ -116,9 +116,8 @@ def run_adaptation(
     from pipelines.progress import Progress, scores_table
     from pipelines.run_folder import RunFolder
     from pipelines.session import ray_session
-    from pipelines.submit import default_name
 
-    run, name = RunFolder(config.out), default_name(config)
+    run, name = RunFolder(config.out), config.run_name
     listeners: list[Callable[[dict[str, Any]], None]] = [print_json] if as_json else []
 
     def record(event: dict[str, Any]) -> None:
@@ -170,7 +169,7 @@ def print_json(value: dict[str, Any]) -> None:
 def size(
     recipe: Recipe,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What a run would need, on this many workers and on others: memory, disk, traffic, hours."""
     from pipelines.size import size_of

@@ -1,0 +1,76 @@
+"""Whether a change of the code changes any result: hashes of what small runs leave.
+
+    python -m benchmarks.same_bits > before.json          on the code as it was
+    python -m benchmarks.same_bits --against before.json  on the code as it is
+
+Every shipped recipe, cut to drawn images of 64x32, ResNet-18, two iterations and two workers: the
+hash of each file in its journal (weights, features, pseudo-labels, clusters, scores) and the loss
+curve. Hashes are those of one machine and one torch: compare on the same. Some four minutes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from daal.synthetic import draw_domains
+
+CUT = [
+    "source.published_counts=false", "target.published_counts=false",
+    "source.layout=market1501", "target.layout=market1501", "network.backbone=resnet18",
+    "network.weights=none", "network.frozen_stages=0", "input.height=64", "input.width=32",
+    "iterations=2", "supervised_bound=false", "pretrain.epochs=1", "pretrain.steps_per_epoch=8",
+    "pretrain.batch_source=16", "pretrain.optim.lr_new=0.01", "pretrain.optim.lr_backbone=0.01",
+    "pretrain.optim.warmup_steps=0", "adapt.epochs=2", "adapt.steps_per_epoch=3",
+    "adapt.batch_target=16", "cluster.k1=8", "cluster.eps_rule=q", "cluster.q=3",
+    "cluster.max_cluster_share=1", "report=false",
+]  # fmt: skip
+# A recipe, and its batches of source images.
+RECIPES = {"demo": 8, "paper": 8, "fast": 8, "modern": 8, "udap": 0, "ssg": 0}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--against", type=Path, help="What an earlier call has printed.")
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        images = Path(scratch) / "images"
+        draw_domains(images, num_train_ids=16, num_test_ids=6, images_per_camera=3, size=(64, 32))
+        found = {name: left_by(name, source, images) for name, source in RECIPES.items()}
+    if given.against is None:
+        print(json.dumps(found, indent=1))
+        return
+    before = json.loads(given.against.read_text())
+    for name, left in found.items():
+        others = {what for what in left | before[name] if left.get(what) != before[name].get(what)}
+        print(f"{name}:", f"other {sorted(others)}" if others else f"all {len(left)} equal")
+    sys.exit(found != before)
+
+
+def left_by(recipe: str, batch_source: int, images: Path) -> dict[str, Any]:
+    """Hashes by file, and the loss terms of all steps that were told."""
+    out = images.with_name(recipe)
+    settings = [f"source.root={images}/source", f"target.root={images}/target", f"out={out}",
+                f"adapt.batch_source={batch_source}", *CUT]  # fmt: skip
+    command = [sys.executable, "-m", "pipelines.cli", "adapt", recipe, *settings]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    hashes = {
+        name: entry["sha256"]
+        for line in (out / "journal.jsonl").read_text().splitlines()
+        for name, entry in json.loads(line)["files"].items()
+        if not name.endswith("checkpoint.json")  # has the configuration, which may grow
+    }
+    # Which steps are told of depends on the time; the last of each training always is.
+    losses = {
+        event["stage"]: event["loss"]
+        for line in (out / "metrics.jsonl").read_text().splitlines()
+        if "loss" in (event := json.loads(line)) and event["step"] == event["steps"]
+    }
+    return {**hashes, "losses": losses}
+
+
+if __name__ == "__main__":
+    main()

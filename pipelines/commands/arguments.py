@@ -1,0 +1,41 @@
+"""Arguments and options that several commands have."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from daal.errors import ClusterError
+
+Recipe = Annotated[
+    str,
+    typer.Argument(help="A shipped recipe (paper, fast, modern, udap, ssg, demo) or a YAML file."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. target.root=DIR cluster.p=2e-3"),
+]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also show what Ray says.")]
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Only warnings, errors and the scores at the end.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+EventsAsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Progress as lines of JSON, those of metrics.jsonl; the last is the summary."
+    ),
+]
+
+
+@contextmanager
+def ray_errors(remedy: str) -> Iterator[None]:
+    """Turn an error of Ray's own, such as a lost worker, into one line with its remedy."""
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except RayError as error:
+        reason = str(error).strip() or type(error).__name__
+        raise ClusterError(f"Ray stopped the run ({reason.splitlines()[-1]}); {remedy}") from error
