@@ -8,13 +8,11 @@ with an error is started again by the same command. In the end its weights must 
 undisturbed run, byte for byte, and no finished stage may have been run twice. Exits with 1 if not.
 """
 
-import argparse
 import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,20 +22,13 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.drawn import show
-from daal.synthetic import draw_domains
+from benchmarks.small_run import settings_in, start
+from benchmarks.tables import parser_of, tell
 
 ITERATIONS = 8
 LAST = f"iteration-{ITERATIONS:02d}/checkpoint/weights.safetensors"
-SETTINGS = [
-    "source.published_counts=false", "target.published_counts=false", "network.backbone=resnet18",
-    "network.weights=none", "network.identity_head=unit", "input.height=64", "input.width=32",
-    "mixed_precision=false", "pretrain.epochs=6", "pretrain.batch_source=32", "adapt.epochs=3",
-    "adapt.steps_per_epoch=6", "adapt.batch_source=16", "adapt.batch_target=16",
-    f"iterations={ITERATIONS}", "cluster.eps_rule=q", "cluster.q=3", "cluster.max_cluster_share=1",
-    "cluster.k1=8", "soft_labels.form=normalized", "pretrain.optim.lr_new=0.01",
-    "pretrain.optim.lr_backbone=0.01",
-]  # fmt: skip
+SETTINGS = ["pretrain.epochs=6", "adapt.epochs=3", "adapt.steps_per_epoch=6",
+            f"iterations={ITERATIONS}"]  # fmt: skip
 # Driver, worker, other: as often as machines might lose them, not as they are numbered.
 VICTIMS = {"driver": 3, "worker": 4, "other": 3}
 PAUSE_SECONDS = 2.0, 25.0  # from one kill to the next
@@ -59,13 +50,7 @@ class Run:
         began = time.monotonic()
         while True:
             self.starts += 1
-            with open(f"{self.out}.log", "a") as log:
-                driver = subprocess.Popen(
-                    [sys.executable, "-m", "pipelines.cli", "adapt", self.settings[0],
-                     *self.settings[1:], f"out={self.out}"],
-                    stdout=log, stderr=log,
-                    env=os.environ | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"},
-                )  # fmt: skip
+            driver = start(self.settings, self.out, RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5")
             if killer is not None:
                 killer.stalk(driver, self)
             self.exit_codes[code := driver.wait(PATIENCE_SECONDS)] += 1
@@ -119,21 +104,14 @@ def _processes(driver: int) -> dict[str, list[int]]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options = parser_of(__doc__)
     options.add_argument("--kills", type=int, default=50)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--folder", type=Path, help="keeps images and runs here")
-    options.add_argument("--json", action="store_true")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = (given.folder or Path(scratch)).absolute()
-        draw_domains(folder / "images", num_train_ids=30, num_test_ids=10, size=(64, 32))
-        recipe = folder / "chaos.yaml"
-        recipe.write_text("{}\n")
-        settings = [
-            str(recipe), *SETTINGS, f"source.root={folder}/images/source",
-            f"target.root={folder}/images/target",
-        ]  # fmt: skip
+        settings = settings_in(folder, 30, *SETTINGS)
         calm, struck = Run(settings, folder / "calm"), Run(settings, folder / "struck")
         seconds = calm.finish()
         killer = Killer(random.Random(given.seed), given.kills)  # noqa: S311  no secret
@@ -148,10 +126,7 @@ def main() -> None:
             "twice": len(struck.stages()) - len(set(struck.stages())),
             "same bytes": (struck.out / LAST).read_bytes() == (calm.out / LAST).read_bytes(),
         }
-    if given.json:
-        print(json.dumps({"rows": [row]}))
-    else:
-        show("One adaptation, killed at random", [row])
+    tell(given, "One adaptation, killed at random", [row])
     if killer.left or row["twice"] or not row["same bytes"]:
         raise SystemExit(
             f"not as promised; {killer.left} kills were left when it was done" if killer.left else 1

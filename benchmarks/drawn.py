@@ -3,7 +3,6 @@
 import io
 import logging
 import os
-import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,22 +129,3 @@ class Group:
             row["times"] for row in reversed(self._figures) if "times" in row
         )
         return times
-
-
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """A table of rows with the same keys."""
-    print(f"\n{title}")
-    columns = list(rows[0])
-    cells = [[_text(row[column]) for column in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    for line in [columns, *cells]:
-        first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        print("  ".join([first.strip().ljust(widths[0]), *others]))
-
-
-def _text(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def median(values: list[float]) -> float:
-    return float(statistics.median(values))

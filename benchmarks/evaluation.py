@@ -24,6 +24,7 @@ import torch
 
 sys.path.append(str(Path(__file__).parent))
 from benchmarks.pseudo_labels import shared_memory_bytes, watched_memory
+from benchmarks.tables import parser_of
 from daal.evaluation import EvaluationResult, evaluate
 
 Floats = npt.NDArray[np.float32]
@@ -39,13 +40,12 @@ class Side(NamedTuple):
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options = parser_of(__doc__)
     options.add_argument("--queries", type=int, default=11_659)
     options.add_argument("--gallery", type=int, default=82_161)
     options.add_argument("--dim", type=int, default=2048)
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--device", default="cpu")
-    options.add_argument("--json", action="store_true")
     given = options.parse_args()
 
     rows = []

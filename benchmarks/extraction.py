@@ -7,8 +7,6 @@ process, batches of 64. The group has two workers of one thread each and has sta
 first extraction, which also decodes what is then kept, is a row of its own. Drawn images.
 """
 
-import argparse
-import json
 import time
 from typing import Any
 
@@ -16,7 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.drawn import Group, Run, drawn_run, median, show
+from benchmarks.drawn import Group, Run, drawn_run
+from benchmarks.tables import median, parser_of, tell
 from daal.augment import normalise
 from daal.config import Config
 from daal.images import decode
@@ -29,18 +28,14 @@ IMAGES_OF_ID = 12  # at the least, of a training identity
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options = parser_of(__doc__)
     options.add_argument("--num", type=int, default=10_000, help="crops")
     options.add_argument("--backbone", default="resnet18")
     options.add_argument("--size", type=int, nargs=2, default=[128, 64], help="height, width")
     options.add_argument("--repeats", type=int, default=2)
-    options.add_argument("--json", action="store_true")
     given = options.parse_args()
     rows = measure(given.num, given.backbone, tuple(given.size), given.repeats)
-    if given.json:
-        print(json.dumps({"rows": rows}))
-    else:
-        show("Extraction, images/s", rows)
+    tell(given, "Extraction, images/s", rows)
 
 
 def measure(

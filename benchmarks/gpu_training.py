@@ -37,7 +37,8 @@ from daal.augment import augment, normalise, sample_seeds
 from daal.config import AugmentConfig, LossConfig, NetworkConfig, OptimConfig
 from daal.evaluation import evaluate
 from daal.network import DaalNetwork
-from daal.step import HostCopy, TrainBatch, make_optimizer, mixed_precision, train_step
+from daal.optimizer import make_optimizer
+from daal.step import HostCopy, TrainBatch, mixed_precision, train_step
 
 PASSES_OF_RESULTS = 5
 BYTES_PER_PARAMETER = 4 + 3 * 2 + 4 + 5 * 4

@@ -9,7 +9,6 @@ the second time with more steps: what more came over each worker's cable, divide
 a step's traffic. Beside it what `daal size` says: 2 (W - 1) / W times the gradients, float32.
 """
 
-import argparse
 import json
 import os
 import secrets
@@ -21,8 +20,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.drawn import show
 from benchmarks.nodes import CPUS, SETTINGS, digest, drawn
+from benchmarks.tables import parser_of, tell
 from daal.checkpoint import load
 from daal.errors import ClusterError
 
@@ -31,17 +30,13 @@ READY_SECONDS = 120
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options = parser_of(__doc__)
     options.add_argument("--hosts", type=int, default=2, help="besides the head's")
     options.add_argument("--ids", type=int, default=40, help="drawn training identities a domain")
-    options.add_argument("--json", action="store_true")
     given = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="hosts") as scratch, network(given.hosts + 1) as hosts:
         rows = measure(hosts, Path(scratch), given.ids)
-    if given.json:
-        print(json.dumps({"rows": rows}))
-    else:
-        show("A run over hosts, bytes over the cables of workers", rows)
+    tell(given, "A run over hosts, bytes over the cables of workers", rows)
 
 
 def measure(hosts: "Hosts", scratch: Path, num_ids: int) -> list[dict[str, object]]:

@@ -8,12 +8,11 @@ when rank 0 begins its first step (images ready, network and optimizer built). T
 fits in a row show that nothing piles up. Drawn images, ResNet-18 at 64x32, two workers.
 """
 
-import argparse
-import json
 import time
 from typing import Any
 
-from benchmarks.drawn import Group, drawn_run, median, show
+from benchmarks.drawn import Group, drawn_run
+from benchmarks.tables import median, parser_of, tell
 from pipelines.train_loop import Labels
 
 SETTINGS = [
@@ -24,16 +23,12 @@ NUM_CLUSTERS = 40
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options = parser_of(__doc__)
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--fits", type=int, default=20, help="fits in a row by one group")
-    options.add_argument("--json", action="store_true")
     given = options.parse_args()
     rows = measure(given.repeats, given.fits)
-    if given.json:
-        print(json.dumps({"rows": rows}))
-    else:
-        show("From labels to the first training step, seconds", rows)
+    tell(given, "From labels to the first training step, seconds", rows)
 
 
 def measure(repeats: int, num_fits: int) -> list[dict[str, Any]]:

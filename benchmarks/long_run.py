@@ -8,9 +8,7 @@ bytes of the run's logs. Rising numbers are a leak; the last line is the rise fr
 iteration (caches are warm by then) to the last, as a share.
 """
 
-import argparse
 import io
-import json
 import logging
 import tempfile
 from pathlib import Path
@@ -25,30 +23,21 @@ import ray
 from ray._private.internal_api import node_stats
 from rich.console import Console
 
-from benchmarks.drawn import show
+from benchmarks.small_run import settings_in
+from benchmarks.tables import parser_of, tell
 from daal.load_config import load_config
-from daal.synthetic import draw_domains
 from pipelines.adapt import Adaptation
 from pipelines.placement import place
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
 
-SETTINGS = [
-    "source.published_counts=false", "target.published_counts=false", "network.backbone=resnet18",
-    "network.weights=none", "network.identity_head=unit", "input.height=64", "input.width=32",
-    "mixed_precision=false", "pretrain.epochs=1", "pretrain.batch_source=32", "adapt.epochs=1",
-    "adapt.steps_per_epoch=30", "adapt.batch_source=16", "adapt.batch_target=16",
-    "cluster.eps_rule=q", "cluster.q=3", "cluster.max_cluster_share=1", "cluster.k1=8",
-    "soft_labels.form=normalized", "pretrain.optim.lr_new=0.01",
-    "pretrain.optim.lr_backbone=0.01",
-]  # fmt: skip
+EACH = ["pretrain.epochs=1", "adapt.epochs=1", "adapt.steps_per_epoch=30"]
 WARM = 3
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options = parser_of(__doc__)
     options.add_argument("--iterations", type=int, default=10)
-    options.add_argument("--json", action="store_true")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         rows = measure(Path(scratch), given.iterations)
@@ -56,22 +45,14 @@ def main() -> None:
         name: round(rows[-1][name] / rows[WARM - 1][name] - 1, 3)
         for name in ("driver_MB", "workers_MB", "store_MB")
     }
-    if given.json:
-        print(json.dumps({"rows": rows, "rise": rise}))
-    else:
-        show("Held after each iteration", rows)
+    tell(given, "Held after each iteration", rows, rise=rise)
+    if not given.json:
         print(f"from iteration {WARM} to the last: {rise}")
 
 
 def measure(folder: Path, iterations: int) -> list[dict[str, Any]]:
-    draw_domains(folder / "images", num_train_ids=60, num_test_ids=20, size=(64, 32))
-    config = load_config(
-        None,
-        [
-            *SETTINGS, f"source.root={folder}/images/source", f"iterations={iterations}",
-            f"target.root={folder}/images/target", f"out={folder}/run",
-        ],
-    )  # fmt: skip
+    _, *settings = settings_in(folder, 60, *EACH, f"iterations={iterations}")
+    config = load_config(None, [*settings, f"out={folder}/run"])
     ray.init(
         address="local", num_cpus=4, include_dashboard=False, logging_level=logging.ERROR,
         log_to_driver=False,

@@ -9,7 +9,6 @@ folder to the scores. Memory is the largest PSS of the run and all of its Ray. `
 tries it out on a hundredth of the people.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -25,8 +24,8 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.drawn import show
 from benchmarks.pseudo_labels import watched_memory
+from benchmarks.tables import parser_of, tell
 from daal.datasets import MSMT17_VERSIONS, PUBLISHED
 from daal.domain_style import TARGET
 from daal.synthetic import draw_domains, draw_person
@@ -45,20 +44,16 @@ SETTINGS = [
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options = parser_of(__doc__)
     options.add_argument("--versions", nargs="*", default=["V1", "V2"], choices=["V1", "V2"])
     options.add_argument("--folder", type=Path, help="keeps images and runs here")
     options.add_argument("--share", type=float, default=1.0)
-    options.add_argument("--json", action="store_true")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder: Path = given.folder or Path(scratch)
         draw_domains(folder / "drawn", num_train_ids=100, num_test_ids=2, size=SIZE)
         rows = [measure(folder, version, given.share) for version in given.versions]
-    if given.json:
-        print(json.dumps({"rows": rows}))
-    else:
-        show("MSMT17's size, drawn images", rows)
+    tell(given, "MSMT17's size, drawn images", rows)
 
 
 def measure(folder: Path, version: str, share: float) -> dict[str, Any]:

@@ -11,10 +11,8 @@ a training, and another comes. "elastic": the same with 1 to 2 workers, which go
 Weights are compared by their bytes.
 """
 
-import argparse
 import hashlib
 import io
-import json
 import logging
 import socket
 import sys
@@ -38,7 +36,7 @@ from ray.cluster_utils import Cluster
 from ray.util.state import list_tasks
 from rich.console import Console
 
-from benchmarks.drawn import show
+from benchmarks.tables import parser_of, tell
 from daal.load_config import load_config
 from daal.synthetic import draw_domains
 from pipelines.adapt import Adaptation
@@ -66,13 +64,12 @@ SETTINGS = [
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options = parser_of(__doc__)
     options.add_argument("--nodes", type=int, nargs="*", default=[1, 2, 4])
     options.add_argument("--workers", type=int, default=4)
     options.add_argument("--ids", type=int, default=40, help="drawn training identities a domain")
     options.add_argument("--lost", action="store_true", help="a node is lost, another one comes")
     options.add_argument("--elastic", action="store_true", help="1 to 2 workers")
-    options.add_argument("--json", action="store_true")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         world = drawn(Path(scratch), given.ids)
@@ -94,10 +91,7 @@ def main() -> None:
                 ]  # fmt: skip
                 loss = Loss(cluster, seconds_alone=90)
                 rows.append(one_run("elastic", cluster, settings, scratch, loss))
-    if given.json:
-        print(json.dumps({"rows": rows}))
-    else:
-        show("A run over nodes", rows)
+    tell(given, "A run over nodes", rows)
 
 
 def drawn(folder: Path, num_ids: int) -> list[str]:

@@ -26,6 +26,8 @@ import numpy.typing as npt
 import psutil
 
 import pipelines  # noqa: F401  makes its settings before Ray is imported
+from benchmarks.gpu_support import drawn_features
+from benchmarks.tables import parser_of
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
 from cluster.runner import Threads
 from daal.config import ClusterConfig
@@ -34,14 +36,13 @@ Floats = npt.NDArray[np.float32]
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options = parser_of(__doc__)
     options.add_argument("--num", type=int, nargs="+", default=[12_936, 32_621], help="images")
     options.add_argument("--dim", type=int, default=2048)
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--ray", action="store_true", help="as Ray tasks, many for any size")
     options.add_argument("--device", default=None, help="cpu or cuda (default: cuda if it's there)")
     options.add_argument("--no-baseline", action="store_true", help="leave the product out")
-    options.add_argument("--json", action="store_true")
     given = options.parse_args()
 
     warm_up(given)
@@ -59,24 +60,6 @@ def main() -> None:
         print(json.dumps({"rows": rows}))
 
 
-def draw(num_images: int, dim: int, seed: int = 0) -> Floats:
-    """Features (num_images, dim) of length 1, float32."""
-    rng = np.random.default_rng(seed)
-    sizes = rng.integers(10, 26, num_images // 10 + 1)
-    pids = np.repeat(np.arange(len(sizes)), sizes)[:num_images]
-    pids = rng.permutation(pids)
-    latent = rng.standard_normal((len(sizes), 48), np.float32)[pids]
-    latent += 0.3 * rng.standard_normal((8, 48), np.float32)[rng.integers(0, 8, num_images)]
-    latent += 0.7 * rng.standard_normal((num_images, 48), np.float32)
-    rotation = rng.standard_normal((48, dim), np.float32) / np.float32(np.sqrt(48))
-    features = latent @ rotation
-    for start in range(0, num_images, 10_000):
-        some = features[start : start + 10_000]
-        some += 0.3 * rng.standard_normal(some.shape, np.float32)
-        some /= np.linalg.norm(some, axis=1, keepdims=True)
-    return features
-
-
 def warm_up(given: argparse.Namespace) -> None:
     """Compile, or load what is compiled; start Ray and its workers."""
     config = ClusterConfig(eps_rule="q")
@@ -87,7 +70,7 @@ def warm_up(given: argparse.Namespace) -> None:
 
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         ray.init(address="local", logging_level=logging.ERROR, log_to_driver=False)
-    features = draw(6000, given.dim)
+    features = drawn_features(6000, given.dim).features
     for some in (features[:3000], features):
         estimate(some, config, given)
 
@@ -113,7 +96,7 @@ def say(stage: str, num_done: int, num_tasks: int) -> None:
 
 def measure(num_images: int, given: argparse.Namespace) -> dict[str, Any]:
     config = ClusterConfig(eps_rule="q")
-    features = draw(num_images, given.dim)
+    features = drawn_features(num_images, given.dim).features
     runs = []
     for _ in range(given.repeats):
         product = None if given.no_baseline else product_seconds(features)

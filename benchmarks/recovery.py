@@ -8,12 +8,10 @@ start of the command counts. What doesn't grow with a stage, to start processes 
 it: the longer the stage, the smaller the multiple. The weights must be the same bytes.
 """
 
-import argparse
 import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -21,12 +19,12 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.chaos import SETTINGS
-from benchmarks.drawn import show
-from daal.synthetic import draw_domains
+from benchmarks.small_run import settings_in, start
+from benchmarks.tables import parser_of, tell
 from pipelines.faults import FAULTS
 
-LONGER = ["pretrain.epochs=10", "adapt.epochs=10", "adapt.steps_per_epoch=20", "iterations=1"]
+LONGER = ["pretrain.epochs=10", "adapt.epochs=10", "adapt.steps_per_epoch=20", "iterations=1",
+          "ray.extract_batch=32"]  # fmt: skip
 WORKERS = [
     {"stage": "pretrain", "step": 60, "rank": 1},  # amid an epoch
     {"stage": "pretrain/extract", "step": 2},
@@ -38,14 +36,6 @@ STRUCK = {
     "iteration-01/train": "the driver killed, its Ray with it; the same command at once",
 }
 WEIGHTS = "iteration-01/checkpoint/weights.safetensors"
-
-
-def start(settings: list[str], out: Path, faults: str = "[]") -> "subprocess.Popen[bytes]":
-    with open(f"{out}.log", "a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", "adapt", *settings, f"out={out}"],
-            stdout=log, stderr=log, env=os.environ | {FAULTS: faults},
-        )  # fmt: skip
 
 
 def events(out: Path) -> list[dict[str, object]]:
@@ -90,23 +80,16 @@ def seconds(out: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options = parser_of(__doc__)
     options.add_argument("--folder", type=Path, help="keeps images and runs here")
-    options.add_argument("--json", action="store_true")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = (given.folder or Path(scratch)).absolute()
-        draw_domains(folder / "images", num_train_ids=60, num_test_ids=20, size=(64, 32))
-        recipe = folder / "recovery.yaml"
-        recipe.write_text("{}\n")
-        settings = [
-            str(recipe), *SETTINGS, *LONGER, f"source.root={folder}/images/source",
-            f"target.root={folder}/images/target", "ray.extract_batch=32",
-        ]  # fmt: skip
+        settings = settings_in(folder, 60, *LONGER)
         calm, struck = folder / "calm", folder / "struck"
         end(start(settings, calm), calm)
 
-        driver = start(settings, struck, json.dumps(WORKERS))
+        driver = start(settings, struck, **{FAULTS: json.dumps(WORKERS)})
         wait_for(struck, driver, stage="iteration-01/estimate", state="started")
         kill_the_task(driver)
         wait_for(struck, driver, stage="iteration-01", epoch=5)
@@ -128,9 +111,7 @@ def main() -> None:
             "share of the run's time": 1.0,
         })  # fmt: skip
         same = (struck / WEIGHTS).read_bytes() == (calm / WEIGHTS).read_bytes()
-    print(json.dumps({"rows": rows, "same bytes": same})) if given.json else show(
-        "Held up by", rows
-    )
+    tell(given, "Held up by", rows, same_bytes=same)
     if not same:
         raise SystemExit("other weights than the undisturbed run's")
 

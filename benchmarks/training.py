@@ -9,7 +9,6 @@ leave out the first step and the checkpoints, whole ones nothing but the start o
 `jpeg` decodes each image at each use, as the baseline does; `decoded` keeps pixels.
 """
 
-import argparse
 import json
 import os
 import socket
@@ -24,7 +23,8 @@ from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.drawn import Group, Run, drawn_run, median, show
+from benchmarks.drawn import Group, Run, drawn_run
+from benchmarks.tables import median, parser_of, tell
 from cluster.soft_labels import soft_label_weights
 from daal.augment import augment, sample_seeds
 from daal.config import Config
@@ -42,17 +42,13 @@ SETTINGS = {
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options = parser_of(__doc__)
     options.add_argument("--networks", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     options.add_argument("--epochs", type=int, default=5)
     options.add_argument("--repeats", type=int, default=2)
-    options.add_argument("--json", action="store_true")
     given = options.parse_args()
     rows = [row for name in given.networks for row in measure(name, given.epochs, given.repeats)]
-    if given.json:
-        print(json.dumps({"rows": rows}))
-    else:
-        show("Training, images/s", rows)
+    tell(given, "Training, images/s", rows)
 
 
 def measure(name: str, epochs: int, repeats: int) -> list[dict[str, Any]]:

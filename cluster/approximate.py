@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cluster.blocks import kernel, row_blocks
+from cluster.copies import Longs
 from cluster.neighbours import (
     FIXED_POINT,
     SEARCH_PRODUCTS,
-    Longs,
     Neighbours,
     Search,
     join,

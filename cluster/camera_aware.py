@@ -28,7 +28,7 @@ from cluster.encoding import (
 from cluster.locality import locality_order, renumbered
 from cluster.neighbours import Groups, Neighbours, nearest_in_groups
 from cluster.products import Floats, Ints, Precision
-from cluster.runner import Handle, Runner
+from cluster.runner import Handle, Runner, over_blocks
 from daal.errors import ConfigError
 
 MAX_CAMERAS = 256
@@ -86,30 +86,15 @@ def encode_by_camera(
     flags = []
     for neighbours, k1 in zip(found, (counts.k1_intra, counts.k1_inter), strict=True):
         reciprocity = runner.share(Reciprocity(k1 + 1, 0, False))
-        parts = [
-            runner.submit(
-                *("encoding: reciprocal", reciprocal_flags, neighbours, reciprocity),
-                *(runner.device, *block),
-                on_device=True,
-            )
-            for block in blocks
-        ]
+        parts = over_blocks(
+            runner, "encoding: reciprocal", reciprocal_flags, neighbours, reciprocity, blocks=blocks
+        )
         flags.append(runner.submit("encoding: join", join_rows, *parts))
-    parts = [
-        runner.submit(
-            *("encoding: weights", camera_weights, *found, *flags, runner.device, *block),
-            on_device=True,
-        )
-        for block in blocks
-    ]
+    parts = over_blocks(runner, "encoding: weights", camera_weights, *found, *flags, blocks=blocks)
     raw = runner.submit("encoding: join", stack, *parts)
-    parts = [
-        runner.submit(
-            *("encoding: average", average_cameras, raw, *found, counts, runner.device, *block),
-            on_device=True,
-        )
-        for block in blocks
-    ]
+    parts = over_blocks(
+        runner, "encoding: average", average_cameras, raw, *found, counts, blocks=blocks
+    )
     return runner.submit("encoding: join", stack, *parts), order
 
 

@@ -1,4 +1,4 @@
-"""eps from the data, and DBSCAN (Ester et al. 1996) on sparse distances.
+"""DBSCAN (Ester et al. 1996) on sparse distances.
 
 The backends differ only in who finds the core samples and joins them to components. What a
 neighbour is, how clusters are numbered and where border samples go is settled here, once, so
@@ -21,65 +21,13 @@ from cluster.dense_blocks import (
     cores_of,
     cuml_cores,
 )
-from cluster.rerank import ZERO
+from cluster.eps import TOLERANCE
+from cluster.eps import estimate_eps as estimate_eps
+from cluster.rerank import row_of_entry
 from cluster.runner import Runner, Threads
-from daal.errors import ConfigError, LabelError
+from daal.errors import ConfigError
 
 Backend: TypeAlias = Literal["auto", "sklearn", "components", "cuml"]
-
-TOLERANCE = 1e-6  # Jaccard distances pile up on fractions, and eps may be one of them
-
-
-def num_smallest(num_samples: int, num_zero_pairs: int, p: float) -> int:
-    """How many pairs the share p selects: of all pairs of samples but those at distance 0.
-
-    Raises LabelError if that is none.
-    """
-    num_pairs = num_samples * (num_samples - 1) // 2 - num_zero_pairs
-    if num_pairs == 0:
-        raise LabelError(
-            f"eps can't be estimated: all {num_samples} samples are at distance 0 from each other."
-        )
-    num_selected = int(np.round(p * num_pairs))
-    if num_selected == 0:
-        most = 0.5 / num_pairs  # of all that select none, as half a pair rounds to none
-        raise LabelError(
-            f"p={p:g} selects none of the {num_pairs} pairs of {num_samples} samples; use "
-            f"p={_just_above(most):g} (or q={_just_above(most * (num_samples - 1) / 2):g}) or "
-            "more, or more images."
-        )
-    return min(num_selected, num_pairs)
-
-
-def _just_above(value: float) -> float:
-    """The next number of three digits; one that differs by rounding only is the value itself."""
-    step = 10.0 ** (np.floor(np.log10(value)) - 2)
-    return float(f"{(np.floor(value / step * (1 + 1e-9)) + 1) * step:.2e}")
-
-
-def estimate_eps(distance: csr_array, p: float) -> float:
-    """Mean of the smallest share p of all distances (the paper's Learning section).
-
-    `distance`: symmetric, absent pairs count as 1. Each pair counts once, the diagonal not at
-    all, and neither do distances up to 1e-6: copies of an image say nothing about identity
-    (Song et al. 2018 leave out zeros). `distance` may leave out large distances as long as it
-    holds all of the smallest share p.
-    Raises LabelError if p selects no pair, naming the smallest p that does.
-    """
-    upper = distance.indices > _row_of_entry(distance)
-    return eps_of_pairs(distance.data[upper], distance.shape[0], p)
-
-
-def eps_of_pairs(distances: npt.NDArray[np.float32], num_samples: int, p: float) -> float:
-    """`estimate_eps` from the distances of the pairs, each given once, in any order."""
-    num_zero = int((distances <= ZERO).sum())
-    num_selected = num_smallest(num_samples, num_zero, p)
-    num_smaller = num_zero + num_selected
-    if num_smaller < len(distances):
-        distances = np.partition(distances, num_smaller)[:num_smaller]
-    # Sorted before they are summed, so that the last bit doesn't depend on partition's order.
-    values = np.sort(distances)[num_zero:].astype(np.float64)
-    return float((values.sum() + num_selected - len(values)) / num_selected)
 
 
 def dbscan(
@@ -207,7 +155,7 @@ def number_clusters(
     np.minimum.at(first_core, number, order_N[is_core_N])
     label_of_row = np.full(num_samples, unlabelled)
     label_of_row[is_core_N] = np.argsort(np.argsort(first_core))[number]
-    rows = _row_of_entry(graph)
+    rows = row_of_entry(graph)
     reaches = ~is_core_N[rows] & is_core_N[graph.indices]
     np.minimum.at(label_of_row, rows[reaches], label_of_row[graph.indices[reaches]])
     label_of_row[label_of_row == unlabelled] = -1
@@ -224,7 +172,3 @@ def _cores_by_sklearn(graph: csr_array, min_samples: int) -> Cores:
         graph.astype(np.float64)
     )
     return cores_of(fitted.core_sample_indices_, fitted.labels_)
-
-
-def _row_of_entry(matrix: csr_array) -> npt.NDArray[np.int32]:
-    return np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))

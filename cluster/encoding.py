@@ -22,7 +22,7 @@ from cluster.blocks import kernel
 from cluster.locality import locality_order, renumbered
 from cluster.neighbours import Neighbours, squared_distance
 from cluster.products import Floats, Ints
-from cluster.runner import Handle, Runner
+from cluster.runner import Handle, Runner, over_blocks
 
 ONE = 1 << 30  # a weight of 1
 EXP_ONE = float(1 << 32)  # exp(0), before a row is scaled to sum `ONE`
@@ -70,30 +70,18 @@ def encode(
     order = runner.submit("encoding: order", locality_order, neighbours)
     neighbours = runner.submit("encoding: order", renumbered, neighbours, order)
     counts = runner.share(reciprocity)
-    parts = [
-        runner.submit(
-            *("encoding: reciprocal", reciprocal_flags, neighbours, counts, runner.device, *block),
-            on_device=True,
-        )
-        for block in blocks
-    ]
+    parts = over_blocks(
+        runner, "encoding: reciprocal", reciprocal_flags, neighbours, counts, blocks=blocks
+    )
     flags = runner.submit("encoding: join", join_rows, *parts)
-    parts = [
-        runner.submit(
-            *("encoding: weights", weights, features, scale, order, neighbours, flags, counts),
-            *(runner.device, *block),
-            on_device=True,
-        )
-        for block in blocks
-    ]
+    parts = over_blocks(
+        *(runner, "encoding: weights", weights, features, scale, order, neighbours, flags, counts),
+        blocks=blocks,
+    )
     raw = runner.submit("encoding: join", stack, *parts)
-    parts = [
-        runner.submit(
-            *("encoding: average", average_nearest, raw, neighbours, k2, runner.device, *block),
-            on_device=True,
-        )
-        for block in blocks
-    ]
+    parts = over_blocks(
+        runner, "encoding: average", average_nearest, raw, neighbours, k2, blocks=blocks
+    )
     return runner.submit("encoding: join", stack, *parts), order
 
 

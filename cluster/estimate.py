@@ -15,29 +15,26 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import csr_array
 
 from cluster.approximate import approximate_neighbours
 from cluster.blocks import row_blocks
 from cluster.camera_aware import CameraNeighbours, encode_by_camera
 from cluster.camera_norm import standardised_by_camera
-from cluster.dbscan import (
-    TOLERANCE,
-    dbscan,
-    eps_of_pairs,
-    num_smallest,
-    resolve_backend,
-)
+from cluster.copies import distinct_rows
+from cluster.dbscan import dbscan, resolve_backend
 from cluster.dense_blocks import Labels
 from cluster.encoding import Reciprocity, encode
-from cluster.neighbours import FIXED_POINT, distinct_rows, nearest_neighbours
+from cluster.eps import (
+    distances_up_to,
+    eps_of_pairs,
+    reach,
+    share_of_pairs,
+    smallest_distances,
+)
+from cluster.neighbours import FIXED_POINT, nearest_neighbours
 from cluster.products import Floats, to_device
 from cluster.quality import graph_silhouette
 from cluster.rerank import (
-    NUM_BINS,
-    ZERO,
-    InvertedIndex,
-    distance_histogram,
     distances_below,
     invert,
     symmetric,
@@ -54,8 +51,6 @@ MAX_OUTLIER_SHARE = 0.7  # above it the labels are used, with a warning
 GIANT = 500  # no cluster up to this size is called giant in sets of 1,000 images and more
 EPS_BACKOFF = 0.8
 ROWS_AT_ONCE = 1024  # that are normalised: a few MB
-MAX_PAIRS = 400_000_000  # distances stored: some 10 GB
-SAMPLED_ROWS = 2000  # whose distances tell where eps will be
 
 
 @dataclass(frozen=True)
@@ -328,11 +323,8 @@ def cluster_encodings(
         term = SourceTerm(config.source_weight, source_N[order_N].astype(np.float32))
     if p is None:
         assert eps is not None
-        every = max(1, num_samples // SAMPLED_ROWS)
-        num_zero, counts = distance_histogram(runner, encodings, index, blocks, every)
-        check_number(every * (num_zero + counts[: int(eps * NUM_BINS)].sum()), num_samples)
         below = reach(eps) if term is None else term.reach(reach(eps))
-        upper = distances_below(runner, encodings, index, below, blocks)
+        upper = distances_up_to(runner, encodings, index, num_samples, eps, below, blocks)
     else:
         upper = smallest_distances(runner, encodings, index, num_samples, p, blocks)
         if term is not None:
@@ -381,66 +373,6 @@ def cluster_encodings(
     # Of the distances up to eps alone: how many more there are depends on how they were found.
     silhouette = graph_silhouette(distance, labels[order_N], reach(eps_now))
     return Clustering(labels, eps_now, p, num_backoffs, silhouette)
-
-
-def reach(eps: float) -> float:
-    """Distances below this one are all that DBSCAN looks at."""
-    return min(1.0, eps + 2 * TOLERANCE)
-
-
-def smallest_distances(
-    runner: Runner,
-    encodings: Handle,
-    index: InvertedIndex | Handle,
-    num_samples: int,
-    p: float,
-    blocks: list[tuple[int, int]],
-) -> csr_array:
-    """Strict upper triangle of the distances that hold the smallest share p of all pairs.
-
-    Some rows' distances, counted in bins, tell how far that reaches; only ten or so pairs an
-    image are then stored where there are thousands below 1. Should the guess fall short, all
-    rows are counted and stored again. Raises LabelError if p selects no pair.
-    """
-    every = max(1, num_samples // SAMPLED_ROWS)
-    num_zero, counts = distance_histogram(runner, encodings, index, blocks, every)
-    if every > 1:
-        wanted = 1.1 * p * num_samples * (num_samples - 1) / 2
-        check_number(min(wanted, every * counts.sum()) + every * num_zero, num_samples)
-        cut = distance_at(counts, wanted / every)
-        upper = distances_below(runner, encodings, index, cut, blocks)
-        num_zero = int((upper.data <= ZERO).sum())
-        num_selected = num_smallest(num_samples, num_zero, p)
-        # eps may be the largest of those selected, and DBSCAN looks a little beyond it.
-        num_below = int((upper.data < cut - 2 * TOLERANCE).sum())
-        if cut == 1 or num_below - num_zero >= num_selected:
-            return upper
-        num_zero, counts = distance_histogram(runner, encodings, index, blocks)
-    cut = distance_at(counts, num_smallest(num_samples, num_zero, p))
-    return distances_below(runner, encodings, index, cut, blocks)
-
-
-def check_number(num_pairs: float, num_samples: int) -> None:
-    """Refuse to store more pairs than memory may hold. Raises LabelError."""
-    if num_pairs > MAX_PAIRS:
-        raise LabelError(
-            f"eps would make some {num_pairs / num_samples:.0f} pairs an image neighbours, "
-            f"{num_pairs:.2g} in all: one giant cluster. Use eps_rule=q (pairs an image, "
-            "10.35 by default), a smaller p, or a smaller eps."
-        )
-
-
-def distance_at(counts: npt.NDArray[np.int64], num_pairs: float) -> float:
-    """Below it are `num_pairs` pairs of those counted, or all of them."""
-    last_bin = int(np.searchsorted(np.cumsum(counts), num_pairs))
-    return reach((last_bin + 1) / NUM_BINS)
-
-
-def share_of_pairs(config: ClusterConfig, num_samples: int) -> float:
-    """The paper's p, or q pairs an image as such a share: N q of N (N - 1) / 2 pairs."""
-    if config.eps_rule == "p":
-        return config.p
-    return min(1.0, 2 * config.q / (num_samples - 1))
 
 
 def giant_size(num_samples: int, max_share: float) -> float:

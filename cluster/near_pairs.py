@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cluster.blocks import kernel
+from cluster.copies import Longs
 from cluster.encoding import ONE, grown
-from cluster.neighbours import Longs
 from cluster.products import Ints
 
 BUCKET_BITS = 11  # 2048 columns of the index are sorted at a time

@@ -12,13 +12,13 @@ the tiles, the number of blocks, the machine or the device.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from cluster.blocks import kernel, row_blocks, tournament
+from cluster.copies import Longs, copy_rows, distinct_rows
 from cluster.products import (
     SLACK,
     Candidates,
@@ -28,20 +28,16 @@ from cluster.products import (
     meet,
     meet_itself,
     no_candidates,
-    tile_distances,
+    squared_distances,
     to_device,
 )
 from cluster.runner import Handle, Runner
-
-Longs: TypeAlias = npt.NDArray[np.int64]
 
 # How far an operand of a product is rounded off, relatively: by half a unit of its last place with
 # bf16, by a whole one with TF32, as matrix units may cut off what doesn't fit.
 OPERANDS: dict[Precision, float] = {"fp32": 0.0, "tf32": 1.01 * 2**-10, "bf16": 1.01 * 2**-8}
 SEARCH_PRODUCTS = 1 << 24  # products held at once while rows are searched again
 MANY_COPIES = 0.01  # of the rows; a few cost less in place than a copy of the features
-MINUS_ZERO = np.uint32(1 << 31)  # its bits
-GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # in units of 2^-64: scatters bits
 FIXED_POINT = 1 << 30  # of a coordinate; its square, 2^60, leaves room for |x - y|^2 <= 4
 
 
@@ -237,21 +233,6 @@ def refine(features_ND: Floats, search: Search, device: str, candidates: Candida
     return found
 
 
-def squared_distances(features_ND: Floats | torch.Tensor, rows: npt.NDArray[np.intp]) -> Floats:
-    """From some rows to all samples by fp32 products, (rows, N), where the features are."""
-    sq_RN: Floats
-    if isinstance(features_ND, torch.Tensor):
-        some_on_device = features_ND[torch.from_numpy(rows).to(features_ND.device)]
-        sq_RN = tile_distances(some_on_device, features_ND, "fp32").cpu().numpy()
-        return sq_RN
-    some = features_ND[rows]
-    sq_RN = some @ features_ND.T
-    sq_RN *= -2
-    sq_RN += np.einsum("nd,nd->n", some, some)[:, None]
-    sq_RN += np.einsum("nd,nd->n", features_ND, features_ND)
-    return sq_RN
-
-
 def with_copies(
     distinct: Neighbours, copy_of_N: Ints, k: int, row_start: int, row_stop: int
 ) -> Neighbours:
@@ -263,21 +244,11 @@ def with_copies(
     k = min(k, len(copy_of_N))
     by_distinct = np.argsort(copy_of_N, kind="stable").astype(np.int32)
     edges = np.searchsorted(copy_of_N[by_distinct], np.arange(len(distinct.indices_NK) + 1))
-    indices_RK, sq_RK = _copy_rows(
+    indices_RK, sq_RK = copy_rows(
         *(distinct.indices_NK, distinct.sq_distances_NK, copy_of_N, by_distinct, edges, k),
         *(row_start, row_stop),
     )
     return Neighbours(indices_RK, sq_RK, distinct.max_sq_distance_N[copy_of_N[row_start:row_stop]])
-
-
-def distinct_rows(features_ND: Floats) -> Longs:
-    """For every row the lowest index of a row that is equal to it (as values: -0 is 0)."""
-    hashes = _hash_rows(features_ND.view(np.uint32))
-    order = np.argsort(hashes, kind="stable")
-    first_copy_N = np.arange(len(features_ND))
-    if (hashes[order[1:]] == hashes[order[:-1]]).any():
-        _find_copies(features_ND, hashes, order, first_copy_N)
-    return first_copy_N
 
 
 # ---- Kernels ----------------------------------------------------------------------------
@@ -415,79 +386,3 @@ def _search_rows(
                     num_held = _insert(sq_RK[r, first:], indices_RK[r, first:], num_held, sq, j)
                 if is_far:
                     max_sq_R[r] = max(max_sq_R[r], sq)
-
-
-@kernel
-def _copy_rows(
-    indices_UK: Ints,
-    sq_UK: Floats,
-    copy_of_N: Ints,
-    by_distinct: Ints,
-    edges: npt.NDArray[np.intp],
-    k: int,
-    row_start: int,
-    row_stop: int,
-) -> tuple[Ints, Floats]:
-    indices_RK = np.full((row_stop - row_start, k), -1, np.int32)
-    sq_RK = np.zeros((row_stop - row_start, k), np.float32)
-    pool = np.empty(len(copy_of_N), np.int32)
-    for i in range(row_start, row_stop):
-        r, u = i - row_start, copy_of_N[i]
-        indices_RK[r, 0] = i
-        held = 1
-        place = 0
-        while held < k and place < indices_UK.shape[1] and indices_UK[u, place] >= 0:
-            # Distinct samples at equal distance are one run: their copies go by index together.
-            run_stop = place + 1
-            while run_stop < indices_UK.shape[1] and sq_UK[u, run_stop] == sq_UK[u, place]:
-                run_stop += 1
-            num_pooled = 0
-            for p in range(place, run_stop):
-                v = indices_UK[u, p]
-                if v >= 0:
-                    for entry in range(edges[v], edges[v + 1]):
-                        # Of a run of one, k copies are enough.
-                        if num_pooled == k and run_stop == place + 1:
-                            break
-                        if by_distinct[entry] != i:
-                            pool[num_pooled] = by_distinct[entry]
-                            num_pooled += 1
-            if run_stop > place + 1:
-                pool[:num_pooled].sort()
-            for p in range(min(num_pooled, k - held)):
-                indices_RK[r, held] = pool[p]
-                sq_RK[r, held] = sq_UK[u, place]
-                held += 1
-            place = run_stop
-    return indices_RK, sq_RK
-
-
-@kernel
-def _hash_rows(bits_ND: npt.NDArray[np.uint32]) -> Longs:
-    hashes = np.empty(len(bits_ND), np.int64)
-    for i in range(len(bits_ND)):
-        total = np.uint64(0)
-        for d in range(bits_ND.shape[1]):
-            # A sum, with a multiplier for each place, compiles to vector instructions.
-            value = np.uint64(bits_ND[i, d] if bits_ND[i, d] != MINUS_ZERO else np.uint32(0))
-            total += (value + np.uint64(d)) * (value ^ (GOLDEN_RATIO * np.uint64(2 * d + 1)))
-        hashes[i] = np.int64(total)
-    return hashes
-
-
-@kernel
-def _find_copies(
-    features_ND: Floats, hashes: Longs, order: npt.NDArray[np.intp], first_copy_N: Longs
-) -> None:
-    start = 0
-    for stop in range(1, len(order) + 1):
-        if stop < len(order) and hashes[order[stop]] == hashes[order[start]]:
-            continue
-        for a in range(start + 1, stop):
-            i = order[a]
-            for b in range(start, a):  # ascending, as the sort is stable
-                j = order[b]
-                if first_copy_N[j] == j and (features_ND[i] == features_ND[j]).all():
-                    first_copy_N[i] = j
-                    break
-        start = stop

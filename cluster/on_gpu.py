@@ -11,14 +11,13 @@ number, which CUDA turns into a product with the reciprocal.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
 
-from cluster.blocks import row_blocks
+from cluster.copies import Longs
 from cluster.encoding import (
     EXP_BITS,
     EXP_ONE,
@@ -30,15 +29,20 @@ from cluster.encoding import (
     Reciprocity,
     exp_tables,
 )
-from cluster.neighbours import FIXED_POINT, Longs, Neighbours
+from cluster.neighbours import FIXED_POINT, Neighbours
 from cluster.products import Floats, Ints, to_device
 from cluster.rerank import NUM_BINS, ZERO, InvertedIndex
+from cluster.sparse_tensors import (
+    MAX_BYTES,
+    arrays_of,
+    csr,
+    pieces,
+    ranges,
+    row_pieces,
+    sums,
+    sums_by_key,
+)
 
-MAX_BYTES = 1 << 28  # of temporaries many times the size of the result
-# Entries expanded and sorted at once, some 90 bytes each. More wouldn't fill a GPU any better,
-# and several tasks may share one.
-ENTRIES = 1 << 20
-ENTRIES_ON_GPU = 1 << 23
 NOBODY = (1 << 63) - 1  # sorts behind everybody
 LOW_HALF = (1 << 32) - 1
 
@@ -135,7 +139,7 @@ def reciprocal_flags(
     near_NK = to_device(neighbours.indices_NK[:, : counts.num_full], device)
     num_full = near_NK.shape[1]
     flags = []
-    for start, stop in _row_pieces(row_stop - row_start, 8 * num_full**2):
+    for start, stop in row_pieces(row_stop - row_start, 8 * num_full**2):
         row_R = torch.arange(row_start + start, row_start + stop, device=device)
         near_RK = near_NK[row_R]
         is_row_RKK = near_NK[near_RK.clamp(min=0)] == row_R[:, None, None]
@@ -167,7 +171,7 @@ def weights(
     half_NH = torch.where((flags & HALF) > 0, near_NK, -1)[:, :num_half]
     sq_RK = to_device(neighbours.sq_distances_NK[row_start:row_stop, :num_full], device)
     rows, members, sqs = [], [], []
-    for start, stop in _row_pieces(num_rows, 10 * num_full**2 * (num_half + 1)):
+    for start, stop in row_pieces(num_rows, 10 * num_full**2 * (num_half + 1)):
         here = slice(row_start + start, row_start + stop)
         near_RK = near_NK[here]
         member_RM = _expanded(torch.where((flags[here] & FULL) > 0, near_RK, -1), half_NH)
@@ -237,30 +241,30 @@ def _gaussian_rows(
     coarse, middle, fine = to_device(exp_tables(), x_M.device.type)
     exponential = coarse[fixed >> (2 * EXP_BITS)] * middle[(fixed >> EXP_BITS) & mask]
     gaussian_M = (exponential * fine[fixed & mask] * EXP_ONE + 0.5).long()
-    total_M = _sums(row_M, gaussian_M, shape[0])[row_M]
-    return _csr(row_M, column_M, (gaussian_M * ONE + total_M // 2) // total_M, shape)
+    total_M = sums(row_M, gaussian_M, shape[0])[row_M]
+    return csr(row_M, column_M, (gaussian_M * ONE + total_M // 2) // total_M, shape)
 
 
 def average_rows(raw: csr_array, averaged_RK: Ints, device: str) -> csr_array:
     """`cluster.encoding.average_rows`."""
     (num_rows, most_averaged), num_samples = averaged_RK.shape, raw.shape[1]
-    indptr, columns, weights = _arrays_of(raw, device)
+    indptr, columns, weights = arrays_of(raw, device)
     averaged = to_device(averaged_RK, device).long()
     is_there_RK = averaged >= 0
     num_averaged_R = is_there_RK.sum(1)
     starts_RK = indptr[averaged.clamp(min=0)]
     counts_RK = torch.where(is_there_RK, indptr[averaged.clamp(min=0) + 1] - starts_RK, 0)
     rows, places, averages = [], [], []
-    for start, stop in _pieces(counts_RK.sum(1), device):
-        list_T, entry_T = _ranges(starts_RK[start:stop].flatten(), counts_RK[start:stop].flatten())
+    for start, stop in pieces(counts_RK.sum(1), device):
+        list_T, entry_T = ranges(starts_RK[start:stop].flatten(), counts_RK[start:stop].flatten())
         row_T = list_T // most_averaged
-        key_U, sum_U = _sums_by_key(row_T * num_samples + columns[entry_T], weights[entry_T])
+        key_U, sum_U = sums_by_key(row_T * num_samples + columns[entry_T], weights[entry_T])
         row_U = key_U // num_samples
         num_U = num_averaged_R[start:stop][row_U]
         rows.append(row_U + start)
         places.append(key_U % num_samples)
         averages.append((2 * sum_U + num_U) // (2 * num_U))
-    return _csr(torch.cat(rows), torch.cat(places), torch.cat(averages), (num_rows, num_samples))
+    return csr(torch.cat(rows), torch.cat(places), torch.cat(averages), (num_rows, num_samples))
 
 
 # ---- Distances --------------------------------------------------------------------------
@@ -268,14 +272,14 @@ def average_rows(raw: csr_array, averaged_RK: Ints, device: str) -> csr_array:
 
 def inverted_index(encodings: csr_array, device: str) -> InvertedIndex:
     """`cluster.rerank.inverted_index`."""
-    indptr, columns, weights = _arrays_of(encodings, device)
+    indptr, columns, weights = arrays_of(encodings, device)
     row_E = torch.repeat_interleave(indptr.diff())
     column_E, order_E = columns.int().sort(stable=True)
     every_column = torch.arange(len(indptr), dtype=torch.int32, device=device)
     return InvertedIndex(
         torch.searchsorted(column_E, every_column).cpu().numpy(),
         torch.stack([row_E[order_E].int(), weights[order_E]], 1).cpu().numpy(),
-        _sums(row_E, weights, len(indptr) - 1).cpu().numpy(),
+        sums(row_E, weights, len(indptr) - 1).cpu().numpy(),
     )
 
 
@@ -297,7 +301,7 @@ def pairs_below(
         columns.append(column_U[is_below_U])
         distances.append(distance_U[is_below_U])
     shape = (row_stop - row_start, encodings.shape[0])
-    return _csr(torch.cat(rows), torch.cat(columns), torch.cat(distances), shape)
+    return csr(torch.cat(rows), torch.cat(columns), torch.cat(distances), shape)
 
 
 def histogram_block(
@@ -324,86 +328,25 @@ def _distances(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Of some of the rows at a time: (place in `row_R`, j, distance float32) of all pairs with
     later samples j that are met in a common column, in order."""
-    indptr, columns, weights = _arrays_of(encodings, device)
+    indptr, columns, weights = arrays_of(encodings, device)
     starts, entries_E2, sums_N = (to_device(array, device) for array in index)
     sums_N = sums_N.long()
     num_samples = len(starts) - 1
     # In the order of the index: by column, then by sample.
     key_E = torch.repeat_interleave(starts.diff()) * num_samples + entries_E2[:, 0]
     starts_R, counts_R = indptr[row_R], indptr[row_R + 1] - indptr[row_R]
-    place_P, entry_P = _ranges(starts_R, counts_R)
+    place_P, entry_P = ranges(starts_R, counts_R)
     column_P = columns[entry_P]
     later_P = torch.searchsorted(key_E, column_P * num_samples + row_R[place_P], right=True)
     num_later_P = starts[column_P + 1] - later_P
     stops_R = counts_R.cumsum(0)
-    for start, stop in _pieces(_sums(place_P, num_later_P, len(row_R)), device):
+    for start, stop in pieces(sums(place_P, num_later_P, len(row_R)), device):
         some = slice(int(stops_R[start] - counts_R[start]), int(stops_R[stop - 1]))
-        entry_T, other_T = _ranges(later_P[some], num_later_P[some])
+        entry_T, other_T = ranges(later_P[some], num_later_P[some])
         j_T, weight_T = entries_E2[other_T].unbind(1)
         overlap_T = torch.minimum(weight_T, weights[entry_P[some]][entry_T])
-        key_U, overlap_U = _sums_by_key(place_P[some][entry_T] * num_samples + j_T, overlap_T)
+        key_U, overlap_U = sums_by_key(place_P[some][entry_T] * num_samples + j_T, overlap_T)
         place_U, j_U = key_U // num_samples, key_U % num_samples
         both_sums_U = sums_N[row_R[place_U]] + sums_N[j_U]
         distance_U = (both_sums_U - 2 * overlap_U).double() / (both_sums_U - overlap_U).double()
         yield place_U, j_U, distance_U.float()
-
-
-# ---- Pieces, ranges and sums ------------------------------------------------------------
-
-
-def _row_pieces(num_rows: int, bytes_per_row: int) -> list[tuple[int, int]]:
-    """(start, stop) of rows with `MAX_BYTES` of temporaries."""
-    return row_blocks(num_rows, -(-num_rows * bytes_per_row // MAX_BYTES))
-
-
-def _pieces(num_entries_R: torch.Tensor, device: str) -> Iterator[tuple[int, int]]:
-    """(start, stop) of rows with as many entries as are expanded at once, or of one row."""
-    most = ENTRIES if device == "cpu" else ENTRIES_ON_GPU
-    ends = np.cumsum(num_entries_R.cpu().numpy())
-    start = 0
-    while start < len(ends):
-        before = ends[start - 1] if start > 0 else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + most, side="right")))
-        yield start, stop
-        start = stop
-
-
-def _ranges(starts_P: torch.Tensor, counts_P: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The numbers from each start on, as many as its count: (which range, number), in order."""
-    range_T = torch.repeat_interleave(counts_P)
-    shift_P = starts_P - (counts_P.cumsum(0) - counts_P)
-    return range_T, torch.arange(len(range_T), device=range_T.device) + shift_P[range_T]
-
-
-def _sums_by_key(key_T: torch.Tensor, value_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every key once, in order, and the sum of its integers, int64."""
-    key_T, order_T = key_T.sort()
-    sum_T = value_T[order_T].cumsum(0, dtype=torch.int64)
-    is_last_T = torch.ones_like(key_T, dtype=torch.bool)
-    is_last_T[:-1] = key_T[1:] != key_T[:-1]
-    return key_T[is_last_T], sum_T[is_last_T].diff(prepend=sum_T.new_zeros(1))
-
-
-def _sums(row_M: torch.Tensor, value_M: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Sums of each row's integers, (num_rows,) of their type."""
-    return value_M.new_zeros(num_rows).index_add_(0, row_M, value_M)
-
-
-def _arrays_of(sparse: csr_array, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """indptr and indices int64, data."""
-    indptr, indices, data = (
-        to_device(array, device) for array in (sparse.indptr, sparse.indices, sparse.data)
-    )
-    return indptr.long(), indices.long(), data
-
-
-def _csr(
-    row_M: torch.Tensor, column_M: torch.Tensor, value_M: torch.Tensor, shape: tuple[int, int]
-) -> csr_array:
-    """float32 or integer (then int32) values given row by row."""
-    counts_R = torch.bincount(row_M, minlength=shape[0]).cpu().numpy()
-    indptr = np.concatenate([[0], np.cumsum(counts_R)])
-    values: npt.NDArray[Any] = (
-        (value_M if value_M.is_floating_point() else value_M.int()).cpu().numpy()
-    )
-    return csr_array((values, column_M.int().cpu().numpy(), indptr), shape=shape)

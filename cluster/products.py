@@ -290,6 +290,21 @@ def tile_distances(
     return products_IJ.mul_(-2).add_(sq_norms_I[:, None]).add_(sq_norms_J)
 
 
+def squared_distances(features_ND: Floats | torch.Tensor, rows: npt.NDArray[np.intp]) -> Floats:
+    """From some rows to all samples by fp32 products, (rows, N), where the features are."""
+    sq_RN: Floats
+    if isinstance(features_ND, torch.Tensor):
+        some_on_device = features_ND[torch.from_numpy(rows).to(features_ND.device)]
+        sq_RN = tile_distances(some_on_device, features_ND, "fp32").cpu().numpy()
+        return sq_RN
+    some = features_ND[rows]
+    sq_RN = some @ features_ND.T
+    sq_RN *= -2
+    sq_RN += np.einsum("nd,nd->n", some, some)[:, None]
+    sq_RN += np.einsum("nd,nd->n", features_ND, features_ND)
+    return sq_RN
+
+
 def _select(tile: _TileOnDevice, first_column: int, sq_IJ: torch.Tensor, largest: bool) -> None:
     values, indices = tile.lists[2:] if largest else tile.lists[:2]
     in_tile = sq_IJ.topk(min(values.shape[1], sq_IJ.shape[1]), largest=largest)

@@ -17,11 +17,12 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from cluster.blocks import kernel, row_blocks
+from cluster.copies import Longs
 from cluster.encoding import Dialect, Reciprocity, encode, stack
 from cluster.near_pairs import distance_of, index_kernel, pairs_kernel
-from cluster.neighbours import Longs, fixed_point_scale, nearest_neighbours
+from cluster.neighbours import fixed_point_scale, nearest_neighbours
 from cluster.products import Ints
-from cluster.runner import Handle, Runner, Threads
+from cluster.runner import Handle, Runner, Threads, over_blocks
 from daal.errors import LabelError
 
 NUM_BINS = 1 << 17  # of the distance histogram
@@ -103,14 +104,9 @@ def distances_below(
     blocks: list[tuple[int, int]],
 ) -> csr_array:
     """Distances below `max_distance`, float32, each pair once: the strict upper triangle."""
-    parts = [
-        runner.submit(
-            *("jaccard: distances", pairs_below, encodings, index, max_distance),
-            *(runner.device, *block),
-            on_device=True,
-        )
-        for block in blocks
-    ]
+    parts = over_blocks(
+        runner, "jaccard: distances", pairs_below, encodings, index, max_distance, blocks=blocks
+    )
     return stack(*runner.collect(parts))
 
 
@@ -125,14 +121,9 @@ def distance_histogram(
 
     Each pair counts once. With `every` = n, only the pairs of every n-th row with later ones.
     """
-    parts = [
-        runner.submit(
-            *("jaccard: histogram", histogram_block, encodings, index, every),
-            *(runner.device, *block),
-            on_device=True,
-        )
-        for block in blocks
-    ]
+    parts = over_blocks(
+        runner, "jaccard: histogram", histogram_block, encodings, index, every, blocks=blocks
+    )
     counts = np.sum(runner.collect(parts), axis=0)
     return int(counts[0]), counts[1:]
 
@@ -141,6 +132,11 @@ def symmetric(upper: csr_array) -> csr_array:
     """Both triangles and a diagonal of explicit zeros from a sorted strict upper triangle."""
     indptr, indices, data = _symmetric_kernel(upper.indptr, upper.indices, upper.data)
     return csr_array((data, indices, indptr), shape=upper.shape)
+
+
+def row_of_entry(matrix: csr_array) -> npt.NDArray[np.int32]:
+    """The row of each stored entry, in order."""
+    return np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
 
 
 # ---- Stages -----------------------------------------------------------------------------

@@ -65,6 +65,20 @@ class Runner(Protocol):
         """Of all tasks that are done."""
 
 
+def over_blocks(
+    runner: Runner,
+    stage: str,
+    function: Callable[..., Any],
+    *arguments: Any,
+    blocks: Iterable[tuple[int, int]],
+) -> list[Handle]:
+    """Handles of `function(*arguments, device, start, stop)` of each row block, on the device."""
+    return [
+        runner.submit(stage, function, *arguments, runner.device, *block, on_device=True)
+        for block in blocks
+    ]
+
+
 @dataclass
 class StageTime:
     """What a stage took: `wall` seconds with at least one of its tasks at work, `cpu` seconds

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from cluster.dbscan import TOLERANCE, num_smallest
-from cluster.rerank import ZERO
+from cluster.eps import TOLERANCE, num_smallest
+from cluster.rerank import ZERO, row_of_entry
 
 ROWS = 1024  # of products at a time
 
@@ -61,7 +61,7 @@ class SourceTerm(NamedTuple):
 
     def added_to(self, upper: csr_array) -> csr_array:
         """The totals of the pairs of a strict upper triangle of Jaccard distances."""
-        rows = np.repeat(np.arange(upper.shape[0]), np.diff(upper.indptr))
+        rows = row_of_entry(upper)
         terms = self.weight * (self.w_N[rows] + self.w_N[upper.indices])
         totals = ((1 - self.weight) * upper.data + terms).astype(np.float32)
         return csr_array((totals, upper.indices, upper.indptr), shape=upper.shape)

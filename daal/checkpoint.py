@@ -18,7 +18,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
@@ -43,11 +42,6 @@ OPTIMIZER_STATE = {
     "Adam": ("exp_avg", "exp_avg_sq", "step"),
     "AdamW": ("exp_avg", "exp_avg_sq", "step"),
 }
-
-_RESNET_NAME = re.compile(
-    r"(conv1|bn1|layer[1-4]\.\d+\.(conv[1-3]|bn[1-3]|bn1\.(IN|BN)|downsample\.[01]))"
-    r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
-)
 
 
 def save(
@@ -96,7 +90,7 @@ def load(
     Raises CheckpointError, naming the file, if anything is missing or damaged.
     """
     payloads, metadata = _read(Path(directory))
-    return _unpacked(payloads[WEIGHTS], Path(directory) / WEIGHTS, device), metadata
+    return unpacked(payloads[WEIGHTS], Path(directory) / WEIGHTS, device), metadata
 
 
 def load_optimizer(directory: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -111,51 +105,7 @@ def load_optimizer(directory: Path, device: torch.device | str = "cpu") -> dict[
             f"{path} doesn't exist: this checkpoint was saved for inference; resume from one "
             "that was saved during training"
         )
-    return _unpacked(payloads[OPTIMIZER], path, device)
-
-
-def load_backbone_weights(path: Path | str) -> dict[str, Tensor]:
-    """ImageNet weights of a ResNet under torchvision's names, without `fc`, on the CPU.
-
-    Reads .safetensors, or .pth and .pt with torch's weights-only reader, which builds tensors and
-    refuses every other object. Floating-point tensors come back as float32, whatever they were
-    stored in; `num_batches_tracked` as it is.
-
-    Raises CheckpointError if the file is missing, of another type, unreadable, or holds
-    anything but such tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        there = "isn't a file" if path.exists() else "doesn't exist"
-        raise CheckpointError(
-            f"weights file {path} {there}; give the path of a .safetensors or .pth file, or "
-            "set network.weights=none to start from random weights"
-        )
-    if path.suffix == ".safetensors":
-        state = dict(_unpacked(path.read_bytes(), path, "cpu"))
-    elif path.suffix in (".pth", ".pt"):
-        state = _read_weights_only(path)
-    else:
-        raise CheckpointError(
-            f"weights file {path} has the type {path.suffix or '(none)'}, which isn't read; "
-            "convert it to .safetensors"
-        )
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    for name in state:
-        if not _RESNET_NAME.fullmatch(name):
-            raise CheckpointError(
-                f"weights file {path} has a tensor named {name!r}, which no torchvision ResNet "
-                "has; save the plain backbone's state_dict(), without prefixes"
-            )
-    if "conv1.weight" not in state:
-        raise CheckpointError(
-            f"weights file {path} has no conv1.weight; save the state_dict() of a torchvision "
-            "ResNet"
-        )
-    return {
-        name: tensor.float() if tensor.is_floating_point() else tensor
-        for name, tensor in state.items()
-    }
+    return unpacked(payloads[OPTIMIZER], path, device)
 
 
 def optimizer_tensors(
@@ -253,7 +203,7 @@ def _packed(tensors: Mapping[str, Tensor]) -> bytes:
     )
 
 
-def _unpacked(payload: bytes, path: Path, device: torch.device | str) -> dict[str, Tensor]:
+def unpacked(payload: bytes, path: Path, device: torch.device | str) -> dict[str, Tensor]:
     try:
         tensors = safetensors.torch.load(payload)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -261,27 +211,6 @@ def _unpacked(payload: bytes, path: Path, device: torch.device | str) -> dict[st
             f"{path} isn't a whole safetensors file ({error}); get it again from where it came"
         ) from error
     return {name: tensor.to(device) for name, tensor in tensors.items()}
-
-
-def _read_weights_only(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Whatever a foreign file makes the reader raise, the answer is the same: it isn't used.
-        # The reader's own message advises to switch the protection off; it isn't passed on.
-        raise CheckpointError(
-            f"weights file {path} was refused because it is damaged or holds more than tensors; "
-            "get a plain state_dict from a source you trust and save it as .safetensors"
-        ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
-        for name, tensor in state.items()
-    ):
-        raise CheckpointError(
-            f"weights file {path} isn't a flat dictionary of tensors; save the backbone's "
-            "state_dict() alone"
-        )
-    return {name: tensor.detach() for name, tensor in state.items()}
 
 
 def _manifest(payloads: Mapping[str, bytes], metadata: Mapping[str, Any]) -> bytes:

@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from daal.float64_distance import cached, centred, direct_distance, squares
+
 QUERY_ROWS = 2048  # of a tile of distances, at most
 GALLERY_ROWS = 2048
 GALLERY_ROWS_ON_GPU = 8192
 TABLE_SIZE = 2**21  # numbers in a table: 16 MB in float64; a thread holds a dozen
-CACHED_SIZE = 2**18  # numbers in what is done in float64: 2 MB stay in a processor's cache
-CACHED_SIZE_ON_GPU = 2**22
 # A direct distance takes as long as 60 elements of a float64 product and what comes after it.
 # Queries that need more than one for so many gallery images go on to float64.
 DIRECT_SHARE = 1 / 64
@@ -112,9 +112,9 @@ class _Gallery(NamedTuple):
 def _survey(each: _Map, features_GD: Tensor, pids_G: Tensor) -> _Gallery:
     """What all queries need to know of the gallery."""
     chunks = torch.split(features_GD, GALLERY_ROWS)
-    sums = each(lambda chunk: sum(some.double().sum(0) for some in _cached(chunk)), chunks)
+    sums = each(lambda chunk: sum(some.double().sum(0) for some in cached(chunk)), chunks)
     centre_D = torch.stack(list(sums)).sum(0) / len(features_GD)
-    squares_G = torch.cat(list(each(lambda chunk: _squares(chunk, centre_D), chunks)))
+    squares_G = torch.cat(list(each(lambda chunk: squares(chunk, centre_D), chunks)))
     # Copies have equal norms. Should rounding tell norms of copies apart, or others' norms come
     # between them, they are measured twice; the result is the same.
     sorted_G, order_G = squares_G.sort(stable=True)
@@ -145,7 +145,7 @@ def _ranks_of_block(
 
     # A stable sort keeps the ascending gallery index among equal distances.
     match_BM = torch.full(present_BM.shape, torch.inf, dtype=torch.float64, device=device)
-    match_BM[present_BM] = _direct_distance(queries_BD, rows_P, gallery.features_GD, columns_P)
+    match_BM[present_BM] = direct_distance(queries_BD, rows_P, gallery.features_GD, columns_P)
     match_BM, order_BM = match_BM.sort(dim=1, stable=True)
     index_BM = torch.zeros_like(order_BM)
     index_BM[present_BM] = columns_P
@@ -179,7 +179,7 @@ def _count_nearer(
     The second result is true of queries given up (B,): float32 left too much open.
     """
     # A power of two keeps float32 from overflows, and changes no digit.
-    squares_B, squares_G = _squares(queries_BD, gallery.centre_D), gallery.squares_G
+    squares_B, squares_G = squares(queries_BD, gallery.centre_D), gallery.squares_G
     _, exponent = math.frexp(max(float(squares_B.max()), float(squares_G.max())) ** 0.5)
     scale = math.ldexp(1.0, min(max(-exponent, -500), 500))
     squares_B, squares_G = squares_B * scale**2, squares_G * scale**2
@@ -204,11 +204,11 @@ def _count_nearer(
         for rows in (len(queries_BD), step)
     )
     tile_buffer, sort_buffer = minus_two_BD.new_empty(2, len(queries_BD) * step)
-    _centre(queries_BD, gallery.centre_D, -2 * scale, minus_two_BD)
+    centred(queries_BD, gallery.centre_D, -2 * scale, minus_two_BD)
     for start in range(0, len(gallery.pids_G), step):
         chunk = slice(start, start + step)
         features_CD, pids_C = gallery.features_GD[chunk], gallery.pids_G[chunk]
-        chunk_CD = _centre(features_CD, gallery.centre_D, scale, chunk_buffer_CD[: len(pids_C)])
+        chunk_CD = centred(features_CD, gallery.centre_D, scale, chunk_buffer_CD[: len(pids_C)])
         tile_BC = tile_buffer[: len(queries_BD) * len(pids_C)].view(-1, len(pids_C))
         _fill_tile(tile_BC, minus_two_BD, chunk_CD, squares_G[chunk].to(dtype))
         # Matches are ranked among themselves, and junk isn't ranked at all: to infinity.
@@ -271,32 +271,6 @@ def _error_bound(dtype: torch.dtype, norm_B: Tensor, radius: Tensor, num_channel
         + UNDERFLOW
     )
     return bound_B
-
-
-def _centre(features_ND: Tensor, centre_D: Tensor, factor: float, out_ND: Tensor) -> Tensor:
-    """`factor` times the features from the centre, rounded once, in `out_ND`.
-
-    Distances don't change when both sides are moved, but the rounding of |q|^2 - 2 q.g + |g|^2
-    shrinks with the norms: features that lie close together, far from 0, need this.
-    """
-    for some_SD, out_SD in zip(_cached(features_ND), _cached(out_ND), strict=True):
-        out_SD.copy_((some_SD.double() - centre_D).mul_(factor))
-    return out_ND
-
-
-def _squares(features_ND: Tensor, centre_D: Tensor) -> Tensor:
-    """Squared distances from the centre, float64 (N,)."""
-    squares = [(some.double() - centre_D).square_().sum(1) for some in _cached(features_ND)]
-    return torch.cat(squares)
-
-
-def _cached(features_ND: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(features_ND, _rows_in_cache(features_ND))
-
-
-def _rows_in_cache(features_ND: Tensor) -> int:
-    size = CACHED_SIZE if features_ND.device.type == "cpu" else CACHED_SIZE_ON_GPU
-    return max(1, size // max(1, features_ND.shape[1]))
 
 
 def _fill_tile(tile_BC: Tensor, minus_two_BD: Tensor, chunk_CD: Tensor, squares_C: Tensor) -> None:
@@ -362,7 +336,7 @@ def _count_directly(
     pairs_K, pair_of_P = torch.unique(
         rows_P * num_gallery + gallery.copy_of_G[columns_P], return_inverse=True
     )
-    distance_K = _direct_distance(
+    distance_K = direct_distance(
         queries_BD, pairs_K // num_gallery, gallery.features_GD, pairs_K % num_gallery
     )
     step = max(1, TABLE_SIZE // match_BM.shape[1])
@@ -375,32 +349,3 @@ def _count_directly(
         behind_S = ((match_SM < distance_S1) | tied_SM).sum(1)
         cell_S = rows_S * nearer_BN.shape[1] + behind_S
         nearer_BN.view(-1).scatter_add_(0, cell_S, torch.ones_like(cell_S))
-
-
-def _direct_distance(
-    queries_BD: Tensor, rows_P: Tensor, gallery_GD: Tensor, columns_P: Tensor
-) -> Tensor:
-    """Squared distance of each pair as a sum of squared differences: float64 (P,).
-
-    The channels are added by halving, in elementwise operations, so that the order of additions is
-    the same however many pairs there are and on any device: copies tie to the last bit.
-    `Tensor.sum` doesn't promise that.
-    """
-    if len(rows_P) == 0 or queries_BD.shape[1] == 0:
-        return torch.zeros(len(rows_P), dtype=torch.float64, device=queries_BD.device)
-    sums = []
-    step = _rows_in_cache(queries_BD)
-    for rows_S, columns_S in zip(
-        torch.split(rows_P, step), torch.split(columns_P, step), strict=True
-    ):
-        # In place, as fresh memory would cost more than the arithmetic.
-        terms_SD = queries_BD[rows_S].double().sub_(gallery_GD[columns_S].double()).square_()
-        width = terms_SD.shape[1]
-        while width > 1:
-            half = width // 2
-            terms_SD[:, :half] += terms_SD[:, half : 2 * half]
-            if width % 2:
-                terms_SD[:, 0] += terms_SD[:, width - 1]
-            width = half
-        sums.append(terms_SD[:, 0].clone())
-    return torch.cat(sums)

@@ -5,20 +5,17 @@ S source identities, K pseudo-label clusters.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from daal.attention import DomainAdaptiveAttention, IndependentAttention, NoAttention
-from daal.checkpoint import load_backbone_weights
+from daal.backbone import build_backbone, num_frozen_children
 from daal.cluster_memory import ClusterMemory
 from daal.config import NetworkConfig
 from daal.domain_batch_norm import Border, checkpoint_name, separate_domains
 from daal.errors import CheckpointError
-from daal.ibn import add_instance_norm, has_instance_norm
 from daal.pooling import AveragePooling, BatchNormNeck, GeneralizedMeanPooling
 from daal.stripes import pool_stripes
 
@@ -85,7 +82,7 @@ class DaalNetwork(nn.Module):
         domain_head: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, channels = _backbone(config)
+        self.backbone, channels = build_backbone(config)
         self.attention = _attention(config, channels)
         # One for both maps: pretraining, which pools no specific map, trains the whole of it.
         self.pool = GeneralizedMeanPooling() if config.pooling == "gem" else AveragePooling()
@@ -100,7 +97,7 @@ class DaalNetwork(nn.Module):
         self.domain_head = nn.Linear(channels, 2) if domain_head else None
         if isinstance(self.attention, IndependentAttention) and not domain_head:
             self.attention.specific.requires_grad_(False)  # nothing would train it, and DDP waits
-        self._frozen = list(self.backbone.children())[: _num_frozen_children(config.frozen_stages)]
+        self._frozen = list(self.backbone.children())[: num_frozen_children(config.frozen_stages)]
         for module in self._frozen:
             module.requires_grad_(False)
         self._border = Border()
@@ -186,63 +183,6 @@ class DaalNetwork(nn.Module):
         self.load_state_dict(fitting, strict=False)
 
 
-def _backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
-    name = config.backbone
-    make = getattr(torchvision.models, name)
-    resnet = make(weights=None)
-    if config.weights == "imagenet":
-        published = torchvision.models.get_model_weights(name).DEFAULT
-        try:
-            # By itself, torchvision would unpickle whatever lies in torch's cache.
-            resnet.load_state_dict(published.get_state_dict(check_hash=True, weights_only=True))
-        except OSError as error:
-            raise CheckpointError(
-                f"torchvision's ImageNet weights can't be downloaded ({error}); set "
-                "network.weights to a local .safetensors or .pth file."
-            ) from error
-        except Exception as error:  # the reader raises nearly anything on a foreign file
-            raise CheckpointError(
-                f"{published.url.rpartition('/')[2]} in torch's cache is damaged or holds more "
-                "than tensors; delete it there, or set network.weights to a local file."
-            ) from error
-    elif config.weights != "none":
-        _load_backbone(resnet, Path(config.weights), config)
-    if config.ibn == "a":
-        add_instance_norm(resnet)  # behind loading: plain weights are split
-    if config.last_stride == 1:
-        for module in resnet.layer4[0].modules():
-            if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
-                module.stride = (1, 1)
-    channels: int = resnet.fc.in_features
-    names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
-    backbone = nn.Sequential()
-    for child in names:
-        backbone.add_module(child, getattr(resnet, child))
-    return backbone, channels
-
-
-def _load_backbone(resnet: nn.Module, path: Path, config: NetworkConfig) -> None:
-    weights = load_backbone_weights(path)
-    if has_instance_norm(weights):
-        if config.ibn == "none":
-            raise CheckpointError(f"{path} holds a ResNet with IBN layers; set network.ibn=a.")
-        add_instance_norm(resnet)
-    own = resnet.state_dict()
-    wrong = [
-        n
-        for n in own
-        if not n.startswith("fc.")
-        and not n.endswith("num_batches_tracked")
-        and (n not in weights or weights[n].shape != own[n].shape)
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{path} does not hold a {config.backbone}: {wrong[0]} is missing or of another shape; "
-            "set network.backbone to the network that the file was made for."
-        )
-    resnet.load_state_dict({n: t for n, t in weights.items() if n in own}, strict=False)
-
-
 def _target_head(
     config: NetworkConfig, channels: int, num_clusters: int
 ) -> IdentityHead | ClusterMemory:
@@ -257,8 +197,3 @@ def _attention(config: NetworkConfig, channels: int) -> nn.Module:
         return NoAttention()
     module = DomainAdaptiveAttention if attention.mode == "residual" else IndependentAttention
     return module(channels, **attention.model_dump(exclude={"mode"}))
-
-
-def _num_frozen_children(frozen_stages: int) -> int:
-    # children: conv1 bn1 relu maxpool | layer1 | layer2 | layer3 | layer4
-    return 0 if frozen_stages == 0 else 3 + frozen_stages

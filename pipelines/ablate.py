@@ -20,7 +20,8 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from daal.config import Config, RayConfig, Section
+from daal.config import Config, RayConfig
+from daal.config_section import Section
 from daal.errors import ConfigError, DaalError
 from daal.load_config import Origins, apply_overrides, check_config, did_you_mean, read_yaml
 from pipelines.adapt import Adaptation

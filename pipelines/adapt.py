@@ -1,11 +1,9 @@
 """Algorithm 1, as the driver runs it: stages that leave artefacts, and a journal of them."""
 
 import json
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +30,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.train_state import Weights
 from pipelines.workers import Workers
 
+T = TypeVar("T")
 Scores = dict[str, Any]
 
 
@@ -46,6 +45,8 @@ class Adaptation:
     rows: list[Scores] = field(default_factory=list)  # of pretraining and of each iteration
     labellings: list[health.Clusters] = field(default_factory=list)
     selected: str | None = None  # the iteration whose model is the result
+    source: Images | None = field(default=None, init=False)
+    target: Images = field(init=False)
 
     def __post_init__(self) -> None:
         self.workers = Workers(self.config, self.run, self.resources, self.progress)
@@ -60,40 +61,36 @@ class Adaptation:
 
     def algorithm_1(self) -> None:
         """The paper's listing, line by line; and the supervised bound, if wanted."""
-        source = None if self.config.target_only else self.ingest("source")
-        target = self.ingest("target")
+        self.read_images()
+        weights = pretrained = self.pretrain()  # line 1
+        features = self.extract("pretrain", weights)  # line 3, for the first iteration
+        self.evaluate("pretrain", features)
 
-        weights = pretrained = self.pretrain(source)  # line 1
-        features = self.extract("pretrain", target, weights)  # line 3, for the first iteration
-        self.evaluate("pretrain", target, features)
-
-        labels, first_eps = None, None
+        labels = None
         for iteration in range(1, self.config.iterations + 1):  # line 2
             name = f"iteration-{iteration:02d}"
-            to_source = self.source_distance(name, source, target, weights, features)
-            labels, eps = self.estimate(  # lines 4, 5
-                name, target, features, labels, first_eps, to_source
-            )
-            first_eps = first_eps or eps
+            labels = self.estimate(name, weights, features, labels)  # lines 4, 5
             if self.converged():
                 break
             start = weights if self.config.warm_start else pretrained
-            weights = self.train(name, iteration, source, target, features, labels, start)  # line 6
-            features = self.extract(name, target, weights)  # line 3, for the next iteration
-            self.evaluate(name, target, features)
-        self.choose(source, target, weights, features, labels, first_eps)
+            weights = self.train(name, iteration, features, labels, start)  # line 6
+            features = self.extract(name, weights)  # line 3, for the next iteration
+            self.evaluate(name, features)
+        self.choose(weights, features, labels)
 
         if self.config.supervised_bound:
-            bound = self.supervised_bound(target)
-            self.evaluate("supervised", target, self.extract("supervised", target, bound))
+            self.evaluate("supervised", self.extract("supervised", self.supervised_bound()))
 
     def pretrain_only(self) -> None:
         """Line 1 and the direct transfer; `adapt` on the same folder goes on from here."""
         with self.workers:
-            source = None if self.config.target_only else self.ingest("source")
-            target = self.ingest("target")
-            weights = self.pretrain(source)
-            self.evaluate("pretrain", target, self.extract("pretrain", target, weights))
+            self.read_images()
+            self.evaluate("pretrain", self.extract("pretrain", self.pretrain()))
+
+    def read_images(self) -> None:
+        """Both domains, or the target alone."""
+        self.source = None if self.config.target_only else self.ingest("source")
+        self.target = self.ingest("target")
 
     def ingest(self, domain: Domain) -> Images:
         """Read a domain's folder once, into one table that travels through the object store."""
@@ -108,49 +105,45 @@ class Adaptation:
             )
             return dict(zip(files, map(artefacts.table_bytes, (table, quarantine)), strict=True))
 
-        with self.stage(f"ingest/{domain}"):
-            contents = self.run.once(f"ingest/{domain}", files, make, dict)
+        contents = self._once(f"ingest/{domain}", files, make, dict)
         table = artefacts.read_table(contents[files[0]]).combine_chunks()
         return Images(table, ray.put(table))
 
-    def pretrain(self, source: Images | None) -> Weights:
+    def pretrain(self) -> Weights:
         """Line 1: Eq. 3 on the source; without a source, the backbone's weights as they are."""
-        if source is None:
+        if (source := self.source) is None:
             return self._checkpoint("pretrain", self.trainer.untrained)
         return self._checkpoint("pretrain", lambda: self.trainer.supervised("pretrain", source))
 
-    def supervised_bound(self, target: Images) -> Weights:
+    def supervised_bound(self) -> Weights:
         """The same training on the target's true identities: Table 4's first row."""
-        return self._checkpoint("supervised", lambda: self.trainer.supervised("supervised", target))
+        return self._checkpoint(
+            "supervised", lambda: self.trainer.supervised("supervised", self.target)
+        )
 
-    def extract(self, name: str, target: Images, weights: Weights) -> NDArray[np.float32]:
+    def extract(self, name: str, weights: Weights) -> NDArray[np.float32]:
         """Line 3: features of every target image (training, query and gallery at once)."""
         file = f"{name}/features.parquet"
 
         def make() -> dict[str, bytes | pa.Buffer]:
             features = extract(
-                f"{name}/extract", target, self.config, weights, self.workers, self.pixels
+                f"{name}/extract", self.target, self.config, weights, self.workers, self.pixels
             )
-            return {file: artefacts.table_bytes(artefacts.features_table(target.table, features))}
+            table = artefacts.features_table(self.target.table, features)
+            return {file: artefacts.table_bytes(table)}
 
-        with self.stage(f"{name}/extract"):
-            return self.run.once(
-                f"{name}/extract",
-                [file],
-                make,
-                lambda contents: artefacts.features_array(artefacts.read_table(contents[file])),
-            )
+        return self._once(
+            f"{name}/extract",
+            [file],
+            make,
+            lambda contents: artefacts.features_array(artefacts.read_table(contents[file])),
+        )
 
     def source_distance(
-        self,
-        name: str,
-        source: Images | None,
-        target: Images,
-        weights: Weights,
-        features_NX: NDArray[np.float32],
+        self, name: str, weights: Weights, features_NX: NDArray[np.float32]
     ) -> NDArray[np.float32] | None:
         """How unlike all source images each target image is (UDAP), if that is wanted. (N, P)"""
-        if self.config.cluster.source_weight == 0 or source is None:
+        if self.config.cluster.source_weight == 0 or (source := self.source) is None:
             return None
         file = f"{name}/source_distance.parquet"
 
@@ -161,26 +154,26 @@ class Adaptation:
                 self._parts(features_NX), self._parts(of_source[source.rows("train")]), strict=True
             )
             distance_NP = np.stack([source_distance(*pair) for pair in pairs], axis=1)
-            table = artefacts.parts_table(target.table, "source_distance", distance_NP)
+            table = artefacts.parts_table(self.target.table, "source_distance", distance_NP)
             return {file: artefacts.table_bytes(table)}
 
-        with self.stage(f"{name}/source-distance"):
-            contents = self.run.once(f"{name}/source-distance", [file], make, dict)
+        contents = self._once(f"{name}/source-distance", [file], make, dict)
         return artefacts.read_parts(contents[file])
 
     def estimate(
         self,
         name: str,
-        target: Images,
+        weights: Weights,
         features_NX: NDArray[np.float32],
         previous: NDArray[np.int64] | None,
-        first_eps: list[float] | None,
-        to_source_NP: NDArray[np.float32] | None = None,
-    ) -> tuple[NDArray[np.int64], list[float]]:
-        """Line 4: pseudo-labels of the training images, and eps; of the whole body, and of stripes.
+    ) -> NDArray[np.int64]:
+        """Line 4: pseudo-labels of the training images, (N, P): of the whole body, and of stripes.
 
         With no cluster, the previous iteration's labels are kept; in the first there are none.
         """
+        to_source_NP = self.source_distance(name, weights, features_NX)
+        first_eps = self.labellings[0]["eps"] if self.labellings else None
+        target = self.target
         files = [f"{name}/pseudo_labels.parquet", f"{name}/clusters.json"]
         rows = target.rows("train")
         frozen = None if self.config.cluster.refit_eps else first_eps
@@ -221,8 +214,7 @@ class Adaptation:
                 files[1]: artefacts.json_bytes(clusters),
             }
 
-        with self.stage(f"{name}/estimate"):
-            contents = self.run.once(f"{name}/estimate", files, make, dict)
+        contents = self._once(f"{name}/estimate", files, make, dict)
         clusters = json.loads(contents[files[1]])
         before = self.labellings[-1] if self.labellings else None
         self.labellings.append(clusters)
@@ -234,14 +226,12 @@ class Adaptation:
             f"{clusters['outlier_share']:.0%} outliers, eps "
             + ", ".join(f"{eps:.3f}" for eps in clusters["eps"])
         )
-        return artefacts.read_parts(contents[files[0]]), clusters["eps"]
+        return artefacts.read_parts(contents[files[0]])
 
     def train(
         self,
         name: str,
         iteration: int,
-        source: Images | None,
-        target: Images,
         features_NX: NDArray[np.float32],
         pseudo_labels_NP: NDArray[np.int64],
         weights: Weights,
@@ -249,33 +239,32 @@ class Adaptation:
         """Line 6: Eq. 7 on both domains, from the last weights, with a new head for K clusters."""
         self.rows.append({"name": name, **self.labellings[-1]})
         if self.config.cluster.outliers == "singletons":
-            pseudo_labels_NP = with_singletons(pseudo_labels_NP[:, 0], target.rows("train"))[
-                :, None
-            ]
+            rows = self.target.rows("train")
+            pseudo_labels_NP = with_singletons(pseudo_labels_NP[:, 0], rows)[:, None]
         return self._checkpoint(
             name,
             lambda: self.trainer.adapt(
-                name, iteration, source, target, features_NX, pseudo_labels_NP, weights
+                *(name, iteration, self.source, self.target),
+                *(features_NX, pseudo_labels_NP, weights),
             ),
         )
 
-    def evaluate(self, name: str, target: Images, features_NC: NDArray[np.float32]) -> None:
+    def evaluate(self, name: str, features_NC: NDArray[np.float32]) -> None:
         """Scores on the target's query and gallery, if it has them."""
-        if len(target.rows("query")) == 0:
+        if len(self.target.rows("query")) == 0:
             return
         file = f"{name}/evaluation.json"
-        with self.stage(f"{name}/evaluate"):
-            scores = self.run.once(
-                f"{name}/evaluate",
-                [file],
-                lambda: {
-                    file: artefacts.json_bytes(
-                        evaluate_features(target.table, features_NC, self.resources).as_dict()
-                    )
-                },
-                lambda contents: json.loads(contents[file]),
-                leads_on=False,
-            )
+        scores = self._once(
+            f"{name}/evaluate",
+            [file],
+            lambda: {
+                file: artefacts.json_bytes(
+                    evaluate_features(self.target.table, features_NC, self.resources).as_dict()
+                )
+            },
+            lambda contents: json.loads(contents[file]),
+            leads_on=False,
+        )
         if self.rows and self.rows[-1]["name"] == name:
             self.rows[-1].update(scores)
         else:
@@ -293,12 +282,9 @@ class Adaptation:
 
     def choose(
         self,
-        source: Images | None,
-        target: Images,
         weights: Weights,
         features_NX: NDArray[np.float32],
         labels: NDArray[np.int64] | None,
-        first_eps: list[float] | None,
     ) -> None:
         """Name the iteration whose model is the result."""
         models = [row["name"] for row in self.rows if row["name"].startswith("iteration-")]
@@ -306,8 +292,7 @@ class Adaptation:
             self.selected = models[-1] if models else None
             return
         if len(self.labellings) == len(models):  # not stopped by the next one's labels
-            to_source = self.source_distance("final", source, target, weights, features_NX)
-            self.estimate("final", target, features_NX, labels, first_eps, to_source)
+            self.estimate("final", weights, features_NX, labels)
         self.selected = health.best_model(models, self.labellings[1:])
         self.progress.say(f"selected by silhouette: {self.selected}")
 
@@ -335,24 +320,28 @@ class Adaptation:
     def _parts(self, features_NX: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         return whole_and_stripes(features_NX, self.config.network.stripes)
 
-    def _checkpoint(self, name: str, train: Any) -> Weights:
+    def _once(
+        self,
+        stage: str,
+        files: list[str],
+        make: Callable[[], dict[str, bytes | pa.Buffer]],
+        read: Callable[[dict[str, bytes]], T],
+        leads_on: bool = True,
+    ) -> T:
+        """`RunFolder.once`, shown and timed."""
+        with self.progress.stage(stage):
+            return self.run.once(stage, files, make, read, leads_on)
+
+    def _checkpoint(self, name: str, train: Callable[[], Weights]) -> Weights:
         folder = f"{name}/checkpoint"
         config = self.config.model_dump(mode="json", exclude={"tracking"})
         metadata = {"stage": name, "config": config}
-        with self.stage(f"{name}/train"):
-            return self.run.once(
-                f"{name}/train",
-                artefacts.checkpoint_files(folder),
-                lambda: artefacts.checkpoint_bytes(folder, train(), metadata),
-                lambda contents: artefacts.read_checkpoint(folder, contents),
-            )
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
-        with self.progress.stage(name):
-            yield
-        self.progress.figures(name, seconds=round(time.monotonic() - started, 3))
+        return self._once(
+            f"{name}/train",
+            artefacts.checkpoint_files(folder),
+            lambda: artefacts.checkpoint_bytes(folder, train(), metadata),
+            lambda contents: artefacts.read_checkpoint(folder, contents),
+        )
 
 
 def _score(row: Scores | None) -> dict[str, float] | None:

@@ -22,21 +22,16 @@ def evaluate_features(
     Raises:
         DataError: there is no query or no gallery image.
     """
-    split = images["split"].to_numpy(zero_copy_only=False)
-    pids, camids = images["pid"].to_numpy(), images["camid"].to_numpy()
-    arrays = []
-    for name in ("query", "gallery"):
-        rows = np.flatnonzero(split == name)
-        if len(rows) == 0:
-            raise DataError(f"there is no {name} image; scores need a query and a gallery split.")
-        arrays += [features_NC[rows], pids[rows], camids[rows]]
+    splits = images["split"].to_numpy(zero_copy_only=False)
+    ids = images["pid"].to_numpy(), images["camid"].to_numpy()
+    sides = both_sides("the target", splits, features_NC, *ids)
     task: Any = ray.remote(evaluate).options(
         name="evaluate",
         num_cpus=resources.cpus_beside_workers,
         num_gpus=resources.gpus_per_task,
     )
     device = "cuda" if resources.use_gpu else "cpu"
-    result: EvaluationResult = ray.get(task.remote(*map(ray.put, arrays), device=device))
+    result: EvaluationResult = ray.get(task.remote(*map(ray.put, sides), device=device))
     return result
 
 
@@ -55,15 +50,7 @@ def evaluate_file(path: Path) -> EvaluationResult:
             f"{path} can't be scored without {absent}; give a file that daal extract wrote of a "
             "data set with query and gallery."
         )
-    sides: list[NDArray[Any]] = []
-    for split in ("query", "gallery"):
-        rows = np.flatnonzero(splits == split)
-        if len(rows) == 0:
-            raise DataError(
-                f"{path} has no {split} rows, and scores need query and gallery; extract them from "
-                "a data set that has both."
-            )
-        sides += [given.features_NC[rows], pids[rows], camids[rows]]
+    sides = both_sides(str(path), splits, given.features_NC, pids, camids)
     try:
         scores = evaluate(*sides)
     except DataError as error:
@@ -74,3 +61,23 @@ def evaluate_file(path: Path) -> EvaluationResult:
             "so nothing can be scored; correct its pids and camids."
         )
     return scores
+
+
+def both_sides(
+    what: str,
+    splits: NDArray[Any],
+    features_NC: NDArray[np.float32],
+    pids: NDArray[np.integer],
+    camids: NDArray[np.integer],
+) -> list[NDArray[Any]]:
+    """Features, pids and camids of the query rows, then of the gallery's."""
+    sides: list[NDArray[Any]] = []
+    for split in ("query", "gallery"):
+        rows = np.flatnonzero(splits == split)
+        if len(rows) == 0:
+            raise DataError(
+                f"{what} has no {split} rows, and scores need query and gallery; extract them from "
+                "a data set that has both."
+            )
+        sides += [features_NC[rows], pids[rows], camids[rows]]
+    return sides

@@ -61,14 +61,19 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage; on a terminal the table stands below it, and is gone however it ends."""
+        """Time a stage; on a terminal the table stands below it, and is gone however it ends.
+
+        Of one that ends well, the seconds are kept.
+        """
         started = time.monotonic()
         self._stage = name
         self.figures(name, state="started")
         board = self._board
         with Live(board, console=self.console, transient=True) if board else nullcontext():
             yield
-        self.say(f"{name}: done in {time.monotonic() - started:.1f} s")
+        seconds = time.monotonic() - started
+        self.say(f"{name}: done in {seconds:.1f} s")
+        self.figures(name, seconds=round(seconds, 3))
 
     def tasks(self, stage: str, num_done: int, num_tasks: int) -> None:
         """Show how far the tasks of a stage of pseudo-labelling are."""

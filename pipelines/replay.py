@@ -12,7 +12,8 @@ from daal import checkpoint
 from daal.config import Config
 from daal.load_config import check_config
 from daal.network import DaalNetwork
-from daal.step import TrainBatch, make_optimizer, mixed_precision, train_step
+from daal.optimizer import make_optimizer
+from daal.step import TrainBatch, mixed_precision, train_step
 from pipelines import artefacts
 from pipelines.run_folder import RunFolder
 

@@ -20,7 +20,8 @@ from daal.config import Config, FitConfig
 from daal.datasets import load_records
 from daal.images import decode
 from daal.network import DaalNetwork
-from daal.step import TrainBatch, make_optimizer, mixed_precision, train_step
+from daal.optimizer import make_optimizer
+from daal.step import TrainBatch, mixed_precision, train_step
 from pipelines.validate import root_of
 
 WORKERS = (1, 2, 4, 8, 16)

@@ -18,15 +18,9 @@ from daal.config import Config, FitConfig
 from daal.errors import TrainingDiverged
 from daal.losses import LossTerms
 from daal.network import DaalNetwork
+from daal.optimizer import set_learning_rate
 from daal.plan import Plan
-from daal.step import (
-    HostCopy,
-    TrainBatch,
-    mixed_precision,
-    raise_if_diverged,
-    set_learning_rate,
-    train_step,
-)
+from daal.step import HostCopy, TrainBatch, mixed_precision, raise_if_diverged, train_step
 from pipelines.pixels import ImageSource, PixelReader
 from pipelines.replay import keep_step
 from pipelines.stream import FedBatch, StreamSource, ahead, kept_batches, streamed_batches

@@ -19,8 +19,9 @@ from daal.batch_norm import group_size, synchronise
 from daal.config import Config, FitConfig
 from daal.errors import CheckpointError, StorageError
 from daal.network import DaalNetwork
+from daal.optimizer import make_optimizer
 from daal.plan import Plan
-from daal.step import make_optimizer, make_teacher
+from daal.step import make_teacher
 from pipelines.workers import Worker
 
 TEACHER = "teacher."  # before the names of its tensors in a checkpoint

@@ -15,13 +15,13 @@ from daal.evaluation import EvaluationResult, evaluate
 from daal.records import JUNK_PID
 from pipelines.report.images import Photo, columns, features, photo, thumbs
 from pipelines.run_folder import RunFolder
+from pipelines.search.nearest import nearest
 
 MAX_QUERIES = 1000  # scored again, one by one
 NUM_WORST, NUM_TYPICAL = 5, 4
 DEPTH = 10  # ranks to show
 MAX_JUNK = 3  # images shown among them that don't count
 RESAMPLES = 1000
-CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def retrieval(run: RunFolder, config: Config, stage: str) -> Retrieval:
     worst, typical = choose_queries(scored.ap, pids_Q)
     shown = {}
     for query in (*worst, *typical):
-        ranked_G = gallery_G[rank(queries_QD[query], gallery_GD)]
+        ranked_G = gallery_G[nearest(queries_QD[query], gallery_GD, len(gallery_G))[0]]
         shown[query] = _first_ones(about, int(queries_Q[query]), ranked_G)
     samples = {"map": scored.ap, "rank1": (scored.first_match_rank == 0).astype(float)}
     if stage != "pretrain" and run.exists("pretrain/features.parquet"):
@@ -146,15 +146,6 @@ def choose_queries(
     places = np.linspace(0.35, 0.75, NUM_TYPICAL) * max(len(left) - 1, 0)
     typical = dict.fromkeys(left[round(place)] for place in places if left)
     return worst, list(typical)
-
-
-def rank(query_D: NDArray[np.floating], gallery_GD: NDArray[np.floating]) -> NDArray[np.intp]:
-    """Gallery indices from near to far, equal distances by index: (G,)."""
-    distances = [
-        np.square(gallery_GD[start : start + CHUNK].astype(np.float64) - query_D).sum(1)
-        for start in range(0, len(gallery_GD), CHUNK)
-    ]
-    return np.argsort(np.concatenate(distances), kind="stable")
 
 
 def _sides(

@@ -9,8 +9,8 @@ import pytest
 
 from daal.config import Config
 from daal.errors import ConfigError, DaalError
-from pipelines.ablate import SUITES, Row, Suite, configurations, read_suite, results, run_suite
-from pipelines.shipped import read_config
+from pipelines.ablate import Row, Suite, configurations, read_suite, results, run_suite
+from pipelines.shipped import SUITES, read_config
 from pipelines.suite_table import as_json, markdown, measured_on, plot
 from pipelines.validate import validate
 

@@ -17,8 +17,9 @@ from daal import checkpoint
 from daal.config import AttentionConfig, Config, OptimConfig, RayConfig
 from daal.errors import ClusterError, ConfigError, LabelError
 from daal.load_config import apply_overrides, check_config
+from daal.optimizer import make_optimizer, set_learning_rate
 from daal.plan import Plan
-from daal.step import make_optimizer, mixed_precision, set_learning_rate, train_step
+from daal.step import mixed_precision, train_step
 from pipelines.adapt import Adaptation
 from pipelines.fit import Trainer, class_labels
 from pipelines.ingest import ingest
@@ -282,17 +283,16 @@ def test_no_cluster__keeps_the_previous_labels_or_says_what_to_change(
     config = tiny_config.model_copy(update={"cluster": settings})
     with ray_session(config.ray) as resources:
         adaptation = Adaptation(config, RunFolder(config.out), resources, quiet())
-        target = adaptation.ingest("target")
-        features = np.random.default_rng(0).standard_normal((len(target.table), 8))
+        adaptation.read_images()
+        features = np.random.default_rng(0).standard_normal((len(adaptation.target.table), 8))
         features = features.astype(np.float32)
         with pytest.raises(LabelError, match="min_samples"):
-            adaptation.estimate("iteration-01", target, features, None, None)
+            adaptation.estimate("iteration-01", {}, features, None)
         previous = np.arange(len(features)) % 4
-        labels, eps = adaptation.estimate(
-            "iteration-02", target, features, previous[:, None], [0.3]
-        )
+        adaptation.labellings.append({"eps": [0.3], "num_clusters": 4})
+        labels = adaptation.estimate("iteration-02", {}, features, previous[:, None])
         assert np.array_equal(labels, previous[:, None])
-        assert eps == [0.3]
+        assert adaptation.labellings[-1]["eps"] == [0.3]
         assert "kept the previous labels" in adaptation.labellings[-1]["notes"][0]
 
 

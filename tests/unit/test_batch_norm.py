@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from daal.batch_norm import GroupBatchNorm2d, group_size, synchronise
 from daal.config import LossConfig, NetworkConfig, OptimConfig
 from daal.network import DaalNetwork
-from daal.step import TrainBatch, make_optimizer, train_step
+from daal.optimizer import make_optimizer
+from daal.step import TrainBatch, train_step
 
 NUM_WORKERS = 4
 GROUPS = {"pairs": [[0, 1], [2, 3]], "all": [[0, 1, 2, 3]]}

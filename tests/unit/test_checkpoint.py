@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from daal import checkpoint
+from daal.backbone import load_backbone_weights
 from daal.checkpoint import (
     load,
-    load_backbone_weights,
     load_optimizer,
     optimizer_tensors,
     restore_optimizer,

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 from daal.cluster_memory import ClusterMemory
 from daal.config import LossConfig, NetworkConfig, OptimConfig
 from daal.network import DaalNetwork
-from daal.step import TrainBatch, make_optimizer, train_step
+from daal.optimizer import make_optimizer
+from daal.step import TrainBatch, train_step
 
 GO_ON, STOP = torch.zeros(()), torch.ones(())
 

@@ -14,7 +14,8 @@ from daal.batch_norm import synchronise
 from daal.config import LossConfig, NetworkConfig, OptimConfig
 from daal.domain_batch_norm import Border, DomainBatchNorm2d, checkpoint_name
 from daal.network import DaalNetwork
-from daal.step import TrainBatch, make_optimizer, train_step
+from daal.optimizer import make_optimizer
+from daal.step import TrainBatch, train_step
 
 NUM_WORKERS = 2
 PLAIN = NetworkConfig(backbone="resnet18", weights="none")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from daal import match_ranks
+from daal import float64_distance, match_ranks
 from daal.errors import DataError
 from daal.evaluation import EvaluationResult, evaluate
 
@@ -166,7 +166,7 @@ def test_does_not_depend_on_blocks(offset: float, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(match_ranks, "QUERY_ROWS", 4)
     monkeypatch.setattr(match_ranks, "GALLERY_ROWS", 7)
     monkeypatch.setattr(match_ranks, "TABLE_SIZE", 100)
-    monkeypatch.setattr(match_ranks, "CACHED_SIZE", 100)
+    monkeypatch.setattr(float64_distance, "CACHED_SIZE", 100)
     blocks = evaluate(*query, *gallery)
     np.testing.assert_array_equal(whole.ap, blocks.ap)
     np.testing.assert_array_equal(whole.first_match_rank, blocks.first_match_rank)
@@ -320,7 +320,7 @@ class Watched:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.rounds: list[tuple[torch.dtype, int]] = []
         self.num_pairs = 0
-        count_nearer, direct_distance = match_ranks._count_nearer, match_ranks._direct_distance
+        count_nearer, direct_distance = match_ranks._count_nearer, match_ranks.direct_distance
 
         def count(dtype: torch.dtype, queries: torch.Tensor, *rest):
             self.rounds.append((dtype, len(queries)))
@@ -331,7 +331,7 @@ class Watched:
             return direct_distance(queries, rows, gallery, columns)
 
         patch.setattr(match_ranks, "_count_nearer", count)
-        patch.setattr(match_ranks, "_direct_distance", measure)
+        patch.setattr(match_ranks, "direct_distance", measure)
         patch.setattr(match_ranks, "_workers", one_worker)
 
 

@@ -17,17 +17,17 @@ import pytest
 import safetensors
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from daal import checkpoint, export
+from daal.augment import normalise
 from daal.config import Config
 from daal.errors import CheckpointError, ConfigError, StorageError
 from daal.images import decode
 from daal.load_config import load_config
 from daal.network import DaalNetwork
-from daal.step import mixed_precision
 from daal.trained import TrainedModel, load_trained
 from pipelines import cli
-from pipelines.extract import _features
 
 PLACE = "/where/nobody/looks"
 SETTINGS = [
@@ -120,14 +120,18 @@ def exported(
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("unit", [False, True])
-def test_features_are_those_of_extract(tmp_path: Path, flip: bool, unit: bool) -> None:
+def test_features_are_the_network_s(tmp_path: Path, flip: bool, unit: bool) -> None:
     settings = [f"flip_test={flip}".lower(), f"network.unit_features={unit}".lower()]
     config = load_config(None, [*SETTINGS, *settings])
     folder = saved(tmp_path / "checkpoint", config)
     network = DaalNetwork(config.network)
     network.load_matching(checkpoint.load(folder)[0])
-    off = mixed_precision(torch.device("cpu"), wanted=False)
-    expected_BC = _features(network.eval(), images(3).permute(0, 2, 3, 1), flip, off)
+    normalised_BCHW = normalise(images(3))
+    with torch.inference_mode():
+        expected_BC = network.eval().extract(normalised_BCHW)
+        if flip:
+            expected_BC = expected_BC + network.extract(normalised_BCHW.flip(3))
+            expected_BC = F.normalize(expected_BC, dim=1) if unit else expected_BC
     found_BC = load_trained(folder)(images(3))
     assert torch.equal(found_BC, expected_BC)
     assert torch.allclose(found_BC.norm(dim=1), torch.ones(3), atol=1e-5) == unit

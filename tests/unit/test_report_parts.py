@@ -22,7 +22,7 @@ from pipelines.report.facts import doubts, flat, read_facts, short_names, times,
 from pipelines.report.images import columns, features, images, spread
 from pipelines.report.page import comparison, duration, report
 from pipelines.report.pictures import attention_maps, clusters
-from pipelines.report.ranks import choose_queries, interval, rank, retrieval
+from pipelines.report.ranks import choose_queries, interval, retrieval
 from pipelines.run_folder import RunFolder
 
 
@@ -292,11 +292,6 @@ def test_rank_lists__are_those_of_the_scores(whole: RunFolder) -> None:
     assert found.worst[0].ap == np.nanmin(scored.ap)
     low, high = found.intervals["map"]
     assert low <= scored.map <= high and "rank1_gain" in found.intervals
-
-
-def test_rank__equal_distances_by_index() -> None:
-    gallery = np.array([[1.0, 0], [0, 1], [0, 1], [0.5, 0.5]], np.float32)
-    assert rank(np.array([0.0, 1], np.float32), gallery).tolist() == [1, 2, 3, 0]
 
 
 def test_clusters__purity_by_counting(whole: RunFolder) -> None:

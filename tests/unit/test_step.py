@@ -15,14 +15,13 @@ from daal.config import AttentionConfig, FitConfig, LossConfig, NetworkConfig, O
 from daal.errors import TrainingDiverged
 from daal.losses import LossTerms, soft_label_loss
 from daal.network import DaalNetwork
+from daal.optimizer import make_optimizer, set_learning_rate
 from daal.step import (
     HostCopy,
     TrainBatch,
-    make_optimizer,
     make_teacher,
     mixed_precision,
     raise_if_diverged,
-    set_learning_rate,
     train_step,
 )
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import reference
 
-from cluster import estimate
 from cluster.estimate import estimate_pseudo_labels, giant_size
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
@@ -220,8 +219,8 @@ def test_cuml_needs_a_gpu(features, monkeypatch):
 
 @pytest.mark.parametrize("rule", [{"p": 0.5}, {"eps_rule": "fixed", "eps": 0.95}])
 def test_more_pairs_than_memory_holds_are_refused(monkeypatch, rule):
-    monkeypatch.setattr(estimate, "MAX_PAIRS", 2000)
-    monkeypatch.setattr(estimate, "SAMPLED_ROWS", 100)
+    monkeypatch.setattr("cluster.eps.MAX_PAIRS", 2000)
+    monkeypatch.setattr("cluster.eps.SAMPLED_ROWS", 100)
     features = reference.drawn(300, 12, 10, seed=4, noise=0.8)
     with pytest.raises(LabelError, match="eps_rule=q"):
         estimate_pseudo_labels(features, ClusterConfig(**rule))

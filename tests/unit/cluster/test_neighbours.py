@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from support import lattice, same_bits
 
 from cluster import neighbours, products
-from cluster.neighbours import Groups, distinct_rows, fixed_point_scale, nearest_neighbours
+from cluster.copies import distinct_rows
+from cluster.neighbours import Groups, fixed_point_scale, nearest_neighbours
 from cluster.runner import by_stage
 
 FIRST_COPIES = np.array([0, 1, 0, 3, 1, 0])
@@ -142,7 +143,7 @@ def test_minus_zero_is_zero():
 
 
 def test_rows_of_equal_hash_are_compared(monkeypatch):
-    monkeypatch.setattr(neighbours, "_hash_rows", lambda bits: np.zeros(len(bits), np.int64))
+    monkeypatch.setattr("cluster.copies._hash_rows", lambda bits: np.zeros(len(bits), np.int64))
     rows = reference.drawn(4, 6, 4, seed=1)
     assert np.array_equal(distinct_rows(rows[FIRST_COPIES]), FIRST_COPIES)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import lattice, same_bits
 
-from cluster import encoding, on_gpu, products, rerank
+from cluster import encoding, on_gpu, products, rerank, sparse_tensors
 from cluster.blocks import row_blocks
 from cluster.camera_aware import camera_weights
 from cluster.encoding import Reciprocity
@@ -53,9 +53,10 @@ def dialect(request):
 def in_pieces(request, monkeypatch):
     """All rows at once, and few."""
     if request.param:
-        monkeypatch.setattr(on_gpu, "MAX_BYTES", 20_000)
-        monkeypatch.setattr(on_gpu, "ENTRIES", 1000)
-        monkeypatch.setattr(on_gpu, "ENTRIES_ON_GPU", 1000)
+        for module in (on_gpu, sparse_tensors):
+            monkeypatch.setattr(module, "MAX_BYTES", 20_000)
+        monkeypatch.setattr(sparse_tensors, "ENTRIES", 1000)
+        monkeypatch.setattr(sparse_tensors, "ENTRIES_ON_GPU", 1000)
 
 
 # ---- Neighbours -------------------------------------------------------------------------

@@ -6,11 +6,11 @@ import reference
 from scipy.sparse import csr_array
 from support import same_bits
 
-from cluster import estimate
+from cluster import eps
 from cluster.blocks import row_blocks
-from cluster.dbscan import TOLERANCE, eps_of_pairs
 from cluster.encoding import ONE, Reciprocity, encode
-from cluster.estimate import estimate_pseudo_labels, smallest_distances
+from cluster.eps import TOLERANCE, eps_of_pairs, smallest_distances
+from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import FIXED_POINT, nearest_neighbours
 from cluster.rerank import distances_below, invert
 from daal.config import ClusterConfig
@@ -39,13 +39,13 @@ def encodings(runner, misleading):
 def passes(monkeypatch):
     """`every` of each count of distances, filled while the test runs."""
     calls = []
-    count = estimate.distance_histogram
+    count = eps.distance_histogram
 
     def counting(runner, encodings, index, blocks, every=1):
         calls.append(every)
         return count(runner, encodings, index, blocks, every)
 
-    monkeypatch.setattr(estimate, "distance_histogram", counting)
+    monkeypatch.setattr(eps, "distance_histogram", counting)
     return calls
 
 
@@ -67,14 +67,14 @@ def assert_serves(runner, encodings, upper, p):
 @pytest.mark.parametrize("p", [1e-4, 0.004, 0.02, 0.5])
 @pytest.mark.parametrize("sampled_rows", [1, 2, 7, 50, 200, 2000])
 def test_any_number_of_sampled_rows_serves(runner, encodings, monkeypatch, sampled_rows, p):
-    monkeypatch.setattr(estimate, "SAMPLED_ROWS", sampled_rows)
+    monkeypatch.setattr(eps, "SAMPLED_ROWS", sampled_rows)
     index = invert(runner, encodings)
     upper = smallest_distances(runner, encodings, index, 500, p, BLOCKS)
     assert_serves(runner, encodings, upper, p)
 
 
 def test_a_good_guess_takes_one_pass_and_stores_few(runner, encodings, monkeypatch, passes):
-    monkeypatch.setattr(estimate, "SAMPLED_ROWS", 200)
+    monkeypatch.setattr(eps, "SAMPLED_ROWS", 200)
     index = invert(runner, encodings)
     upper = smallest_distances(runner, encodings, index, 500, 0.004, BLOCKS)
     assert passes == [2]
@@ -83,7 +83,7 @@ def test_a_good_guess_takes_one_pass_and_stores_few(runner, encodings, monkeypat
 
 
 def test_rows_that_mislead_take_a_second_pass(runner, encodings, monkeypatch, passes):
-    monkeypatch.setattr(estimate, "SAMPLED_ROWS", 1)
+    monkeypatch.setattr(eps, "SAMPLED_ROWS", 1)
     index = invert(runner, encodings)
     upper = smallest_distances(runner, encodings, index, 500, 0.02, BLOCKS)
     assert passes == [500, 1]
@@ -93,7 +93,7 @@ def test_rows_that_mislead_take_a_second_pass(runner, encodings, monkeypatch, pa
 def test_the_second_pass_gives_the_same_pseudo_labels(misleading, monkeypatch, passes):
     expected = estimate_pseudo_labels(misleading, CONFIG)
     assert passes == [1]
-    monkeypatch.setattr(estimate, "SAMPLED_ROWS", 1)
+    monkeypatch.setattr(eps, "SAMPLED_ROWS", 1)
     found = estimate_pseudo_labels(misleading, CONFIG)
     assert passes == [1, 500, 1]
     assert found.eps == expected.eps
@@ -103,10 +103,10 @@ def test_the_second_pass_gives_the_same_pseudo_labels(misleading, monkeypatch, p
 
 @pytest.mark.parametrize("too_short", [1e-6, 0.1, 0.2])
 def test_a_guess_that_falls_short_is_given_up(runner, encodings, monkeypatch, passes, too_short):
-    monkeypatch.setattr(estimate, "SAMPLED_ROWS", 50)
-    guess = estimate.distance_at
+    monkeypatch.setattr(eps, "SAMPLED_ROWS", 50)
+    guess = eps.distance_at
     monkeypatch.setattr(
-        estimate,
+        eps,
         "distance_at",
         lambda *arguments: too_short if len(passes) == 1 else guess(*arguments),
     )
@@ -126,10 +126,10 @@ def test_pairs_just_beyond_those_selected_are_stored_too(runner, monkeypatch, pa
     weights = np.concatenate([shared, ONE - shared, shared, ONE - shared])
     encodings = csr_array((weights, (rows, columns)), shape=(600, 600))
     p = 190 / (600 * 599 / 2)
-    monkeypatch.setattr(estimate, "SAMPLED_ROWS", 1)
-    guess = estimate.distance_at
+    monkeypatch.setattr(eps, "SAMPLED_ROWS", 1)
+    guess = eps.distance_at
     monkeypatch.setattr(
-        estimate,
+        eps,
         "distance_at",
         lambda *arguments: 0.3000004 if len(passes) == 1 else guess(*arguments),
     )
@@ -141,7 +141,7 @@ def test_pairs_just_beyond_those_selected_are_stored_too(runner, monkeypatch, pa
 
 @pytest.mark.parametrize("sampled_rows", [1, 50, 2000])
 def test_p_that_selects_no_pair_says_so(runner, encodings, monkeypatch, sampled_rows):
-    monkeypatch.setattr(estimate, "SAMPLED_ROWS", sampled_rows)
+    monkeypatch.setattr(eps, "SAMPLED_ROWS", sampled_rows)
     index = invert(runner, encodings)
     with pytest.raises(LabelError, match="use p=4.01e-06"):
         smallest_distances(runner, encodings, index, 500, 1e-6, BLOCKS)

@@ -1,0 +1,37 @@
+"""A run of minutes on drawn images, as a process: for benchmarks of what it survives and holds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from daal.synthetic import draw_domains
+
+SETTINGS = [
+    "source.published_counts=false", "target.published_counts=false", "network.backbone=resnet18",
+    "network.weights=none", "network.identity_head=unit", "input.height=64", "input.width=32",
+    "mixed_precision=false", "pretrain.batch_source=32", "adapt.batch_source=16",
+    "adapt.batch_target=16", "cluster.eps_rule=q", "cluster.q=3", "cluster.max_cluster_share=1",
+    "cluster.k1=8", "soft_labels.form=normalized", "pretrain.optim.lr_new=0.01",
+    "pretrain.optim.lr_backbone=0.01",
+]  # fmt: skip
+
+
+def settings_in(folder: Path, num_train_ids: int, *more: str) -> list[str]:
+    """Arguments of `daal adapt` but for out=; draws the images, a third as many to test with."""
+    images, recipe = folder / "images", folder / "small.yaml"
+    draw_domains(
+        images, num_train_ids=num_train_ids, num_test_ids=num_train_ids // 3, size=(64, 32)
+    )
+    recipe.write_text("{}\n")
+    roots = [f"source.root={images}/source", f"target.root={images}/target"]
+    return [str(recipe), *SETTINGS, *more, *roots]
+
+
+def start(settings: list[str], out: Path, **environment: str) -> "subprocess.Popen[bytes]":
+    """The command at work on the run folder `out`; what it says goes to a file beside it."""
+    with open(f"{out}.log", "a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", "adapt", *settings, f"out={out}"],
+            stdout=log, stderr=log, env=os.environ | environment,
+        )  # fmt: skip

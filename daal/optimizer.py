@@ -1,0 +1,64 @@
+"""The optimizer with the paper's two rates, and the learning rate of each step."""
+
+import torch
+
+from daal.config import FitConfig, OptimConfig
+from daal.network import DaalNetwork
+
+
+def make_optimizer(network: DaalNetwork, config: OptimConfig) -> torch.optim.Optimizer:
+    """The paper's two rates: backbone layers, and all others.
+
+    `network` is on its device and in its memory format already, as the state is made like it.
+    """
+    backbone, new = network.parameter_groups()
+    groups = [
+        {"params": backbone, "base_lr": config.lr_backbone},
+        {"params": new, "base_lr": config.lr_new},
+    ]
+    groups = [group for group in groups if group["params"]]
+    # Only fused kernels can leave a step out by a flag on the device (`found_inf`).
+    if config.optimizer == "adam":
+        return torch.optim.Adam(
+            groups, lr=config.lr_new, weight_decay=config.weight_decay, fused=True
+        )
+    optimizer = torch.optim.SGD(
+        groups,
+        lr=config.lr_new,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov,
+        fused=True,
+    )
+    if config.momentum:
+        # A first step makes these buffers, and if it is left out they hold what was in memory. From
+        # zeros it gives the same: the gradient.
+        for parameter in backbone + new:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer,
+    fit: FitConfig,
+    step: int,
+    steps_per_epoch: int,
+    iteration: int = 0,
+) -> float:
+    """Linear warm-up, then times `decay` every `decay_every_epochs`; a function of time alone.
+
+    Returns the rate of the last group (the non-backbone layers).
+    """
+    config = fit.optim
+    epoch = step // steps_per_epoch
+    if config.decay_at_epochs is None:
+        num_decays = epoch // config.decay_every_epochs
+    else:
+        num_decays = sum(epoch >= at for at in config.decay_at_epochs)
+    num_decays += sum(iteration >= at for at in config.decay_at_iterations)
+    factor = config.decay**num_decays
+    if step < config.warmup_steps:
+        factor *= (step + 1) / config.warmup_steps
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return float(optimizer.param_groups[-1]["lr"])
