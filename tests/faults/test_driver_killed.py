@@ -24,7 +24,7 @@ AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 @pytest.mark.parametrize(
     "stages",
     [
-        pytest.param(["pretrain/train", "iteration-01/estimate"], id="two stages"),
+        pytest.param(["iteration-01/estimate"], id="one stage"),
         pytest.param(EVERY_STAGE, id="every stage", marks=pytest.mark.nightly),
     ],
 )

@@ -54,17 +54,24 @@ def _make_bucket(address: str) -> None:
     pytest.fail("the S3 server did not start")
 
 
-def test_a_run_on_s3__killed_while_training_and_continued(bucket: str, tiny_config: Config) -> None:
+@pytest.mark.parametrize(
+    ("verb", "last"),
+    [("pretrain", "pretrain"), pytest.param("adapt", "iteration-01", marks=pytest.mark.nightly)],
+)
+def test_a_run_on_s3__killed_while_training_and_continued(
+    verb: str, last: str, bucket: str, tiny_config: Config
+) -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     run = run_of(tiny_config, f"{bucket}/runs/tiny")
-    process = run.start(kept)
-    run.wait_for("iteration-01/train", process)
+    process = run.start(kept, verb)
+    run.wait_for(f"{last}/train", process)
     process.kill()
     process.communicate()
-    run.finish(kept)
+    run.finish(kept, verb)
     stages = run.stages()
-    assert len(stages) == len(set(stages)) and "iteration-01/evaluate" in stages
-    assert run.folder.exists("summary.json")
-    weights = run.folder.read("iteration-01/checkpoint/weights.safetensors")
-    assert safetensors.torch.load(weights)["target_head.fc.weight"].isfinite().all()
+    assert len(stages) == len(set(stages)) and f"{last}/evaluate" in stages
+    assert run.folder.exists("summary.json") == (verb == "adapt")
+    weights = run.folder.read(f"{last}/checkpoint/weights.safetensors")
+    head = "source_head" if verb == "pretrain" else "target_head"
+    assert safetensors.torch.load(weights)[f"{head}.fc.weight"].isfinite().all()
     assert b"secret" not in run.folder.read("config.yaml")

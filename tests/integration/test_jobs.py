@@ -201,6 +201,7 @@ def test_two_runs_that_fit_only_one_at_a_time(
 
 
 @pytest.mark.ray
+@pytest.mark.nightly
 def test_prometheus_scrapes_with_the_token_as_shipped(head: Head, prometheus: Query | None) -> None:
     if prometheus is None:
         pytest.skip("prometheus is not installed (Debian: apt install prometheus)")

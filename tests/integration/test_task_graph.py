@@ -43,7 +43,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("num_blocks", [None, 1, 3, 17])
+@pytest.mark.parametrize("num_blocks", [None, 1, 5, pytest.param(17, marks=pytest.mark.nightly)])
 def test_same_bits_as_the_local_estimate(ray_cluster, num_blocks):
     import ray
 
@@ -60,7 +60,7 @@ def test_same_bits_as_the_local_estimate(ray_cluster, num_blocks):
 def test_same_bits_by_camera(ray_cluster):
     features, camids = drawn_features(), np.arange(500) % 3
     config = CONFIG.model_copy(update={"camera_aware": True})
-    found = estimate_on_ray(features, config, camids_N=camids, num_blocks=4)
+    found = estimate_on_ray(features, config, camids_N=camids, num_blocks=2)
     assert_same(found, estimate_pseudo_labels(features, config, camids_N=camids))
 
 
@@ -112,7 +112,7 @@ def workers_at(title):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("num_cpus", [1, 2])
+@pytest.mark.parametrize("num_cpus", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_number_of_workers_changes_no_bit(num_cpus, tmp_path):
     """In a Ray of its own, as the tests' Ray has four CPUs."""
     features = drawn_features()

@@ -28,6 +28,7 @@ def run(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> in
     return int(end.value.code or 0)
 
 
+@pytest.mark.nightly
 def test_quick_run__every_section_has_its_rows(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     done = subprocess.run(
