@@ -84,6 +84,15 @@ class RayConfig(Section):
     def least_workers(self) -> int:
         return self.min_workers or self.num_workers
 
+    @property
+    def cpus_needed(self) -> float:
+        """CPUs that a run reserves, at least.
+
+        While training and extracting, Ray Data decodes beside the workers; without a CPU of its own
+        it would wait for ever, and say nothing.
+        """
+        return self.least_workers * self.cpus_per_worker + self.data_cpus
+
     @model_validator(mode="after")
     def _range_of_workers(self) -> "RayConfig":
         if self.least_workers > self.num_workers:

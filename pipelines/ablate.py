@@ -25,7 +25,7 @@ from daal.config_section import Section
 from daal.errors import ConfigError, DaalError
 from daal.load_config import Origins, apply_overrides, check_config, did_you_mean, read_yaml
 from pipelines.adapt import Adaptation
-from pipelines.placement import cpus_needed, place
+from pipelines.placement import place
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
 from pipelines.shipped import shipped
@@ -238,7 +238,7 @@ def _pretraining_key(config: Config) -> str:
 def _room(config: RayConfig) -> int:
     """How many runs fit on the cluster side by side."""
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    rooms = [total.get("CPU", 0) // cpus_needed(config)]
+    rooms = [total.get("CPU", 0) // config.cpus_needed]
     if place(config).use_gpu:
         rooms.append(total.get("GPU", 0) // config.num_workers)
     return max(1, int(min(rooms)))

@@ -16,11 +16,10 @@ from daal.config import Config, InputConfig
 from daal.errors import DataError
 from daal.step import mixed_precision
 from daal.trained import TrainedModel
-from pipelines.pixels import Images, ImageSource, Pixels, decode_rows
+from pipelines.pixels import Images, ImageSource, Pixels, decode_rows, pixel_reader
 from pipelines.stream import ahead
-from pipelines.train_loop import LOG_SECONDS, pixel_reader
 from pipelines.train_state import Weights
-from pipelines.workers import Worker, Workers
+from pipelines.workers import LOG_SECONDS, Worker, Workers
 
 BATCHES_PER_BLOCK = 4  # a Ray Data task decodes this many batches
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from daal.config import Config, InputConfig
 from daal.images import decode
 from pipelines.placement import Resources
+from pipelines.workers import Worker
 
 BLOCK = 512  # images in a block
 STORE_SHARE = 0.4  # of a node's object store may hold kept pixels; the rest is for what passes
@@ -134,6 +135,15 @@ class PixelReader:
         for at, place in enumerate(places.tolist()):
             into[at] = self._blocks[place // BLOCK][place % BLOCK]
         return pixels
+
+
+def pixel_reader(worker: Worker, source: ImageSource, config: Config) -> PixelReader:
+    """The reader of a table's kept pixels, made once for all jobs of a worker."""
+    key = source.table
+    if key not in worker.kept:
+        worker.kept[key] = PixelReader(source, worker.device, config.ray.images)
+    reader: PixelReader = worker.kept[key]
+    return reader
 
 
 def _fits(num_bytes: int, device: torch.device) -> bool:

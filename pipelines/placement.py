@@ -48,13 +48,6 @@ class Resources:
         return f"{self.num_workers} workers on {device}{unused}"
 
 
-def cpus_needed(config: RayConfig) -> float:
-    """CPUs that a run reserves, at least."""
-    # While training and extracting, Ray Data decodes beside the workers; without a CPU of its
-    # own it would wait for ever, and say nothing.
-    return config.least_workers * config.cpus_per_worker + config.data_cpus
-
-
 def place_in_time(config: RayConfig) -> Resources:
     """`place`, as soon as there are nodes enough: an autoscaling cluster starts them on demand."""
     last = time.monotonic() + 60 * config.wait_minutes
@@ -91,7 +84,7 @@ def place(config: RayConfig) -> Resources:
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
     least = config.least_workers
     workers = f"ray.{'min' if config.min_workers else 'num'}_workers={least}"
-    if cpus < (needed := cpus_needed(config)):
+    if cpus < (needed := config.cpus_needed):
         raise ClusterError(
             f"the cluster has {cpus:g} CPUs, but the run needs {needed:g}: {workers} x "
             f"ray.cpus_per_worker={config.cpus_per_worker:g} + ray.data_cpus={config.data_cpus} "

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from daal.config import RayConfig
 from daal.errors import ClusterError
 from pipelines.console import errors, show
-from pipelines.placement import Resources, cpus_needed, place_in_time
+from pipelines.placement import Resources, place_in_time
 
 LOOK_SECONDS, LOST_SECONDS = 3.0, 40.0  # whether the cluster is there; until it is given up
 
@@ -74,7 +74,7 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
                 ray.init(address=address, **common)
             else:
                 ensure_private_token()
-                cpus = max(os.cpu_count() or 1, int(cpus_needed(config)))
+                cpus = max(os.cpu_count() or 1, int(config.cpus_needed))
                 with nullcontext() if verbose else _without_its_first_line():
                     ray.init(
                         address="local", num_cpus=cpus, dashboard_host="127.0.0.1",

@@ -21,13 +21,11 @@ from daal.network import DaalNetwork
 from daal.optimizer import set_learning_rate
 from daal.plan import Plan
 from daal.step import HostCopy, TrainBatch, mixed_precision, raise_if_diverged, train_step
-from pipelines.pixels import ImageSource, PixelReader
+from pipelines.pixels import pixel_reader
 from pipelines.replay import keep_step
 from pipelines.stream import FedBatch, StreamSource, ahead, kept_batches, streamed_batches
 from pipelines.train_state import TrainState, Weights
-from pipelines.workers import Worker
-
-LOG_SECONDS = 2.0
+from pipelines.workers import LOG_SECONDS, Worker
 
 
 @dataclass(frozen=True)
@@ -205,11 +203,11 @@ class FitJob:
         # Target rows are numbered behind the source's, so that no two samples share a seed.
         samples = np.concatenate([fed.source_rows, len(labels.source_N) + fed.target_rows])
         seeds_B = sample_seeds(
-            config.seed, self.iteration, epoch, fed.step, to_device(samples, device)
+            config.seed, self.iteration, epoch, fed.step, copied_to(samples, device)
         )
         return TrainBatch(
             augment(images_BCHW, seeds_B, config.augment),
-            to_device(labels.source_N[fed.source_rows], device),
+            copied_to(labels.source_N[fed.source_rows], device),
             *targets.of(fed.target_rows),
         )
 
@@ -258,7 +256,7 @@ class TargetLabels:
         labels, config = self.labels, self._config
         if labels.pseudo_labels_N is None or labels.features_NC is None:
             return None, None, None
-        pseudo_labels_T = to_device(labels.pseudo_labels_N[rows], self._device)
+        pseudo_labels_T = copied_to(labels.pseudo_labels_N[rows], self._device)
         match config.target_labels:
             case "hard":
                 weights_TK = hard_label_weights(pseudo_labels_T, labels.num_clusters)
@@ -266,7 +264,7 @@ class TargetLabels:
                 weights_TK = lsr_weights(pseudo_labels_T, labels.num_clusters)
             case _:
                 weights_TK = soft_label_weights(
-                    to_device(labels.features_NC[rows], self._device),
+                    copied_to(labels.features_NC[rows], self._device),
                     self._centroids_KC,
                     pseudo_labels_T,
                     config.epsilon,
@@ -275,22 +273,13 @@ class TargetLabels:
                 )
         if labels.stripe_labels_NS is None:
             return weights_TK, pseudo_labels_T, None
-        return weights_TK, pseudo_labels_T, to_device(labels.stripe_labels_NS[rows], self._device)
+        return weights_TK, pseudo_labels_T, copied_to(labels.stripe_labels_NS[rows], self._device)
 
 
-def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+def copied_to(array: NDArray[Any], device: torch.device) -> Tensor:
     """A copy on the device; from pinned memory, so that a GPU's queue is not waited for."""
     tensor = torch.tensor(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def pixel_reader(worker: Worker, source: ImageSource, config: Config) -> PixelReader:
-    """The reader of a table's kept pixels, made once for all jobs of a worker."""
-    key = source.table
-    if key not in worker.kept:
-        worker.kept[key] = PixelReader(source, worker.device, config.ray.images)
-    reader: PixelReader = worker.kept[key]
-    return reader
 
 
 def build_network(config: Config, labels: Labels, start: Weights) -> DaalNetwork:

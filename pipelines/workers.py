@@ -36,6 +36,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.watchdog import Watchdog
 
 POLL_SECONDS = 0.5  # between looks at whether the group is still there
+LOG_SECONDS = 2.0  # between lines of a job about how far it is
 CLOSE_SECONDS = 30.0  # what a group may take to end; idle workers need about 3
 
 

@@ -211,8 +211,7 @@ def _token(token: Facts, address: str | None) -> Check:
 
 
 def _machine(facts: Facts, config: Config) -> Iterator[Check]:
-    ray = config.ray
-    wanted = ray.least_workers * ray.cpus_per_worker + ray.data_cpus  # as pipelines.session has it
+    wanted = config.ray.cpus_needed
     if facts["cpus"] < wanted and not facts["address"]:
         found = f"{facts['cpus']}, shared by {wanted:g} logical ones"
         yield _warning("CPUs", found, "none is needed; with ray.num_workers=1 they share less")
