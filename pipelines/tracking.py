@@ -1,4 +1,4 @@
-"""A run's curves for others to show: lines of metrics.jsonl -> points -> trackers.
+"""A run's curves for others to show: lines of metrics.jsonl -> points -> trackers; and pictures.
 
 metrics.jsonl is the record; trackers only follow it. Each lives on a thread of its own, so that a
 server that is slow or away holds nothing up: one that fails is named once and left out.
@@ -18,7 +18,7 @@ from typing import Any
 from daal.config import Config, TrackingConfig
 from daal.errors import ConfigError
 from pipelines.run_folder import MAY_CHANGE, RunFolder
-from pipelines.trackers import Ending, Mlflow, Point, RunToTrack, TensorBoard, Wandb
+from pipelines.trackers import Ending, Mlflow, Picture, Point, RunToTrack, TensorBoard, Wandb
 
 Event = Mapping[str, Any]  # a line of metrics.jsonl
 Say = Callable[[str], None]
@@ -97,7 +97,7 @@ def check_tracking(config: TrackingConfig) -> None:
 @contextmanager
 def tracked(
     config: Config, run: RunFolder, name: str, say: Say, note: Say
-) -> Iterator[Callable[[Event], None]]:
+) -> Iterator[Callable[[Event | Picture], None]]:
     """Inside, the trackers that `config.tracking` chooses get what the given function is called
     with; what metrics.jsonl holds of the run already they have, or get first.
 
@@ -113,7 +113,7 @@ def tracked(
     described = RunToTrack(name, _id(run), Path(run.base) if run.is_local else None, values)
     followers = [_Follower(kind, described, config.tracking, history, note) for kind in chosen]
 
-    def show(event: Event) -> None:
+    def show(event: Event | Picture) -> None:
         for follower in followers:
             follower.show(event)
 
@@ -161,14 +161,14 @@ class _Follower:
     ) -> None:
         self._name = {TensorBoard: "TensorBoard", Mlflow: "MLflow", Wandb: "Weights & Biases"}[kind]
         self._note = note
-        self._events: queue.SimpleQueue[Event | Ending] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Event | Picture | Ending] = queue.SimpleQueue()
         self._dropped = False
         self._thread = threading.Thread(
             target=self._follow, args=(kind, run, config, history), daemon=True
         )
         self._thread.start()
 
-    def show(self, event: Event) -> None:
+    def show(self, event: Event | Picture) -> None:
         if not self._dropped:
             self._events.put(event)
 
@@ -196,6 +196,9 @@ class _Follower:
                     if tracker.fresh:
                         tracker.log(point)
             while not isinstance(event := self._events.get(), str):
+                if isinstance(event, Picture):
+                    tracker.show(event)
+                    continue
                 for point in points.of(event):
                     tracker.log(point)
             tracker.close(event)

@@ -4,7 +4,7 @@ To start a group (processes, imports, the process group of DDP) costs tens of se
 iteration of Algorithm 1 needs it twice. So Ray Train's training function is a loop here: a
 worker takes a job from the desk, runs it, delivers what it returns and waits for the next.
 A job is a training or an extraction. If a worker dies, Ray Train starts the group anew, and the
-new workers take the same job again; a training then goes on from its last checkpoint.
+new workers take the same job again (`pipelines.retries`).
 """
 
 import contextlib
@@ -20,13 +20,14 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
 
 from daal.config import Config
-from daal.errors import ClusterError, DaalError
+from daal.errors import DaalError
+from pipelines import retries
 from pipelines.admission import turn_to_start
 from pipelines.desk import Desk
 from pipelines.faults import Fault, Point, planned_faults
@@ -46,7 +47,7 @@ class Job(Protocol):
     def run(self, worker: "Worker") -> Any:
         """This worker's part; what it returns travels through the object store.
 
-        A DaalError ends the run with its message; after any other error the job is run again.
+        What becomes of errors is in `pipelines.retries`.
         """
 
 
@@ -114,12 +115,10 @@ def serve(settings: dict[str, Any]) -> None:
         try:
             with worker.watchdog:
                 result = job.run(worker)
-        except DaalError as error:
-            ray.get(desk.fail.remote(number, error))
+        except Exception as error:
+            if reason := retries.final(error):
+                ray.get(desk.fail.remote(number, reason))
             raise  # so that no other worker waits for this one
-        except torch.OutOfMemoryError as error:  # again and again, if it were run again
-            ray.get(desk.fail.remote(number, _out_of_memory(error)))
-            raise
         reference = ray.put(result)
         del result, job
         if device.type == "cuda":
@@ -129,13 +128,6 @@ def serve(settings: dict[str, Any]) -> None:
 
 def _log(desk: Any, event: dict[str, Any]) -> None:
     desk.log.remote({"time": time.time(), **event})
-
-
-def _out_of_memory(error: torch.OutOfMemoryError) -> ClusterError:
-    return ClusterError(
-        f"the GPU's memory ran out ({str(error).splitlines()[0]}); raise "
-        "adapt.accumulate and pretrain.accumulate, lower ray.extract_batch, or use more workers."
-    )
 
 
 class Workers:
@@ -192,7 +184,7 @@ class Workers:
         assert self._group is not None
         while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
             if self._group.done():
-                raise _cause(self._group.exception())
+                raise retries.cause_of(self._group.exception())
         return ray.get(reference)
 
     def _start(self) -> None:
@@ -225,7 +217,7 @@ class Workers:
                 name="workers",
                 storage_path=self._folder.path("ray_train"),
                 storage_filesystem=self._folder.filesystem,
-                failure_config=FailureConfig(max_failures=config.ray.max_failures),
+                failure_config=retries.starts_again(config.ray),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )
@@ -247,26 +239,3 @@ def _in_thread(function: Callable[[], Any]) -> Future[Any]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
-
-
-def _cause(error: BaseException | None) -> BaseException:
-    """Our own error inside Ray's, if a worker raised one."""
-    if error is None:
-        return ClusterError("the workers ended before their work; run the same command again.")
-    failures = getattr(error, "worker_failures", {})
-    for failure in [*failures.values(), error.__cause__]:
-        seen = failure
-        while seen is not None:
-            if isinstance(seen, DaalError):
-                return type(seen)(str(seen).splitlines()[0])
-            seen = getattr(seen, "cause", None) or seen.__cause__
-    reason = next((str(failure) for failure in failures.values()), str(error))
-    if "Gloo connect" in reason:
-        return ClusterError(
-            "the workers can't reach each other: their hosts' names mean a loopback address; set "
-            "GLOO_SOCKET_IFNAME to the network interface, e.g. eth0, where ray start is called."
-        )
-    return ClusterError(
-        f"the workers stopped: {reason.strip().splitlines()[-1]}; the same command continues the "
-        "run, and -v shows what Ray says."
-    )

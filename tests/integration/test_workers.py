@@ -19,9 +19,10 @@ from daal.config import Config
 from daal.errors import ClusterError, DataError
 from pipelines.faults import FAULTS
 from pipelines.progress import Progress
+from pipelines.retries import cause_of
 from pipelines.run_folder import RunFolder
 from pipelines.session import ray_session
-from pipelines.workers import Worker, Workers, _cause
+from pipelines.workers import Worker, Workers
 
 # Workers can't import the module of a test.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -145,4 +146,4 @@ def test_hosts_whose_names_mean_loopback__are_told_the_remedy() -> None:
     failure = RuntimeError("Gloo connectFullMesh failed with [..] connect [127.0.1.1]:34567")
     error = RuntimeError("workers failed")
     error.worker_failures = {0: failure}  # type: ignore[attr-defined]
-    assert "GLOO_SOCKET_IFNAME" in str(_cause(error))
+    assert "GLOO_SOCKET_IFNAME" in str(cause_of(error))
