@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipelines.run_folder import RunFolder
+    from pipelines.trackers import Picture
 
 REPORT = "report.html"  # in the run folder
 
@@ -48,8 +49,11 @@ def report(
     errors.print(f"{where} ({len(made.html) / 1e6:.1f} MB)", markup=False, soft_wrap=True)
 
 
-def leave_report(run: "RunFolder", note: "Callable[[str], None]") -> None:
-    """Write the page into a finished run's folder. A run never fails of it: a note says why."""
+def leave_report(run: "RunFolder", note: "Callable[[str], None]") -> "tuple[Picture, ...]":
+    """Write the page into a finished run's folder; returns pictures of it for trackers.
+
+    A run never fails of it: a note says why.
+    """
     try:
         from pipelines.report.page import report as page_of
 
@@ -57,6 +61,8 @@ def leave_report(run: "RunFolder", note: "Callable[[str], None]") -> None:
         run.write(REPORT, made.html.encode())
         for failure in made.failures:
             note(f"not in {REPORT}: {failure}")
+        return made.pictures
     except Exception as error:  # whatever it is, the run itself is done
         first = (str(error) or type(error).__name__).splitlines()[0]
         note(f"no report was written ({first}); daal report {run.uri} tries again.")
+        return ()

@@ -142,18 +142,19 @@ def run_adaptation(
                     adaptation.pretrain_only()
                 else:
                     adaptation.adapt()
+                if as_json:
+                    print_json(adaptation.summary())
+                else:
+                    scored = [(row["name"], row) for row in adaptation.rows if "map" in row]
+                    Console().print(scores_table(scored))
+                # A run that was finished before has its report, unless somebody has deleted it.
+                is_new = len(run.journal()) > num_stages or not run.exists(REPORT)
+                if config.report and is_new and not pretrain_only:
+                    for picture in leave_report(run, progress.note):
+                        track(picture)
     except (KeyboardInterrupt, SystemExit):
         errors.print("stopped; the same command continues this run.")
         raise
-    if as_json:
-        print_json(adaptation.summary())
-    else:
-        scored = [(row["name"], row) for row in adaptation.rows if "map" in row]
-        Console().print(scores_table(scored))
-    # A run that was finished before has its report, unless somebody has deleted it.
-    is_new = len(run.journal()) > num_stages or not run.exists(REPORT)
-    if config.report and is_new and not pretrain_only:
-        leave_report(run, progress.note)
     if not as_json:
         progress.tell(f"run folder: {config.out}")
 

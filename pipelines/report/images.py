@@ -7,12 +7,14 @@ a million take little memory.
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
 
 from daal import figures
 from daal.config import InputConfig
@@ -35,6 +37,16 @@ class Photo:
     caption: str = ""
     kind: str = ""  # right, wrong, junk; or "" without a frame
     title: str = ""  # the file that it is of
+
+    @property
+    def jpeg(self) -> bytes:
+        return base64.b64decode(self.src.partition(",")[2])
+
+
+def strip(photos: Sequence[Photo]) -> bytes:
+    """Photos side by side, as one JPEG."""
+    shown = [np.asarray(Image.open(BytesIO(each.jpeg)).convert("RGB")) for each in photos]
+    return figures.jpeg(np.concatenate(shown, axis=1))
 
 
 def photo(image_HWC: Pixels, alt: str, **more: str) -> Photo:

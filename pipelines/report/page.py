@@ -20,6 +20,7 @@ from pipelines.report import facts as report_data
 from pipelines.report.facts import Facts, Row
 from pipelines.report.plots import Plot, compared_plots, inlined, iteration_plots, training_plots
 from pipelines.run_folder import RunFolder
+from pipelines.trackers import Picture
 
 T = TypeVar("T")
 PACKAGES = ("daal", "torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn", "pyarrow",
@@ -35,10 +36,12 @@ class Absent:
 
 @dataclass(frozen=True)
 class Report:
-    """A page, and the parts of it that failed in a way that isn't foreseen."""
+    """A page, the parts of it that failed in a way that isn't foreseen, and pictures of it for
+    trackers."""
 
     html: str
     failures: list[str]
+    pictures: tuple[Picture, ...] = ()
 
 
 def report(run: RunFolder) -> Report:
@@ -49,6 +52,7 @@ def report(run: RunFolder) -> Report:
         DataError: what it says of itself is damaged.
         StorageError: it can't be read.
     """
+    from pipelines.report.images import strip
     from pipelines.report.pictures import clusters, feature_map, source_features, triplets
     from pipelines.report.ranks import retrieval
 
@@ -62,6 +66,15 @@ def report(run: RunFolder) -> Report:
         def by_model(make: Callable[[Any], T]) -> Callable[[], T | Absent]:
             return lambda: model if isinstance(model, Absent) else make(model)
 
+        found = parts.make("the rank lists", lambda: retrieval(run, facts.config, stage))
+        attention: dict[str, Any] = {
+            "source": no_source or parts.make(
+                "attention on the source", by_model(lambda m: triplets(run, m, "source"))
+            ),
+            "target": parts.make(
+                "attention on the target", by_model(lambda m: triplets(run, m, "target"))
+            ),
+        }  # fmt: skip
         of_source: Any = no_source or parts.make(
             "the features of the source", by_model(lambda model: source_features(run, model))
         )
@@ -72,17 +85,10 @@ def report(run: RunFolder) -> Report:
             stage=stage,
             rows=_score_rows(facts),
             doubts=report_data.doubts(facts),
-            retrieval=parts.make("the rank lists", lambda: retrieval(run, facts.config, stage)),
+            retrieval=found,
             plots=iteration_plots(facts),
             clusters=parts.make("the sample of clusters", lambda: clusters(run, facts)),
-            attention={
-                "source": no_source or parts.make(
-                    "attention on the source", by_model(lambda m: triplets(run, m, "source"))
-                ),
-                "target": parts.make(
-                    "attention on the target", by_model(lambda m: triplets(run, m, "target"))
-                ),
-            },
+            attention=attention,
             map=parts.make("the map", lambda: _map(feature_map(run, facts, stage, source_SD))),
             map_without_source=of_source.reason if isinstance(of_source, Absent) else "",
             training=training_plots(facts),
@@ -91,7 +97,23 @@ def report(run: RunFolder) -> Report:
             settings=flat(facts.values),
             packages=_packages(),
         )  # fmt: skip
-    return Report(page, parts.failures)
+        strips = (
+            Picture(tag, strip(photos), len(facts.trained))
+            for tag, photos in _photos(attention, found)
+        )
+        pictures = tuple(strips)
+    return Report(page, parts.failures, pictures)
+
+
+def _photos(attention: dict[str, Any], found: Any) -> Iterator[tuple[str, Sequence[Any]]]:
+    """What belongs side by side in one picture, with a name for it."""
+    for domain, shown in attention.items():
+        for number, triplet in enumerate([] if isinstance(shown, Absent) else shown, start=1):
+            yield f"attention/{domain}-{number}", triplet.photos
+    if not isinstance(found, Absent):
+        for kind, lists in (("worst", found.worst), ("typical", found.typical)):
+            for number, each in enumerate(lists, start=1):
+                yield f"ranks/{kind}-{number}", [each.query, *each.found]
 
 
 def comparison(runs: Sequence[RunFolder]) -> Report:

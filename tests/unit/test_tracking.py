@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from daal.config import Config, TrackingConfig
 from daal.errors import ConfigError
+from daal.figures import jpeg
 from daal.load_config import load_config
 from pipelines import tracking
 from pipelines.run_folder import RunFolder
+from pipelines.trackers import Picture
 from pipelines.tracking import Points, check_tracking, tracked
 
 TERMS = {"source": 2.0, "total": 2.5}
@@ -50,6 +53,7 @@ SECOND = [
     *training("supervised", 20),
     scores("supervised", 0.9),
 ]
+PICTURE = Picture("ranks/worst-1", jpeg(np.full((8, 20, 3), 99, np.uint8)), 2)
 STEPS = [8, 16, 16 + 5, 16 + 12, 16 + 14, 16 + 19, 16 + 20]
 
 
@@ -58,12 +62,14 @@ def config_of(out: Path, **settings: Any) -> Config:
 
 
 def follow(config: Config, events: list[dict[str, Any]]) -> list[str]:
-    """One start of a run; returns what was noted."""
+    """One start of a run, with a picture at its end; returns what was noted."""
     run, notes = RunFolder(config.out), []
     with tracked(config, run, "mine", notes.append, notes.append) as show:
         for event in events:
             run.append("metrics.jsonl", event)
             show(event)
+        if events is SECOND:
+            show(PICTURE)
     return notes
 
 
@@ -111,6 +117,7 @@ def test_tensorboard__a_resumed_run_continues_its_series(tmp_path: Path) -> None
     assert found["adapt/loss/total"] == [(step, 2.5) for step in STEPS]
     assert found["scores/map"] == [(0, 0.25), (1, 0.5), (2, 0.75)]
     assert found["clusters/num_clusters"] == [(1, 7.0), (2, 9.0)]
+    assert [step for step, _ in found["ranks/worst-1"]] == [2]
     assert len(found["config/text_summary"]) == 1
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
@@ -144,6 +151,9 @@ def test_mlflow__one_run_however_often_it_is_continued(
     history = client.get_metric_history(run.info.run_id, "adapt/loss/total")
     assert [point.step for point in history] == STEPS
     assert history[0].timestamp == 108_000
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "ranks")] == [
+        "ranks/worst-1.png"
+    ]
     assert capfd.readouterr().out == ""  # standard output is the run's
 
 
@@ -161,6 +171,7 @@ def test_wandb__offline_in_the_run_folder(
     rows = [row for file in files for row in _wandb_history(file.read_bytes())]
     assert [row["adapt/step"] for row in rows if "adapt/loss/total" in row] == STEPS
     assert [row["iteration"] for row in rows if "scores/map" in row] == [0, 1, 2]
+    assert len(list((tmp_path / "wandb").glob("**/media/images/ranks/worst-1*.png"))) == 1
     assert capfd.readouterr().out == ""
 
 
