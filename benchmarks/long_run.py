@@ -27,8 +27,8 @@ from benchmarks.small_run import settings_in
 from benchmarks.tables import parser_of, tell
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
-from pipelines.placement import place
 from pipelines.progress import Progress
+from pipelines.resources import place
 from pipelines.run_folder import RunFolder
 
 EACH = ["pretrain.epochs=1", "adapt.epochs=1", "adapt.steps_per_epoch=30"]

@@ -42,8 +42,8 @@ from daal.synthetic import draw_domains
 from pipelines.adapt import Adaptation
 from pipelines.ingest import ingest
 from pipelines.pixels import Images, ImageSource, PixelReader, Pixels
-from pipelines.placement import place
 from pipelines.progress import Progress
+from pipelines.resources import place
 from pipelines.run_folder import RunFolder
 from pipelines.workers import Worker, Workers
 

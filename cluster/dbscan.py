@@ -13,7 +13,7 @@ import torch
 from scipy.sparse import csr_array
 
 from cluster.blocks import kernel
-from cluster.dense_blocks import (
+from cluster.cores import (
     Cores,
     Labels,
     cores_by_components,

@@ -1,4 +1,8 @@
-"""eps, from the smallest distances between samples (the paper's Learning section)."""
+"""eps, from the smallest distances between samples (the paper's Learning section).
+
+`cluster.estimate.cluster_encodings` steps back from an eps that makes a giant cluster, and
+`pipelines.adapt` keeps the first iteration's or not (`cluster.refit_eps`).
+"""
 
 import numpy as np
 import numpy.typing as npt

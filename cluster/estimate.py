@@ -21,8 +21,8 @@ from cluster.blocks import row_blocks
 from cluster.camera_aware import CameraNeighbours, encode_by_camera
 from cluster.camera_norm import standardised_by_camera
 from cluster.copies import distinct_rows
+from cluster.cores import Labels
 from cluster.dbscan import dbscan, resolve_backend
-from cluster.dense_blocks import Labels
 from cluster.encoding import Reciprocity, encode
 from cluster.eps import (
     distances_up_to,

@@ -5,8 +5,8 @@
     torch         a torch.export program (.pt2): needs torch and nothing of daal
 
 All take uint8 RGB images (B, 3, H, W), 0-255, of the network's input size and any B; normalisation
-and flip test are inside (`daal.trained`). They compute in float32, where `daal extract` uses bf16
-on devices that have it, if mixed_precision is true.
+and flip test are inside (`daal.trained_model`). They compute in float32, where `daal extract` uses
+bf16 on devices that have it, if mixed_precision is true.
 
 A model is made, read back and compared with the original in memory; then it is written aside and
 renamed. torch.export.load can unpickle, so the bytes that it gets here are those that this process
@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from daal.augment import MEAN_C, STD_C
 from daal.errors import CheckpointError, ConfigError
 from daal.load_config import check_config
-from daal.trained import MODEL_FIELDS, TrainedModel
+from daal.trained_model import MODEL_FIELDS, TrainedModel
 from daal.whole_file import check_file_to_write, write_whole
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt2"}

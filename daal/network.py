@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from daal.attention import DomainAdaptiveAttention, IndependentAttention, NoAttention
 from daal.backbone import build_backbone, num_frozen_children
-from daal.cluster_memory import ClusterMemory
 from daal.config import NetworkConfig
 from daal.domain_batch_norm import Border, checkpoint_name, separate_domains
 from daal.errors import CheckpointError
+from daal.memory_head import ClusterMemory
 from daal.pooling import AveragePooling, BatchNormNeck, GeneralizedMeanPooling
 from daal.stripes import pool_stripes
 

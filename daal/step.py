@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from daal import losses
-from daal.cluster_memory import ClusterMemory
 from daal.config import LossConfig
 from daal.errors import TrainingDiverged
+from daal.memory_head import ClusterMemory
 from daal.network import DaalNetwork, NetworkOutput
 from daal.whole_batch import whole_batch
 

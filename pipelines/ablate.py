@@ -25,8 +25,8 @@ from daal.config_section import Section
 from daal.errors import ConfigError, DaalError
 from daal.load_config import Origins, apply_overrides, check_config, did_you_mean, read_yaml
 from pipelines.adapt import Adaptation
-from pipelines.placement import place
 from pipelines.progress import Progress
+from pipelines.resources import place
 from pipelines.run_folder import RunFolder
 from pipelines.shipped import shipped
 

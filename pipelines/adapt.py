@@ -18,14 +18,14 @@ from daal.config import Config
 from daal.errors import LabelError
 from daal.records import Domain
 from daal.stripes import whole_and_stripes
-from pipelines import artefacts, health
+from pipelines import artefacts, label_health
 from pipelines.evaluate import evaluate_features
 from pipelines.extract import extract
 from pipelines.fit import Trainer
 from pipelines.ingest import ingest
 from pipelines.pixels import Images, Pixels
-from pipelines.placement import Resources
 from pipelines.progress import Progress
+from pipelines.resources import Resources
 from pipelines.run_folder import RunFolder
 from pipelines.train_state import Weights
 from pipelines.workers import Workers
@@ -43,7 +43,7 @@ class Adaptation:
     resources: Resources
     progress: Progress
     rows: list[Scores] = field(default_factory=list)  # of pretraining and of each iteration
-    labellings: list[health.Clusters] = field(default_factory=list)
+    labellings: list[label_health.Clusters] = field(default_factory=list)
     selected: str | None = None  # the iteration whose model is the result
     source: Images | None = field(default=None, init=False)
     target: Images = field(init=False)
@@ -219,7 +219,7 @@ class Adaptation:
         before = self.labellings[-1] if self.labellings else None
         self.labellings.append(clusters)
         self.progress.figures(name, **{k: v for k, v in clusters.items() if k != "notes"})
-        for note in [*clusters["notes"], *health.warnings(clusters, before)]:
+        for note in [*clusters["notes"], *label_health.warnings(clusters, before)]:
             self.progress.note(note)
         self.progress.say(
             f"{name}: {clusters['num_clusters']} clusters, "
@@ -293,7 +293,7 @@ class Adaptation:
             return
         if len(self.labellings) == len(models):  # not stopped by the next one's labels
             self.estimate("final", weights, features_NX, labels)
-        self.selected = health.best_model(models, self.labellings[1:])
+        self.selected = label_health.best_model(models, self.labellings[1:])
         self.progress.say(f"selected by silhouette: {self.selected}")
 
     def finish(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from daal.config import RayConfig
-from pipelines.placement import Resources
+from pipelines.resources import Resources
 
 NAME, NAMESPACE = "starting", "daal"
 PATIENCE_SECONDS = 5.0  # until waiting is worth a word

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from daal.errors import DaalError
-from pipelines.faults import Fault
+from pipelines.planned_faults import Fault
 
 
 @ray.remote(num_cpus=0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from daal.errors import DataError
 from daal.evaluation import EvaluationResult, evaluate
 from pipelines.feature_files import read_features
-from pipelines.placement import Resources
+from pipelines.resources import Resources
 
 
 def evaluate_features(

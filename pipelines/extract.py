@@ -15,7 +15,7 @@ from torch import Tensor
 from daal.config import Config, InputConfig
 from daal.errors import DataError
 from daal.step import mixed_precision
-from daal.trained import TrainedModel
+from daal.trained_model import TrainedModel
 from pipelines.pixels import Images, ImageSource, Pixels, decode_rows, pixel_reader
 from pipelines.stream import ahead
 from pipelines.train_state import Weights

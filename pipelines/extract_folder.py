@@ -11,7 +11,7 @@ from daal.config import DatasetConfig
 from daal.datasets import load_records
 from daal.errors import ConfigError
 from daal.load_config import apply_overrides, check_config
-from daal.trained import MODEL_FIELDS, load_trained
+from daal.trained_model import MODEL_FIELDS, load_trained
 from pipelines.artefacts import features_table
 from pipelines.extract import extract
 from pipelines.ingest import ingest

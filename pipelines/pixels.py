@@ -19,7 +19,7 @@ from torch import Tensor
 
 from daal.config import Config, InputConfig
 from daal.images import decode
-from pipelines.placement import Resources
+from pipelines.resources import Resources
 from pipelines.workers import Worker
 
 BLOCK = 512  # images in a block

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from daal.config import RayConfig
 from daal.errors import ClusterError
 from pipelines.console import errors, show
-from pipelines.placement import Resources, place_in_time
+from pipelines.resources import Resources, place_in_time
 
 LOOK_SECONDS, LOST_SECONDS = 3.0, 40.0  # whether the cluster is there; until it is given up
 

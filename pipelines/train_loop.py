@@ -21,8 +21,8 @@ from daal.network import DaalNetwork
 from daal.optimizer import set_learning_rate
 from daal.plan import Plan
 from daal.step import HostCopy, TrainBatch, mixed_precision, raise_if_diverged, train_step
+from pipelines.diverged_step import keep_step
 from pipelines.pixels import pixel_reader
-from pipelines.replay import keep_step
 from pipelines.stream import FedBatch, StreamSource, ahead, kept_batches, streamed_batches
 from pipelines.train_state import TrainState, Weights
 from pipelines.workers import LOG_SECONDS, Worker

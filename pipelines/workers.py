@@ -30,9 +30,9 @@ from daal.errors import DaalError
 from pipelines import retries
 from pipelines.admission import turn_to_start
 from pipelines.desk import Desk
-from pipelines.faults import Fault, Point, planned_faults
-from pipelines.placement import Resources
+from pipelines.planned_faults import Fault, Point, planned_faults
 from pipelines.progress import Progress
+from pipelines.resources import Resources
 from pipelines.run_folder import RunFolder
 from pipelines.watchdog import Watchdog
 

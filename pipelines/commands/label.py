@@ -38,7 +38,7 @@ def label(
     needs cluster.eps_rule.
     """
     from daal.load_config import load_config
-    from pipelines import label as labelling
+    from pipelines import label_file as labelling
     from pipelines.artefacts import table_bytes
     from pipelines.feature_files import read_features
 

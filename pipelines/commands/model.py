@@ -39,7 +39,7 @@ def extract(
     """Features of every image of a folder, to a Parquet file."""
     from pipelines.artefacts import table_bytes
     from pipelines.extract_folder import extract_folder
-    from pipelines.trained_run import checkpoint_of
+    from pipelines.find_checkpoint import checkpoint_of
 
     check_file_to_write(out)
     with checkpoint_of(model) as (folder, _):
@@ -68,8 +68,8 @@ def export(
 ) -> None:
     """The model as one file for other programs, kept only if it gives the same features."""
     from daal import export as exporting
-    from daal.trained import load_trained
-    from pipelines.trained_run import checkpoint_of
+    from daal.trained_model import load_trained
+    from pipelines.find_checkpoint import checkpoint_of
 
     exporting.check_export(format, out)
     with checkpoint_of(model) as (folder, name):
@@ -114,12 +114,12 @@ def search(
     Runs in this process, without Ray. For a large gallery, let daal extract write a features file
     (on a cluster, if you have one) and search that with --features.
     """
-    from daal.trained import load_trained
+    from daal.trained_model import load_trained
+    from pipelines.find_checkpoint import checkpoint_of
     from pipelines.search import gallery as galleries
     from pipelines.search.extractor import Extractor
     from pipelines.search.nearest import search as find
     from pipelines.search.picture import check_picture, draw
-    from pipelines.trained_run import checkpoint_of
 
     if out is not None:
         check_picture(out)
@@ -165,7 +165,7 @@ def replay(
     step: Annotated[Path, typer.Argument(help="What a diverged training has kept of its step.")],
 ) -> None:
     """Compute a training step again that came out not finite, and say where it did so first."""
-    from pipelines.replay import replay as compute
+    from pipelines.diverged_step import replay as compute
 
     found = compute(step)
     # JSON has no NaN and no infinity; they are printed as text.

@@ -173,7 +173,7 @@ def size(
     as_json: AsJson = False,
 ) -> None:
     """What a run would need, on this many workers and on others: memory, disk, traffic, hours."""
-    from pipelines.size import size_of
+    from pipelines.needs import size_of
 
     found = size_of(read_config(recipe, overrides))
     if as_json:

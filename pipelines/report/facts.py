@@ -11,7 +11,7 @@ import yaml
 from daal.config import Config
 from daal.errors import ConfigError
 from daal.load_config import check_config, flat
-from pipelines import health
+from pipelines import label_health
 from pipelines.run_folder import RunFolder
 
 Row = dict[str, Any]
@@ -164,7 +164,7 @@ def doubts(facts: Facts) -> list[str]:
     before = None
     for clusters in facts.labellings:
         name = clusters["name"]
-        notes = [*clusters.get("notes", ()), *health.warnings(clusters, before)]
+        notes = [*clusters.get("notes", ()), *label_health.warnings(clusters, before)]
         found += [f"{name}: {note}" for note in notes]
         before = clusters
     if before and before["outlier_share"] > 0.5:

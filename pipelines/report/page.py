@@ -207,8 +207,8 @@ def _model(run: RunFolder) -> Any:
     """The run's result, on the GPU if there is one."""
     import torch
 
-    from daal.trained import load_trained
-    from pipelines.trained_run import checkpoint_of, result_of
+    from daal.trained_model import load_trained
+    from pipelines.find_checkpoint import checkpoint_of, result_of
 
     weights = f"{result_of(run)}/checkpoint/weights.safetensors"
     if not run.exists(weights):

@@ -16,7 +16,7 @@ from daal.config import InputConfig
 from daal.errors import DataError
 from daal.network import DaalNetwork
 from daal.records import Domain
-from daal.trained import TrainedModel
+from daal.trained_model import TrainedModel
 from pipelines.artefacts import read_parts
 from pipelines.report.facts import Facts
 from pipelines.report.images import (

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from daal.errors import DataError
 from daal.images import decode, read
 from daal.step import mixed_precision
-from daal.trained import TrainedModel
+from daal.trained_model import TrainedModel
 
 BATCH = 64
 

@@ -38,7 +38,7 @@ def named(case: Case) -> str:
 def outcome_of(tmp_path_factory: pytest.TempPathFactory) -> OutcomeOf:
     """Each case is run once, for its own test and for the list."""
     import pipelines.extract_folder
-    import pipelines.label
+    import pipelines.label_file
     import pipelines.validate  # noqa: F401  so that no case pays for the imports
 
     return cache(lambda case: run(case, tmp_path_factory.mktemp("case")))

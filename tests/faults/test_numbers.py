@@ -20,11 +20,11 @@ from daal.config import Config
 from daal.errors import CheckpointError, TrainingDiverged
 from daal.plan import Plan
 from daal.step import TrainBatch
+from pipelines.diverged_step import keep_step, replay
 from pipelines.fit import Trainer, class_labels
 from pipelines.ingest import ingest
 from pipelines.pixels import Images, Pixels
 from pipelines.progress import Progress
-from pipelines.replay import keep_step, replay
 from pipelines.run_folder import RunFolder
 from pipelines.session import ray_session
 from pipelines.train_loop import build_network

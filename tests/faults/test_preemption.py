@@ -13,7 +13,7 @@ from heads import Head, ray_head
 from runs import Run, run_of
 
 from daal.config import Config
-from pipelines.faults import FAULTS
+from pipelines.planned_faults import FAULTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 

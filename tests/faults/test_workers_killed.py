@@ -12,10 +12,10 @@ from rich.console import Console
 
 from daal.config import Config
 from daal.load_config import apply_overrides, check_config
-from pipelines.faults import FAULTS
 from pipelines.fit import Trainer
 from pipelines.ingest import ingest
 from pipelines.pixels import Images, Pixels
+from pipelines.planned_faults import FAULTS
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
 from pipelines.session import ray_session

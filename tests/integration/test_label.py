@@ -16,7 +16,7 @@ from daal.config import ClusterConfig, RayConfig
 from daal.errors import ClusterError, ConfigError
 from daal.load_config import load_config
 from pipelines import cli
-from pipelines import label as labelling
+from pipelines import label_file as labelling
 from pipelines.commands.arguments import ray_errors
 from pipelines.commands.run import run_adaptation
 from pipelines.feature_files import read_features

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from sklearn.cluster import DBSCAN
 
+from cluster.cores import cores_by_dense_blocks
 from cluster.dbscan import dbscan, neighbour_graph, number_clusters
-from cluster.dense_blocks import cores_by_dense_blocks
 from cluster.estimate import estimate_pseudo_labels
 from cluster.rerank import jaccard_distance
 from cluster.task_graph import SMALL, RayTasks, estimate_on_ray

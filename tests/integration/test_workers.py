@@ -17,7 +17,7 @@ from torch import distributed
 
 from daal.config import Config
 from daal.errors import ClusterError, DataError
-from pipelines.faults import FAULTS
+from pipelines.planned_faults import FAULTS
 from pipelines.progress import Progress
 from pipelines.retries import cause_of
 from pipelines.run_folder import RunFolder

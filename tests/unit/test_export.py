@@ -26,7 +26,7 @@ from daal.errors import CheckpointError, ConfigError, StorageError
 from daal.images import decode
 from daal.load_config import load_config
 from daal.network import DaalNetwork
-from daal.trained import TrainedModel, load_trained
+from daal.trained_model import TrainedModel, load_trained
 from pipelines import cli
 
 PLACE = "/where/nobody/looks"

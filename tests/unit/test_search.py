@@ -18,12 +18,12 @@ from daal.errors import CheckpointError, ConfigError
 from daal.images import decode
 from daal.load_config import load_config
 from daal.network import DaalNetwork
-from daal.trained import load_trained
+from daal.trained_model import load_trained
 from pipelines import cli
 from pipelines.artefacts import json_bytes
+from pipelines.find_checkpoint import checkpoint_of
 from pipelines.run_folder import RunFolder
 from pipelines.search.nearest import nearest
-from pipelines.trained_run import checkpoint_of
 
 SETTINGS = ["input.height=32", "input.width=16", "network.backbone=resnet18",
             "network.weights=none", "mixed_precision=false"]  # fmt: skip

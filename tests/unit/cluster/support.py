@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_array
 from sklearn.cluster import DBSCAN
 
-from cluster.dense_blocks import cores_of
+from cluster.cores import cores_of
 from cluster.rerank import distances_below, invert, symmetric
 
 # Quarters make distances exact in any arithmetic, so ties and copies are real ones.

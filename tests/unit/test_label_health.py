@@ -1,6 +1,6 @@
 """Choosing a model and seeing collapse without identities."""
 
-from pipelines.health import best_model, warnings
+from pipelines.label_health import best_model, warnings
 
 
 def clusters(num_clusters: int = 100, **figures: float) -> dict:

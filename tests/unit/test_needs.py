@@ -8,8 +8,8 @@ import pytest
 from daal.config import Config
 from daal.load_config import apply_overrides, check_config
 from daal.network import DaalNetwork
-from pipelines import size
-from pipelines.size import Probe, run_probe, size_of
+from pipelines import needs
+from pipelines.needs import Probe, run_probe, size_of
 
 PROBE = Probe(
     "cuda", train_images_per_s=100, extract_images_per_s=400, decode_images_per_s=50,
@@ -60,7 +60,7 @@ def test_without_a_source_there_is_no_pretraining(tiny_config: Config) -> None:
 
 
 def test_a_real_probe(tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(size, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(needs, "PROBE_SECONDS", 0.1)
     config = changed(tiny_config, "input.height=64", "input.width=32")
     probe = run_probe(config)
     network = DaalNetwork(config.network, 512, 512, True)

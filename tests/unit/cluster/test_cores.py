@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 from support import dense, dense_cores, sparse
 
+from cluster.cores import cores_by_components, cores_by_dense_blocks, pack_components
 from cluster.dbscan import dbscan, neighbour_graph
-from cluster.dense_blocks import cores_by_components, cores_by_dense_blocks, pack_components
 from cluster.estimate import estimate_pseudo_labels
 from cluster.rerank import jaccard_distance
 from cluster.runner import by_stage
