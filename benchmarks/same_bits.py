@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from daal.synthetic import draw_domains
+from pipelines.shipped import read_config, shipped_names
 
 CUT = [
     "source.published_counts=false", "target.published_counts=false",
@@ -28,8 +29,6 @@ CUT = [
     "adapt.batch_target=16", "cluster.k1=8", "cluster.eps_rule=q", "cluster.q=3",
     "cluster.max_cluster_share=1", "report=false",
 ]  # fmt: skip
-# A recipe, and its batches of source images.
-RECIPES = {"demo": 8, "paper": 8, "fast": 8, "modern": 8, "udap": 0, "ssg": 0}
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch) / "images"
         draw_domains(images, num_train_ids=16, num_test_ids=6, images_per_camera=3, size=(64, 32))
-        found = {name: left_by(name, source, images) for name, source in RECIPES.items()}
+        found = {name: left_by(name, images) for name in shipped_names()}
     if given.against is None:
         print(json.dumps(found, indent=1))
         return
@@ -50,9 +49,10 @@ def main() -> None:
     sys.exit(found != before)
 
 
-def left_by(recipe: str, batch_source: int, images: Path) -> dict[str, Any]:
+def left_by(recipe: str, images: Path) -> dict[str, Any]:
     """Hashes by file, and the loss terms of all steps that were told."""
     out = images.with_name(recipe)
+    batch_source = min(8, read_config(recipe).adapt.batch_source)
     settings = [f"source.root={images}/source", f"target.root={images}/target", f"out={out}",
                 f"adapt.batch_source={batch_source}", *CUT]  # fmt: skip
     command = [sys.executable, "-m", "pipelines.cli", "adapt", recipe, *settings]

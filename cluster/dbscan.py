@@ -5,7 +5,7 @@ neighbour is, how clusters are numbered and where border samples go is settled h
 that all backends give the same labels.
 """
 
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, assert_never, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,9 @@ from cluster.eps import estimate_eps as estimate_eps
 from cluster.rerank import row_of_entry
 from cluster.runner import Runner, Threads
 from daal.errors import ConfigError
+from daal.method_config import Backend
 
-Backend: TypeAlias = Literal["auto", "sklearn", "components", "cuml"]
+Resolved = Literal["sklearn", "components", "cuml"]  # a backend that is no question any more
 
 
 def dbscan(
@@ -62,28 +63,33 @@ def dbscan(
         raise ConfigError(
             f"backend={backend} is unknown; use one of {', '.join(get_args(Backend))}."
         )
-    if backend in ("auto", "cuml"):
+    if backend == "auto" or backend == "cuml":
         asked = runner.submit(
             "dbscan: backend", resolve_backend, backend, runner.device, on_device=True
         )
-        backend = runner.collect([asked])[0]
+        resolved: Resolved = runner.collect([asked])[0]
+    else:
+        resolved = backend
     if eps + TOLERANCE >= 1:  # the pairs that aren't stored are neighbours, too
         all_in_one = distance.shape[0] >= min_samples
         return np.full(distance.shape[0], 0 if all_in_one else -1, np.int64)
     graph = neighbour_graph(distance, eps)
-    if backend == "sklearn":
-        is_core, component = _cores_by_sklearn(graph, min_samples)
-    elif backend == "cuml":
-        (is_core, component), num_large = cores_by_dense_blocks(
-            runner, graph, min_samples, cuml_cores
-        )
-        if num_large and notes is not None:
-            notes.append(
-                f"{num_large} component(s) of the eps-graph were too large for a dense block of "
-                "cuML, and were clustered on the CPU."
+    match resolved:
+        case "sklearn":
+            is_core, component = _cores_by_sklearn(graph, min_samples)
+        case "components":
+            is_core, component = cores_by_components(graph, min_samples)
+        case "cuml":
+            (is_core, component), num_large = cores_by_dense_blocks(
+                runner, graph, min_samples, cuml_cores
             )
-    else:
-        is_core, component = cores_by_components(graph, min_samples)
+            if num_large and notes is not None:
+                notes.append(
+                    f"{num_large} component(s) of the eps-graph were too large for a dense block "
+                    "of cuML, and were clustered on the CPU."
+                )
+        case _:
+            assert_never(resolved)
     if order_N is None:
         order_N = np.arange(graph.shape[0])
     return number_clusters(graph, is_core, component, order_N)
@@ -100,7 +106,7 @@ def cuml_available() -> bool:
     return True
 
 
-def resolve_backend(backend: Backend, device: str) -> Literal["sklearn", "components", "cuml"]:
+def resolve_backend(backend: Backend, device: str) -> Resolved:
     """`auto` is cuml on a GPU that has it, else components. Raises ConfigError; see `dbscan`."""
     if backend == "auto":
         return "cuml" if device != "cpu" and cuml_available() else "components"

@@ -26,14 +26,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from daal.errors import DataError
 from daal.records import JUNK_PID, SPLITS, UNKNOWN_PID, Domain, ImageRecord, Split
-
-Layout = Literal["market1501", "dukemtmc", "msmt17", "folder"]
+from daal.service_config import Layout
 
 # What file managers leave behind; Market-1501 was published with some.
 LITTER = frozenset({"thumbs.db", "desktop.ini"})

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from daal.config_section import Section
 
+Backend = Literal["auto", "sklearn", "components", "cuml"]
+
 
 class InputConfig(Section):
     """Size of the images as the network sees them, in pixels."""
@@ -329,7 +331,7 @@ class ClusterConfig(Section):
     min_samples: int = Field(
         4, ge=1, description="M, the sample itself counted. Swept 2..18; 4 is usual."
     )
-    backend: Literal["auto", "sklearn", "components", "cuml"] = Field(
+    backend: Backend = Field(
         "auto",
         description="Who runs DBSCAN; all give the same labels. auto: cuml on a GPU that has it, "
         "components elsewhere.",

@@ -6,11 +6,13 @@ from pydantic import Field, model_validator
 
 from daal.config_section import Section
 
+Layout = Literal["market1501", "dukemtmc", "msmt17", "folder"]
+
 
 class DatasetConfig(Section):
     """A data set's folder, and what is read of it."""
 
-    layout: Literal["market1501", "dukemtmc", "msmt17", "folder"] = Field(
+    layout: Layout = Field(
         "market1501", description="How the folder is laid out and its files are named."
     )
     root: str = Field(

@@ -11,6 +11,7 @@ from daal.config import DatasetConfig
 from daal.datasets import load_records
 from daal.errors import ConfigError
 from daal.load_config import apply_overrides, check_config
+from daal.service_config import Layout
 from daal.trained_model import MODEL_FIELDS, load_trained
 from pipelines.artefacts import features_table
 from pipelines.extract import extract
@@ -32,9 +33,10 @@ def extract_folder(
     """
     # What the user has given is looked at before the checkpoint, and before workers hold the GPUs.
     apply_overrides({}, overrides)
-    layouts = get_args(DatasetConfig.model_fields["layout"].annotation)
-    if layout not in layouts:
-        raise ConfigError(f"--layout {layout} is unknown; take one of {', '.join(layouts)}.")
+    if layout not in get_args(Layout):
+        raise ConfigError(
+            f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}."
+        )
     dataset = DatasetConfig.model_validate({"layout": layout, "root": root})
     load_records(dataset.layout, root)
     model = load_trained(folder)

@@ -30,6 +30,10 @@ def shipped(kind: Literal["recipe", "suite"], name: str) -> Path:
     return path
 
 
+def shipped_names() -> list[str]:
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
 def read_config(recipe: str, overrides: Iterable[str] | None = None) -> Config:
     """A recipe with KEY=VALUE settings over it. Raises ConfigError, a line per mistake."""
     return load_config(shipped("recipe", recipe), overrides or [])

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from daal.errors import ClusterError
+from pipelines.shipped import shipped_names
 
 Recipe = Annotated[
     str,
-    typer.Argument(help="A shipped recipe (paper, fast, modern, udap, ssg, demo) or a YAML file."),
+    typer.Argument(help=f"A shipped recipe ({', '.join(shipped_names())}) or a YAML file."),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -3,16 +3,18 @@
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from daal.service_config import Layout
 from daal.whole_file import check_file_to_write, write_whole
 from pipelines.commands.arguments import AsJson, Verbose
 from pipelines.console import errors, plain, show
 
+LAYOUTS = ", ".join(get_args(Layout))
 Model = Annotated[
     str,
     typer.Argument(
@@ -28,9 +30,7 @@ def extract(
     out: Annotated[Path, typer.Option(help="The features file to write.")] = Path(
         "features.parquet"
     ),
-    layout: Annotated[
-        str, typer.Option(help="market1501, dukemtmc, msmt17 or folder.")
-    ] = "market1501",
+    layout: Annotated[str, typer.Option(help=f"One of {LAYOUTS}.")] = "market1501",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. ray.num_workers=1")
     ] = None,
@@ -95,7 +95,7 @@ def search(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="market1501, dukemtmc, msmt17 or folder: the set's gallery is searched, and pids "
+            help=f"One of {LAYOUTS}: the set's gallery is searched, and pids "
             "are shown. Default: every image under the folder, whatever its name."
         ),
     ] = None,

@@ -12,9 +12,10 @@ from typing import get_args
 
 import numpy as np
 
-from daal.datasets import SUFFIXES, Layout, load_records
+from daal.datasets import SUFFIXES, load_records
 from daal.errors import ConfigError, DataError
 from daal.records import UNKNOWN_PID, ImageRecord
+from daal.service_config import Layout
 from pipelines.feature_files import read_features
 from pipelines.search.extractor import Extractor, Features
 

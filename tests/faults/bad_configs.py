@@ -9,6 +9,7 @@ from bad_input import Case, market, write
 from pydantic import BaseModel
 
 from daal.config import Config
+from pipelines.shipped import shipped_names
 
 
 def setting(name: str, *overrides: str, says: tuple[str, ...]) -> Case:
@@ -207,7 +208,7 @@ FILES = [
     Case("Recipes", "absent file", lambda: ["validate", "mine.yaml"], 2,
          ("recipe mine.yaml can't be read: it doesn't exist",)),
     Case("Recipes", "unknown name", lambda: ["adapt", "nonsense", "--dry-run"], 2,
-         ('there is no recipe "nonsense"', "demo, fast, modern, paper, ssg, udap")),
+         ('there is no recipe "nonsense"', ", ".join(shipped_names()))),
     Case("Recipes", "name too long for a disk", lambda: ["config", "show", "x" * 300], 2,
          ('there is no recipe "xxx',)),
     Case("Recipes", "path too long for a disk", lambda: ["config", "show", "x" * 300 + ".yaml"], 2,

@@ -45,7 +45,7 @@ def test_unknown_key__exit_2_and_the_nearest_name(data: list[str]) -> None:
 def test_unknown_recipe__exit_2_and_the_shipped_ones() -> None:
     result = daal("adapt", "nonsense")
     assert result.returncode == 2
-    assert "demo, fast, modern, paper, ssg, udap" in result.stderr
+    assert ", ".join(shipped_names()) in result.stderr
     result = daal("adapt", "fats")
     assert 'there is no recipe "fats"; did you mean "fast"? Shipped are' in result.stderr
 
@@ -75,7 +75,8 @@ def test_wrong_use__exit_2_and_one_line_like_any_error(
 
 def daal_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The same without a process of its own."""
-    from pipelines import cli
+    from pipelines.shipped import shipped_names
+from pipelines import cli
 
     monkeypatch.setattr(sys, "argv", ["daal", *arguments])
     try:

@@ -95,7 +95,7 @@ def messages() -> Iterator[tuple[str, str | None]]:
     """Every text in the code, with an ellipsis for what is filled in, and whose error it is."""
     kinds = {kind.__name__ for kind in errors.DaalError.__subclasses__()}
     for package in ("daal", "cluster", "pipelines"):
-        for path in sorted((ROOT / package).glob("*.py")):
+        for path in sorted((ROOT / package).rglob("*.py")):
             tree = ast.parse(text_of(path))
             raised = {
                 node.args[0]: node.func.id

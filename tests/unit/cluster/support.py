@@ -1,5 +1,7 @@
 """What several tests of `cluster` need: small sets, and sparse matrices made comparable."""
 
+from typing import get_args
+
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -8,6 +10,9 @@ from sklearn.cluster import DBSCAN
 
 from cluster.cores import cores_of
 from cluster.rerank import distances_below, invert, symmetric
+from daal.method_config import Backend
+
+CPU_BACKENDS = [name for name in get_args(Backend) if name not in ("auto", "cuml")]
 
 # Quarters make distances exact in any arithmetic, so ties and copies are real ones.
 lattice = st.tuples(st.integers(2, 30), st.integers(1, 3)).flatmap(

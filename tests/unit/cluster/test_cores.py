@@ -8,7 +8,7 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
-from support import dense, dense_cores, sparse
+from support import CPU_BACKENDS, dense, dense_cores, sparse
 
 from cluster.cores import cores_by_components, cores_by_dense_blocks, pack_components
 from cluster.dbscan import dbscan, neighbour_graph
@@ -120,7 +120,7 @@ def test_all_backends_agree_on_any_small_graph(runner, graph, eps, min_samples, 
     reordered = distance[order][:, order]
     with pytest.MonkeyPatch.context() as monkeypatch:
         pretend_cuml(monkeypatch, max_dense)
-        for backend in ("sklearn", "components", "cuml"):
+        for backend in (*CPU_BACKENDS, "cuml"):
             found = dbscan(distance, eps, min_samples, backend, runner=runner)
             assert np.array_equal(found, expected)
             found = dbscan(reordered, eps, min_samples, backend, order_N=order, runner=runner)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 from scipy.sparse import csr_array
-from support import dense, sparse
+from support import CPU_BACKENDS, dense, sparse
 
 from cluster.dbscan import cuml_available, dbscan, estimate_eps, resolve_backend
 from cluster.rerank import jaccard_distance
@@ -73,11 +73,11 @@ def test_eps_of_copies_only():
 @pytest.mark.parametrize("eps", [0.0, 0.1, 0.25, 0.4, 0.6])
 def test_backends_agree(distance, eps, min_samples):
     expected = reference.dbscan(dense(distance), eps, min_samples)
-    for backend in ("sklearn", "components", "auto"):
+    for backend in (*CPU_BACKENDS, "auto"):
         assert np.array_equal(dbscan(distance, eps, min_samples, backend), expected)
 
 
-@pytest.mark.parametrize("backend", ["sklearn", "components"])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_rows_in_another_order_have_the_labels_of_their_samples(distance, backend):
     order = np.random.default_rng(0).permutation(400)
     for eps in (0.1, 0.25, 0.4):
@@ -91,7 +91,7 @@ def test_border_goes_to_the_smallest_label():
     cliques = ([1, 2, 3, 4], [5, 6, 7, 8])
     pairs = {(i, j): 0.1 for clique in cliques for i in clique for j in clique if i < j}
     distance = sparse(pairs | {(0, 1): 0.3, (0, 5): 0.1, (8, 9): 0.1}, 11)
-    for backend in ("sklearn", "components"):
+    for backend in CPU_BACKENDS:
         assert dbscan(distance, 0.3, 4, backend).tolist() == [0] * 5 + [1] * 5 + [-1]
 
 
@@ -103,7 +103,7 @@ def test_distance_equal_to_eps_is_near():
 
 def test_stored_zeros_are_neighbours():
     distance = sparse({(0, 1): 0.0, (1, 2): 0.0, (0, 2): 0.0}, 4)
-    for backend in ("sklearn", "components"):
+    for backend in CPU_BACKENDS:
         assert dbscan(distance, 0.0, 3, backend).tolist() == [0, 0, 0, -1]
 
 
@@ -115,7 +115,7 @@ def test_eps_that_reaches_one_reaches_absent_pairs():
 
 def test_no_neighbours_at_all():
     distance = csr_array((5, 5), dtype=np.float32)
-    for backend in ("sklearn", "components"):
+    for backend in CPU_BACKENDS:
         assert dbscan(distance, 0.5, 2, backend).tolist() == [-1] * 5
         assert dbscan(distance, 0.5, 1, backend).tolist() == [0, 1, 2, 3, 4]
 

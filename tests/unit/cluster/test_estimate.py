@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import reference
-from support import same_partition
+from support import CPU_BACKENDS, same_partition
 
 from cluster.dbscan import dbscan, estimate_eps
 from cluster.estimate import estimate_pseudo_labels, normalised_features
@@ -78,7 +78,7 @@ def test_blocks_and_threads_change_no_bit(features, estimated, num_blocks, num_t
     assert_same_bits(found, estimated)
 
 
-@pytest.mark.parametrize("backend", ["sklearn", "components"])
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_backends_change_no_bit(features, estimated, backend):
     found = estimate_pseudo_labels(features, CONFIG.model_copy(update={"backend": backend}))
     assert_same_bits(found, estimated)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import CPU_BACKENDS
 
 from cluster.dbscan import dbscan, estimate_eps
 from cluster.estimate import estimate_pseudo_labels
@@ -48,7 +49,7 @@ def test_distances_eps_and_labels(golden):
     ):
         found = estimate_eps(distance, p)
         assert found == pytest.approx(eps, rel=1e-6)
-        for backend in ("sklearn", "components"):
+        for backend in CPU_BACKENDS:
             assert np.array_equal(dbscan(distance, found, 4, backend), labels)
 
 

@@ -6,7 +6,7 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
-from support import dense, lattice, same_bits
+from support import CPU_BACKENDS, dense, lattice, same_bits
 
 from cluster.blocks import row_blocks
 from cluster.dbscan import dbscan, estimate_eps
@@ -59,7 +59,7 @@ def test_any_small_set_with_ties_and_copies(
     for eps in (0.0, 0.3, float(positive.min(initial=0.5))):
         if np.abs(expected - eps - 1e-6).min() > 3e-7 and eps < 0.999:
             labels = reference.dbscan(expected, eps, min_samples)
-            for backend in ("sklearn", "components"):
+            for backend in CPU_BACKENDS:
                 found = dbscan(distance, eps, min_samples, backend, runner=runner)
                 assert np.array_equal(found, labels)
 

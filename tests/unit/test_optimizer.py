@@ -1,0 +1,93 @@
+"""Optimizers that can leave a step out, their state, and the learning rate of each step."""
+
+import pytest
+import torch
+from one_step import OPTIMIZERS, assert_same_bits, everything, setting, step
+
+from daal import checkpoint
+from daal.config import FitConfig, OptimConfig
+from daal.optimizer import make_optimizer, set_learning_rate
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_fused_optimizers_equal_the_plain_ones(name: str) -> None:
+    config = OPTIMIZERS[name].model_copy(update={"weight_decay": 0.1})
+    networks = [setting()[0].to(memory_format=torch.channels_last) for _ in range(2)]
+    fused = make_optimizer(networks[0], config)
+    settings = {"lr": config.lr_new, "weight_decay": config.weight_decay, "foreach": False}
+    plain: torch.optim.Optimizer
+    if name == "adam":
+        plain = torch.optim.Adam(networks[1].parameters(), **settings)
+    else:
+        momentum = {"momentum": config.momentum, "nesterov": config.nesterov}
+        plain = torch.optim.SGD(networks[1].parameters(), **settings, **momentum)
+    for seed in range(5):
+        for network, optimizer in zip(networks, (fused, plain), strict=True):
+            torch.manual_seed(seed)
+            for parameter in network.parameters():
+                parameter.grad = torch.randn(parameter.shape).to(parameter)
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+            optimizer.step()
+    for ours, theirs in zip(*(n.parameters() for n in networks), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_before", [0, 3])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_restored_optimizers_go_on_to_the_bit(name: str, num_before: int) -> None:
+    network, batch = setting()
+    optimizer = make_optimizer(network, OPTIMIZERS[name])
+    for _ in range(num_before):
+        step(network, batch, optimizer)
+    saved = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = checkpoint.optimizer_tensors(optimizer, network.named_parameters())
+    state = {name: tensor.clone() for name, tensor in state.items()}
+
+    again, _ = setting()
+    again.load_state_dict(saved)
+    restored = make_optimizer(again, OPTIMIZERS[name])
+    checkpoint.restore_optimizer(restored, again.named_parameters(), state)
+    for pair in ((network, optimizer), (again, restored)):
+        for _ in range(2):
+            step(pair[0], batch, pair[1])
+    assert_same_bits(everything(again, restored), everything(network, optimizer))
+
+
+# ---- torch.compile ----------------------------------------------------------------------
+
+
+def test_schedule__two_rates_warm_up_and_decay() -> None:
+    network, _ = setting()
+    fit = FitConfig(optim=OptimConfig(warmup_steps=4, decay_every_epochs=2))
+    optimizer = make_optimizer(network, fit.optim)
+    rates = []
+    for number in range(12):
+        set_learning_rate(optimizer, fit, number, steps_per_epoch=3)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    assert rates[3] == [1.5e-4, 3e-5]
+    assert rates[0] == pytest.approx([1.5e-4 / 4, 3e-5 / 4])
+    assert rates[6] == pytest.approx([1.5e-5, 3e-6])  # after two epochs of three steps
+
+
+def test_paper_schedule__drops_every_60_epochs() -> None:
+    network, _ = setting()
+    fit = FitConfig()
+    optimizer = make_optimizer(network, fit.optim)
+    rates = [set_learning_rate(optimizer, fit, epoch, 1) for epoch in (0, 59, 60, 120, 180, 259)]
+    assert rates == pytest.approx([3e-5, 3e-5, 3e-6, 3e-7, 3e-8, 3e-9])
+
+
+def test_schedule__listed_epochs() -> None:
+    network, _ = setting()
+    fit = FitConfig(optim=OptimConfig(decay_at_epochs=[20, 80]))
+    optimizer = make_optimizer(network, fit.optim)
+    rates = [set_learning_rate(optimizer, fit, epoch, 1) for epoch in (19, 20, 79, 80, 259)]
+    assert rates == pytest.approx([3e-5, 3e-6, 3e-6, 3e-7, 3e-7])
+
+
+def test_schedule__listed_iterations() -> None:
+    network, _ = setting()
+    fit = FitConfig(optim=OptimConfig(decay_at_iterations=[3, 5]))
+    optimizer = make_optimizer(network, fit.optim)
+    rates = [set_learning_rate(optimizer, fit, 60, 1, at) for at in (0, 2, 3, 4, 5)]
+    assert rates == pytest.approx([3e-6, 3e-6, 3e-7, 3e-7, 3e-8])
