@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.shipped import shipped_names
+
 
 def daal(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -75,8 +77,7 @@ def test_wrong_use__exit_2_and_one_line_like_any_error(
 
 def daal_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """The same without a process of its own."""
-    from pipelines.shipped import shipped_names
-from pipelines import cli
+    from pipelines import cli
 
     monkeypatch.setattr(sys, "argv", ["daal", *arguments])
     try:
