@@ -15,7 +15,7 @@ Recipe = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="e.g. target.root=DIR cluster.p=2e-3"),
+    typer.Argument(metavar="KEY=VALUE", help="e.g. target.root=DIR cluster.p=2e-3"),
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also show what Ray says.")]
 Quiet = Annotated[

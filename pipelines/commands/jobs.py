@@ -74,10 +74,15 @@ def status(
     if as_json:
         print(json.dumps([asdict(job) for job in found]))
         return
+    if not found:
+        errors.print(f"no runs at {address}; daal submit starts one.", markup=False, soft_wrap=True)
+        return
     table = Table("run", "job", "status", "exit code", "message")
     for job in found:
         code = "" if job.exit_code is None else str(job.exit_code)
-        table.add_row(job.run, job.submission_id, job.status.value, code, escape(job.message))
+        # Of a failed job, the message is the end of its log, up to 20,000 characters.
+        last = (job.message.splitlines() or [""])[-1]
+        table.add_row(job.run, job.submission_id, job.status.value, code, escape(last))
     Console().print(table)
 
 

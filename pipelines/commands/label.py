@@ -19,7 +19,7 @@ def label(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="e.g. cluster.k1=30 cluster.eps_rule=p"),
+        typer.Argument(metavar="KEY=VALUE", help="e.g. cluster.k1=30 cluster.eps_rule=p"),
     ] = None,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("pseudo_labels.parquet"),
     split: Annotated[

@@ -107,7 +107,8 @@ def run_adaptation(
             title="Images found; nothing was started",
         )
         for domain, counts in findings.counts.items():
-            table.add_row(domain, *map(str, counts.values()), str(findings.num_sampled[domain]))
+            numbers = (*counts.values(), findings.num_sampled[domain])
+            table.add_row(domain, *(f"{number:,}" for number in numbers))
         Console().print(table)
         return
 
@@ -181,8 +182,8 @@ def size(
         return
     probe, gb = found.probe, 1e9
     print(
-        f"{found.num_source} source and {found.num_target} target images to train on, "
-        f"{found.num_test} to test: {found.jpeg_bytes / gb:.2f} GB of JPEG in the object store, "
+        f"{found.num_source:,} source and {found.num_target:,} target images to train on, "
+        f"{found.num_test:,} to test: {found.jpeg_bytes / gb:.2f} GB of JPEG in the object store, "
         f"{found.decoded_bytes / gb:.2f} GB more if kept decoded; {found.disk_bytes / gb:.2f} GB "
         f"of disk for the run.\nProbe on {probe.device}: {probe.train_images_per_s:.1f} images/s "
         f"in training, {probe.extract_images_per_s:.1f} in extraction, "
@@ -210,7 +211,7 @@ def ablate(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="For every row, on top of its own settings."),
+        typer.Argument(metavar="KEY=VALUE", help="For every row, on top of its own settings."),
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Instead of the one that the suite names.")

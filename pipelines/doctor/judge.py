@@ -111,7 +111,8 @@ def _packages(facts: Facts) -> Iterator[Check]:
 def _torch(facts: Facts, config: Config) -> Iterator[Check]:
     torch = facts["torch"]
     if str(torch.get("failed")).startswith("no answer"):  # a busy machine, or a slow disk
-        yield _warning("torch", torch["failed"], "ask again when the machine is idle")
+        found = f"{torch['failed']}, so nothing is known of GPUs"
+        yield _warning("torch", found, "ask again when the machine is idle")
         return
     if "failed" in torch:
         yield _missing("torch", torch["failed"], "install torch again", ConfigError)
@@ -213,8 +214,8 @@ def _token(token: Facts, address: str | None) -> Check:
 def _machine(facts: Facts, config: Config) -> Iterator[Check]:
     wanted = config.ray.cpus_needed
     if facts["cpus"] < wanted and not facts["address"]:
-        found = f"{facts['cpus']}, shared by {wanted:g} logical ones"
-        yield _warning("CPUs", found, "none is needed; with ray.num_workers=1 they share less")
+        found = f"{facts['cpus']}, shared by the {wanted:g} that a run reserves"
+        yield _warning("CPUs", found, "a run works all the same; ray.num_workers=1 reserves fewer")
     else:
         yield _ok("CPUs", str(facts["cpus"]))
 

@@ -89,8 +89,13 @@ def read_facts(run: RunFolder) -> Facts:
         )
     try:
         values = yaml.safe_load(run.read("config.yaml"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{run.path('config.yaml')} is damaged: it isn't YAML.") from error
+    except (yaml.YAMLError, UnicodeDecodeError):
+        values = None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{run.uri}/config.yaml is damaged: it isn't YAML with a run's settings; get the file "
+            "back, or make the run again."
+        )
     journal = run.journal()
     names = list(dict.fromkeys(line["stage"].partition("/")[0] for line in journal))
     # "final" is a labelling behind the last iteration, made to judge that one's model.
@@ -99,7 +104,7 @@ def read_facts(run: RunFolder) -> Facts:
     return Facts(
         name=PurePosixPath(run.base).name,
         uri=run.uri,
-        config=check_config(dict(values)),
+        config=check_config(values),
         values=values,
         summary=_json(run, "summary.json"),
         scores=[row for row in scores if row and row["num_valid_queries"]],

@@ -148,7 +148,8 @@ def _readable(uri: str) -> Iterator[None]:
     except wrong as error:
         raise DataError(
             f"{uri}: its JSON files say what no page can be made of ({type(error).__name__}: "
-            f"{error}); they are damaged or of another version of daal."
+            f"{error}); they are damaged or of another version of daal: take that one, or make "
+            "the run again."
         ) from error
 
 

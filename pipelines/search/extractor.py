@@ -43,8 +43,10 @@ class Extractor:
 
     def of_image(self, path: Path, what: str) -> Features:
         """(C,). Raises DataError, calling the image `what`, if it can't be read."""
-        is_file = os.path.isfile(path)  # a pipe would be waited for
-        found = self._read(path) if is_file else "there is no such file"
+        if os.path.isfile(path):
+            found = self._read(path)
+        else:  # a pipe would be waited for
+            found = "it is no file" if os.path.exists(path) else "there is no such file"
         if isinstance(found, str):
             raise DataError(f"{what} {path} can't be used: {found}; give another image.")
         feature_C: Features = self._features([found])[0]

@@ -17,13 +17,14 @@ import bad_configs
 import bad_features
 import bad_folders
 import bad_images
+import bad_verbs
 import bad_weights
 import pytest
 from bad_input import PICTURE, VICTIM, Case, Outcome, as_markdown, check, market, run
 
 from daal.config import DatasetConfig
 
-PARTS = (bad_configs, bad_folders, bad_images, bad_features, bad_weights)
+PARTS = (bad_configs, bad_folders, bad_images, bad_features, bad_weights, bad_verbs)
 CASES: list[Case] = [case for part in PARTS for case in part.CASES]
 LIST = Path(__file__).parents[2] / "docs" / "bad_input.md"
 

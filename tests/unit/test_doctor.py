@@ -101,7 +101,7 @@ def test_a_machine_with_everything() -> None:
          "Ray token", "missing", "is not there", "RAY_AUTH_TOKEN_PATH", 6),
         ({"address": "10.0.0.1:6379", "cluster": {"failed": "no answer within 12 s"}}, "",
          "Ray cluster", "missing", "RAY_ADDRESS=10.0.0.1:6379: no answer", "unset RAY_ADDRESS", 6),
-        ({"cpus": 2}, "", "CPUs", "warning", "2, shared by 4", "ray.num_workers=1", 0),
+        ({"cpus": 2}, "", "CPUs", "warning", "2, shared by the 4", "ray.num_workers=1", 0),
         ({"memory.free": 1e9}, "", "memory", "warning", "1.0 GB of them free", "daal size", 0),
         ({"shm": 64e6}, "", "/dev/shm", "warning", "0.1 GB free for Ray's object store of 10.0 GB",
          "--shm-size=10gb", 0),

@@ -237,8 +237,8 @@ def test_a_data_set__its_gallery_split_and_pids(
         ("empty.png", "the file is empty"),
         ("broken.jpg", "the image data is cut off"),
         ("notes.txt", "not a readable image"),
-        ("pipe.jpg", "there is no such file"),
-        (".", "there is no such file"),
+        ("pipe.jpg", "it is no file"),
+        (".", "it is no file"),
     ],
 )
 def test_a_query_that_is_no_image__one_sentence(
