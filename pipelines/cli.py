@@ -3,6 +3,8 @@
 import logging
 import sys
 import warnings
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
@@ -14,10 +16,29 @@ from pipelines.console import show
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Adapt a person re-identification model to unlabelled cameras. "
     "Exit codes: 2 configuration, 3 data, 4 checkpoint, 5 diverged, 6 cluster, 7 pseudo-labels, "
     "8 storage.",
 )
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"daal {version('daal')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print it, and end."),
+    ] = False,
+) -> None:
+    """Those of `daal` itself."""
+
+
 for command in (
     run.demo,
     run.validate,

@@ -25,7 +25,7 @@ from pipelines.commands.arguments import (
 )
 from pipelines.commands.report import REPORT, leave_report
 from pipelines.console import errors, show
-from pipelines.shipped import read_config
+from pipelines.shipped import read_config, shipped
 
 
 def adapt(
@@ -228,6 +228,7 @@ def ablate(
     verbose: Verbose = False,
 ) -> None:
     """All rows of one of the paper's tables; images are drawn unless target.root is given."""
+    shipped("suite", suite)  # said in no time, where the imports below take seconds
     from pipelines.ablate import configurations, read_suite, run_suite
     from pipelines.session import ray_session
     from pipelines.suite_table import as_json, markdown, measured_on, plot

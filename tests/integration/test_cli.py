@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,7 @@ def test_synth__leaves_a_folder_of_other_things_alone(tmp_path: Path) -> None:
     result = daal("synth", str(tmp_path))
     assert result.returncode == 3
     assert (tmp_path / "mine.txt").read_text() == "not to be touched"
+
+
+def test_version() -> None:
+    assert daal("--version").stdout == f"daal {version('daal')}\n"
