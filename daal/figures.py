@@ -74,6 +74,8 @@ def curves(
                 linewidth=1.6,
                 label=line.name,
             )
+        if all(float(y).is_integer() for line in lines for y in line.y):
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         if whole_x:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if log_y:

@@ -50,7 +50,10 @@ class RunFolder:
             if create:
                 self.filesystem.create_dir(self.base, recursive=True)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise ConfigError(f"out={uri} can't be used as a run folder: {error}") from error
+            raise ConfigError(
+                f"out={uri} can't be used as a run folder ({str(error).rstrip('.')}); give a path, "
+                "s3://BUCKET/FOLDER or gs://BUCKET/FOLDER."
+            ) from error
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
         self._inputs = ""  # digest of what the stages so far have left
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from daal.config import Config
@@ -180,27 +181,27 @@ def size(
     if as_json:
         print(json.dumps(found.as_dict()))
         return
-    probe, gb = found.probe, 1e9
+    probe = found.probe
     print(
         f"{found.num_source:,} source and {found.num_target:,} target images to train on, "
-        f"{found.num_test:,} to test: {found.jpeg_bytes / gb:.2f} GB of JPEG in the object store, "
-        f"{found.decoded_bytes / gb:.2f} GB more if kept decoded; {found.disk_bytes / gb:.2f} GB "
-        f"of disk for the run.\nProbe on {probe.device}: {probe.train_images_per_s:.1f} images/s "
+        f"{found.num_test:,} to test: {decimal(found.jpeg_bytes)} of JPEG in the object store, "
+        f"{decimal(found.decoded_bytes)} more if kept decoded; {decimal(found.disk_bytes)} of disk "
+        f"for the run.\nProbe on {probe.device}: {probe.train_images_per_s:.1f} images/s "
         f"in training, {probe.extract_images_per_s:.1f} in extraction, "
         f"{probe.decode_images_per_s:.0f} decoded by a CPU."
     )
     table = Table(
         *("workers", "device memory", "CPUs to decode", "sent a step", "moved an iteration"),
-        "hours", title="Each worker on a device like the probe's and a node of its own",
+        "time", title="Each worker on a device like the probe's and a node of its own",
     )  # fmt: skip
     for need in found.needs:
         table.add_row(
             str(need.num_workers),
-            f"{need.device_bytes / gb:.1f} GB",
+            decimal(need.device_bytes),
             f"{need.decode_cpus:.1f}",
-            f"{need.bytes_per_step / gb:.2f} GB",
-            f"{need.bytes_per_iteration / gb:.2f} GB",
-            f"{need.hours:.1f}",
+            decimal(need.bytes_per_step),
+            decimal(need.bytes_per_iteration),
+            f"{need.hours:.1f} h" if need.hours >= 1 else f"{60 * need.hours:.1f} min",
         )
     Console().print(table)
 

@@ -112,7 +112,11 @@ def _torch(facts: Facts, config: Config) -> Iterator[Check]:
     torch = facts["torch"]
     if str(torch.get("failed")).startswith("no answer"):  # a busy machine, or a slow disk
         found = f"{torch['failed']}, so nothing is known of GPUs"
-        yield _warning("torch", found, "ask again when the machine is idle")
+        remedy = "ask again when the machine is idle"
+        if config.ray.use_gpu is True:
+            yield _missing("torch", found, remedy, ClusterError)
+        else:
+            yield _warning("torch", found, remedy)
         return
     if "failed" in torch:
         yield _missing("torch", torch["failed"], "install torch again", ConfigError)

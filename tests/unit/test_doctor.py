@@ -75,6 +75,8 @@ def test_a_machine_with_everything() -> None:
         ({"torch": {"failed": "it crashed (signal 11: libcuda)"}}, "", "torch", "missing",
          "signal 11", "install torch again", 2),
         ({"torch": {"failed": "no answer within 12 s"}}, "", "torch", "warning", "12 s", "idle", 0),
+        ({"torch": {"failed": "no answer within 12 s"}}, "ray.use_gpu=true", "torch", "missing",
+         "12 s", "idle", 6),
         ({"torch.gpus": [], "nvidia": []}, "", "GPUs", "missing", "CPUs", "paper", 0),
         ({"torch.gpus": [], "nvidia": []}, "ray.use_gpu=true", "GPUs", "missing", "CPUs", "paper",
          6),
