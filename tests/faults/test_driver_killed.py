@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from heads import kill, processes_of, ray_head, wait_until_gone
-from runs import run_of
+from heads import Head, kill, processes_of, ray_head, wait_until_gone
+from runs import Run, run_of
 
 from daal.config import Config
 
@@ -20,26 +20,27 @@ EVERY_STAGE = ["ingest/target", "pretrain/train", "pretrain/extract", "iteration
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
+@pytest.mark.timeout(600)
+def test_killed__the_bits_of_an_undisturbed_run(tiny_config: Config, tmp_path: Path) -> None:
+    calm, struck = (run_of(tiny_config, f"{tmp_path}/{name}") for name in ("calm", "struck"))
+    with ray_head() as head:
+        calm.finish(head.joined)
+        kill_in(struck, "iteration-01/estimate", head)
+        struck.finish(head.joined)
+    assert_the_same(struck, calm)
+
+
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "stages",
-    [
-        pytest.param(["iteration-01/estimate"], id="one stage"),
-        pytest.param(EVERY_STAGE, id="every stage", marks=pytest.mark.nightly),
-    ],
-)
-def test_killed__and_the_cluster_lost__the_bits_of_an_undisturbed_run(
-    stages: list[str], tiny_config: Config, tmp_path: Path
+def test_killed_in_every_stage__and_the_cluster_lost__the_bits_of_an_undisturbed_run(
+    tiny_config: Config, tmp_path: Path
 ) -> None:
     calm, struck = (run_of(tiny_config, f"{tmp_path}/{name}") for name in ("calm", "struck"))
     with ray_head() as second:
         with ray_head() as first:
             calm.finish(first.joined)
-            for stage in stages:
-                process = struck.start(first.joined)
-                struck.wait_for(stage, process)
-                process.kill()
-                process.communicate()
+            for stage in EVERY_STAGE:
+                kill_in(struck, stage, first)
             process = struck.start(first.joined)
             struck.wait_for("iteration-01/extract", process)
             first.kill()
@@ -49,6 +50,17 @@ def test_killed__and_the_cluster_lost__the_bits_of_an_undisturbed_run(
             assert process.returncode == 1 or "the same command continues" in stderr
             assert "Traceback" not in stderr
         struck.finish(second.joined)
+    assert_the_same(struck, calm)
+
+
+def kill_in(run: Run, stage: str, head: Head) -> None:
+    process = run.start(head.joined)
+    run.wait_for(stage, process)
+    process.kill()
+    process.communicate()
+
+
+def assert_the_same(struck: Run, calm: Run) -> None:
     assert struck.folder.read(WEIGHTS) == calm.folder.read(WEIGHTS)
     assert struck.stages() == calm.stages(), "a stage was done twice"
 
@@ -56,7 +68,11 @@ def test_killed__and_the_cluster_lost__the_bits_of_an_undisturbed_run(
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("end", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.nightly),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
 )
 def test_its_own_ray_ends_with_the_driver__and_the_run_can_go_on(
     end: signal.Signals, code: int, tiny_config: Config, tmp_path: Path

@@ -40,7 +40,7 @@ AT_EACH_POINT = [
     [
         (1, "jpeg", 16, 2, [AMID_AN_EPOCH]),
         pytest.param(2, "auto", 1, 1, [AMID_AN_EPOCH], marks=pytest.mark.nightly),
-        (3, "auto", 16, 1, AT_EACH_POINT[1:2]),
+        (3, "auto", 16, 1, AT_EACH_POINT[2:3]),
         pytest.param(3, "auto", 16, 1, AT_EACH_POINT, marks=pytest.mark.nightly),
     ],
 )

@@ -131,6 +131,7 @@ def test_adapt__without_a_source__its_result_chosen_without_identities(
     assert summary["adapted"]["map"] == rows[summary["selected"]]["map"]
 
 
+@pytest.mark.nightly
 def test_adapt__as_udap_does__and_stops_when_the_labels_stay_the_same(
     ray_cluster: None, tiny_config: Config
 ) -> None:

@@ -17,6 +17,7 @@ def test_json_lines_and_nothing_else__then_quiet(
     tiny_config: Config,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    tiny_config = tiny_config.model_copy(update={"report": False})
     run_adaptation(tiny_config, as_json=True)
     output = capsys.readouterr()
     lines = [json.loads(line) for line in output.out.splitlines()]

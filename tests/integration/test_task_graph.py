@@ -49,7 +49,13 @@ def test_same_bits_as_the_local_estimate(ray_cluster, num_blocks):
 
     features = drawn_features()
     given = features if num_blocks is None else ray.put(features)
-    found = estimate_on_ray(given, CONFIG, num_blocks=num_blocks)
+    seen = []
+    found = estimate_on_ray(
+        given, CONFIG, num_blocks=num_blocks, on_progress=lambda *event: seen.append(event)
+    )
+    if num_blocks == 5:
+        assert ("neighbours: products", 15, 15) in seen
+    assert all(done <= tasks for _, done, tasks in seen)
     assert_same(found, estimate_pseudo_labels(features, CONFIG))
     stages = {"neighbours: products", "neighbours: refine", "encoding: weights"}
     assert stages <= found.stages.keys()
@@ -62,16 +68,6 @@ def test_same_bits_by_camera(ray_cluster):
     config = CONFIG.model_copy(update={"camera_aware": True})
     found = estimate_on_ray(features, config, camids_N=camids, num_blocks=2)
     assert_same(found, estimate_pseudo_labels(features, config, camids_N=camids))
-
-
-@pytest.mark.ray
-def test_progress_counts_the_tasks(ray_cluster):
-    seen = []
-    estimate_on_ray(
-        drawn_features(), CONFIG, num_blocks=4, on_progress=lambda *event: seen.append(event)
-    )
-    assert ("neighbours: products", 10, 10) in seen
-    assert all(done <= tasks for _, done, tasks in seen)
 
 
 @pytest.mark.ray
@@ -112,7 +108,8 @@ def workers_at(title):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("num_cpus", [1, pytest.param(2, marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("num_cpus", [1, 2])
 def test_number_of_workers_changes_no_bit(num_cpus, tmp_path):
     """In a Ray of its own, as the tests' Ray has four CPUs."""
     features = drawn_features()

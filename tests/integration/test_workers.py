@@ -101,6 +101,7 @@ def test_bad_data_in_one_worker__ends_the_job_with_its_message(
             workers.run(OneFails())
 
 
+@pytest.mark.nightly
 def test_workers_that_die_again_and_again__are_given_up(
     ray_cluster: None, tiny_config: Config, tmp_path: Path
 ) -> None:
