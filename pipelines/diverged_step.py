@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from daal import checkpoint
 from daal.config import Config
+from daal.errors import CheckpointError
 from daal.load_config import check_config
 from daal.network import DaalNetwork
 from daal.optimizer import make_optimizer
@@ -56,6 +58,7 @@ def replay(directory: Path) -> Replayed:
     Raises:
         CheckpointError: the folder isn't one that `keep_step` wrote, or is damaged.
     """
+    _check_kept(directory)
     tensors, metadata = checkpoint.load(directory)
     config = check_config(metadata["config"])
     state = {n.removeprefix(NETWORK): t for n, t in tensors.items() if n.startswith(NETWORK)}
@@ -74,6 +77,21 @@ def replay(directory: Path) -> Replayed:
         *(diverged, lambda flag: None, mixed_precision(device, config.mixed_precision)),
     )
     return Replayed(terms.as_dict(), next(iter(not_finite), None), bool(diverged))
+
+
+def _check_kept(directory: Path) -> None:
+    try:
+        with safe_open(directory / checkpoint.WEIGHTS, "numpy") as file:
+            if any(name.startswith(BATCH) for name in file.keys()):  # noqa: SIM118
+                return
+    except SafetensorError:
+        return  # it is damaged, and reading it will say how
+    except OSError:
+        pass
+    raise CheckpointError(
+        f"{directory} is not a kept step; give the folder that a diverged training has named, "
+        "STAGE/diverged-rank-N in its run."
+    )
 
 
 def _batches(tensors: dict[str, Tensor]) -> list[TrainBatch]:

@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from daal.errors import CheckpointError
 from daal.service_config import Layout
 from daal.whole_file import check_file_to_write, write_whole
 from pipelines.commands.arguments import AsJson, Verbose
@@ -166,28 +165,9 @@ def replay(
     step: Annotated[Path, typer.Argument(help="What a diverged training has kept of its step.")],
 ) -> None:
     """Compute a training step again that came out not finite, and say where it did so first."""
-    check_kept_step(step)
     from pipelines.diverged_step import replay as compute
 
     found = compute(step)
     # JSON has no NaN and no infinity; they are printed as text.
     loss = {name: x if math.isfinite(x) else str(x) for name, x in found.terms.items()}
     print(json.dumps({"diverged": found.diverged, "first": found.module, "loss": loss}))
-
-
-def check_kept_step(step: Path) -> None:
-    """Before torch is imported. Raises CheckpointError if this is no folder of a diverged step."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(step / "weights.safetensors", "numpy") as file:
-            if any(name.startswith("batch") for name in file.keys()):  # noqa: SIM118
-                return
-    except SafetensorError:
-        return  # it is damaged, and reading it will say how
-    except OSError:
-        pass
-    raise CheckpointError(
-        f"{step} is not a kept step; give the folder that a diverged training has named, "
-        "STAGE/diverged-rank-N in its run."
-    )
