@@ -45,7 +45,8 @@ class Resources:
             if self.unused_gpus
             else ""
         )
-        return f"{self.num_workers} workers on {device}{unused}"
+        workers = "worker" if self.num_workers == 1 else "workers"
+        return f"{self.num_workers} {workers} on {device}{unused}"
 
 
 def place_in_time(config: RayConfig) -> Resources:

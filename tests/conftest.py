@@ -1,10 +1,15 @@
 """One Ray for the whole test run, and a tiny drawn world."""
 
+import io
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_run import FinishedRun, tiny
 
 from daal.config import Config
 
@@ -42,21 +47,33 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_config(tiny_world: Path, tmp_path: Path) -> Config:
-    """A run of seconds on the tiny world: ResNet-18, one epoch, two workers."""
-    from daal.load_config import load_config
+    """A run of seconds with one worker."""
+    return tiny(tiny_world, tmp_path / "run")
 
-    return load_config(
-        None,
-        [
-            f"source.root={tiny_world}/source", f"target.root={tiny_world}/target",
-            "source.published_counts=false", "target.published_counts=false",
-            f"out={tmp_path}/run", "input.height=32", "input.width=16", "augment.pad=2",
-            "network.backbone=resnet18", "network.weights=none", "network.identity_head=unit",
-            "pretrain.epochs=1", "pretrain.batch_source=16", "pretrain.optim.lr_new=0.01",
-            "pretrain.optim.lr_backbone=0.01",
-            "adapt.epochs=1", "adapt.steps_per_epoch=3", "adapt.batch_source=8",
-            "adapt.batch_target=8", "iterations=1",
-            "cluster.eps_rule=q", "cluster.q=3", "cluster.max_cluster_share=1", "cluster.k1=8",
-            "soft_labels.form=normalized", "mixed_precision=false",
-        ],
-    )  # fmt: skip
+
+@pytest.fixture
+def two_workers(tiny_world: Path, tmp_path: Path) -> Config:
+    """A run of seconds with two."""
+    return tiny(tiny_world, tmp_path / "run", "ray.num_workers=2")
+
+
+@pytest.fixture(scope="session")
+def adapted(
+    ray_cluster: None, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory
+) -> FinishedRun:
+    """`daal adapt --json` on the tiny world, with two workers and a supervised bound."""
+    from pipelines.commands.run import run_adaptation
+
+    folder = tmp_path_factory.mktemp("adapted")
+    config = tiny(tiny_world, folder / "run", "ray.num_workers=2", "supervised_bound=true")
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with redirect_stdout(stdout), redirect_stderr(stderr):
+        run_adaptation(config, as_json=True)
+    return FinishedRun(config, stdout.getvalue(), stderr.getvalue())
+
+
+@pytest.fixture
+def finished_run(adapted: FinishedRun, tmp_path: Path) -> FinishedRun:
+    """That run in a folder of this test's own."""
+    out = shutil.copytree(adapted.out, tmp_path / "run")
+    return replace(adapted, config=adapted.config.model_copy(update={"out": str(out)}))

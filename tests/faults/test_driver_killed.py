@@ -33,9 +33,9 @@ def test_killed__the_bits_of_an_undisturbed_run(tiny_config: Config, tmp_path: P
 @pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_killed_in_every_stage__and_the_cluster_lost__the_bits_of_an_undisturbed_run(
-    tiny_config: Config, tmp_path: Path
+    two_workers: Config, tmp_path: Path
 ) -> None:
-    calm, struck = (run_of(tiny_config, f"{tmp_path}/{name}") for name in ("calm", "struck"))
+    calm, struck = (run_of(two_workers, f"{tmp_path}/{name}") for name in ("calm", "struck"))
     with ray_head() as second:
         with ray_head() as first:
             calm.finish(first.joined)

@@ -33,9 +33,9 @@ from pipelines.workers import Workers
 
 @pytest.mark.ray
 def test_one_rank_meets_a_nan__all_stop_before_the_weights_change(
-    ray_cluster: None, tiny_config: Config
+    ray_cluster: None, two_workers: Config
 ) -> None:
-    config, clusters, bad_step = tiny_config, 4, 2
+    config, clusters, bad_step = two_workers, 4, 2
     progress = Progress(console=Console(file=io.StringIO()))
     with ray_session(config.ray) as resources:
         source, target = (

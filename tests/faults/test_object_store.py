@@ -1,5 +1,6 @@
 """A run folder on S3: killed, continued, whole."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from heads import free_port
 from runs import run_of
 
 from daal.config import Config
+from pipelines.run_folder import RunFolder
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -54,10 +56,32 @@ def _make_bucket(address: str) -> None:
     pytest.fail("the S3 server did not start")
 
 
-@pytest.mark.parametrize(
-    ("verb", "last"),
-    [("pretrain", "pretrain"), pytest.param("adapt", "iteration-01", marks=pytest.mark.nightly)],
-)
+def test_a_stage_on_s3__is_whole_or_made_again(bucket: str) -> None:
+    content = {"stage/a.json": b"[1]", "stage/b.bin": bytes(3_000_000)}
+    made = 0
+
+    def make() -> dict[str, bytes]:
+        nonlocal made
+        made += 1
+        return content
+
+    def stage() -> dict[str, bytes]:
+        return RunFolder(f"{bucket}/runs/one").once("stage", sorted(content), make, dict)
+
+    assert stage() == stage() == content and made == 1
+    run = RunFolder(f"{bucket}/runs/one")
+    for damage in (b"", b"[2]", b"[1]\n"):
+        run.write("stage/a.json", damage)
+        assert stage() == content
+    assert made == 4 and len(run.journal()) == 4
+    for number in range(3):
+        run.append("metrics.jsonl", {"number": number})
+    lines = run.read("metrics.jsonl").decode().splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [0, 1, 2]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("verb", "last"), [("pretrain", "pretrain"), ("adapt", "iteration-01")])
 def test_a_run_on_s3__killed_while_training_and_continued(
     verb: str, last: str, bucket: str, tiny_config: Config
 ) -> None:

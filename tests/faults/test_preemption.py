@@ -23,12 +23,12 @@ WEIGHTS = "pretrain/checkpoint/weights.safetensors"
 
 @pytest.mark.timeout(600)
 def test_saved_at_the_end_of_the_epoch__and_continued_on_another_node(
-    tiny_config: Config, tmp_path: Path
+    two_workers: Config, tmp_path: Path
 ) -> None:
-    fit = tiny_config.pretrain.model_copy(
+    fit = two_workers.pretrain.model_copy(
         update={"epochs": 25, "steps_per_epoch": 8, "checkpoint_every_epochs": 1000}
     )
-    config = tiny_config.model_copy(update={"pretrain": fit})
+    config = two_workers.model_copy(update={"pretrain": fit})
     calm, struck = (run_of(config, f"{tmp_path}/{name}") for name in ("calm", "struck"))
     with ray_head(num_cpus=1) as head, another_node(head):
         node = the_other_node(head)

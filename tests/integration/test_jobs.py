@@ -126,7 +126,7 @@ def _wait_for(address: str) -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_a_run_is_submitted_followed_and_submitted_again(
+def test_a_run_is_submitted_followed_and_seen(
     head: Head, prometheus: Query | None, tiny_config: Config, tmp_path: Path
 ) -> None:
     config = tiny_config.model_copy(update={"out": str(tmp_path / "runs" / "Tiny")})
@@ -140,7 +140,6 @@ def test_a_run_is_submitted_followed_and_submitted_again(
     assert "Scores on the target's test images" in first.stdout
     assert (tmp_path / "runs/Tiny/summary.json").exists()
     assert TOKEN not in first.stdout + first.stderr
-    journal = (tmp_path / "runs/Tiny/journal.jsonl").read_text()
     names = {line.partition("{")[0] for line in watched.lines}
     assert {"ray_daal_map", "ray_daal_loss", "ray_daal_clusters", "ray_daal_stage"} <= names
     assert all('run="tiny"' in line for line in watched.lines)
@@ -153,14 +152,26 @@ def test_a_run_is_submitted_followed_and_submitted_again(
 
     status = daal(head, "status", "tiny")
     assert "daal-tiny-1" in status.stdout and "SUCCEEDED" in status.stdout
-    # The same name again: the run is continued, which here has nothing left to do.
-    again = daal(head, "submit", str(recipe), "--ship-code", "--follow")
-    assert again.returncode == 0 and "daal-tiny-2" in again.stderr, again.stderr
-    assert (tmp_path / "runs/Tiny/journal.jsonl").read_text() == journal
-    assert "Scores on the target's test images" in daal(head, "logs", "tiny").stdout
     assert "is over already" in daal(head, "stop", "tiny").stderr
 
-    # The exit code of a run that can't work is the run's own.
+
+@pytest.mark.ray
+@pytest.mark.nightly
+@pytest.mark.timeout(600)
+def test_a_name_submitted_again_continues_the_run__an_exit_code_is_the_run_s(
+    head: Head, tiny_config: Config, tmp_path: Path
+) -> None:
+    config = tiny_config.model_copy(update={"out": str(tmp_path / "runs" / "Twice")})
+    recipe = tmp_path / "twice.yaml"
+    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    first = daal(head, "submit", str(recipe), "--ship-code", "--follow")
+    assert first.returncode == 0, first.stdout + first.stderr
+    journal = (tmp_path / "runs/Twice/journal.jsonl").read_text()
+    again = daal(head, "submit", str(recipe), "--ship-code", "--follow")
+    assert again.returncode == 0 and "daal-twice-2" in again.stderr, again.stderr
+    assert (tmp_path / "runs/Twice/journal.jsonl").read_text() == journal
+    assert "Scores on the target's test images" in daal(head, "logs", "twice").stdout
+
     wrong = daal(head, "submit", str(recipe), "out=" + str(tmp_path / "wrong"),
                       "target.root=/nowhere", "--ship-code", "--follow")  # fmt: skip
     assert wrong.returncode == 3, wrong.stdout + wrong.stderr
@@ -181,11 +192,11 @@ def test_a_wrong_token_is_refused(head: Head) -> None:
 @pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_two_runs_that_fit_only_one_at_a_time(
-    head: Head, tiny_config: Config, tmp_path: Path
+    head: Head, two_workers: Config, tmp_path: Path
 ) -> None:
     names = ["left", "right"]
     for name in names:
-        config = tiny_config.model_copy(update={"out": str(tmp_path / name)})
+        config = two_workers.model_copy(update={"out": str(tmp_path / name)})
         recipe = tmp_path / f"{name}.yaml"
         recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
         submitted = daal(head, "submit", str(recipe), "--ship-code")

@@ -1,37 +1,31 @@
 """A run as the commands start it, in this process: its standard output, and what is tracked."""
 
 import json
-from pathlib import Path
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tiny_run import FinishedRun
 
-from daal.config import Config
 from pipelines.commands.run import run_adaptation
 
 pytestmark = pytest.mark.ray
 
 
 def test_json_lines_and_nothing_else__then_quiet(
-    ray_cluster: None,
-    tiny_config: Config,
-    capsys: pytest.CaptureFixture[str],
+    finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny_config = tiny_config.model_copy(update={"report": False})
-    run_adaptation(tiny_config, as_json=True)
-    output = capsys.readouterr()
-    lines = [json.loads(line) for line in output.out.splitlines()]
-    out = Path(tiny_config.out)
+    lines = [json.loads(line) for line in finished_run.stdout.splitlines()]
+    out = finished_run.out
     assert lines[-1] == json.loads((out / "summary.json").read_text())
     kept = (out / "metrics.jsonl").read_text().splitlines()
     assert lines[:-1] == [json.loads(line) for line in kept]
     assert any("loss" in line for line in lines) and any("num_clusters" in line for line in lines)
-    assert all("note: " in line or "warning: " in line for line in output.err.splitlines())
+    assert only_notes(finished_run.stderr)
 
-    run_adaptation(tiny_config, quiet=True)  # finished, and shown again
+    run_adaptation(finished_run.config, quiet=True)  # finished, and shown again
     output = capsys.readouterr()
     assert "direct transfer" in output.out and "iteration-01" in output.out
-    assert all("note: " in line or "warning: " in line for line in output.err.splitlines())
+    assert only_notes(output.err)
 
     # Two starts; each place on each axis once.
     files = sorted((out / "tensorboard").iterdir())
@@ -40,9 +34,13 @@ def test_json_lines_and_nothing_else__then_quiet(
     for file in files:
         for tag, step in _points(file.read_bytes()):
             steps.setdefault(tag, []).append(step)
-    assert steps["scores/map"] == [0, 1] and steps["clusters/num_clusters"] == [1]
+    assert steps["scores/map"] == [0, 1, 2] and steps["clusters/num_clusters"] == [1]
     assert steps["adapt/loss/total"][-1] == 3
     assert all(found == sorted(set(found)) for found in steps.values())
+
+
+def only_notes(text: str) -> bool:
+    return all("note: " in line or "warning: " in line for line in text.splitlines())
 
 
 def _points(data: bytes) -> list[tuple[str, int]]:

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from drawn_run import NAME, ROOT, SCRIPT, drawn_run
 from PIL import Image
+from tiny_run import FinishedRun
 
-from daal.config import Config
 from pipelines.commands import report as report_commands
 from pipelines.commands.run import run_adaptation
 from pipelines.console import errors
 from pipelines.report.page import report
-from pipelines.run_folder import RunFolder
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -110,27 +109,26 @@ def test_page__fits_a_phone(page: Path) -> None:
 
 @pytest.mark.ray
 def test_adapt__leaves_a_report__once__unless_switched_off__and_never_fails_of_it(
-    ray_cluster: None, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+    finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = RunFolder(tiny_config.out)
-    page = Path(folder.path("report.html"))
-    run_adaptation(tiny_config)
+    config, out = finished_run.config, finished_run.out
+    page = out / "report.html"
     html = page.read_text(encoding="utf-8")
     assert "Not shown" not in html and "drawn images" in html
-    score = json.loads(folder.read("summary.json"))["adapted"]["rank1"]
+    score = json.loads((out / "summary.json").read_text())["adapted"]["rank1"]
     assert f"{100 * score:.1f}" in html
     assert len(html) < 5_000_000
-    curves = b"".join(file.read_bytes() for file in page.with_name("tensorboard").iterdir())
+    curves = b"".join(file.read_bytes() for file in (out / "tensorboard").iterdir())
     assert b"attention/source-1" in curves and b"ranks/worst-1" in curves
 
     # A finished run has its report; one that was deleted is made again, if it can be.
     written = page.stat().st_mtime_ns
-    run_adaptation(tiny_config)
+    run_adaptation(config)
     assert page.stat().st_mtime_ns == written
     page.unlink()
-    run_adaptation(tiny_config.model_copy(update={"report": False}))
+    run_adaptation(config.model_copy(update={"report": False}))
     assert not page.exists()
     monkeypatch.setattr(report_commands, "REPORT", "iteration-01")  # a folder is in its place
     with errors.capture() as said:
-        run_adaptation(tiny_config)
+        run_adaptation(config)
     assert "no report was written" in said.get()

@@ -78,9 +78,9 @@ def group(config: Config, folder: Path, **ray_settings: Any) -> Any:
 
 
 def test_one_group_for_many_jobs__and_the_same_job_again_for_a_new_group(
-    ray_cluster: None, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None, two_workers: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, folder, progress = group(tiny_config, tmp_path)
+    config, folder, progress = group(two_workers, tmp_path)
     monkeypatch.setenv(FAULTS, json.dumps([{"stage": "who", "step": 0, "rank": 1}]))
     with (
         ray_session(config.ray) as resources,
@@ -93,9 +93,9 @@ def test_one_group_for_many_jobs__and_the_same_job_again_for_a_new_group(
 
 
 def test_bad_data_in_one_worker__ends_the_job_with_its_message(
-    ray_cluster: None, tiny_config: Config, tmp_path: Path
+    ray_cluster: None, two_workers: Config, tmp_path: Path
 ) -> None:
-    config, folder, progress = group(tiny_config, tmp_path)
+    config, folder, progress = group(two_workers, tmp_path)
     with ray_session(config.ray) as resources, pytest.raises(DataError, match="row 7"):
         with Workers(config, folder, resources, progress) as workers:
             workers.run(OneFails())
@@ -112,11 +112,11 @@ def test_workers_that_die_again_and_again__are_given_up(
 
 
 def test_a_rank_that_hangs__each_rank_says_where_it_is_and_the_job_is_run_again(
-    ray_cluster: None, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None, two_workers: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[dict[str, Any]] = []
     output = io.StringIO()
-    config, folder, _ = group(tiny_config, tmp_path, stall_minutes=5 / 60)
+    config, folder, _ = group(two_workers, tmp_path, stall_minutes=5 / 60)
     monkeypatch.setenv(
         FAULTS, json.dumps([{"stage": "meeting", "step": 3, "rank": 1, "kind": "hang"}])
     )

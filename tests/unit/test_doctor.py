@@ -235,7 +235,7 @@ def test_a_cluster__joined_for_a_moment(ray_cluster: None, monkeypatch: pytest.M
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     fits, does_not = (RayConfig(num_workers=number).model_dump_json() for number in (1, 50))
-    assert probes.ask("cluster", fits, seconds=120)["resources"].startswith("1 workers on ")
+    assert probes.ask("cluster", fits, seconds=120)["resources"].startswith("1 worker on ")
     refused = probes.ask("cluster", does_not, seconds=120)["refused"]
     assert "the cluster has 4 CPUs, but the run needs 52" in refused
 
