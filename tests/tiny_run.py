@@ -1,0 +1,36 @@
+"""The settings of a run of seconds, and a run that was brought to its end with them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from daal.config import Config
+from daal.load_config import load_config
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """Its settings, and what its command has written to standard output and error."""
+
+    config: Config
+    stdout: str
+    stderr: str
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out)
+
+
+def tiny(world: Path, out: Path, *settings: str) -> Config:
+    """A run of seconds on the tiny world: ResNet-18, one epoch, one worker."""
+    return load_config(None, [
+        f"source.root={world}/source", f"target.root={world}/target", f"out={out}",
+        "source.published_counts=false", "target.published_counts=false",
+        "input.height=32", "input.width=16", "augment.pad=2", "ray.num_workers=1",
+        "network.backbone=resnet18", "network.weights=none", "network.identity_head=unit",
+        "pretrain.epochs=1", "pretrain.batch_source=16", "pretrain.optim.lr_new=0.01",
+        "pretrain.optim.lr_backbone=0.01",
+        "adapt.epochs=1", "adapt.steps_per_epoch=3", "adapt.batch_source=8",
+        "adapt.batch_target=8", "iterations=1",
+        "cluster.eps_rule=q", "cluster.q=3", "cluster.max_cluster_share=1", "cluster.k1=8",
+        "soft_labels.form=normalized", "mixed_precision=false", *settings,
+    ])  # fmt: skip
