@@ -63,7 +63,7 @@ def test_adapt__leaves_its_artefacts_resumes_and_does_nothing_twice(
              "evaluation.json"]  # fmt: skip
     assert files == {
         "config.yaml", "journal.jsonl", "metrics.jsonl", "summary.json",
-        "report.html", "tracking.json",
+        "report.html", "tracking.json", ".lock",
         "images/source.parquet", "images/source-quarantine.parquet",
         "images/target.parquet", "images/target-quarantine.parquet",
         *(f"{name}/{file}" for name in stages for file in stage),
