@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -25,7 +25,6 @@ from daal.config import Config
 from daal.errors import ConfigError, StorageError
 from daal.load_config import check_config, flat
 
-T = TypeVar("T")
 Entries = dict[str, dict[str, Any]]  # size and sha256 of a stage's files, by name
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"
@@ -150,13 +149,12 @@ class RunFolder:
         stage: str,
         files: list[str],
         make: Callable[[], dict[str, bytes | pa.Buffer]],
-        read: Callable[[dict[str, bytes]], T],
         leads_on: bool = True,
-    ) -> T:
-        """What a stage left behind; it is run if its files aren't whole or others led to them.
+    ) -> dict[str, bytes]:
+        """What a stage left in `files`; it is run if they aren't whole or others led to them.
 
-        `make` returns the content of `files`; `read` turns their content into the result. Stages
-        are asked for in the order of the run; nothing follows from one that doesn't lead on.
+        `make` returns their content. Stages are asked for in the order of the run; nothing
+        follows from one that doesn't lead on.
         """
         found = self._whole(stage, files)
         if found is None:
@@ -173,7 +171,7 @@ class RunFolder:
         if leads_on:
             hashes = "".join(entries[name]["sha256"] for name in sorted(entries))
             self._inputs = _sha256((self._inputs + hashes).encode())
-        return read(contents)
+        return contents
 
     def adopt(self, other: "RunFolder") -> None:
         """Take over the finished stages of another run that this one doesn't have yet."""
@@ -192,10 +190,8 @@ class RunFolder:
         """What was appended to a file, if it is there; a line cut off by a crash is left out."""
         lines = []
         for text in self.read(name).decode().splitlines() if self.exists(name) else []:
-            try:
+            with suppress(json.JSONDecodeError):
                 lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
         return lines
 
     def _whole(self, stage: str, files: list[str]) -> tuple[Entries, dict[str, bytes]] | None:
@@ -219,19 +215,12 @@ class RunFolder:
         try:
             yield
         except OSError as error:
+            why, remedy = str(error).splitlines()[0], "check the storage and its permissions"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                what = (
-                    f"{self.path(name)} can't be written: the disk is full ({need:,} bytes needed)"
-                )
-                remedy = "make room"
-            else:
-                first = str(error).splitlines()[0]
-                what = (
-                    f"{self.path(name)} can't be {'read' if need is None else 'written'}: {first}"
-                )
-                remedy = "check the storage and its permissions"
+                why, remedy = f"the disk is full ({need:,} bytes needed)", "make room"
             raise StorageError(
-                f"{what}; {remedy}, and the same command goes on: finished stages are kept."
+                f"{self.path(name)} can't be {'read' if need is None else 'written'}: {why}; "
+                f"{remedy}, and the same command goes on: finished stages are kept."
             ) from error
 
 
