@@ -53,31 +53,21 @@ def label(
     Raises LabelError, naming the file, if there are none to be found.
     """
     try:
-        return _label(features, config, ray_config, verbose, on_progress)
+        if ray_config is None:
+            return estimate_pseudo_labels(features.features_NC, config, camids_N=features.camids)
+        # Nothing is trained or read here, so don't ask the cluster for the CPUs and GPUs of that.
+        ray_config = ray_config.model_copy(update={"num_workers": 1, "data_cpus": 1})
+        with ray_session(ray_config, verbose) as resources:
+            return estimate_on_ray(
+                features.features_NC,
+                config,
+                camids_N=features.camids,
+                cpus_per_task=resources.cpus_per_node,
+                gpus_per_task=1 if resources.use_gpu else 0,
+                on_progress=on_progress,
+            )
     except LabelError as error:
         raise LabelError(f"{features.path}: {error}") from error
-
-
-def _label(
-    features: Features,
-    config: ClusterConfig,
-    ray_config: RayConfig | None,
-    verbose: bool,
-    on_progress: OnProgress | None,
-) -> PseudoLabels:
-    if ray_config is None:
-        return estimate_pseudo_labels(features.features_NC, config, camids_N=features.camids)
-    # Nothing is trained or read here, so don't ask the cluster for the CPUs and GPUs of that.
-    ray_config = ray_config.model_copy(update={"num_workers": 1, "data_cpus": 1})
-    with ray_session(ray_config, verbose) as resources:
-        return estimate_on_ray(
-            features.features_NC,
-            config,
-            camids_N=features.camids,
-            cpus_per_task=resources.cpus_per_node,
-            gpus_per_task=1 if resources.use_gpu else 0,
-            on_progress=on_progress,
-        )
 
 
 def labels_table(features: Features, found: PseudoLabels) -> pa.Table:
