@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 from daal.errors import DaalError, DataError
 from daal.load_config import flat
+from pipelines.doctor.machine import version_of
 from pipelines.live import LABELS
 from pipelines.report import facts as report_data
 from pipelines.report.facts import Facts, Row
@@ -97,11 +97,10 @@ def report(run: RunFolder) -> Report:
             settings=flat(facts.values),
             packages=_packages(),
         )  # fmt: skip
-        strips = (
+        pictures = tuple(
             Picture(tag, strip(photos), len(facts.trained))
             for tag, photos in _photos(attention, found)
         )
-        pictures = tuple(strips)
     return Report(page, parts.failures, pictures)
 
 
@@ -285,10 +284,5 @@ def _target_hash(facts: Facts) -> str | None:
 
 
 def _packages() -> dict[str, str]:
-    found = {"Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    versions = {name: version for name in PACKAGES if (version := version_of(name))}
+    return {"Python": platform.python_version(), **versions}
