@@ -8,6 +8,7 @@ first extraction, which also decodes what is then kept, is a row of its own. Dra
 """
 
 import time
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.drawn import Group, Run, drawn_run
-from benchmarks.tables import median, parser_of, tell
+from benchmarks.tables import parser_of, tell
 from daal.augment import normalise
 from daal.config import Config
 from daal.images import decode

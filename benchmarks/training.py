@@ -15,6 +15,7 @@ import socket
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.drawn import Group, Run, drawn_run
-from benchmarks.tables import median, parser_of, tell
+from benchmarks.tables import parser_of, tell
 from cluster.soft_labels import soft_label_weights
 from daal.augment import augment, sample_seeds
 from daal.config import Config
