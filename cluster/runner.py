@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import wraps
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from threadpoolctl import threadpool_limits
+
+from cluster.blocks import Function
 
 TASKS_ON_DEVICE = 2  # at a time: the memory of a GPU is small, and one task nearly fills it
 
@@ -190,6 +193,17 @@ class Threads:
         self._times.append(TaskTime(stage, start, time.time(), time.thread_time() - cpu))
         for result, value in pairs:
             result.set_result(value)
+
+
+def on_threads(function: Function) -> Function:
+    """Let a function's `runner`, where none is given, be this machine's threads."""
+
+    @wraps(function)
+    def run(*arguments: Any, runner: Runner | None = None, **options: Any) -> Any:
+        with Threads() if runner is None else nullcontext(runner) as given:
+            return function(*arguments, runner=given, **options)
+
+    return cast(Function, run)
 
 
 class _Task:
