@@ -122,7 +122,4 @@ class Group:
             stage, 1, self.run.images["source"], self.run.images["target"],
             labels.features_NC, labels.pseudo_labels_N[:, None], {},
         )  # fmt: skip
-        times: dict[str, float] = next(
-            row["times"] for row in reversed(self.figures) if "times" in row
-        )
-        return times
+        return next(row["times"] for row in reversed(self.figures) if "times" in row)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
-from cluster.quality import ClusterQuality, cluster_quality
+from cluster.quality import cluster_quality
 from cluster.task_graph import OnProgress, estimate_on_ray
 from daal.config import ClusterConfig, RayConfig
 from daal.errors import ConfigError, LabelError
@@ -80,18 +80,13 @@ def labels_table(features: Features, found: PseudoLabels) -> pa.Table:
     return pa.table({**first, "pseudo_label": found.labels})
 
 
-def quality(features: Features, found: PseudoLabels) -> ClusterQuality:
-    """Figures of the labels, against the file's pids if it knows any."""
-    return cluster_quality(found.labels, features.pids)
-
-
 def as_dict(features: Features, found: PseudoLabels) -> dict[str, Any]:
-    """What `daal label --json` prints."""
+    """What `daal label --json` prints; figures are against the file's pids if it knows any."""
     return {
         "eps": found.eps,
         "p": found.p,
         "num_backoffs": found.num_backoffs,
-        **quality(features, found).as_dict(),
+        **cluster_quality(found.labels, features.pids).as_dict(),
         "notes": list(found.notes),
         "stages": {name: vars(stage) for name, stage in found.stages.items()},
     }

@@ -4,7 +4,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -22,8 +21,10 @@ from ray.exceptions import RayError
 from daal.config import RayConfig
 from daal.errors import ClusterError
 from pipelines.console import errors, show
+from pipelines.knock import knock
 from pipelines.resources import Resources, place_in_time
 
+KNOCK_SECONDS = 10.0
 LOOK_SECONDS, LOST_SECONDS = 3.0, 40.0  # whether the cluster is there; until it is given up
 
 
@@ -70,7 +71,7 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             if address:
-                _knock(address)
+                knock(address, KNOCK_SECONDS)
                 ray.init(address=address, **common)
             else:
                 ensure_private_token()
@@ -107,13 +108,6 @@ def _without_its_first_line() -> Iterator[None]:
                     os.write(2, line)
 
 
-def _knock(address: str) -> None:
-    # Where nothing listens, ray.init would wait for minutes without a word.
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
 def _end_on_sigterm() -> None:
     # The handler that Ray installs prints stacks, and aborts the process three seconds later.
     if threading.current_thread() is threading.main_thread():
@@ -126,7 +120,7 @@ def _watch_cluster(over: threading.Event) -> None:
     lost_since = None
     while not over.wait(LOOK_SECONDS):
         try:
-            _knock(address)
+            knock(address, KNOCK_SECONDS)
             lost_since = None
         except OSError:
             lost_since = lost_since or time.monotonic()

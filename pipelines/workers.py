@@ -171,8 +171,7 @@ class Workers:
                 if isinstance(finished, DaalError):
                     raise finished
                 try:
-                    results: list[Any] = ray.get(finished)
-                    return results
+                    return ray.get(finished)
                 except (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError):
                     continue  # a worker was lost with its result before we had it
 

@@ -179,7 +179,7 @@ def size(
 
     found = size_of(read_config(recipe, overrides))
     if as_json:
-        print(json.dumps(found.as_dict()))
+        print(json.dumps(asdict(found)))
         return
     probe = found.probe
     print(

@@ -38,7 +38,7 @@ def gather(config: Config, write_out: bool) -> dict[str, Any]:
     if not has_login:
         questions["storage"] = ("storage", config.out, "write" if write_out else "look")
     address = os.environ.get("RAY_ADDRESS")
-    closed = probes.knock(address) if address else None
+    closed = probes.silence_of(address) if address else None
     if address and not closed:
         questions["cluster"] = ("cluster", config.ray.model_dump_json())
     with ThreadPoolExecutor(len(questions)) as pool:

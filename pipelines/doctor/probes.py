@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import uuid
@@ -18,6 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pipelines.knock import knock
 
 SECONDS = 12.0  # that any question may take
 
@@ -54,13 +55,10 @@ def ask(name: str, *arguments: str, seconds: float = SECONDS) -> Facts:
     return answer
 
 
-def knock(address: str) -> str | None:
-    """Why nothing answers at RAY_ADDRESS, if it is HOST:PORT; Ray itself would ask for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return None
+def silence_of(address: str) -> str | None:
+    """Why nothing answers at RAY_ADDRESS, if it is HOST:PORT."""
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+        knock(address, KNOCK_SECONDS)
     except (OSError, OverflowError) as error:
         return f"nothing answers there ({getattr(error, 'strerror', None) or error})"
     return None

@@ -4,6 +4,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -108,16 +109,10 @@ def inlined(svg: bytes, alt: str, prefix: str) -> Markup:
 
 
 def _plot(
-    title: str,
-    curves: Sequence[figures.Curve],
-    x_label: str,
-    y_label: str,
-    *,
-    whole_x: bool = False,
-    log_y: bool = False,
-    borders: Sequence[float] = (),
+    title: str, curves: Sequence[figures.Curve], x_label: str, y_label: str, **options: Any
 ) -> Plot:
-    svg = figures.curves(curves, x_label, y_label, whole_x=whole_x, log_y=log_y, borders=borders)
+    """`figures.curves`, whose options these are, as a part of the page."""
+    svg = figures.curves(curves, x_label, y_label, **options)
     alt = "; ".join(
         f"{curve.name} from {float(curve.y[0]):.4g} to {float(curve.y[-1]):.4g}" for curve in curves
     )
