@@ -30,7 +30,7 @@ from pipelines.ingest import ingest
 from pipelines.pixels import Images, Pixels
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
-from pipelines.session import ray_session
+from pipelines.session import ray_session, silence_ray_data
 from pipelines.train_loop import Labels
 from pipelines.workers import Workers
 
@@ -54,9 +54,7 @@ def drawn_run(size: tuple[int, int], num_train_ids: int, settings: list[str]) ->
         )  # fmt: skip
         ray.init(address="local", num_cpus=8, include_dashboard=False,
                  logging_level=logging.ERROR, log_to_driver=False)  # fmt: skip
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        for name in ("ray", "ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        silence_ray_data()
         try:
             yield Run(config)
         finally:

@@ -216,10 +216,9 @@ def one_run(
                 loss.strike()
                 break
         summary = adapting.result()
-    seconds = time.monotonic() - started
     return {
         "name": name,
-        "seconds": round(seconds, 1),
+        "seconds": round(time.monotonic() - started, 1),
         "nodes_of_tasks": nodes_of_tasks(),
         "groups": [event["workers"] for event in events if "starts" in event],
         "node_lost": loss is not None and loss.due.is_set(),

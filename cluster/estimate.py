@@ -129,7 +129,9 @@ def estimate_pseudo_labels(
     check_cameras(config, camids_N, len(features_ND))
     if config.camera_norm and camids_N is not None:
         features_ND = standardised_by_camera(features_ND, camids_N)
-    by_camera = camera_order(config, camids_N)
+    by_camera = None
+    if config.camera_aware and camids_N is not None:
+        by_camera = np.argsort(camids_N, kind="stable")
     features, rows = normalised_features(features_ND, by_camera, runner.num_workers)
     num_bad = len(features_ND) - len(rows)
     shared = runner.share(features)
@@ -203,15 +205,6 @@ def check_cameras(
                 f"cluster.{name}=true needs the camera of every image: there are {num_camids} "
                 f"camids for {num_samples} features."
             )
-
-
-def camera_order(
-    config: ClusterConfig, camids_N: npt.NDArray[np.integer] | None
-) -> npt.NDArray[np.intp] | None:
-    """All rows by camera, if their order matters."""
-    if not config.camera_aware or camids_N is None:
-        return None
-    return np.argsort(camids_N, kind="stable")
 
 
 def normalised_features(

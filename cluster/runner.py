@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import wraps
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
@@ -129,12 +128,7 @@ class Threads:
         self._is_open = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._is_open = False
         self._pool.shutdown(cancel_futures=True)
         self._limits.restore_original_limits()

@@ -23,12 +23,19 @@ from pyarrow import fs
 
 from daal.config import Config
 from daal.errors import ConfigError, StorageError
-from daal.load_config import check_config, flat
+from daal.load_config import check_config, differences
 
 Entries = dict[str, dict[str, Any]]  # size and sha256 of a stage's files, by name
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"
 MAY_CHANGE = {"out", "ray", "tracking", "report"}  # settings that change no result
+
+
+def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
+    """Of a path or a URI, and where on it that is. Raises what pyarrow does if there is none."""
+    if "://" in uri:
+        return fs.FileSystem.from_uri(uri)
+    return fs.LocalFileSystem(), str(Path(uri).absolute())
 
 
 class RunFolder:
@@ -42,10 +49,7 @@ class RunFolder:
                 "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the machine's role."
             )
         try:
-            if "://" in uri:
-                self.filesystem, self.base = fs.FileSystem.from_uri(uri)
-            else:
-                self.filesystem, self.base = fs.LocalFileSystem(), str(Path(uri).absolute())
+            self.filesystem, self.base = filesystem_of(uri)
             if create:
                 self.filesystem.create_dir(self.base, recursive=True)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -133,7 +137,10 @@ class RunFolder:
             # Through the models: a field that is newer than the folder has its default.
             kept = check_config(yaml.safe_load(self.read("config.yaml")))
             theirs = kept.model_dump(mode="json", exclude=MAY_CHANGE)
-            changes = _differences(theirs, ours)
+            changes = [
+                f"{key} was {before!r} and is {now!r}"
+                for key, (now, before) in differences([ours, theirs]).items()
+            ]
             if changes:
                 raise ConfigError(
                     f"{self.uri} holds a run with another configuration ({'; '.join(changes)}); "
@@ -215,22 +222,15 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            why, remedy = str(error).splitlines()[0], "check the storage and its permissions"
+            path, done = self.path(name), "read" if need is None else "written"
+            what = f"{path} can't be {done}: {str(error).splitlines()[0]}"
+            remedy = "check the storage and its permissions"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                why, remedy = f"the disk is full ({need:,} bytes needed)", "make room"
+                what = f"{path} can't be written: the disk is full ({need:,} bytes needed)"
+                remedy = "make room"
             raise StorageError(
-                f"{self.path(name)} can't be {'read' if need is None else 'written'}: {why}; "
-                f"{remedy}, and the same command goes on: finished stages are kept."
+                f"{what}; {remedy}, and the same command goes on: finished stages are kept."
             ) from error
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    before, now = flat(old), flat(new)
-    return [
-        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
-        for key in dict.fromkeys([*now, *before])
-        if before.get(key) != now.get(key)
-    ]
 
 
 def _sha256(data: bytes | pa.Buffer) -> str:

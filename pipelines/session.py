@@ -42,7 +42,7 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
     if ours:
         _start_or_join(config, verbose)
     if not verbose:
-        _silence_ray_data()
+        silence_ray_data()
     if not ours:
         yield place_in_time(config)
         return
@@ -56,7 +56,7 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
         ray.shutdown()
 
 
-def _silence_ray_data() -> None:
+def silence_ray_data() -> None:
     """It reports every execution on the driver's console, through loggers of its own."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray", "ray.data", "ray.train"):
@@ -92,20 +92,15 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
 @contextmanager
 def _without_its_first_line() -> Iterator[None]:
     """Ray's C++ side says on file descriptor 2 that it will say nothing; all else is passed on."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
+    with os.fdopen(os.dup(2), "wb") as terminal, tempfile.TemporaryFile() as kept:
         os.dup2(kept.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
+            os.dup2(terminal.fileno(), 2)
             kept.seek(0)
-            for line in kept:
-                if b"RAY_BACKEND_LOG_LEVEL" not in line:
-                    os.write(2, line)
+            terminal.writelines(line for line in kept if b"RAY_BACKEND_LOG_LEVEL" not in line)
 
 
 def _end_on_sigterm() -> None:

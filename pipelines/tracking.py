@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from daal.config import Config, TrackingConfig
-from daal.errors import ConfigError
+from daal.errors import ConfigError, first_line
 from pipelines.run_folder import MAY_CHANGE, RunFolder
 from pipelines.trackers import Ending, Mlflow, Picture, Point, RunToTrack, TensorBoard, Wandb
 
@@ -195,8 +195,8 @@ class _Follower:
         except Exception as error:
             if not self._dropped:
                 self._dropped = True
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = first_line(error)[:300]
                 self._note(
-                    f"{self._name} gets no more of this run's figures ({reason[:300]}); the run "
+                    f"{self._name} gets no more of this run's figures ({reason}); the run "
                     f"goes on, and {METRICS} has them all"
                 )

@@ -20,7 +20,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
@@ -216,7 +216,7 @@ class Workers:
                 name="workers",
                 storage_path=self._folder.path("ray_train"),
                 storage_filesystem=self._folder.filesystem,
-                failure_config=retries.starts_again(config.ray),
+                failure_config=FailureConfig(max_failures=config.ray.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )

@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from daal.errors import first_line
 from pipelines.knock import knock
 
 SECONDS = 12.0  # that any question may take
@@ -162,13 +163,12 @@ def storage_facts(uri: str, wanted: str) -> Facts:
     import pyarrow as pa
     from pyarrow import fs
 
+    from pipelines.run_folder import filesystem_of
+
     try:
-        if "://" in uri:
-            filesystem, base = fs.FileSystem.from_uri(uri)
-        else:
-            filesystem, base = fs.LocalFileSystem(), str(Path(uri).absolute())
+        filesystem, base = filesystem_of(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
-        return {"unusable": _first_line(error)}
+        return {"unusable": first_line(error)}
     facts: Facts = {}
     made: list[Path] = []
     if isinstance(filesystem, fs.LocalFileSystem):
@@ -185,7 +185,7 @@ def storage_facts(uri: str, wanted: str) -> Facts:
             _try_out(filesystem, f"{base}/.daal-doctor-{uuid.uuid4().hex}")
             facts["written"] = True
         except (pa.ArrowException, OSError) as error:
-            facts["failed"] = _first_line(error)
+            facts["failed"] = first_line(error)
         finally:
             with suppress(OSError):
                 for folder in made:  # the deepest first
@@ -211,10 +211,6 @@ def _try_out(filesystem: Any, name: str) -> None:
         raise
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 PROBES: dict[str, Callable[..., Facts]] = {
     "torch": torch_facts,
     "import": import_facts,
@@ -227,7 +223,7 @@ def main(name: str, *arguments: str) -> None:
     try:
         answer = PROBES[name](*arguments)
     except Exception as error:  # whatever a broken installation raises
-        answer = {"failed": f"{type(error).__name__}: {_first_line(error)}"[:300]}
+        answer = {"failed": f"{type(error).__name__}: {first_line(error)}"[:300]}
     print(json.dumps(answer), flush=True)
 
 

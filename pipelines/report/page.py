@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from daal.errors import DaalError, DataError
-from daal.load_config import flat
+from daal.load_config import differences, flat
+from daal.records import Domain
 from pipelines.doctor.machine import version_of
 from pipelines.live import LABELS
 from pipelines.report import facts as report_data
@@ -67,14 +68,15 @@ def report(run: RunFolder) -> Report:
             return lambda: model if isinstance(model, Absent) else make(model)
 
         found = parts.make("the rank lists", lambda: retrieval(run, facts.config, stage))
-        attention: dict[str, Any] = {
-            "source": no_source or parts.make(
-                "attention on the source", by_model(lambda m: triplets(run, m, "source"))
-            ),
-            "target": parts.make(
-                "attention on the target", by_model(lambda m: triplets(run, m, "target"))
-            ),
-        }  # fmt: skip
+
+        def attention_on(domain: Domain) -> Any:
+            shown = by_model(lambda model: triplets(run, model, domain))
+            return parts.make(f"attention on the {domain}", shown)
+
+        attention = {
+            "source": no_source or attention_on("source"),
+            "target": attention_on("target"),
+        }
         of_source: Any = no_source or parts.make(
             "the features of the source", by_model(lambda model: source_features(run, model))
         )
@@ -131,7 +133,7 @@ def comparison(runs: Sequence[RunFolder]) -> Report:
             same_data=len(targets) == 1 and None not in targets,
             plots=compared_plots(named),
             seconds=[sum(time for _, time in report_data.times(some.journal)) for some in facts],
-            differences=report_data.differences([some.values for some in facts]),
+            differences=differences([some.values for some in facts]),
         )
     return Report(page, [])
 
