@@ -70,14 +70,15 @@ def installed() -> Facts:
         python = metadata.metadata("daal")["Requires-Python"]
     except metadata.PackageNotFoundError:
         return {"failed": "daal is not installed as a package"}
-    groups: dict[str, list[tuple[str, str | None]]] = {}
-    for extra in ("", *(extra for extra in extras if extra not in DEVELOPMENT)):
-        groups[extra] = [
+    groups = {
+        extra: [
             (str(each), version)
             for requirement in wanted
             if _applies(requirement, extra) and not (extra and _applies(requirement, ""))
             for each, version in _with_its_extras(requirement)
         ]
+        for extra in ("", *(extra for extra in extras if extra not in DEVELOPMENT))
+    }
     return {"python": python or "", "groups": groups}
 
 
