@@ -8,7 +8,6 @@ with an error is started again by the same command. In the end its weights must 
 undisturbed run, byte for byte, and no finished stage may have been run twice. Exits with 1 if not.
 """
 
-import json
 import os
 import random
 import signal
@@ -23,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.small_run import settings_in, start
-from benchmarks.tables import parser_of, tell
+from benchmarks.tables import json_lines, parser_of, tell
 
 ITERATIONS = 12
 LAST = f"iteration-{ITERATIONS:02d}/checkpoint/weights.safetensors"
@@ -60,8 +59,7 @@ class Run:
                 raise SystemExit(f"exit code {code}; see {self.out}.log")
 
     def stages(self) -> list[str]:
-        lines = (self.out / "journal.jsonl").read_text().splitlines()
-        return [json.loads(line)["stage"] for line in lines]
+        return [line["stage"] for line in json_lines(self.out / "journal.jsonl")]
 
 
 @dataclass

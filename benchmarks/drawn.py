@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pipelines.ingest import ingest
 from pipelines.pixels import Images, Pixels
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
-from pipelines.session import ray_session
+from pipelines.session import ray_session, silence_ray_data
 from pipelines.train_loop import Labels
 from pipelines.workers import Workers
 
@@ -53,9 +54,7 @@ def drawn_run(size: tuple[int, int], num_train_ids: int, settings: list[str]) ->
         )  # fmt: skip
         ray.init(address="local", num_cpus=8, include_dashboard=False,
                  logging_level=logging.ERROR, log_to_driver=False)  # fmt: skip
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        for name in ("ray", "ray.data", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        silence_ray_data()
         try:
             yield Run(config)
         finally:
@@ -69,8 +68,8 @@ class Run:
         self.config = config
         self.tables: dict[str, pa.Table] = {}
         self.images: dict[str, Images] = {}
-        for domain, dataset in (("source", config.source), ("target", config.target)):
-            self.tables[domain], _ = ingest(dataset, domain, config.seed)  # type: ignore[arg-type]
+        for domain, dataset in config.domains():
+            self.tables[domain], _ = ingest(dataset, domain, config.seed)
             self.images[domain] = Images(self.tables[domain], ray.put(self.tables[domain]))
 
     @contextmanager
@@ -85,7 +84,8 @@ class Run:
             Workers(config, RunFolder(scratch), resources, progress) as workers,
         ):
             pixels = Pixels(config, resources, lambda text: None)
-            yield Group(self, config, workers, pixels, progress, figures)
+            trainer = Trainer(config, workers, pixels, progress)
+            yield Group(self, config, workers, pixels, trainer, figures)
 
     def labels(self, num_clusters: int) -> Labels:
         """Drawn features and clusters of the target's training images."""
@@ -102,21 +102,16 @@ class Run:
         return Labels(source.source_N, source.num_source_ids, labels, features, centroids)
 
 
+@dataclass(frozen=True)
 class Group:
     """A group of workers and what it takes to give it jobs."""
 
-    def __init__(
-        self,
-        run: Run,
-        config: Config,
-        workers: Workers,
-        pixels: Pixels,
-        progress: Progress,
-        figures: list[dict[str, Any]],
-    ) -> None:
-        self.run, self.config, self.workers, self.pixels = run, config, workers, pixels
-        self.trainer = Trainer(config, workers, pixels, progress)
-        self._figures = figures
+    run: Run
+    config: Config
+    workers: Workers
+    pixels: Pixels
+    trainer: Trainer
+    figures: list[dict[str, Any]]
 
     def adapt(self, stage: str, labels: Labels) -> dict[str, float]:
         """One fit from random weights; where rank 0's time went (FitTimes)."""
@@ -125,7 +120,4 @@ class Group:
             stage, 1, self.run.images["source"], self.run.images["target"],
             labels.features_NC, labels.pseudo_labels_N[:, None], {},
         )  # fmt: skip
-        times: dict[str, float] = next(
-            row["times"] for row in reversed(self._figures) if "times" in row
-        )
-        return times
+        return next(row["times"] for row in reversed(self.figures) if "times" in row)

@@ -15,22 +15,18 @@ import argparse
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-sys.path.append(str(Path(__file__).parent))
 from benchmarks.pseudo_labels import shared_memory_bytes, watched_memory
 from benchmarks.tables import parser_of
 from daal.evaluation import EvaluationResult, evaluate
 
-Floats = npt.NDArray[np.float32]
-Longs = npt.NDArray[np.int64]
 ROWS = 1024
 SAMPLE = 256  # queries that are ranked by sorting
+SPREAD = 0.8
 
 
 class Side(NamedTuple):
@@ -161,8 +157,6 @@ def rank_by_sorting(query: Side, gallery: Side) -> float:
         precisions.append((precision / hits.sum(1))[hits.any(1)])
     return float(torch.cat(precisions).mean())
 
-
-SPREAD = 0.8
 
 if __name__ == "__main__":
     main()

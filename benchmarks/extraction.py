@@ -8,6 +8,7 @@ first extraction, which also decodes what is then kept, is a row of its own. Dra
 """
 
 import time
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.drawn import Group, Run, drawn_run
-from benchmarks.tables import median, parser_of, tell
+from benchmarks.tables import parser_of, tell
 from daal.augment import normalise
 from daal.config import Config
 from daal.images import decode
@@ -100,7 +101,7 @@ class _Images(Dataset[Any]):
 @torch.inference_mode()
 def one_process(run: Run, network: DaalNetwork, config: Config) -> np.ndarray[Any, Any]:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = [image.as_py() for image in run.tables["target"]["image"]]
+    images = run.tables["target"]["image"].to_pylist()
     loader = DataLoader(_Images(images, config), batch_size=BATCH, num_workers=1)
     features = [network.extract(normalise(batch.permute(0, 3, 1, 2))).numpy() for batch in loader]
     return np.concatenate(features)

@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from benchmarks.tables import aligned
+
 Row = dict[str, Any]
 
 
@@ -224,14 +226,7 @@ def table(rows: list[Row]) -> str:
     columns = list(
         dict.fromkeys(key for row in rows for key, value in row.items() if _is_cell(value))
     )
-    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
-    widths = [max(len(line[at]) for line in cells) for at in range(len(columns))]
-    lines = []
-    for line in cells:
-        first = line[0].ljust(widths[0])
-        rest = (cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))
-        lines.append("  ".join([first, *rest]).rstrip())
-    return "\n".join(lines)
+    return aligned([columns, *([_cell(row.get(column)) for column in columns] for row in rows)])
 
 
 def _is_cell(value: Any) -> bool:

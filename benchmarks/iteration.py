@@ -9,10 +9,11 @@ fits in a row show that nothing piles up. Drawn images, ResNet-18 at 64x32, two 
 """
 
 import time
+from statistics import median
 from typing import Any
 
 from benchmarks.drawn import Group, drawn_run
-from benchmarks.tables import median, parser_of, tell
+from benchmarks.tables import parser_of, tell
 from pipelines.train_loop import Labels
 
 SETTINGS = [

@@ -25,7 +25,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.pseudo_labels import watched_memory
-from benchmarks.tables import parser_of, tell
+from benchmarks.tables import json_lines, parser_of, tell
 from daal.datasets import MSMT17_VERSIONS, PUBLISHED
 from daal.domain_style import TARGET
 from daal.synthetic import draw_domains, draw_person
@@ -71,7 +71,7 @@ def measure(folder: Path, version: str, share: float) -> dict[str, Any]:
     started = time.monotonic()
     with watched_memory() as peak:
         subprocess.run(command, check=True)
-    stages = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+    stages = json_lines(out / "journal.jsonl")
     summary = json.loads((out / "summary.json").read_text())
     return {
         "name": version,
@@ -112,8 +112,7 @@ def draw(root: Path, version: str, share: float) -> dict[str, int]:
         folder.mkdir(parents=True, exist_ok=True)
     missing = [job for job in jobs if not job[0].exists()]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        for _ in pool.map(write, missing, chunksize=256):
-            pass
+        list(pool.map(write, missing, chunksize=256))
     for name, listed in lists.items():
         lines = [f"{file_name(shot)} {shot[1]}\n" for shot in listed]
         (root / f"list_{name}.txt").write_text("".join(lines))

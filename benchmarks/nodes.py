@@ -36,6 +36,7 @@ from ray.cluster_utils import Cluster
 from ray.util.state import list_tasks
 from rich.console import Console
 
+from benchmarks import small_run
 from benchmarks.tables import parser_of, tell
 from daal.load_config import load_config
 from daal.synthetic import draw_domains
@@ -53,13 +54,8 @@ NUM_FEATURES = 512  # of a ResNet-18
 CPUS = 3  # of each worker: a node has CPUs for its workers, and the head for all other tasks
 STORE = 200 * 2**20
 SETTINGS = [
-    "source.published_counts=false", "target.published_counts=false", "network.backbone=resnet18",
-    "network.weights=none", "network.identity_head=unit", "input.height=64", "input.width=32",
-    "mixed_precision=false", "pretrain.epochs=1", "pretrain.batch_source=32", "adapt.epochs=2",
-    "adapt.steps_per_epoch=4", "adapt.batch_source=16", "adapt.batch_target=16", "iterations=1",
-    "cluster.eps_rule=q", "cluster.q=3", "cluster.max_cluster_share=1", "cluster.k1=8",
-    f"ray.cpus_per_worker={CPUS}", "ray.threads_per_worker=1", "ray.images=decoded",
-    "pretrain.optim.lr_new=0.01", "pretrain.optim.lr_backbone=0.01",
+    *small_run.SETTINGS, "pretrain.epochs=1", "adapt.epochs=2", "adapt.steps_per_epoch=4",
+    "iterations=1", f"ray.cpus_per_worker={CPUS}", "ray.threads_per_worker=1", "ray.images=decoded",
 ]  # fmt: skip
 
 
@@ -220,10 +216,9 @@ def one_run(
                 loss.strike()
                 break
         summary = adapting.result()
-    seconds = time.monotonic() - started
     return {
         "name": name,
-        "seconds": round(seconds, 1),
+        "seconds": round(time.monotonic() - started, 1),
         "nodes_of_tasks": nodes_of_tasks(),
         "groups": [event["workers"] for event in events if "starts" in event],
         "node_lost": loss is not None and loss.due.is_set(),

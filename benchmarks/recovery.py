@@ -16,11 +16,12 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from benchmarks.small_run import settings_in, start
-from benchmarks.tables import parser_of, tell
+from benchmarks.tables import json_lines, parser_of, tell
 from pipelines.planned_faults import FAULTS
 
 LONGER = ["pretrain.epochs=10", "adapt.epochs=10", "adapt.steps_per_epoch=20", "iterations=1",
@@ -38,9 +39,9 @@ STRUCK = {
 WEIGHTS = "iteration-01/checkpoint/weights.safetensors"
 
 
-def events(out: Path) -> list[dict[str, object]]:
+def events(out: Path) -> list[dict[str, Any]]:
     with suppress(OSError):
-        return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return json_lines(out / "metrics.jsonl")
     return []
 
 
@@ -72,10 +73,10 @@ def seconds(out: Path) -> dict[str, float]:
     begun: dict[str, float] = {}
     for event in events(out):
         if event.get("state") == "started":
-            begun.setdefault(str(event["stage"]), float(str(event["time"])))
-    lines = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
+            begun.setdefault(event["stage"], event["time"])
     return {
-        line["stage"]: line["started"] + line["seconds"] - begun[line["stage"]] for line in lines
+        line["stage"]: line["started"] + line["seconds"] - begun[line["stage"]]
+        for line in json_lines(out / "journal.jsonl")
     }
 
 

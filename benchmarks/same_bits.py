@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.tables import json_lines
 from daal.synthetic import draw_domains
 from pipelines.shipped import read_config, shipped_names
 
@@ -59,15 +60,15 @@ def left_by(recipe: str, images: Path) -> dict[str, Any]:
     subprocess.run(command, check=True, stdout=sys.stderr)
     hashes = {
         name: entry["sha256"]
-        for line in (out / "journal.jsonl").read_text().splitlines()
-        for name, entry in json.loads(line)["files"].items()
+        for line in json_lines(out / "journal.jsonl")
+        for name, entry in line["files"].items()
         if not name.endswith("checkpoint.json")  # has the configuration, which may grow
     }
     # Which steps are told of depends on the time; the last of each training always is.
     losses = {
         event["stage"]: event["loss"]
-        for line in (out / "metrics.jsonl").read_text().splitlines()
-        if "loss" in (event := json.loads(line)) and event["step"] == event["steps"]
+        for event in json_lines(out / "metrics.jsonl")
+        if "loss" in event and event["step"] == event["steps"]
     }
     return {**hashes, "losses": losses}
 

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-import statistics
+from pathlib import Path
 from typing import Any
 
 
@@ -23,17 +23,24 @@ def tell(given: argparse.Namespace, title: str, rows: list[dict[str, Any]], **mo
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
     """A table of rows with the same keys."""
-    print(f"\n{title}")
     columns = list(rows[0])
     cells = [[_text(row[column]) for column in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    for line in [columns, *cells]:
-        first, *others = (cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        print("  ".join([first.strip().ljust(widths[0]), *others]))
+    print(f"\n{title}\n{aligned([columns, *cells])}")
 
 
-def median(values: list[float]) -> float:
-    return float(statistics.median(values))
+def aligned(cells: list[list[str]]) -> str:
+    """Lines of columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for first, *others in cells:
+        rest = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *rest]).rstrip())
+    return "\n".join(lines)
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Such as a run's journal.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _text(value: Any) -> str:

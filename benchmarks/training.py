@@ -15,6 +15,7 @@ import socket
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.drawn import Group, Run, drawn_run
-from benchmarks.tables import median, parser_of, tell
+from benchmarks.tables import parser_of, tell
 from cluster.soft_labels import soft_label_weights
 from daal.augment import augment, sample_seeds
 from daal.config import Config
@@ -100,10 +101,7 @@ def plain(run: Run, labels: Labels) -> tuple[float, float]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as scratch:
-        images = {
-            domain: [image.as_py() for image in table["image"]]
-            for domain, table in run.tables.items()
-        }
+        images = {domain: table["image"].to_pylist() for domain, table in run.tables.items()}
         rows = class_labels(run.images["source"])[1]
         job = (run.config, labels, images, rows, port, Path(scratch))
         multiprocessing.spawn(_process, job, nprocs=NUM_PROCESSES)  # type: ignore[attr-defined]

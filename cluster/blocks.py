@@ -1,7 +1,7 @@
 """How rows are cut into blocks, how blocks meet, and how loops over them are compiled."""
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, TypeVar, cast
 
 import numba
@@ -25,14 +25,8 @@ def tournament(num_blocks: int) -> list[list[tuple[int, int]]]:
     places = list(range(num_blocks + num_blocks % 2))
     rounds = []
     for _ in range(len(places) - 1):
-        pairs = zip(places, reversed(places), strict=True)
-        rounds.append(
-            [
-                (min(pair), max(pair))
-                for pair, _ in zip(pairs, range(len(places) // 2), strict=False)
-                if max(pair) < num_blocks
-            ]
-        )
+        pairs = islice(zip(places, reversed(places), strict=True), len(places) // 2)
+        rounds.append([(min(pair), max(pair)) for pair in pairs if max(pair) < num_blocks])
         places = [places[0], places[-1], *places[1:-1]]
     return rounds
 

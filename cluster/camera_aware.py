@@ -6,6 +6,7 @@ from each alone (CKRNN), and encodings are averaged over the nearest of both (CL
 distance of the encodings is then the usual one.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,13 +23,14 @@ from cluster.encoding import (
     exponential,
     join_rows,
     normalise_row,
+    over_joined_blocks,
     reciprocal_flags,
     stack,
 )
 from cluster.locality import locality_order, renumbered
 from cluster.neighbours import Groups, Neighbours, nearest_in_groups
 from cluster.products import Floats, Ints, Precision
-from cluster.runner import Handle, Runner, over_blocks
+from cluster.runner import Handle, Runner
 from daal.errors import ConfigError
 
 MAX_CAMERAS = 256
@@ -83,19 +85,13 @@ def encode_by_camera(
     walk = runner.submit("encoding: order", locality_order, found[1])
     found = [runner.submit("encoding: order", renumbered, lists, walk) for lists in found]
     order = runner.submit("encoding: order", np.take, by_camera, walk)
+    joined = partial(over_joined_blocks, runner, blocks)
     flags = []
     for neighbours, k1 in zip(found, (counts.k1_intra, counts.k1_inter), strict=True):
         reciprocity = runner.share(Reciprocity(k1 + 1, 0, False))
-        parts = over_blocks(
-            runner, "encoding: reciprocal", reciprocal_flags, neighbours, reciprocity, blocks=blocks
-        )
-        flags.append(runner.submit("encoding: join", join_rows, *parts))
-    parts = over_blocks(runner, "encoding: weights", camera_weights, *found, *flags, blocks=blocks)
-    raw = runner.submit("encoding: join", stack, *parts)
-    parts = over_blocks(
-        runner, "encoding: average", average_cameras, raw, *found, counts, blocks=blocks
-    )
-    return runner.submit("encoding: join", stack, *parts), order
+        flags.append(joined(join_rows, "reciprocal", reciprocal_flags, neighbours, reciprocity))
+    raw = joined(stack, "weights", camera_weights, *found, *flags)
+    return joined(stack, "average", average_cameras, raw, *found, counts), order
 
 
 def camera_weights(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from cluster.runner import Runner
+from cluster.runner import Handle, Runner
 
 Labels: TypeAlias = npt.NDArray[np.int64]
 # Which samples are core, and a number for the component of each that is (any for the others).
@@ -47,30 +47,22 @@ def cores_by_dense_blocks(
     """
     is_core = np.zeros(graph.shape[0], np.bool_)
     component = np.full(graph.shape[0], -1, np.int64)
-    packs, handles, num_large = [], [], 0
-    for members in pack_components(graph, min_samples, max_dense):
+    packs = list(pack_components(graph, min_samples, max_dense))
+
+    def solve(members: npt.NDArray[np.intp]) -> Handle:
         block = graph[members][:, members]
-        packs.append(members)
         if len(members) > max_dense:
-            num_large += 1
-            handles.append(
-                runner.submit("dbscan: sparse block", cores_by_components, block, min_samples)
-            )
-        else:
-            handles.append(
-                runner.submit(
-                    "dbscan: dense block",
-                    cores_of_block,
-                    *(dense_cores, block, min_samples),
-                    on_device=True,
-                )
-            )
+            return runner.submit("dbscan: sparse block", cores_by_components, block, min_samples)
+        dense = (cores_of_block, dense_cores, block, min_samples)
+        return runner.submit("dbscan: dense block", *dense, on_device=True)
+
+    handles = [solve(members) for members in packs]
     num_found = 0
     for members, (block_is_core, found) in zip(packs, runner.collect(handles), strict=True):
         is_core[members] = block_is_core
         component[members] = found + num_found
         num_found += len(members)
-    return (is_core, component), num_large
+    return (is_core, component), sum(len(members) > max_dense for members in packs)
 
 
 def pack_components(

@@ -24,13 +24,14 @@ from cluster.cores import (
 from cluster.eps import TOLERANCE
 from cluster.eps import estimate_eps as estimate_eps
 from cluster.rerank import row_of_entry
-from cluster.runner import Runner, Threads
+from cluster.runner import Runner, on_threads
 from daal.errors import ConfigError
 from daal.method_config import Backend
 
 Resolved = Literal["sklearn", "components", "cuml"]  # a backend that is no question any more
 
 
+@on_threads
 def dbscan(
     distance: csr_array,
     eps: float,
@@ -51,25 +52,12 @@ def dbscan(
     a user should read.
     Raises ConfigError if `backend` is cuml and there is no cuML or no GPU.
     """
-    if runner is None:
-        with Threads() as runner:
-            return dbscan(
-                *(distance, eps, min_samples, backend),
-                order_N=order_N,
-                runner=runner,
-                notes=notes,
-            )
+    assert runner is not None
     if backend not in get_args(Backend):
         raise ConfigError(
             f"backend={backend} is unknown; use one of {', '.join(get_args(Backend))}."
         )
-    if backend == "auto" or backend == "cuml":
-        asked = runner.submit(
-            "dbscan: backend", resolve_backend, backend, runner.device, on_device=True
-        )
-        resolved: Resolved = runner.collect([asked])[0]
-    else:
-        resolved = backend
+    resolved = ask_backend(runner, backend)
     if eps + TOLERANCE >= 1:  # the pairs that aren't stored are neighbours, too
         all_in_one = distance.shape[0] >= min_samples
         return np.full(distance.shape[0], 0 if all_in_one else -1, np.int64)
@@ -104,6 +92,17 @@ def cuml_available() -> bool:
     except ImportError:
         return False
     return True
+
+
+def ask_backend(runner: Runner, backend: Backend) -> Resolved:
+    """`resolve_backend` where the tasks will run; at once if it is no question."""
+    if backend == "sklearn" or backend == "components":
+        return backend
+    asked = runner.submit(
+        "dbscan: backend", resolve_backend, backend, runner.device, on_device=True
+    )
+    resolved: Resolved = runner.collect([asked])[0]
+    return resolved
 
 
 def resolve_backend(backend: Backend, device: str) -> Resolved:

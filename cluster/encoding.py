@@ -10,8 +10,9 @@ Samples are renumbered first, so that neighbours lie near each other in memory
 (`cluster.locality`): from here to the labels, row r is sample order[r].
 """
 
+from collections.abc import Callable
 from decimal import Decimal, localcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -70,19 +71,23 @@ def encode(
     order = runner.submit("encoding: order", locality_order, neighbours)
     neighbours = runner.submit("encoding: order", renumbered, neighbours, order)
     counts = runner.share(reciprocity)
-    parts = over_blocks(
-        runner, "encoding: reciprocal", reciprocal_flags, neighbours, counts, blocks=blocks
-    )
-    flags = runner.submit("encoding: join", join_rows, *parts)
-    parts = over_blocks(
-        *(runner, "encoding: weights", weights, features, scale, order, neighbours, flags, counts),
-        blocks=blocks,
-    )
-    raw = runner.submit("encoding: join", stack, *parts)
-    parts = over_blocks(
-        runner, "encoding: average", average_nearest, raw, neighbours, k2, blocks=blocks
-    )
-    return runner.submit("encoding: join", stack, *parts), order
+    joined = partial(over_joined_blocks, runner, blocks)
+    flags = joined(join_rows, "reciprocal", reciprocal_flags, neighbours, counts)
+    raw = joined(stack, "weights", weights, features, scale, order, neighbours, flags, counts)
+    return joined(stack, "average", average_nearest, raw, neighbours, k2), order
+
+
+def over_joined_blocks(
+    runner: Runner,
+    blocks: list[tuple[int, int]],
+    join: Callable[..., Any],
+    stage: str,
+    function: Callable[..., Any],
+    *arguments: Any,
+) -> Handle:
+    """`over_blocks`, and what it gives joined."""
+    parts = over_blocks(runner, f"encoding: {stage}", function, *arguments, blocks=blocks)
+    return runner.submit("encoding: join", join, *parts)
 
 
 def join_rows(*parts: npt.NDArray[Any]) -> npt.NDArray[Any]:

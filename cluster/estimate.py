@@ -22,7 +22,7 @@ from cluster.camera_aware import CameraNeighbours, encode_by_camera
 from cluster.camera_norm import standardised_by_camera
 from cluster.copies import distinct_rows
 from cluster.cores import Labels
-from cluster.dbscan import dbscan, resolve_backend
+from cluster.dbscan import ask_backend, dbscan
 from cluster.encoding import Reciprocity, encode
 from cluster.eps import (
     distances_up_to,
@@ -39,7 +39,7 @@ from cluster.rerank import (
     invert,
     symmetric,
 )
-from cluster.runner import Handle, Runner, StageTime, Threads, by_stage
+from cluster.runner import Handle, Runner, StageTime, by_stage, on_threads
 from cluster.soft_labels import centroids
 from cluster.source_term import SourceTerm
 from daal.config import ClusterConfig
@@ -90,6 +90,7 @@ class Clustering(NamedTuple):
     silhouette: float
 
 
+@on_threads
 def estimate_pseudo_labels(
     features_ND: npt.NDArray[np.floating],
     config: ClusterConfig = ClusterConfig(),  # noqa: B008 (frozen)
@@ -116,15 +117,7 @@ def estimate_pseudo_labels(
     """
     if eps is not None and not 0 <= eps <= 1:
         raise ConfigError(f"eps={eps} is not a distance between 0 and 1.")
-    if runner is None:
-        with Threads() as runner:
-            return estimate_pseudo_labels(
-                *(features_ND, config, eps),
-                camids_N=camids_N,
-                source_N=source_N,
-                runner=runner,
-                num_blocks=num_blocks,
-            )
+    assert runner is not None
     if config.source_weight and (source_N is None or len(source_N) != len(features_ND)):
         raise ConfigError(
             "cluster.source_weight above 0 needs the distance of every image to the source; there "
@@ -132,14 +125,13 @@ def estimate_pseudo_labels(
         )
     started = time.time()
     if config.backend == "cuml":  # say now rather than in the end that there is none
-        asked = runner.submit(
-            "dbscan: backend", resolve_backend, "cuml", runner.device, on_device=True
-        )
-        runner.collect([asked])
+        ask_backend(runner, "cuml")
     check_cameras(config, camids_N, len(features_ND))
     if config.camera_norm and camids_N is not None:
         features_ND = standardised_by_camera(features_ND, camids_N)
-    by_camera = camera_order(config, camids_N)
+    by_camera = None
+    if config.camera_aware and camids_N is not None:
+        by_camera = np.argsort(camids_N, kind="stable")
     features, rows = normalised_features(features_ND, by_camera, runner.num_workers)
     num_bad = len(features_ND) - len(rows)
     shared = runner.share(features)
@@ -213,15 +205,6 @@ def check_cameras(
                 f"cluster.{name}=true needs the camera of every image: there are {num_camids} "
                 f"camids for {num_samples} features."
             )
-
-
-def camera_order(
-    config: ClusterConfig, camids_N: npt.NDArray[np.integer] | None
-) -> npt.NDArray[np.intp] | None:
-    """All rows by camera, if their order matters."""
-    if not config.camera_aware or camids_N is None:
-        return None
-    return np.argsort(camids_N, kind="stable")
 
 
 def normalised_features(

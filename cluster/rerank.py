@@ -22,7 +22,7 @@ from cluster.encoding import Dialect, Reciprocity, encode, stack
 from cluster.near_pairs import distance_of, index_kernel, pairs_kernel
 from cluster.neighbours import fixed_point_scale, nearest_neighbours
 from cluster.products import Ints
-from cluster.runner import Handle, Runner, Threads, over_blocks
+from cluster.runner import Handle, Runner, on_threads, over_blocks
 from daal.errors import LabelError
 
 NUM_BINS = 1 << 17  # of the distance histogram
@@ -38,6 +38,7 @@ class InvertedIndex(NamedTuple):
     sums_N: Ints
 
 
+@on_threads
 def jaccard_distance(
     features_ND: npt.NDArray[np.floating],
     k1: int = 20,
@@ -58,14 +59,7 @@ def jaccard_distance(
     `eliminate_zeros`: SciPy would drop the zeros, and copies would stop being neighbours.
     Raises LabelError if a feature isn't finite, or the longest isn't between 1e-15 and 1e15.
     """
-    if runner is None:
-        with Threads() as runner:
-            return jaccard_distance(
-                *(features_ND, k1, k2, max_distance),
-                dialect=dialect,
-                runner=runner,
-                num_blocks=num_blocks,
-            )
+    assert runner is not None
     features = np.ascontiguousarray(features_ND, np.float32)
     longest = float(np.linalg.norm(features, axis=1).max(initial=0))
     if not (1e-15 <= longest <= 1e15 or longest == 0):

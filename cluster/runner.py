@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from functools import wraps
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from threadpoolctl import threadpool_limits
+
+from cluster.blocks import Function
 
 TASKS_ON_DEVICE = 2  # at a time: the memory of a GPU is small, and one task nearly fills it
 
@@ -126,12 +128,7 @@ class Threads:
         self._is_open = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._is_open = False
         self._pool.shutdown(cancel_futures=True)
         self._limits.restore_original_limits()
@@ -190,6 +187,17 @@ class Threads:
         self._times.append(TaskTime(stage, start, time.time(), time.thread_time() - cpu))
         for result, value in pairs:
             result.set_result(value)
+
+
+def on_threads(function: Function) -> Function:
+    """Let a function's `runner`, where none is given, be this machine's threads."""
+
+    @wraps(function)
+    def run(*arguments: Any, runner: Runner | None = None, **options: Any) -> Any:
+        with Threads() if runner is None else nullcontext(runner) as given:
+            return function(*arguments, runner=given, **options)
+
+    return cast(Function, run)
 
 
 class _Task:

@@ -1,10 +1,8 @@
 """Sparse rows as tensors: pieces that fit into memory, ranges of entries, sums by key."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array
 
@@ -70,7 +68,5 @@ def csr(
     """float32 or integer (then int32) values given row by row."""
     counts_R = torch.bincount(row_M, minlength=shape[0]).cpu().numpy()
     indptr = np.concatenate([[0], np.cumsum(counts_R)])
-    values: npt.NDArray[Any] = (
-        (value_M if value_M.is_floating_point() else value_M.int()).cpu().numpy()
-    )
-    return csr_array((values, column_M.int().cpu().numpy(), indptr), shape=shape)
+    value_M = value_M if value_M.is_floating_point() else value_M.int()
+    return csr_array((value_M.cpu().numpy(), column_M.int().cpu().numpy(), indptr), shape=shape)

@@ -68,12 +68,13 @@ def estimate_on_ray(
     features: npt.NDArray[np.floating] = (
         ray.get(features_ND) if isinstance(features_ND, ray.ObjectRef) else features_ND
     )
+    of_images: dict[str, Any] = {"camids_N": camids_N, "source_N": source_N}
     if num_blocks is None and len(features) <= SMALL[device]:
         num_cpus = min(cpus_per_task, _cpus_of_a_node(num_gpus > 0))
         one_task = _run_whole.options(
             name="pseudo-labels", num_cpus=num_cpus, num_gpus=gpus_per_task if num_gpus else 0
         )
-        reference = one_task.remote(features_ND, config, eps, camids_N, source_N, num_cpus, device)
+        reference = one_task.remote(num_cpus, device, features_ND, config, eps, **of_images)
         try:
             found: PseudoLabels = _result(reference)
             return found
@@ -84,13 +85,7 @@ def estimate_on_ray(
     runner = RayTasks(device, num_workers, on_progress, gpus_per_task)
     try:
         return estimate_pseudo_labels(
-            features,
-            config,
-            eps,
-            camids_N=camids_N,
-            source_N=source_N,
-            runner=runner,
-            num_blocks=num_blocks,
+            features, config, eps, runner=runner, num_blocks=num_blocks, **of_images
         )
     except (KeyboardInterrupt, RayError):
         # Not after an error of our own: to cancel a task in the moment when it ends makes Ray
@@ -207,17 +202,7 @@ def _run_stage(
 
 
 @ray.remote
-def _run_whole(
-    features_ND: npt.NDArray[np.floating],
-    config: ClusterConfig,
-    eps: float | None,
-    camids_N: npt.NDArray[np.integer] | None,
-    source_N: npt.NDArray[np.floating] | None,
-    num_threads: int,
-    device: str,
-) -> PseudoLabels:
+def _run_whole(num_threads: int, device: str, *arguments: Any, **options: Any) -> PseudoLabels:
     torch.set_num_threads(num_threads)
     with Threads(num_threads, device) as runner:
-        return estimate_pseudo_labels(
-            features_ND, config, eps, camids_N=camids_N, source_N=source_N, runner=runner
-        )
+        return estimate_pseudo_labels(*arguments, runner=runner, **options)

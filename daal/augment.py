@@ -146,8 +146,8 @@ def _erasing_mask(seeds_B: Tensor, height: int, width: int, probability: float) 
     """True where a pixel is erased: one rectangle, or none, for each sample: bool (B, H, W)."""
     tries_T = torch.arange(ERASE_TRIES, device=seeds_B.device)
     area_BT, aspect_BT = (
-        _between(_tries(seeds_B, draw), *bounds)
-        for draw, bounds in ((Draw.ERASE_AREA, ERASE_AREA), (Draw.ERASE_ASPECT, ERASE_ASPECT))
+        _tries(seeds_B, draw) * (high - low) + low
+        for draw, (low, high) in ((Draw.ERASE_AREA, ERASE_AREA), (Draw.ERASE_ASPECT, ERASE_ASPECT))
     )
     area_BT = area_BT * (height * width)
     tall_BT = (area_BT * aspect_BT).sqrt().round().long()
@@ -167,10 +167,6 @@ def _erasing_mask(seeds_B: Tensor, height: int, width: int, probability: float) 
 
 def _tries(seeds_B: Tensor, draw: Draw) -> Tensor:
     return torch.stack([uniforms(seeds_B, draw + t) for t in range(ERASE_TRIES)], dim=1)
-
-
-def _between(uniforms_BT: Tensor, low: float, high: float) -> Tensor:
-    return uniforms_BT * (high - low) + low
 
 
 def _integers(uniforms_B: Tensor, count: int | Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """The ResNet of Fig. 2, and the weights that it begins with."""
 
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -24,8 +25,7 @@ def build_backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
     Raises CheckpointError if the weights can't be had or don't fit.
     """
     name = config.backbone
-    make = getattr(torchvision.models, name)
-    resnet = make(weights=None)
+    resnet = getattr(torchvision.models, name)(weights=None)
     if config.weights == "imagenet":
         published = torchvision.models.get_model_weights(name).DEFAULT
         try:
@@ -51,10 +51,7 @@ def build_backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
                 module.stride = (1, 1)
     channels: int = resnet.fc.in_features
     names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
-    backbone = nn.Sequential()
-    for child in names:
-        backbone.add_module(child, getattr(resnet, child))
-    return backbone, channels
+    return nn.Sequential(OrderedDict((name, getattr(resnet, name)) for name in names)), channels
 
 
 def _load_backbone(resnet: nn.Module, path: Path, config: NetworkConfig) -> None:

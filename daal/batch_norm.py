@@ -109,8 +109,7 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, grad_BCHW: Tensor, *_: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None, None]:
         input_BCHW, weight_C, mean_C, var_C = ctx.saved_tensors
-        layout = torch.channels_last if _is_channels_last(input_BCHW) else torch.contiguous_format
-        grad_BCHW = grad_BCHW.contiguous(memory_format=layout)
+        grad_BCHW = grad_BCHW.contiguous(memory_format=layout_of(input_BCHW))
         # This worker's part of the parameters' gradients. With given statistics, as here, the
         # kernel doesn't look at those of a forward (None).
         _, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
@@ -131,8 +130,9 @@ def _per_channel(images_BCHW: Tensor) -> int:
     return images_BCHW.numel() // images_BCHW.shape[1]
 
 
-def _is_channels_last(images_BCHW: Tensor) -> bool:
-    return images_BCHW.is_contiguous(memory_format=torch.channels_last)
+def layout_of(images_BCHW: Tensor) -> torch.memory_format:
+    is_last = images_BCHW.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def _has_kernels(images_BCHW: Tensor) -> bool:

@@ -18,6 +18,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from daal.batch_norm import layout_of
+
 
 class Border:
     """Where in the batch the target's images begin; the network says so before each forward."""
@@ -44,10 +46,8 @@ class DomainBatchNorm2d(nn.Module):
             _normalised(self.source, input_BCHW[:num_source]),
             _normalised(self.target, input_BCHW[num_source:]),
         ])  # fmt: skip
-        if input_BCHW.is_contiguous(memory_format=torch.channels_last):
-            # Nothing to do unless one part is empty: `cat` looks at its layout, too.
-            return both_BCHW.contiguous(memory_format=torch.channels_last)
-        return both_BCHW
+        # Nothing to do unless one part is empty: `cat` looks at its layout, too.
+        return both_BCHW.contiguous(memory_format=layout_of(input_BCHW))
 
 
 def _normalised(norm: nn.Module, images_BCHW: Tensor) -> Tensor:

@@ -50,3 +50,8 @@ class StorageError(DaalError):
     """The run folder can't be read or written: a full disk, permissions, an object store."""
 
     exit_code = 8
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error of others says; its kind, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -116,24 +116,13 @@ def evaluate(
         first_match_rank[block_B] = ranks_BM[:, 0]
         ap[block_B], ap_official[block_B] = _average_precision(ranks_BM)
 
-    num_valid = int((first_match_rank >= 0).sum())
-    if num_valid == 0:
-        return EvaluationResult(
-            cmc=np.full(max_rank, np.nan),
-            map=float("nan"),
-            map_official=float("nan"),
-            num_valid_queries=0,
-            ap=ap,
-            ap_official=ap_official,
-            first_match_rank=first_match_rank,
-        )
     firsts = first_match_rank[first_match_rank >= 0]
     found = np.bincount(firsts[firsts < max_rank], minlength=max_rank).cumsum()
     return EvaluationResult(
-        cmc=found / num_valid,
-        map=float(np.nanmean(ap)),
-        map_official=float(np.nanmean(ap_official)),
-        num_valid_queries=num_valid,
+        cmc=found / len(firsts) if len(firsts) else np.full(max_rank, np.nan),
+        map=float(np.nanmean(ap)) if len(firsts) else np.nan,
+        map_official=float(np.nanmean(ap_official)) if len(firsts) else np.nan,
+        num_valid_queries=len(firsts),
         ap=ap,
         ap_official=ap_official,
         first_match_rank=first_match_rank,

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from daal.augment import MEAN_C, STD_C
-from daal.errors import CheckpointError, ConfigError
+from daal.errors import CheckpointError, ConfigError, first_line
 from daal.load_config import check_config
 from daal.trained_model import MODEL_FIELDS, TrainedModel
 from daal.whole_file import check_file_to_write, write_whole
@@ -93,7 +93,7 @@ def export(model: TrainedModel, format: str, out: Path) -> Comparison:
             data = write(model)
             largest = largest_difference(model, read(data))
     except Exception as error:  # exporters and runtimes raise nearly any type
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise CheckpointError(
             f"{out} was not written: the model can't be made a file of --format {format} "
             f"({reason}); choose another --format."

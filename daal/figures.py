@@ -89,7 +89,12 @@ def curves(
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(left=False, which="both")
         if len(lines) > 1:
-            _legend(figure, axes.lines[-len(lines) :], [line.name for line in lines])
+            names = [line.name for line in lines]
+            figure.legend(
+                axes.lines[-len(lines) :], names,
+                loc="outside upper left", ncols=_columns(names, 6), frameon=False,
+                handlelength=2.6, columnspacing=1.2,
+            )  # fmt: skip
         return _svg(figure)
 
 
@@ -206,14 +211,6 @@ def _style() -> Any:
     )
 
 
-def _legend(figure: Any, handles: Sequence[Any], names: Sequence[str]) -> None:
-    figure.legend(
-        handles, names,
-        loc="outside upper left", ncols=_columns(names, 6), frameon=False, handlelength=2.6,
-        columnspacing=1.2,
-    )  # fmt: skip
-
-
 def _columns(names: Sequence[str], beside: int) -> int:
     """Of a legend; `beside` is the room for a sample of the line or point, in letters."""
     return max(1, min(len(names), 52 // (max(map(len, names)) + beside)))
@@ -237,5 +234,5 @@ def _hue(number: int) -> tuple[float, float, float]:
     from matplotlib.colors import hsv_to_rgb
 
     hue = (0.58 + number * GOLDEN_ANGLE) % 1
-    red, green, blue = hsv_to_rgb((hue, 0.75, (0.82, 0.66)[number % 2]))
-    return float(red), float(green), float(blue)
+    red, green, blue = hsv_to_rgb((hue, 0.75, (0.82, 0.66)[number % 2])).tolist()
+    return red, green, blue

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from daal.batch_norm import layout_of
+
 
 class InstanceBatchNorm(nn.Module):
     """InstanceNorm on the first half of the channels, BatchNorm on the rest: (B, C, H, W) -> same.
@@ -42,8 +44,7 @@ class InstanceBatchNorm(nn.Module):
     def forward(self, input_BCHW: Tensor) -> Tensor:
         # Halves of the channels have gaps in memory, and InstanceNorm forgets channels_last: from
         # here on every layer would work in, or copy from, the other layout.
-        is_last = input_BCHW.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if is_last else torch.contiguous_format
+        layout = layout_of(input_BCHW)
         first_BCHW, rest_BCHW = input_BCHW.tensor_split([self.IN.num_features], 1)
         by_image_BCHW = self.IN(first_BCHW.contiguous()).contiguous(memory_format=layout)
         by_batch_BCHW = self.BN(rest_BCHW.contiguous(memory_format=layout))

@@ -7,7 +7,7 @@ one on the command line read the same: the key, what is wrong, the nearest key, 
 import difflib
 import re
 import reprlib
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,14 @@ def flat(values: Any, key: str = "") -> dict[str, Any]:
     for name, value in values.items():
         found |= flat(value, f"{key}.{name}" if key else str(name))
     return found
+
+
+def differences(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The keys in which configurations differ, each with its value in every one of them."""
+    flats = [flat(values) for values in settings]
+    keys = dict.fromkeys(key for values in flats for key in values)
+    rows = {key: [values.get(key) for values in flats] for key in keys}
+    return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
 
 
 def read_yaml(path: Path, kind: str = "recipe", example: str = "seed: 1") -> dict[str, Any]:

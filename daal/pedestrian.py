@@ -37,11 +37,8 @@ class Person:
 
 def dim(colour: RGB, by: float) -> RGB:
     """The colour in light of `by` times the strength."""
-    return (
-        min(255, int(colour[0] * by)),
-        min(255, int(colour[1] * by)),
-        min(255, int(colour[2] * by)),
-    )
+    red, green, blue = (min(255, int(level * by)) for level in colour)
+    return red, green, blue
 
 
 def draw_figure(
@@ -165,12 +162,9 @@ def draw_figure(
             width=max(2, round(0.022 * tall)),
         )
         oval(0.115 * over, 0.5, 0.06, 0.055, person.bag_colour)
-    if side:
-        arm(1, 0.92)
-    else:
-        arm(1, 1.0)
+    arm(1, 0.92 if side else 1.0)
     nod = 0.02 * lean * ahead if side else 0.0
-    _head(draw, at, person, view, nod)
+    _head(draw, at, oval, person, view, nod)
 
 
 def _pattern(canvas: Image.Image, person: Person, torso: list[Point], hides_logo: bool) -> None:
@@ -211,13 +205,11 @@ def _pattern(canvas: Image.Image, person: Person, torso: list[Point], hides_logo
 def _head(
     draw: ImageDraw.ImageDraw,
     at: Callable[[float, float], Point],
+    oval: Callable[[float, float, float, float, RGB], None],
     person: Person,
     view: View,
     nod: float,
 ) -> None:
-    def oval(x: float, y: float, rx: float, ry: float, colour: RGB) -> None:
-        draw.ellipse((*at(x - rx, y - ry), *at(x + rx, y + ry)), fill=colour)
-
     ahead = -1 if view == "left" else 1
     draw.rectangle((*at(-0.028 + nod, 0.11), *at(0.028 + nod, 0.17)), fill=dim(person.skin, 0.85))
     oval(nod, 0.068, 0.052, 0.064, person.hair)

@@ -29,23 +29,20 @@ class ImageRecord:
     split: Split
 
 
+def _columns(**kinds: pa.DataType) -> pa.Schema:
+    """Columns of a table in which every value is known."""
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
+
+
 # What `pipelines.ingest` makes of records: the JPEG bytes travel inside the table.
-IMAGE_TABLE = pa.schema(
-    [
-        pa.field("image", pa.large_binary(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("pid", pa.int32(), nullable=False),
-        pa.field("camid", pa.int32(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("domain", pa.string(), nullable=False),
-    ]
+IMAGE_TABLE = _columns(
+    image=pa.large_binary(),
+    path=pa.string(),
+    pid=pa.int32(),
+    camid=pa.int32(),
+    split=pa.string(),
+    domain=pa.string(),
 )
 
 # Images that could not be read, with the reason.
-QUARANTINE_TABLE = pa.schema(
-    [
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("domain", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-    ]
-)
+QUARANTINE_TABLE = _columns(path=pa.string(), domain=pa.string(), reason=pa.string())

@@ -7,6 +7,7 @@ finite check ends in a tensor that the optimizer's fused kernels read.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import SupportsFloat
 
 import torch
@@ -119,20 +120,14 @@ def _loss_terms(out: NetworkOutput, batch: TrainBatch, weights: LossConfig) -> l
     )
     if weights.triplet_weight and batch.target_labels_T is not None:
         # Hardest images are looked for in the whole batch, of all workers.
-        triplet = losses.triplet_loss(
-            whole_batch(out.pooled_BC[batch.num_source :]),
-            whole_batch(batch.target_labels_T),
-            weights.triplet_margin,
-        )
+        loss = partial(losses.triplet_loss, margin=weights.triplet_margin)
+        pooled_TC = whole_batch(out.pooled_BC[batch.num_source :])
+        triplet = loss(pooled_TC, whole_batch(batch.target_labels_T))
         if out.stripes_BSC is not None and batch.stripe_labels_TS is not None:
             stripes_TSC = whole_batch(out.stripes_BSC[batch.num_source :])
             labels_TS = whole_batch(batch.stripe_labels_TS)
-            for features_TC, labels_T in zip(
-                stripes_TSC.unbind(1), labels_TS.unbind(1), strict=True
-            ):
-                triplet = triplet + losses.triplet_loss(
-                    features_TC, labels_T, weights.triplet_margin
-                )
+            for stripe in zip(stripes_TSC.unbind(1), labels_TS.unbind(1), strict=True):
+                triplet = triplet + loss(*stripe)
         terms = terms.add("triplet", triplet, weights.triplet_weight)
     return terms
 

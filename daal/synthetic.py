@@ -98,8 +98,7 @@ def draw_domains(
         # spawn: forking a process that holds torch's or Ray's threads can hang.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            for _ in pool.map(_write, jobs, chunksize=64):
-                pass
+            list(pool.map(_write, jobs, chunksize=64))
     _mark(out, parameters, complete=True)
 
 
@@ -154,9 +153,7 @@ def draw_identity(style: DomainStyle, rng: np.random.Generator) -> Person:
 
     def worn(palette: tuple[RGB, ...]) -> RGB:
         base = palette[rng.integers(len(palette))]
-        jitter = rng.integers(-style.colour_jitter, style.colour_jitter + 1, 3)
-        red, green, blue = (int(min(255, max(0, c + j))) for c, j in zip(base, jitter, strict=True))
-        return red, green, blue
+        return _clipped(base + rng.integers(-style.colour_jitter, style.colour_jitter + 1, 3))
 
     upper, lower, accent = worn(style.uppers), worn(style.lowers), worn(style.accents)
     coat = bool(rng.random() < style.coats)
@@ -252,8 +249,11 @@ def _occlude(canvas: Image.Image, rng: np.random.Generator) -> None:
 
 
 def _grey(rng: np.random.Generator, low: int, high: int) -> RGB:
-    base, tint = rng.integers(low, high), rng.integers(-22, 23, 3)
-    red, green, blue = (int(min(255, max(0, base + t))) for t in tint)
+    return _clipped(rng.integers(low, high) + rng.integers(-22, 23, 3))
+
+
+def _clipped(levels: npt.NDArray[np.integer]) -> RGB:
+    red, green, blue = levels.clip(0, 255).tolist()
     return red, green, blue
 
 

@@ -31,6 +31,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.shipped import shipped
 
 Say = Callable[[str], None]
+Job = tuple[str, Config, str | None]  # its name, and the run whose pretraining it takes over
 
 LAYOUTS = {"market": "market1501", "duke": "dukemtmc", "msmt17": "msmt17"}
 
@@ -175,25 +176,19 @@ def run_suite(
         f"{out}/pretraining/{_pretraining_key(config)}": config for config in left.values()
     }
     room = _room(next(iter(runs.values())).ray)
-    _all_of(
-        [
-            (f"pretraining {Path(uri).name}", config.model_copy(update={"out": uri}), None)
-            for uri, config in pretrainings.items()
-        ],
-        room,
-        say,
-    )
+    jobs: list[Job] = [
+        (f"pretraining {Path(uri).name}", config.model_copy(update={"out": uri}), None)
+        for uri, config in pretrainings.items()
+    ]
+    _all_of(jobs, room, say)
     names: dict[str, list[str]] = {}
     for (name, seed), config in configs.items():
         names.setdefault(config.out, []).append(f"{name}, seed {seed}")
-    _all_of(
-        [
-            (" / ".join(names[uri]), config, f"{out}/pretraining/{_pretraining_key(config)}")
-            for uri, config in left.items()
-        ],
-        room,
-        say,
-    )
+    jobs = [
+        (" / ".join(names[uri]), config, f"{out}/pretraining/{_pretraining_key(config)}")
+        for uri, config in left.items()
+    ]
+    _all_of(jobs, room, say)
     return results(suite, configs)
 
 
@@ -244,7 +239,7 @@ def _room(config: RayConfig) -> int:
     return max(1, int(min(rooms)))
 
 
-def _all_of(jobs: list[tuple[str, Config, str | None]], room: int, say: Say) -> None:
+def _all_of(jobs: list[Job], room: int, say: Say) -> None:
     """Run them as Ray tasks, `room` at a time; fail at the end if any has failed."""
     waiting, failed = list(reversed(jobs)), []
     running: dict[Any, str] = {}

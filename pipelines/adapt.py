@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,6 @@ from pipelines.run_folder import RunFolder
 from pipelines.train_state import Weights
 from pipelines.workers import Workers
 
-T = TypeVar("T")
 Scores = dict[str, Any]
 
 
@@ -105,7 +104,7 @@ class Adaptation:
             )
             return dict(zip(files, map(artefacts.table_bytes, (table, quarantine)), strict=True))
 
-        contents = self._once(f"ingest/{domain}", files, make, dict)
+        contents = self._once(f"ingest/{domain}", files, make)
         table = artefacts.read_table(contents[files[0]]).combine_chunks()
         return Images(table, ray.put(table))
 
@@ -132,12 +131,8 @@ class Adaptation:
             table = artefacts.features_table(self.target.table, features)
             return {file: artefacts.table_bytes(table)}
 
-        return self._once(
-            f"{name}/extract",
-            [file],
-            make,
-            lambda contents: artefacts.features_array(artefacts.read_table(contents[file])),
-        )
+        contents = self._once(f"{name}/extract", [file], make)
+        return artefacts.features_array(artefacts.read_table(contents[file]))
 
     def source_distance(
         self, name: str, weights: Weights, features_NX: NDArray[np.float32]
@@ -157,7 +152,7 @@ class Adaptation:
             table = artefacts.parts_table(self.target.table, "source_distance", distance_NP)
             return {file: artefacts.table_bytes(table)}
 
-        contents = self._once(f"{name}/source-distance", [file], make, dict)
+        contents = self._once(f"{name}/source-distance", [file], make)
         return artefacts.read_parts(contents[file])
 
     def estimate(
@@ -214,7 +209,7 @@ class Adaptation:
                 files[1]: artefacts.json_bytes(clusters),
             }
 
-        contents = self._once(f"{name}/estimate", files, make, dict)
+        contents = self._once(f"{name}/estimate", files, make)
         clusters = json.loads(contents[files[1]])
         before = self.labellings[-1] if self.labellings else None
         self.labellings.append(clusters)
@@ -254,17 +249,13 @@ class Adaptation:
         if len(self.target.rows("query")) == 0:
             return
         file = f"{name}/evaluation.json"
-        scores = self._once(
-            f"{name}/evaluate",
-            [file],
-            lambda: {
-                file: artefacts.json_bytes(
-                    evaluate_features(self.target.table, features_NC, self.resources).as_dict()
-                )
-            },
-            lambda contents: json.loads(contents[file]),
-            leads_on=False,
-        )
+
+        def make() -> dict[str, bytes | pa.Buffer]:
+            found = evaluate_features(self.target.table, features_NC, self.resources)
+            return {file: artefacts.json_bytes(found.as_dict())}
+
+        contents = self._once(f"{name}/evaluate", [file], make, leads_on=False)
+        scores = json.loads(contents[file])
         if self.rows and self.rows[-1]["name"] == name:
             self.rows[-1].update(scores)
         else:
@@ -325,23 +316,22 @@ class Adaptation:
         stage: str,
         files: list[str],
         make: Callable[[], dict[str, bytes | pa.Buffer]],
-        read: Callable[[dict[str, bytes]], T],
         leads_on: bool = True,
-    ) -> T:
+    ) -> dict[str, bytes]:
         """`RunFolder.once`, shown and timed."""
         with self.progress.stage(stage):
-            return self.run.once(stage, files, make, read, leads_on)
+            return self.run.once(stage, files, make, leads_on)
 
     def _checkpoint(self, name: str, train: Callable[[], Weights]) -> Weights:
         folder = f"{name}/checkpoint"
         config = self.config.model_dump(mode="json", exclude={"tracking"})
         metadata = {"stage": name, "config": config}
-        return self._once(
+        contents = self._once(
             f"{name}/train",
             artefacts.checkpoint_files(folder),
             lambda: artefacts.checkpoint_bytes(folder, train(), metadata),
-            lambda contents: artefacts.read_checkpoint(folder, contents),
         )
+        return artefacts.read_checkpoint(folder, contents)
 
 
 def _score(row: Scores | None) -> dict[str, float] | None:

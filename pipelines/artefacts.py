@@ -49,10 +49,7 @@ def checkpoint_bytes(
 
 
 def read_checkpoint(folder: str, contents: Contents) -> dict[str, NDArray[Any]]:
-    weights: dict[str, NDArray[Any]] = safetensors.numpy.load(
-        contents[f"{folder}/weights.safetensors"]
-    )
-    return weights
+    return safetensors.numpy.load(contents[f"{folder}/weights.safetensors"])
 
 
 def parts_table(images: pa.Table, name: str, values_NP: NDArray[Any]) -> pa.Table:

@@ -31,8 +31,7 @@ def evaluate_features(
         num_gpus=resources.gpus_per_task,
     )
     device = "cuda" if resources.use_gpu else "cpu"
-    result: EvaluationResult = ray.get(task.remote(*map(ray.put, sides), device=device))
-    return result
+    return ray.get(task.remote(*map(ray.put, sides), device=device))
 
 
 def evaluate_file(path: Path) -> EvaluationResult:

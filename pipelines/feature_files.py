@@ -114,10 +114,9 @@ def _integers(table: pa.Table, name: str) -> NDArray[np.int64] | None:
     if not pa.types.is_integer(column.type):
         raise ValueError(f'its column "{name}" is {column.type}, not integers')
     try:
-        numbers: NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
+        return column.cast(pa.int64()).to_numpy()
     except pa.ArrowException as error:
         raise ValueError(f'its column "{name}" has numbers beyond 64 bits') from error
-    return numbers
 
 
 def _texts(table: pa.Table, name: str) -> NDArray[Any] | None:

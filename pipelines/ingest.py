@@ -1,7 +1,6 @@
 """A data set's folder -> one Arrow table of image bytes, broken images set aside."""
 
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import ray
@@ -36,10 +35,15 @@ def ingest(config: DatasetConfig, domain: Domain, seed: int) -> tuple[pa.Table, 
         "row"
     )
     good = rows.filter(pa.compute.equal(rows["reason"], ""))
+    kept = [records[row] for row in good["row"].to_pylist()]
     table = pa.table(
         {
             "image": good["image"].cast(pa.large_binary()),
-            **_columns([records[row] for row in good["row"].to_pylist()], domain),
+            "path": [record.path for record in kept],
+            "pid": [record.pid for record in kept],
+            "camid": [record.camid for record in kept],
+            "split": [record.split for record in kept],
+            "domain": [domain] * len(kept),
         },
         schema=IMAGE_TABLE,
     )
@@ -70,13 +74,3 @@ class _Reader:
         return pa.table(
             {"row": batch["id"], "image": pa.array(images, pa.large_binary()), "reason": reasons}
         )
-
-
-def _columns(records: list[ImageRecord], domain: Domain) -> dict[str, Any]:
-    return {
-        "path": [record.path for record in records],
-        "pid": pa.array([record.pid for record in records], pa.int32()),
-        "camid": pa.array([record.camid for record in records], pa.int32()),
-        "split": [record.split for record in records],
-        "domain": [domain] * len(records),
-    }

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
-from cluster.quality import ClusterQuality, cluster_quality
+from cluster.quality import cluster_quality
 from cluster.task_graph import OnProgress, estimate_on_ray
 from daal.config import ClusterConfig, RayConfig
 from daal.errors import ConfigError, LabelError
@@ -53,31 +53,21 @@ def label(
     Raises LabelError, naming the file, if there are none to be found.
     """
     try:
-        return _label(features, config, ray_config, verbose, on_progress)
+        if ray_config is None:
+            return estimate_pseudo_labels(features.features_NC, config, camids_N=features.camids)
+        # Nothing is trained or read here, so don't ask the cluster for the CPUs and GPUs of that.
+        ray_config = ray_config.model_copy(update={"num_workers": 1, "data_cpus": 1})
+        with ray_session(ray_config, verbose) as resources:
+            return estimate_on_ray(
+                features.features_NC,
+                config,
+                camids_N=features.camids,
+                cpus_per_task=resources.cpus_per_node,
+                gpus_per_task=1 if resources.use_gpu else 0,
+                on_progress=on_progress,
+            )
     except LabelError as error:
         raise LabelError(f"{features.path}: {error}") from error
-
-
-def _label(
-    features: Features,
-    config: ClusterConfig,
-    ray_config: RayConfig | None,
-    verbose: bool,
-    on_progress: OnProgress | None,
-) -> PseudoLabels:
-    if ray_config is None:
-        return estimate_pseudo_labels(features.features_NC, config, camids_N=features.camids)
-    # Nothing is trained or read here, so don't ask the cluster for the CPUs and GPUs of that.
-    ray_config = ray_config.model_copy(update={"num_workers": 1, "data_cpus": 1})
-    with ray_session(ray_config, verbose) as resources:
-        return estimate_on_ray(
-            features.features_NC,
-            config,
-            camids_N=features.camids,
-            cpus_per_task=resources.cpus_per_node,
-            gpus_per_task=1 if resources.use_gpu else 0,
-            on_progress=on_progress,
-        )
 
 
 def labels_table(features: Features, found: PseudoLabels) -> pa.Table:
@@ -90,18 +80,13 @@ def labels_table(features: Features, found: PseudoLabels) -> pa.Table:
     return pa.table({**first, "pseudo_label": found.labels})
 
 
-def quality(features: Features, found: PseudoLabels) -> ClusterQuality:
-    """Figures of the labels, against the file's pids if it knows any."""
-    return cluster_quality(found.labels, features.pids)
-
-
 def as_dict(features: Features, found: PseudoLabels) -> dict[str, Any]:
-    """What `daal label --json` prints."""
+    """What `daal label --json` prints; figures are against the file's pids if it knows any."""
     return {
         "eps": found.eps,
         "p": found.p,
         "num_backoffs": found.num_backoffs,
-        **quality(features, found).as_dict(),
+        **cluster_quality(found.labels, features.pids).as_dict(),
         "notes": list(found.notes),
         "stages": {name: vars(stage) for name, stage in found.stages.items()},
     }

@@ -7,7 +7,7 @@ device. Hours are estimates: they leave out start-up, scoring and whatever else 
 import io
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ from daal.step import TrainBatch, mixed_precision, train_step
 from pipelines.validate import root_of
 
 WORKERS = (1, 2, 4, 8, 16)
-IMAGES_PER_CLUSTER = 16  # a guess, for the size of the target's head
 PROBE_IMAGES = 8  # of a step; speeds are taken as proportional
 PROBE_SECONDS = 2.0
 BETWEEN_NODES = 10e9 / 8  # bytes a second: 10 Gbit/s, each worker on a node of its own
@@ -71,9 +70,6 @@ class Size:
     disk_bytes: int
     needs: list[Needs]
     probe: Probe
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def size_of(config: Config, probe: Probe | None = None) -> Size:

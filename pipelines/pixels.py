@@ -96,11 +96,6 @@ class Pixels:
         return ImageSource(images.reference, tuple(blocks), places_N)
 
 
-@ray.remote(num_cpus=1)
-def _decode_block(table: pa.Table, rows: NDArray[np.int64], size: InputConfig) -> NDArray[np.uint8]:
-    return _decoded(table, rows, size)
-
-
 class PixelReader:
     """A worker's side: kept pixels by row, from shared memory or the worker's device."""
 
@@ -110,13 +105,16 @@ class PixelReader:
         self._blocks: list[NDArray[np.uint8]] = ray.get(list(source.blocks))
         self._pin = device.type == "cuda"
         self._on_device: Tensor | None = None
-        num_bytes = sum(block.nbytes for block in self._blocks)
-        if self._pin and (mode == "device" or (mode == "auto" and _fits(num_bytes, device))):
+        if self._pin and (mode == "device" or (mode == "auto" and self._fits())):
             shape = sum(map(len, self._blocks)), *self._blocks[0].shape[1:]
             self._on_device = torch.empty(shape, dtype=torch.uint8, device=device)
             for at, block in enumerate(self._blocks):
                 self._on_device[at * BLOCK : at * BLOCK + len(block)] = torch.tensor(block)
             self._blocks = []
+
+    def _fits(self) -> bool:
+        room = DEVICE_SHARE * torch.cuda.get_device_properties(self.device).total_memory
+        return sum(block.nbytes for block in self._blocks) <= room
 
     @property
     def on_device(self) -> bool:
@@ -142,12 +140,7 @@ def pixel_reader(worker: Worker, source: ImageSource, config: Config) -> PixelRe
     key = source.table
     if key not in worker.kept:
         worker.kept[key] = PixelReader(source, worker.device, config.ray.images)
-    reader: PixelReader = worker.kept[key]
-    return reader
-
-
-def _fits(num_bytes: int, device: torch.device) -> bool:
-    return num_bytes <= DEVICE_SHARE * torch.cuda.get_device_properties(device).total_memory
+    return worker.kept[key]
 
 
 def decode_rows(
@@ -165,6 +158,9 @@ def _decoded(table: pa.Table, rows: NDArray[np.int64], size: InputConfig) -> NDA
     for at, row in enumerate(rows.tolist()):
         pixels[at] = decode(column[row].as_buffer().to_pybytes(), size.height, size.width)
     return pixels
+
+
+_decode_block = ray.remote(num_cpus=1)(_decoded)
 
 
 @lru_cache(maxsize=8)

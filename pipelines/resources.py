@@ -40,13 +40,11 @@ class Resources:
 
     def __str__(self) -> str:
         device = "GPUs" if self.use_gpu else f"CPUs ({self.threads} threads each)"
-        unused = (
-            f"; {self.unused_gpus} GPU(s) stay unused: set ray.num_workers={self.unused_gpus}"
-            if self.unused_gpus
-            else ""
-        )
         workers = "worker" if self.num_workers == 1 else "workers"
-        return f"{self.num_workers} {workers} on {device}{unused}"
+        text = f"{self.num_workers} {workers} on {device}"
+        if idle := self.unused_gpus:
+            text += f"; {idle} GPU(s) stay unused: set ray.num_workers={idle}"
+        return text
 
 
 def place_in_time(config: RayConfig) -> Resources:

@@ -11,15 +11,8 @@ the journal knows (`pipelines.run_folder`).
 """
 
 import torch
-from ray.train import FailureConfig
 
-from daal.config import RayConfig
 from daal.errors import ClusterError, DaalError
-
-
-def starts_again(config: RayConfig) -> FailureConfig:
-    """How often Ray Train starts the group anew."""
-    return FailureConfig(max_failures=config.max_failures)
 
 
 def final(error: Exception) -> DaalError | None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -23,13 +23,19 @@ from pyarrow import fs
 
 from daal.config import Config
 from daal.errors import ConfigError, StorageError
-from daal.load_config import check_config, flat
+from daal.load_config import check_config, differences
 
-T = TypeVar("T")
 Entries = dict[str, dict[str, Any]]  # size and sha256 of a stage's files, by name
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"
 MAY_CHANGE = {"out", "ray", "tracking", "report"}  # settings that change no result
+
+
+def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
+    """Of a path or a URI, and where on it that is. Raises what pyarrow does if there is none."""
+    if "://" in uri:
+        return fs.FileSystem.from_uri(uri)
+    return fs.LocalFileSystem(), str(Path(uri).absolute())
 
 
 class RunFolder:
@@ -43,10 +49,7 @@ class RunFolder:
                 "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the machine's role."
             )
         try:
-            if "://" in uri:
-                self.filesystem, self.base = fs.FileSystem.from_uri(uri)
-            else:
-                self.filesystem, self.base = fs.LocalFileSystem(), str(Path(uri).absolute())
+            self.filesystem, self.base = filesystem_of(uri)
             if create:
                 self.filesystem.create_dir(self.base, recursive=True)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -134,7 +137,10 @@ class RunFolder:
             # Through the models: a field that is newer than the folder has its default.
             kept = check_config(yaml.safe_load(self.read("config.yaml")))
             theirs = kept.model_dump(mode="json", exclude=MAY_CHANGE)
-            changes = _differences(theirs, ours)
+            changes = [
+                f"{key} was {before!r} and is {now!r}"
+                for key, (now, before) in differences([ours, theirs]).items()
+            ]
             if changes:
                 raise ConfigError(
                     f"{self.uri} holds a run with another configuration ({'; '.join(changes)}); "
@@ -150,13 +156,12 @@ class RunFolder:
         stage: str,
         files: list[str],
         make: Callable[[], dict[str, bytes | pa.Buffer]],
-        read: Callable[[dict[str, bytes]], T],
         leads_on: bool = True,
-    ) -> T:
-        """What a stage left behind; it is run if its files aren't whole or others led to them.
+    ) -> dict[str, bytes]:
+        """What a stage left in `files`; it is run if they aren't whole or others led to them.
 
-        `make` returns the content of `files`; `read` turns their content into the result. Stages
-        are asked for in the order of the run; nothing follows from one that doesn't lead on.
+        `make` returns their content. Stages are asked for in the order of the run; nothing
+        follows from one that doesn't lead on.
         """
         found = self._whole(stage, files)
         if found is None:
@@ -173,7 +178,7 @@ class RunFolder:
         if leads_on:
             hashes = "".join(entries[name]["sha256"] for name in sorted(entries))
             self._inputs = _sha256((self._inputs + hashes).encode())
-        return read(contents)
+        return contents
 
     def adopt(self, other: "RunFolder") -> None:
         """Take over the finished stages of another run that this one doesn't have yet."""
@@ -192,10 +197,8 @@ class RunFolder:
         """What was appended to a file, if it is there; a line cut off by a crash is left out."""
         lines = []
         for text in self.read(name).decode().splitlines() if self.exists(name) else []:
-            try:
+            with suppress(json.JSONDecodeError):
                 lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
         return lines
 
     def _whole(self, stage: str, files: list[str]) -> tuple[Entries, dict[str, bytes]] | None:
@@ -219,29 +222,15 @@ class RunFolder:
         try:
             yield
         except OSError as error:
+            path, done = self.path(name), "read" if need is None else "written"
+            what = f"{path} can't be {done}: {str(error).splitlines()[0]}"
+            remedy = "check the storage and its permissions"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                what = (
-                    f"{self.path(name)} can't be written: the disk is full ({need:,} bytes needed)"
-                )
+                what = f"{path} can't be written: the disk is full ({need:,} bytes needed)"
                 remedy = "make room"
-            else:
-                first = str(error).splitlines()[0]
-                what = (
-                    f"{self.path(name)} can't be {'read' if need is None else 'written'}: {first}"
-                )
-                remedy = "check the storage and its permissions"
             raise StorageError(
                 f"{what}; {remedy}, and the same command goes on: finished stages are kept."
             ) from error
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    before, now = flat(old), flat(new)
-    return [
-        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
-        for key in dict.fromkeys([*now, *before])
-        if before.get(key) != now.get(key)
-    ]
 
 
 def _sha256(data: bytes | pa.Buffer) -> str:

@@ -4,7 +4,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -22,8 +21,10 @@ from ray.exceptions import RayError
 from daal.config import RayConfig
 from daal.errors import ClusterError
 from pipelines.console import errors, show
+from pipelines.knock import knock
 from pipelines.resources import Resources, place_in_time
 
+KNOCK_SECONDS = 10.0
 LOOK_SECONDS, LOST_SECONDS = 3.0, 40.0  # whether the cluster is there; until it is given up
 
 
@@ -41,7 +42,7 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
     if ours:
         _start_or_join(config, verbose)
     if not verbose:
-        _silence_ray_data()
+        silence_ray_data()
     if not ours:
         yield place_in_time(config)
         return
@@ -55,7 +56,7 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
         ray.shutdown()
 
 
-def _silence_ray_data() -> None:
+def silence_ray_data() -> None:
     """It reports every execution on the driver's console, through loggers of its own."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray", "ray.data", "ray.train"):
@@ -70,7 +71,7 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             if address:
-                _knock(address)
+                knock(address, KNOCK_SECONDS)
                 ray.init(address=address, **common)
             else:
                 ensure_private_token()
@@ -91,27 +92,15 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
 @contextmanager
 def _without_its_first_line() -> Iterator[None]:
     """Ray's C++ side says on file descriptor 2 that it will say nothing; all else is passed on."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as kept:
+    with os.fdopen(os.dup(2), "wb") as terminal, tempfile.TemporaryFile() as kept:
         os.dup2(kept.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
+            os.dup2(terminal.fileno(), 2)
             kept.seek(0)
-            for line in kept:
-                if b"RAY_BACKEND_LOG_LEVEL" not in line:
-                    os.write(2, line)
-
-
-def _knock(address: str) -> None:
-    # Where nothing listens, ray.init would wait for minutes without a word.
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            terminal.writelines(line for line in kept if b"RAY_BACKEND_LOG_LEVEL" not in line)
 
 
 def _end_on_sigterm() -> None:
@@ -126,7 +115,7 @@ def _watch_cluster(over: threading.Event) -> None:
     lost_since = None
     while not over.wait(LOOK_SECONDS):
         try:
-            _knock(address)
+            knock(address, KNOCK_SECONDS)
             lost_since = None
         except OSError:
             lost_since = lost_since or time.monotonic()

@@ -21,7 +21,7 @@ def shipped(kind: Literal["recipe", "suite"], name: str) -> Path:
     folder = {"recipe": RECIPES, "suite": SUITES}[kind]
     path = folder / f"{name}.yaml"
     if not os.path.exists(path):  # of Path, it fails for names too long for a disk
-        names = sorted(file.stem for file in folder.glob("*.yaml"))
+        names = shipped_names(folder)
         hint = did_you_mean(name, names)
         raise ConfigError(
             f'there is no {kind} "{name}"; {f"{hint} Shipped" if hint else "shipped"} are '
@@ -30,8 +30,8 @@ def shipped(kind: Literal["recipe", "suite"], name: str) -> Path:
     return path
 
 
-def shipped_names() -> list[str]:
-    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+def shipped_names(folder: Path = RECIPES) -> list[str]:
+    return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
 def read_config(recipe: str, overrides: Iterable[str] | None = None) -> Config:

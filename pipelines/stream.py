@@ -42,13 +42,10 @@ class FedBatch:
         """Every `num_parts`-th image of each domain, from the `at`-th on."""
         if num_parts == 1:
             return self
-        source_rows = self.source_rows[at::num_parts]
-        num_source = len(self.source_rows)
-        images = (
-            self.images_BHWC[:num_source][at::num_parts],
-            self.images_BHWC[num_source:][at::num_parts],
-        )
-        return FedBatch(self.step, torch.cat(images), source_rows, self.target_rows[at::num_parts])
+        some = slice(at, None, num_parts)
+        domains = self.images_BHWC.tensor_split([len(self.source_rows)])
+        images_BHWC = torch.cat([images[some] for images in domains])
+        return FedBatch(self.step, images_BHWC, self.source_rows[some], self.target_rows[some])
 
 
 @dataclass(frozen=True)

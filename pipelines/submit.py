@@ -76,7 +76,6 @@ class Jobs:
         Raises:
             ConfigError: the name can't be one, or the run is at work already.
         """
-        check_name(name)
         last = self.find(name)
         if last is not None and not last.is_over:
             raise ConfigError(

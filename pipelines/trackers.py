@@ -6,6 +6,7 @@ yet. Whatever goes wrong in here is raised: the thread that a tracker lives on d
 
 import io
 import os
+import textwrap
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ class TensorBoard:
     ends unseen, and waits for that thread for ever.
     """
 
+    title = "TensorBoard"
+
     def __init__(self, run: RunToTrack, config: TrackingConfig) -> None:
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
@@ -79,9 +82,7 @@ class TensorBoard:
         self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         if self.fresh:
             text = yaml.safe_dump(run.config, sort_keys=False)
-            quoted = "".join(
-                f"    {line}\n" for line in text.splitlines()
-            )  # it is read as Markdown
+            quoted = textwrap.indent(text, "    ")  # it is read as Markdown
             self._write(0, time.time(), summary.text("config", quoted))
         self._writer.flush()
 
@@ -109,6 +110,8 @@ class TensorBoard:
 class Mlflow:
     """A run of an MLflow server, found again by the tag daal.id."""
 
+    title = "MLflow"
+
     def __init__(self, run: RunToTrack, config: TrackingConfig) -> None:
         # It prints links to standard output, and reports its use to its makers, unless told not to.
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -118,12 +121,9 @@ class Mlflow:
 
         self._metric = Metric
         self._client = MlflowClient(tracking_uri=config.mlflow)
-        found = self._client.get_experiment_by_name(config.mlflow_experiment)
-        experiment = (
-            found.experiment_id
-            if found
-            else self._client.create_experiment(config.mlflow_experiment)
-        )
+        name = config.mlflow_experiment
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self._client.create_experiment(name)
         earlier = self._client.search_runs([experiment], f"tags.`daal.id` = '{run.id}'")
         self.fresh = not earlier
         if earlier:
@@ -138,14 +138,9 @@ class Mlflow:
             self._client.log_batch(self._run, params=params[at : at + PARAMS_AT_ONCE])
 
     def log(self, point: Point) -> None:
-        milliseconds = int(1000 * point.time)
-        self._client.log_batch(
-            self._run,
-            [
-                self._metric(tag, value, milliseconds, point.x)
-                for tag, value in point.tags().items()
-            ],
-        )
+        at = int(1000 * point.time)  # milliseconds
+        metrics = [self._metric(tag, value, at, point.x) for tag, value in point.tags().items()]
+        self._client.log_batch(self._run, metrics)
 
     def show(self, picture: Picture) -> None:
         self._client.log_image(self._run, picture.decoded(), f"{picture.tag}.png")
@@ -161,6 +156,8 @@ class Wandb:
     Nothing is sent but the configuration, the points and what its client measures of the machine:
     no console output, no code, no list of packages.
     """
+
+    title = "Weights & Biases"
 
     def __init__(self, run: RunToTrack, config: TrackingConfig) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")

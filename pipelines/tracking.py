@@ -12,11 +12,12 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from daal.config import Config, TrackingConfig
-from daal.errors import ConfigError
+from daal.errors import ConfigError, first_line
 from pipelines.run_folder import MAY_CHANGE, RunFolder
 from pipelines.trackers import Ending, Mlflow, Picture, Point, RunToTrack, TensorBoard, Wandb
 
@@ -86,8 +87,8 @@ def _of(event: Event, names: tuple[str, ...]) -> dict[str, float]:
 
 def check_tracking(config: TrackingConfig) -> None:
     """Raise ConfigError if a tracker that is asked for isn't installed."""
-    for key, package in (("mlflow", "mlflow"), ("wandb", "wandb")):
-        if getattr(config, key) and importlib.util.find_spec(package) is None:
+    for key in ("mlflow", "wandb"):  # the packages are called so, too
+        if getattr(config, key) and importlib.util.find_spec(key) is None:
             raise ConfigError(
                 f"tracking.{key} needs a package that isn't installed; add it by "
                 f'pip install "daal[{key}]".'
@@ -111,7 +112,10 @@ def tracked(
     history = run.lines(METRICS)
     values = config.model_dump(mode="json", exclude=MAY_CHANGE)
     described = RunToTrack(name, _id(run), Path(run.base) if run.is_local else None, values)
-    followers = [_Follower(kind, described, config.tracking, history, note) for kind in chosen]
+    followers = [
+        _Follower(kind.title, partial(kind, described, config.tracking), history, note)
+        for kind in chosen
+    ]
 
     def show(event: Event | Picture) -> None:
         for follower in followers:
@@ -152,20 +156,12 @@ class _Follower:
     """One tracker on its thread."""
 
     def __init__(
-        self,
-        kind: type[Tracker],
-        run: RunToTrack,
-        config: TrackingConfig,
-        history: list[dict[str, Any]],
-        note: Say,
+        self, name: str, start: Callable[[], Tracker], history: list[dict[str, Any]], note: Say
     ) -> None:
-        self._name = {TensorBoard: "TensorBoard", Mlflow: "MLflow", Wandb: "Weights & Biases"}[kind]
-        self._note = note
+        self._name, self._note = name, note
         self._events: queue.SimpleQueue[Event | Picture | Ending] = queue.SimpleQueue()
         self._dropped = False
-        self._thread = threading.Thread(
-            target=self._follow, args=(kind, run, config, history), daemon=True
-        )
+        self._thread = threading.Thread(target=self._follow, args=(start, history), daemon=True)
         self._thread.start()
 
     def show(self, event: Event | Picture) -> None:
@@ -182,15 +178,9 @@ class _Follower:
                 f"waited for; {METRICS} has them"
             )
 
-    def _follow(
-        self,
-        kind: type[Tracker],
-        run: RunToTrack,
-        config: TrackingConfig,
-        history: list[dict[str, Any]],
-    ) -> None:
+    def _follow(self, start: Callable[[], Tracker], history: list[dict[str, Any]]) -> None:
         try:
-            tracker, points = kind(run, config), Points()
+            tracker, points = start(), Points()
             for line in history:
                 for point in points.of(line):
                     if tracker.fresh:
@@ -205,8 +195,8 @@ class _Follower:
         except Exception as error:
             if not self._dropped:
                 self._dropped = True
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = first_line(error)[:300]
                 self._note(
-                    f"{self._name} gets no more of this run's figures ({reason[:300]}); the run "
+                    f"{self._name} gets no more of this run's figures ({reason}); the run "
                     f"goes on, and {METRICS} has them all"
                 )

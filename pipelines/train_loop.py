@@ -297,10 +297,8 @@ def build_network(config: Config, labels: Labels, start: Weights) -> DaalNetwork
         domain_head=adapting and config.network.specific_branch and labels.num_source_ids > 0,
     )
     if start:
-        tensors = {name: torch.tensor(array) for name, array in start.items()}
-        network.load_matching(
-            {n: t for n, t in tensors.items() if not n.startswith("target_head.")}
-        )
+        carried = [name for name in start if not name.startswith("target_head.")]
+        network.load_matching({name: torch.tensor(start[name]) for name in carried})
     if network.target_head is not None and config.network.centroid_init:
         network.target_head.start_from(torch.tensor(labels.centroids_KC))
     return network

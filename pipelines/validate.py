@@ -169,12 +169,13 @@ def _look_at_images(
     margin = 3 * each * math.sqrt(len(bad)) * unseen_share
     kinds = _kinds(empty | bad)
     seen = f"of {num_sampled + len(empty):,} images looked at ({len(records):,} in all)"
+    num_bad = len(empty) + len(bad)
     too_many = (
-        f"{{}} {seen} in {root} can't be used, and no more than {domain}.max_bad_share="
+        f"{num_bad:,} {seen} in {root} can't be used, and no more than {domain}.max_bad_share="
         f"{settings.max_bad_share:g} may be: {'; '.join(kinds)}; repair or remove them, or raise "
         f"{domain}.max_bad_share."
-    ).format(f"{len(empty) + len(bad):,}")
-    if len(empty) + len(bad) > limit or estimate - margin > limit:
+    )
+    if num_bad > limit or estimate - margin > limit:
         raise DataError(too_many)
     if estimate > limit:
         return num_sampled, [f"{too_many} If the others are like these, the run will stop."]

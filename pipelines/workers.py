@@ -20,7 +20,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
@@ -171,8 +171,7 @@ class Workers:
                 if isinstance(finished, DaalError):
                     raise finished
                 try:
-                    results: list[Any] = ray.get(finished)
-                    return results
+                    return ray.get(finished)
                 except (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError):
                     continue  # a worker was lost with its result before we had it
 
@@ -217,7 +216,7 @@ class Workers:
                 name="workers",
                 storage_path=self._folder.path("ray_train"),
                 storage_filesystem=self._folder.filesystem,
-                failure_config=retries.starts_again(config.ray),
+                failure_config=FailureConfig(max_failures=config.ray.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
         )

@@ -167,4 +167,4 @@ def _scores(target: pa.Table, features: NDArray[np.float32]) -> dict[str, Any]:
 
 
 def _stage(run: RunFolder, stage: str, files: dict[str, Any]) -> None:
-    run.once(stage, list(files), lambda: files, dict)
+    run.once(stage, list(files), lambda: files)

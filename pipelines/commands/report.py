@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daal.errors import first_line
 from pipelines.console import errors, show
 
 if TYPE_CHECKING:
@@ -63,6 +64,6 @@ def leave_report(run: "RunFolder", note: "Callable[[str], None]") -> "tuple[Pict
             note(f"not in {REPORT}: {failure}")
         return made.pictures
     except Exception as error:  # whatever it is, the run itself is done
-        first = (str(error) or type(error).__name__).splitlines()[0]
-        note(f"no report was written ({first}); daal report {run.uri} tries again.")
+        reason = first_line(error)
+        note(f"no report was written ({reason}); daal report {run.uri} tries again.")
         return ()

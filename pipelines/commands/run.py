@@ -179,7 +179,7 @@ def size(
 
     found = size_of(read_config(recipe, overrides))
     if as_json:
-        print(json.dumps(found.as_dict()))
+        print(json.dumps(asdict(found)))
         return
     probe = found.probe
     print(
@@ -246,7 +246,7 @@ def ablate(
         overrides += [f"source.root={images}/source", f"target.root={images}/target"]
     configs = configurations(
         table.model_copy(update={"recipe": recipe or table.recipe}),
-        *(lambda name: read_config(name, []), overrides, seeds or table.seeds),
+        *(read_config, overrides, seeds or table.seeds),
         *(str(folder), folders),
     )
     if dry_run:

@@ -98,14 +98,13 @@ def _packages(facts: Facts) -> Iterator[Check]:
             if version is None
             or not Requirement(wanted).specifier.contains(version, prereleases=True)
         ]
+        line, found = f"packages of {name}", ", ".join(wrong)
         if not wrong:
-            yield _ok(f"packages of {name}", f"{len(pairs)}, each in its range")
+            yield _ok(line, f"{len(pairs)}, each in its range")
         elif extra:
-            remedy = f"pip install '{name}', where it is wanted"
-            yield _missing(f"packages of {name}", ", ".join(wrong), remedy)
+            yield _missing(line, found, f"pip install '{name}', where it is wanted")
         else:
-            remedy = "pip install --upgrade 'daal'"
-            yield _missing(f"packages of {name}", ", ".join(wrong), remedy, ConfigError)
+            yield _missing(line, found, "pip install --upgrade 'daal'", ConfigError)
 
 
 def _torch(facts: Facts, config: Config) -> Iterator[Check]:

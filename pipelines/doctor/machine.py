@@ -38,7 +38,7 @@ def gather(config: Config, write_out: bool) -> dict[str, Any]:
     if not has_login:
         questions["storage"] = ("storage", config.out, "write" if write_out else "look")
     address = os.environ.get("RAY_ADDRESS")
-    closed = probes.knock(address) if address else None
+    closed = probes.silence_of(address) if address else None
     if address and not closed:
         questions["cluster"] = ("cluster", config.ray.model_dump_json())
     with ThreadPoolExecutor(len(questions)) as pool:
@@ -70,14 +70,15 @@ def installed() -> Facts:
         python = metadata.metadata("daal")["Requires-Python"]
     except metadata.PackageNotFoundError:
         return {"failed": "daal is not installed as a package"}
-    groups: dict[str, list[tuple[str, str | None]]] = {}
-    for extra in ("", *(extra for extra in extras if extra not in DEVELOPMENT)):
-        groups[extra] = [
+    groups = {
+        extra: [
             (str(each), version)
             for requirement in wanted
             if _applies(requirement, extra) and not (extra and _applies(requirement, ""))
             for each, version in _with_its_extras(requirement)
         ]
+        for extra in ("", *(extra for extra in extras if extra not in DEVELOPMENT))
+    }
     return {"python": python or "", "groups": groups}
 
 

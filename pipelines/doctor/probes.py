@@ -10,7 +10,6 @@ import importlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import uuid
@@ -18,6 +17,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from daal.errors import first_line
+from pipelines.knock import knock
 
 SECONDS = 12.0  # that any question may take
 
@@ -54,13 +56,10 @@ def ask(name: str, *arguments: str, seconds: float = SECONDS) -> Facts:
     return answer
 
 
-def knock(address: str) -> str | None:
-    """Why nothing answers at RAY_ADDRESS, if it is HOST:PORT; Ray itself would ask for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return None
+def silence_of(address: str) -> str | None:
+    """Why nothing answers at RAY_ADDRESS, if it is HOST:PORT."""
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+        knock(address, KNOCK_SECONDS)
     except (OSError, OverflowError) as error:
         return f"nothing answers there ({getattr(error, 'strerror', None) or error})"
     return None
@@ -164,13 +163,12 @@ def storage_facts(uri: str, wanted: str) -> Facts:
     import pyarrow as pa
     from pyarrow import fs
 
+    from pipelines.run_folder import filesystem_of
+
     try:
-        if "://" in uri:
-            filesystem, base = fs.FileSystem.from_uri(uri)
-        else:
-            filesystem, base = fs.LocalFileSystem(), str(Path(uri).absolute())
+        filesystem, base = filesystem_of(uri)
     except (pa.ArrowException, OSError, ValueError) as error:
-        return {"unusable": _first_line(error)}
+        return {"unusable": first_line(error)}
     facts: Facts = {}
     made: list[Path] = []
     if isinstance(filesystem, fs.LocalFileSystem):
@@ -187,7 +185,7 @@ def storage_facts(uri: str, wanted: str) -> Facts:
             _try_out(filesystem, f"{base}/.daal-doctor-{uuid.uuid4().hex}")
             facts["written"] = True
         except (pa.ArrowException, OSError) as error:
-            facts["failed"] = _first_line(error)
+            facts["failed"] = first_line(error)
         finally:
             with suppress(OSError):
                 for folder in made:  # the deepest first
@@ -213,10 +211,6 @@ def _try_out(filesystem: Any, name: str) -> None:
         raise
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 PROBES: dict[str, Callable[..., Facts]] = {
     "torch": torch_facts,
     "import": import_facts,
@@ -229,7 +223,7 @@ def main(name: str, *arguments: str) -> None:
     try:
         answer = PROBES[name](*arguments)
     except Exception as error:  # whatever a broken installation raises
-        answer = {"failed": f"{type(error).__name__}: {_first_line(error)}"[:300]}
+        answer = {"failed": f"{type(error).__name__}: {first_line(error)}"[:300]}
     print(json.dumps(answer), flush=True)
 
 

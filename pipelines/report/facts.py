@@ -10,7 +10,7 @@ import yaml
 
 from daal.config import Config
 from daal.errors import ConfigError
-from daal.load_config import check_config, flat
+from daal.load_config import check_config
 from pipelines import label_health
 from pipelines.run_folder import RunFolder
 
@@ -196,14 +196,6 @@ def times(journal: Sequence[Row]) -> list[tuple[str, float]]:
             kind = "the supervised bound"
         totals[kind] = totals.get(kind, 0.0) + seconds
     return sorted(totals.items(), key=lambda item: -item[1])
-
-
-def differences(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The keys in which configurations differ, each with its value in every one of them."""
-    flats = [flat(values) for values in settings]
-    keys = dict.fromkeys(key for values in flats for key in values)
-    rows = {key: [values.get(key) for values in flats] for key in keys}
-    return {key: row for key, row in rows.items() if any(value != row[0] for value in row)}
 
 
 def short_names(uris: Sequence[str]) -> list[str]:

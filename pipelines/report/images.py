@@ -73,9 +73,11 @@ def images(
     Raises:
         DataError: the images aren't in the run folder (any more).
     """
+    wanted = np.unique(np.asarray(rows, np.int64))
     found = {
         row: decode(value.as_py(), height, width)
-        for row, value in _values(run, f"images/{domain}.parquet", "image", rows)
+        for inside, values in _batches(run, f"images/{domain}.parquet", "image", wanted)
+        for row, value in zip(inside.tolist(), values, strict=True)
     }
     return [found[row] for row in rows]
 
@@ -94,15 +96,12 @@ def features(run: RunFolder, stage: str, rows: NDArray[np.integer]) -> NDArray[n
     name = f"{stage}/features.parquet"
     found: NDArray[np.float32] | None = None
     at = 0
-    for first, column in _batches(run, name, "feature"):
-        inside = rows[(rows >= first) & (rows < first + len(column))] - first
-        if len(inside):
-            taken = column.take(pa.array(inside))
-            values = taken.flatten().to_numpy(zero_copy_only=False).reshape(len(inside), -1)
-            if found is None:
-                found = np.empty((len(rows), values.shape[1]), np.float32)
-            found[at : at + len(inside)] = values
-            at += len(inside)
+    for inside, column in _batches(run, name, "feature", rows):
+        values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(inside), -1)
+        if found is None:
+            found = np.empty((len(rows), values.shape[1]), np.float32)
+        found[at : at + len(inside)] = values
+        at += len(inside)
     if found is None or at < len(rows):
         raise DataError(f"{name} has fewer rows than there are images.")
     return found
@@ -115,23 +114,20 @@ def spread(rows: NDArray[np.integer], most: int) -> NDArray[np.integer]:
     return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
-def _values(
-    run: RunFolder, name: str, column: str, rows: Sequence[int]
-) -> Iterator[tuple[int, Any]]:
-    wanted = np.unique(np.asarray(rows, np.int64))
-    for first, values in _batches(run, name, column):
-        inside = wanted[(wanted >= first) & (wanted < first + len(values))]
-        yield from ((int(row), values[int(row) - first]) for row in inside)
-        if len(wanted) == 0 or wanted[-1] < first + len(values):
-            return
-
-
-def _batches(run: RunFolder, name: str, column: str) -> Iterator[tuple[int, Any]]:
+def _batches(
+    run: RunFolder, name: str, column: str, rows: NDArray[np.integer]
+) -> Iterator[tuple[NDArray[np.integer], Any]]:
+    """Some of the rows (ascending) at a time, and their values; no more is read than they need."""
     first = 0
     with _opened(run, name) as file:
         for batch in pq.ParquetFile(file).iter_batches(BATCH, columns=[column]):
-            yield first, batch.column(0)
-            first += batch.num_rows
+            last = first + batch.num_rows
+            inside = rows[(rows >= first) & (rows < last)]
+            if len(inside):
+                yield inside, batch.column(0).take(pa.array(inside - first))
+            first = last
+            if len(rows) == 0 or rows[-1] < last:
+                return
 
 
 def _opened(run: RunFolder, name: str) -> Any:

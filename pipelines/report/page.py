@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 from daal.errors import DaalError, DataError
-from daal.load_config import flat
+from daal.load_config import differences, flat
+from daal.records import Domain
+from pipelines.doctor.machine import version_of
 from pipelines.live import LABELS
 from pipelines.report import facts as report_data
 from pipelines.report.facts import Facts, Row
@@ -67,14 +68,15 @@ def report(run: RunFolder) -> Report:
             return lambda: model if isinstance(model, Absent) else make(model)
 
         found = parts.make("the rank lists", lambda: retrieval(run, facts.config, stage))
-        attention: dict[str, Any] = {
-            "source": no_source or parts.make(
-                "attention on the source", by_model(lambda m: triplets(run, m, "source"))
-            ),
-            "target": parts.make(
-                "attention on the target", by_model(lambda m: triplets(run, m, "target"))
-            ),
-        }  # fmt: skip
+
+        def attention_on(domain: Domain) -> Any:
+            shown = by_model(lambda model: triplets(run, model, domain))
+            return parts.make(f"attention on the {domain}", shown)
+
+        attention = {
+            "source": no_source or attention_on("source"),
+            "target": attention_on("target"),
+        }
         of_source: Any = no_source or parts.make(
             "the features of the source", by_model(lambda model: source_features(run, model))
         )
@@ -97,11 +99,10 @@ def report(run: RunFolder) -> Report:
             settings=flat(facts.values),
             packages=_packages(),
         )  # fmt: skip
-        strips = (
+        pictures = tuple(
             Picture(tag, strip(photos), len(facts.trained))
             for tag, photos in _photos(attention, found)
         )
-        pictures = tuple(strips)
     return Report(page, parts.failures, pictures)
 
 
@@ -132,7 +133,7 @@ def comparison(runs: Sequence[RunFolder]) -> Report:
             same_data=len(targets) == 1 and None not in targets,
             plots=compared_plots(named),
             seconds=[sum(time for _, time in report_data.times(some.journal)) for some in facts],
-            differences=report_data.differences([some.values for some in facts]),
+            differences=differences([some.values for some in facts]),
         )
     return Report(page, [])
 
@@ -285,10 +286,5 @@ def _target_hash(facts: Facts) -> str | None:
 
 
 def _packages() -> dict[str, str]:
-    found = {"Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    versions = {name: version for name in PACKAGES if (version := version_of(name))}
+    return {"Python": platform.python_version(), **versions}

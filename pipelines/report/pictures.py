@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from daal import figures
 from daal.attention import IndependentAttention, NoAttention
+from daal.augment import normalise
 from daal.config import InputConfig
 from daal.errors import DataError
 from daal.network import DaalNetwork
@@ -85,14 +86,12 @@ def triplets(run: RunFolder, model: TrainedModel, domain: Domain) -> list[Triple
     if isinstance(model.network.attention, NoAttention):
         raise DataError("This network has no attention (network.attention.mode=none).")
     rows = _training_rows(run, domain, NUM_ATTENDED)
-    size = model.config.input
-    shared_Bhw, specific_Bhw = attention_maps(
-        model.network, _normalised(model, images(run, domain, rows, size.height, size.width))
-    )
+    pixels_BCHW = _pixels(run, model, domain, rows)
+    shared_Bhw, specific_Bhw = attention_maps(model.network, normalise(pixels_BCHW))
     paths = columns(run, f"images/{domain}.parquet", ["path"])["path"][rows]
     found = []
     for image, path, shared_hw, specific_hw in zip(
-        thumbs(run, domain, rows, size), paths, shared_Bhw, specific_Bhw, strict=True
+        thumbs(run, domain, rows, model.config.input), paths, shared_Bhw, specific_Bhw, strict=True
     ):
         views = (
             ("image", image),
@@ -131,15 +130,9 @@ def source_features(run: RunFolder, model: TrainedModel) -> NDArray[np.float32]:
         DataError: the images aren't there.
     """
     rows = _training_rows(run, "source", NUM_SOURCE)
-    size = model.config.input
-    pixels = np.stack(images(run, "source", rows, size.height, size.width))
-    device = next(model.parameters()).device
+    parts = _pixels(run, model, "source", rows).tensor_split(-(-len(rows) // BATCH))
     with torch.inference_mode():
-        made = [
-            model(torch.tensor(part_BHWC).permute(0, 3, 1, 2).to(device)).float().cpu().numpy()
-            for part_BHWC in np.array_split(pixels, -(-len(pixels) // BATCH))
-        ]
-    return np.concatenate(made)
+        return np.concatenate([model(part_BCHW).float().cpu().numpy() for part_BCHW in parts])
 
 
 def feature_map(
@@ -260,11 +253,11 @@ def _training_rows(run: RunFolder, domain: Domain, most: int) -> list[int]:
     return [int(row) for row in spread(np.flatnonzero(split == "train"), most)]
 
 
-def _normalised(model: TrainedModel, pixels: list[NDArray[np.uint8]]) -> torch.Tensor:
-    from daal.augment import normalise
-
-    device = next(model.parameters()).device
-    return normalise(torch.tensor(np.stack(pixels)).permute(0, 3, 1, 2).to(device))
+def _pixels(run: RunFolder, model: TrainedModel, domain: Domain, rows: list[int]) -> torch.Tensor:
+    """Images of a domain as the model takes them, where it is."""
+    size = model.config.input
+    pixels_BHWC = np.stack(images(run, domain, rows, size.height, size.width))
+    return torch.tensor(pixels_BHWC).permute(0, 3, 1, 2).to(next(model.parameters()).device)
 
 
 def _range(map_hw: NDArray[np.floating]) -> tuple[float, float]:

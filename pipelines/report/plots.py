@@ -2,15 +2,14 @@
 
 import html
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
 from daal import figures
-from pipelines.report.facts import Facts, Row, training_curves
-
-Rows = Callable[[Facts], list[Row]]
+from pipelines.report.facts import Facts, training_curves
 
 
 @dataclass(frozen=True)
@@ -23,44 +22,36 @@ class Plot:
 
 @dataclass(frozen=True)
 class Series:
-    """A figure of each iteration, and where it is found."""
+    """A figure of each iteration, of its scores or its labelling."""
 
     figure: str
-    rows: Rows
     name: str
     scale: float = 1.0
 
     def curve(self, facts: Facts, name: str) -> figures.Curve | None:
         """It over the iterations of a run; None if the run doesn't have it."""
-        rows = [row for row in self.rows(facts) if row.get(self.figure) is not None]
+        iterations = [row for row in facts.scores if row["name"] != "supervised"]
+        rows = [row for row in iterations + facts.labellings if row.get(self.figure) is not None]
         x = [_iteration(row["name"], facts) for row in rows]
         y = [self.scale * row[self.figure] for row in rows]
         return figures.Curve(name, x, y) if rows else None
 
 
-def _scores(facts: Facts) -> list[Row]:
-    return [row for row in facts.scores if row["name"] != "supervised"]
-
-
-def _labellings(facts: Facts) -> list[Row]:
-    return facts.labellings
-
-
 PLOTS: tuple[tuple[str, str, tuple[Series, ...]], ...] = (
     ("Scores", "percent", (
-        Series("map", _scores, "mAP", 100), Series("rank1", _scores, "Rank-1", 100),
+        Series("map", "mAP", 100), Series("rank1", "Rank-1", 100),
     )),
-    ("Clusters", "K", (Series("num_clusters", _labellings, "K"),)),
-    ("Outliers", "percent of images", (Series("outlier_share", _labellings, "outliers", 100),)),
+    ("Clusters", "K", (Series("num_clusters", "K"),)),
+    ("Outliers", "percent of images", (Series("outlier_share", "outliers", 100),)),
     ("Agreement with the labels before", "adjusted Rand index", (
-        Series("agreement", _labellings, "agreement"),
+        Series("agreement", "agreement"),
     )),
-    ("Silhouette", "mean over images", (Series("silhouette", _labellings, "silhouette"),)),
+    ("Silhouette", "mean over images", (Series("silhouette", "silhouette"),)),
     ("Labels against the true identities", "0 to 1", (
-        Series("ari", _labellings, "ARI"),
-        Series("nmi", _labellings, "NMI"),
-        Series("pair_precision", _labellings, "precision of pairs"),
-        Series("pair_recall", _labellings, "recall of pairs"),
+        Series("ari", "ARI"),
+        Series("nmi", "NMI"),
+        Series("pair_precision", "precision of pairs"),
+        Series("pair_recall", "recall of pairs"),
     )),
 )  # fmt: skip
 
@@ -118,16 +109,10 @@ def inlined(svg: bytes, alt: str, prefix: str) -> Markup:
 
 
 def _plot(
-    title: str,
-    curves: Sequence[figures.Curve],
-    x_label: str,
-    y_label: str,
-    *,
-    whole_x: bool = False,
-    log_y: bool = False,
-    borders: Sequence[float] = (),
+    title: str, curves: Sequence[figures.Curve], x_label: str, y_label: str, **options: Any
 ) -> Plot:
-    svg = figures.curves(curves, x_label, y_label, whole_x=whole_x, log_y=log_y, borders=borders)
+    """`figures.curves`, whose options these are, as a part of the page."""
+    svg = figures.curves(curves, x_label, y_label, **options)
     alt = "; ".join(
         f"{curve.name} from {float(curve.y[0]):.4g} to {float(curve.y[-1]):.4g}" for curve in curves
     )

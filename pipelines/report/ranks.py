@@ -53,8 +53,9 @@ class Retrieval:
 
 
 class Shown(NamedTuple):
-    """What of a ranking is shown: (row, kind, rank from 1 or 0 for junk) of each image."""
+    """What of a query's ranking is shown: (row, kind, rank from 1 or 0 for junk) of each image."""
 
+    query: int  # its row
     images: list[tuple[int, str, int]]
     first: int
     hidden: int
@@ -96,10 +97,9 @@ def retrieval(run: RunFolder, config: Config, stage: str) -> Retrieval:
         name: interval(values_Q[valid_Q], pids_Q[valid_Q], config.seed)
         for name, values_Q in samples.items()
     }
-    rows = {query: int(queries_Q[query]) for query in shown}
     lists, reason = [], ""
     try:
-        lists = _rank_lists(run, config.input, about, rows, shown, scored.ap)
+        lists = _rank_lists(run, config.input, about, shown, scored.ap)
     except DataError as error:
         reason = str(error)
     return Retrieval(
@@ -178,11 +178,11 @@ def _rank_lists(
     run: RunFolder,
     size: InputConfig,
     about: dict[str, NDArray[Any]],
-    rows: dict[int, int],
     shown: dict[int, Shown],
     ap_Q: NDArray[np.floating],
 ) -> list[RankList]:
-    wanted = [*rows.values(), *(row for some in shown.values() for row, _, _ in some.images)]
+    found_rows = [row for some in shown.values() for row, _, _ in some.images]
+    wanted = [*(some.query for some in shown.values()), *found_rows]
     pixels = dict(zip(wanted, thumbs(run, "target", wanted, size), strict=True))
     lists = []
     for query, some in shown.items():
@@ -196,8 +196,8 @@ def _rank_lists(
             )
             for row, kind, place in some.images
         ]
-        title = str(about["path"][rows[query]])
-        queried = photo(pixels[rows[query]], "the query", caption="query", title=title)
+        title = str(about["path"][some.query])
+        queried = photo(pixels[some.query], "the query", caption="query", title=title)
         lists.append(RankList(queried, found, float(ap_Q[query]), some.first, some.hidden))
     return lists
 
@@ -219,4 +219,4 @@ def _first_ones(about: dict[str, NDArray[Any]], query: int, ranked_G: NDArray[np
         num_junk += 1
         if num_junk <= MAX_JUNK:
             shown.append((int(row), "junk", 0))
-    return Shown(shown, first, max(0, num_junk - MAX_JUNK))
+    return Shown(query, shown, first, max(0, num_junk - MAX_JUNK))

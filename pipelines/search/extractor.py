@@ -49,8 +49,7 @@ class Extractor:
             found = "it is no file" if os.path.exists(path) else "there is no such file"
         if isinstance(found, str):
             raise DataError(f"{what} {path} can't be used: {found}; give another image.")
-        feature_C: Features = self._features([found])[0]
-        return feature_C
+        return self._features([found])[0]
 
     def of_images(
         self, paths: list[Path], done: Callable[[int], None] = lambda _: None

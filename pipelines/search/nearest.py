@@ -31,19 +31,17 @@ class Match(NamedTuple):
 def search(query: Path, query_C: Features, gallery: Gallery, top: int) -> list[Match]:
     """The `top` nearest images; the query itself, if the gallery has it, is none of them."""
     rows, sq_distances = nearest(query_C, gallery.features_NC, top + 1)
-    matches = []
-    for row, sq_distance in zip(rows.tolist(), sq_distances.tolist(), strict=True):
-        if _same_file(query, gallery.root / gallery.paths[row]):
-            continue
-        matches.append(
-            Match(
-                gallery.paths[row],
-                sq_distance**0.5,
-                cosine(query_C, gallery.features_NC[row]),
-                _known(gallery.pids[row]) if gallery.pids else None,
-                gallery.camids[row] if gallery.camids else None,
-            )
+    matches = [
+        Match(
+            gallery.paths[row],
+            sq_distance**0.5,
+            cosine(query_C, gallery.features_NC[row]),
+            _known(gallery.pids[row]) if gallery.pids else None,
+            gallery.camids[row] if gallery.camids else None,
         )
+        for row, sq_distance in zip(rows.tolist(), sq_distances.tolist(), strict=True)
+        if not _same_file(query, gallery.root / gallery.paths[row])
+    ]
     return matches[:top]
 
 

@@ -66,7 +66,7 @@ def test_a_stage_on_s3__is_whole_or_made_again(bucket: str) -> None:
         return content
 
     def stage() -> dict[str, bytes]:
-        return RunFolder(f"{bucket}/runs/one").once("stage", sorted(content), make, dict)
+        return RunFolder(f"{bucket}/runs/one").once("stage", sorted(content), make)
 
     assert stage() == stage() == content and made == 1
     run = RunFolder(f"{bucket}/runs/one")

@@ -71,7 +71,7 @@ def test_damaged_artefacts__are_made_again(tmp_path: Path) -> None:
         return content
 
     for number in range(NUM_DAMAGES):
-        assert RunFolder(str(folder)).once("stage", sorted(content), make, dict) == content
+        assert RunFolder(str(folder)).once("stage", sorted(content), make) == content
         assert made == number + 1
         damage(folder / rng.choice(sorted(content)), rng)
 
@@ -93,10 +93,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk__keeps_what_was_finished_and_names_the_file(small_disk: Path) -> None:
-    def stage(folder: RunFolder, name: str, size: int) -> int:
-        return folder.once(
-            name, [f"{name}.bin"], lambda: {f"{name}.bin": bytes(size)}, lambda found: size
-        )
+    def stage(folder: RunFolder, name: str, size: int) -> None:
+        folder.once(name, [f"{name}.bin"], lambda: {f"{name}.bin": bytes(size)})
 
     folder = RunFolder(str(small_disk / "run"))
     stage(folder, "small", 1_000_000)

@@ -102,7 +102,7 @@ def workers_at(title):
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if process.cmdline()[0].startswith(title):
+            if " ".join(process.cmdline()).startswith(title):  # empty while it starts or ends
                 found.append(process.pid)
     return found
 

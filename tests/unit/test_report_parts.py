@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 from daal.config import NetworkConfig
 from daal.errors import ConfigError, DataError
 from daal.evaluation import evaluate
+from daal.load_config import flat
 from daal.network import DaalNetwork
 from pipelines.cli import app
 from pipelines.commands.report import leave_report
 from pipelines.report import facts as report_data
-from pipelines.report.facts import doubts, flat, read_facts, short_names, times, training_curves
+from pipelines.report.facts import doubts, read_facts, short_names, times, training_curves
 from pipelines.report.images import columns, features, images, spread
 from pipelines.report.page import comparison, duration, report
 from pipelines.report.pictures import attention_maps, clusters

@@ -17,7 +17,7 @@ def stage(folder: RunFolder, calls: list[str], content: bytes = b"x" * 50) -> by
         calls.append("made")
         return {"a/b.bin": content}
 
-    return folder.once("a", ["a/b.bin"], make, lambda contents: contents["a/b.bin"])
+    return folder.once("a", ["a/b.bin"], make)["a/b.bin"]
 
 
 def test_once__runs_once_and_reads_after(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_once__a_stage_that_fails_leaves_no_line(tmp_path: Path) -> None:
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
-        folder.once("a", ["a/b.bin"], fail, dict)
+        folder.once("a", ["a/b.bin"], fail)
     assert folder.journal() == []
     assert not (tmp_path / "a").exists()
 
@@ -94,9 +94,9 @@ def test_a_place_that_cannot_be__is_a_config_error(tmp_path: Path) -> None:
 
 
 def two_stages(folder: RunFolder, calls: list[str], first: bytes) -> None:
-    folder.once("first", ["first.bin"], lambda: _made(calls, "first", first), dict)
-    folder.once("score", ["score.bin"], lambda: _made(calls, "score", b"s"), dict, leads_on=False)
-    folder.once("second", ["second.bin"], lambda: _made(calls, "second", b"2"), dict)
+    folder.once("first", ["first.bin"], lambda: _made(calls, "first", first))
+    folder.once("score", ["score.bin"], lambda: _made(calls, "score", b"s"), leads_on=False)
+    folder.once("second", ["second.bin"], lambda: _made(calls, "second", b"2"))
 
 
 def _made(calls: list[str], name: str, content: bytes) -> dict[str, bytes]:

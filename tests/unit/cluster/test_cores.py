@@ -25,8 +25,7 @@ def distance():
 
 def pretend_cuml(monkeypatch, max_dense):
     """Backend cuml on the CPU, with blocks of that size at most."""
-    for module in ("cluster.dbscan", "cluster.estimate"):
-        monkeypatch.setattr(f"{module}.resolve_backend", lambda backend, device: backend)
+    monkeypatch.setattr("cluster.dbscan.resolve_backend", lambda backend, device: backend)
     monkeypatch.setattr("cluster.dbscan.cuml_cores", dense_cores)
     monkeypatch.setattr(
         "cluster.dbscan.cores_by_dense_blocks", partial(cores_by_dense_blocks, max_dense=max_dense)
