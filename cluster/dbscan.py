@@ -13,7 +13,7 @@ import torch
 from scipy.sparse import csr_array
 
 from cluster.blocks import kernel
-from cluster.cores import (
+from cluster.core_samples import (
     Cores,
     Labels,
     cores_by_components,

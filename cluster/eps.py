@@ -1,8 +1,10 @@
-"""eps, from the smallest distances between samples (the paper's Learning section).
+"""eps: by which rule, and from the smallest distances between samples (paper: Learning section).
 
-`cluster.estimate.cluster_encodings` steps back from an eps that makes a giant cluster, and
-`pipelines.adapt` keeps the first iteration's or not (`cluster.refit_eps`).
+`pipelines.adapt` keeps the first iteration's or not (`cluster.refit_eps`), and
+`cluster.estimate.cluster_encodings` takes a smaller one while there is a giant cluster.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,47 @@ from daal.errors import LabelError
 TOLERANCE = 1e-6  # Jaccard distances pile up on fractions, and eps may be one of them
 MAX_PAIRS = 400_000_000  # distances stored: some 10 GB
 SAMPLED_ROWS = 2000  # whose distances tell where eps will be
+EPS_BACKOFF = 0.8
+
+
+class EpsRule(NamedTuple):
+    """eps is `value`; or, if that is a share, the mean of so many of the smallest distances."""
+
+    value: float
+    is_share: bool = False
+
+    @classmethod
+    def of(cls, config: ClusterConfig, num_samples: int, kept: float | None) -> "EpsRule":
+        """What is configured, unless an eps is `kept` from an earlier iteration.
+
+        The paper's p is a share of all N (N - 1) / 2 pairs; q pairs an image are N q of them.
+        """
+        if kept is not None:
+            return cls(kept)
+        match config.eps_rule:
+            case "fixed":
+                return cls(config.eps)
+            case "p":
+                return cls(config.p, is_share=True)
+            case "q":
+                return cls(min(1.0, 2 * config.q / (num_samples - 1)), is_share=True)
+
+    @property
+    def p(self) -> float | None:
+        return self.value if self.is_share else None
+
+    @property
+    def setting(self) -> str:
+        """Which setting a user would change."""
+        return "q (or p)" if self.is_share else "eps"
+
+    def eps(self, distances: npt.NDArray[np.float32], num_samples: int) -> float:
+        """From the pairs' distances, each given once, in any order. Raises LabelError."""
+        return eps_of_pairs(distances, num_samples, self.value) if self.is_share else self.value
+
+    def smaller(self) -> "EpsRule":
+        """A step back from a giant cluster: half the pairs, or 0.8 of an eps that was given."""
+        return self._replace(value=self.value * (0.5 if self.is_share else EPS_BACKOFF))
 
 
 def num_smallest(num_samples: int, num_zero_pairs: int, p: float) -> int:
@@ -147,10 +190,3 @@ def distance_at(counts: npt.NDArray[np.int64], num_pairs: float) -> float:
     """Below it are `num_pairs` pairs of those counted, or all of them."""
     last_bin = int(np.searchsorted(np.cumsum(counts), num_pairs))
     return reach((last_bin + 1) / NUM_BINS)
-
-
-def share_of_pairs(config: ClusterConfig, num_samples: int) -> float:
-    """The paper's p, or q pairs an image as such a share: N q of N (N - 1) / 2 pairs."""
-    if config.eps_rule == "p":
-        return config.p
-    return min(1.0, 2 * config.q / (num_samples - 1))

@@ -21,24 +21,14 @@ from cluster.blocks import row_blocks
 from cluster.camera_aware import CameraNeighbours, encode_by_camera
 from cluster.camera_norm import standardised_by_camera
 from cluster.copies import distinct_rows
-from cluster.cores import Labels
+from cluster.core_samples import Labels
 from cluster.dbscan import ask_backend, dbscan
 from cluster.encoding import Reciprocity, encode
-from cluster.eps import (
-    distances_up_to,
-    eps_of_pairs,
-    reach,
-    share_of_pairs,
-    smallest_distances,
-)
+from cluster.eps import EpsRule, distances_up_to, reach, smallest_distances
 from cluster.neighbours import FIXED_POINT, nearest_neighbours
 from cluster.products import Floats, to_device
 from cluster.quality import graph_silhouette
-from cluster.rerank import (
-    distances_below,
-    invert,
-    symmetric,
-)
+from cluster.rerank import distances_below, invert, symmetric
 from cluster.runner import Handle, Runner, StageTime, by_stage, on_threads
 from cluster.soft_labels import centroids
 from cluster.source_term import SourceTerm
@@ -49,7 +39,6 @@ MIN_NORM = 1e-6  # below it a feature has no direction
 MAX_BAD_SHARE = 0.01
 MAX_OUTLIER_SHARE = 0.7  # above it the labels are used, with a warning
 GIANT = 500  # no cluster up to this size is called giant in sets of 1,000 images and more
-EPS_BACKOFF = 0.8
 ROWS_AT_ONCE = 1024  # that are normalised: a few MB
 
 
@@ -81,11 +70,11 @@ class PseudoLabels:
 
 
 class Clustering(NamedTuple):
-    """Labels at one eps; `p` is None if eps was given."""
+    """Labels at one eps, and the rule that it was found by."""
 
     labels: Labels
     eps: float
-    p: float | None
+    rule: EpsRule
     num_backoffs: int
     silhouette: float
 
@@ -169,13 +158,12 @@ def estimate_pseudo_labels(
     if found.num_backoffs:
         notes.append(
             f"A giant cluster made {found.num_backoffs} step(s) back necessary: eps is now "
-            f"{found.eps:.4f}" + ("." if found.p is None else f" (p={found.p:.3g}).")
+            f"{found.eps:.4f}" + (f" (p={found.rule.p:.3g})." if found.rule.is_share else ".")
         )
     if outlier_share > MAX_OUTLIER_SHARE:
         notes.append(
-            f"{outlier_share:.0%} of the images are outliers; a larger "
-            + ("eps" if found.p is None else "q (or p)")
-            + ", or a smaller min_samples, keeps more."
+            f"{outlier_share:.0%} of the images are outliers; a larger {found.rule.setting}, or a "
+            "smaller min_samples, keeps more."
         )
     return PseudoLabels(
         labels=labels,
@@ -186,7 +174,7 @@ def estimate_pseudo_labels(
         largest_cluster_share=int(sizes.max()) / len(labels),
         silhouette=found.silhouette,
         num_backoffs=found.num_backoffs,
-        p=found.p,
+        p=found.rule.p,
         num_bad=num_bad,
         num_copies=num_copies,
         notes=tuple(notes),
@@ -292,39 +280,34 @@ def cluster_encodings(
 ) -> Clustering:
     """eps by the configured rule and DBSCAN, stepping back while there is a giant cluster.
 
-    Each step back halves p (q), or takes 0.8 of an eps that was given. The distances computed
-    first serve all steps, since each needs fewer of them. Raises LabelError; see
-    `estimate_pseudo_labels`.
+    The distances computed first serve all steps, since each needs fewer of them. Raises
+    LabelError; see `estimate_pseudo_labels`.
     """
-    if eps is None and config.eps_rule == "fixed":
-        eps = config.eps
-    p = None if eps is not None else share_of_pairs(config, num_samples)
+    rule = EpsRule.of(config, num_samples, kept=eps)
     index = invert(runner, encodings)
     order_N = runner.collect([order])[0]
     term = None
     if config.source_weight and source_N is not None:
         term = SourceTerm(config.source_weight, source_N[order_N].astype(np.float32))
-    if p is None:
-        assert eps is not None
-        below = reach(eps) if term is None else term.reach(reach(eps))
-        upper = distances_up_to(runner, encodings, index, num_samples, eps, below, blocks)
-    else:
-        upper = smallest_distances(runner, encodings, index, num_samples, p, blocks)
+    if rule.is_share:
+        upper = smallest_distances(runner, encodings, index, num_samples, rule.value, blocks)
         if term is not None:
-            below = term.reach_of_share(upper, p)
+            below = term.reach_of_share(upper, rule.value)
             upper = distances_below(runner, encodings, index, below, blocks)
+    else:
+        below = reach(rule.value) if term is None else term.reach(reach(rule.value))
+        upper = distances_up_to(runner, encodings, index, num_samples, rule.value, below, blocks)
     if term is not None:
         upper = term.added_to(upper)
     distance = symmetric(upper)
     num_backoffs = 0
     while True:
         try:
-            eps_now = eps if p is None else eps_of_pairs(upper.data, num_samples, p)
+            eps_now = rule.eps(upper.data, num_samples)
         except LabelError as error:
             if num_backoffs == 0:
                 raise
             raise LabelError(f"Steps back from a giant cluster led nowhere: {error}") from None
-        assert eps_now is not None  # either p or eps is given
         said: list[str] = []
         labels = dbscan(
             *(distance, eps_now, config.min_samples, config.backend),
@@ -338,24 +321,22 @@ def cluster_encodings(
         if num_backoffs == config.max_backoffs:
             raise LabelError(
                 f"One cluster holds {sizes.max()} of {num_samples} images even after "
-                f"{num_backoffs} step(s) back, to eps={eps_now:.4f}; use a smaller "
-                + ("eps, " if p is None else "q (or p), eps_rule=fixed with eps near 0.5, ")
+                f"{num_backoffs} step(s) back, to eps={eps_now:.4f}; use a smaller {rule.setting}, "
+                + ("eps_rule=fixed with eps near 0.5, " if rule.is_share else "")
                 + "or a better source model."
             )
         num_backoffs += 1
-        eps = None if eps is None else eps * EPS_BACKOFF
-        p = None if p is None else p / 2
+        rule = rule.smaller()
     if len(sizes) < config.min_clusters:
         raise LabelError(
             f"DBSCAN found {len(sizes)} cluster(s) at eps={eps_now:.4f}, fewer than "
-            f"min_clusters={config.min_clusters}; use a larger "
-            + ("eps" if p is None else "q (or p)")
-            + ", a smaller min_samples, or more images."
+            f"min_clusters={config.min_clusters}; use a larger {rule.setting}, a smaller "
+            "min_samples, or more images."
         )
     notes.extend(said)
     # Of the distances up to eps alone: how many more there are depends on how they were found.
     silhouette = graph_silhouette(distance, labels[order_N], reach(eps_now))
-    return Clustering(labels, eps_now, p, num_backoffs, silhouette)
+    return Clustering(labels, eps_now, rule, num_backoffs, silhouette)
 
 
 def giant_size(num_samples: int, max_share: float) -> float:

@@ -4,8 +4,9 @@ Defaults follow the paper's text. Where the text is silent or contradicts itself
 field's description says what was chosen and why. Imports no torch, so that a
 configuration can be checked anywhere in milliseconds.
 
-What decides on the result is in `daal.method_config`; what it is read from, run on and shown by, in
-`daal.service_config`.
+Sections input, augment, network, pretrain, adapt, cluster, soft_labels and loss decide on the
+result: `daal.method_config`. Sections source, target, ray and tracking say what is read, what it
+runs on and who is shown: `daal.service_config`.
 """
 
 from typing import Literal

@@ -69,7 +69,8 @@ class Adaptation:
         for iteration in range(1, self.config.iterations + 1):  # line 2
             name = f"iteration-{iteration:02d}"
             labels = self.estimate(name, weights, features, labels)  # lines 4, 5
-            if self.converged():
+            if label_health.converged(self.labellings[-1], self.config.stop_agreement):
+                self.progress.say("converged: the labels are almost the last ones")
                 break
             start = weights if self.config.warm_start else pretrained
             weights = self.train(name, iteration, features, labels, start)  # line 6
@@ -262,14 +263,6 @@ class Adaptation:
             self.rows.append({"name": name, **scores})
         self.progress.figures(name, **self.rows[-1])
         self.progress.say(f"{name}: mAP {scores['map']:.1%}  Rank-1 {scores['rank1']:.1%}")
-
-    def converged(self) -> bool:
-        """Whether the newest labels are almost the last ones (a stopping criterion of ours)."""
-        same = self.labellings[-1].get("agreement", 0.0)
-        if same <= self.config.stop_agreement:
-            return False
-        self.progress.say(f"converged: the labels agree with the last ones by {same:.3f}")
-        return True
 
     def choose(
         self,

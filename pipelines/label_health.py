@@ -7,7 +7,8 @@ how good that model is.
 from collections.abc import Sequence
 from typing import Any
 
-Clusters = dict[str, Any]  # clusters.json: eps, num_clusters, outlier_share, silhouette, agreement
+# clusters.json: eps, num_clusters, outlier_share; silhouette, agreement (`cluster.quality`)
+Clusters = dict[str, Any]
 
 FEWER_CLUSTERS = 0.5
 LITTLE_AGREEMENT = 0.1
@@ -30,6 +31,11 @@ def warnings(now: Clusters, before: Clusters | None) -> list[str]:
             "or fewer steps."
         )
     return found
+
+
+def converged(now: Clusters, stop_agreement: float) -> bool:
+    """Whether the newest labels are almost the last ones (a stopping criterion of ours)."""
+    return now.get("agreement", 0.0) > stop_agreement
 
 
 def best_model(models: Sequence[str], labellings: Sequence[Clusters]) -> str:

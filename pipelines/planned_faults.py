@@ -1,7 +1,8 @@
 """Planned faults, for tests of what a run survives: a worker dies or hangs at a named point.
 
 The environment variable DAAL_FAULTS holds them as JSON: [{"stage": "pretrain", "step": 5,
-"rank": 1}]. Each happens once, however often workers restart.
+"rank": 1}]. `pipelines.workers.Worker.reach` strikes them; each happens once, however often workers
+restart, as `pipelines.desk.Desk.strike` remembers.
 """
 
 import json

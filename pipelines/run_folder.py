@@ -72,7 +72,7 @@ class RunFolder:
         if not self.is_local:
             yield
             return
-        with self._storage(LOCK):
+        with self._storage(LOCK, 0):
             lock = open(self.path(LOCK), "ab")  # noqa: SIM115  closed below, with the lock
         with lock:
             try:
@@ -226,7 +226,7 @@ class RunFolder:
             what = f"{path} can't be {done}: {str(error).splitlines()[0]}"
             remedy = "check the storage and its permissions"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                what = f"{path} can't be written: the disk is full ({need:,} bytes needed)"
+                what = f"{path} can't be written: the disk is full ({need or 0:,} bytes needed)"
                 remedy = "make room"
             raise StorageError(
                 f"{what}; {remedy}, and the same command goes on: finished stages are kept."

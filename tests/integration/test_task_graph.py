@@ -14,7 +14,7 @@ import psutil
 import pytest
 from sklearn.cluster import DBSCAN
 
-from cluster.cores import cores_by_dense_blocks
+from cluster.core_samples import cores_by_dense_blocks
 from cluster.dbscan import dbscan, neighbour_graph, number_clusters
 from cluster.estimate import estimate_pseudo_labels
 from cluster.rerank import jaccard_distance

@@ -1,6 +1,8 @@
 """Choosing a model and seeing collapse without identities."""
 
-from pipelines.label_health import best_model, warnings
+import pytest
+
+from pipelines.label_health import best_model, converged, warnings
 
 
 def clusters(num_clusters: int = 100, **figures: float) -> dict:
@@ -25,3 +27,11 @@ def test_best_model_is_the_one_whose_features_cluster_best() -> None:
     assert best_model(models, [clusters(silhouette=0.5)] * 3) == "iteration-03"
     labellings[1] = clusters()  # none was found from its features
     assert best_model(models, labellings) == "iteration-03"
+
+
+@pytest.mark.parametrize(
+    ("agreement", "enough"),
+    [({"agreement": 0.96}, True), ({"agreement": 0.95}, False), ({}, False)],
+)
+def test_converged__above_the_agreement_that_is_asked_for(agreement: dict, enough: bool) -> None:
+    assert converged(agreement, 0.95) == enough

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_array
 from sklearn.cluster import DBSCAN
 
-from cluster.cores import cores_of
+from cluster.core_samples import cores_of
 from cluster.rerank import distances_below, invert, symmetric
 from daal.method_config import Backend
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 from support import CPU_BACKENDS, dense, dense_cores, sparse
 
-from cluster.cores import cores_by_components, cores_by_dense_blocks, pack_components
+from cluster.core_samples import cores_by_components, cores_by_dense_blocks, pack_components
 from cluster.dbscan import dbscan, neighbour_graph
 from cluster.estimate import estimate_pseudo_labels
 from cluster.rerank import jaccard_distance
