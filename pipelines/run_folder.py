@@ -22,7 +22,7 @@ import yaml
 from pyarrow import fs
 
 from daal.config import Config
-from daal.errors import ConfigError, StorageError
+from daal.errors import ConfigError, StorageError, first_line
 from daal.load_config import check_config, differences
 
 Entries = dict[str, dict[str, Any]]  # size and sha256 of a stage's files, by name
@@ -223,7 +223,7 @@ class RunFolder:
             yield
         except OSError as error:
             path, done = self.path(name), "read" if need is None else "written"
-            what = f"{path} can't be {done}: {str(error).splitlines()[0]}"
+            what = f"{path} can't be {done}: {first_line(error)}"
             remedy = "check the storage and its permissions"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 what = f"{path} can't be written: the disk is full ({need or 0:,} bytes needed)"

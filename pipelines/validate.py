@@ -73,6 +73,12 @@ def validate(config: Config) -> Findings:
         read_here = records_to_read(records, domain, settings.max_train_images, config.seed)
         num_sampled[domain], odd = _look_at_images(domain, settings, read_here, config.seed)
         warnings += [f"{domain}: {text}" for text in found + odd]
+    roots = [Path(settings.root).resolve() for _, settings in config.domains()]
+    if len(set(roots)) < len(roots):
+        warnings.append(
+            f"source.root and target.root are the same folder, {roots[0]}: nothing has to be "
+            "adapted to; give the unlabelled cameras' images as target.root."
+        )
     if config.network.weights not in ("imagenet", "none"):
         _check_weights(config)
     return Findings(counts, num_sampled, warnings)

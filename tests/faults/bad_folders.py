@@ -132,7 +132,12 @@ def roots() -> list[Case]:
 
         return Case("Folders", name, everything, 3, says)
 
+    def the_same() -> list[str]:
+        market("source")
+        return validate("target.root=source")
+
     return [
+        Case("Folders", "the same root twice", the_same, 0, ("are the same folder", "target.root")),
         root("root not given", "target.root=''", lambda: None, "target.root is not set"),
         root("root absent", "target.root=nowhere", lambda: None, "root nowhere isn't a folder"),
         root("root a file", "target.root=file", lambda: write("file"), "root file isn't a folder"),

@@ -107,8 +107,10 @@ def test_a_full_disk__keeps_what_was_finished_and_names_the_file(small_disk: Pat
         "journal.jsonl", "small.bin",
     ]  # fmt: skip
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    assert stage(RunFolder(str(small_disk / "run")), "large", 20_000_000)
-    journal = RunFolder(str(small_disk / "run")).journal()
+    again = RunFolder(str(small_disk / "run"))
+    stage(again, "large", 20_000_000)
+    assert again.read("large.bin") == bytes(20_000_000)
+    journal = again.journal()
     assert [line["stage"] for line in journal] == ["small", "large"]
 
 
