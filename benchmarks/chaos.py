@@ -24,7 +24,7 @@ import psutil
 from benchmarks.small_run import settings_in, start
 from benchmarks.tables import json_lines, parser_of, tell
 
-ITERATIONS = 12
+ITERATIONS = 24  # long enough for fifty kills
 LAST = f"iteration-{ITERATIONS:02d}/checkpoint/weights.safetensors"
 SETTINGS = ["pretrain.epochs=6", "adapt.epochs=3", "adapt.steps_per_epoch=6",
             f"iterations={ITERATIONS}"]  # fmt: skip
