@@ -22,9 +22,9 @@ def tell(given: argparse.Namespace, title: str, rows: list[dict[str, Any]], **mo
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """A table of rows with the same keys."""
+    """A table: a column for each key of the first row; other rows may lack some."""
     columns = list(rows[0])
-    cells = [[_text(row[column]) for column in columns] for row in rows]
+    cells = [[_text(row.get(column, "")) for column in columns] for row in rows]
     print(f"\n{title}\n{aligned([columns, *cells])}")
 
 
