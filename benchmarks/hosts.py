@@ -140,11 +140,10 @@ class Hosts:
                 )
                 stack.callback(process.wait, 60)
                 stack.callback(process.terminate)
-                if number == 0:
-                    self._wait_for_nodes(1, environment | {"RAY_ADDRESS": head})
-            environment["RAY_ADDRESS"] = head
-            self._wait_for_nodes(len(self.names), environment)
-            yield environment
+                # One after the other: nodes of one machine that start at once may be in each
+                # other's way.
+                self._wait_for_nodes(number + 1, environment | {"RAY_ADDRESS": head})
+            yield environment | {"RAY_ADDRESS": head}
 
     def _wait_for_nodes(self, number: int, environment: dict[str, str]) -> None:
         count = (
