@@ -83,7 +83,7 @@ def main() -> None:
             with nodes(2, 1) as cluster:
                 settings = [
                     *world, "ray.num_workers=2", "ray.min_workers=1", "ray.resize_seconds=5",
-                    "adapt.epochs=8",
+                    "adapt.epochs=30", "adapt.steps_per_epoch=20",  # not over before it is back
                 ]  # fmt: skip
                 loss = Loss(cluster, seconds_alone=90)
                 rows.append(one_run("elastic", cluster, settings, scratch, loss))
