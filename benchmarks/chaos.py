@@ -30,7 +30,7 @@ SETTINGS = ["pretrain.epochs=6", "adapt.epochs=3", "adapt.steps_per_epoch=6",
             f"iterations={ITERATIONS}"]  # fmt: skip
 # Driver, worker, other: as often as machines might lose them, not as they are numbered.
 VICTIMS = {"driver": 3, "worker": 4, "other": 3}
-PAUSE_SECONDS = 2.0, 25.0  # from one kill to the next
+PAUSE_SECONDS = 1.0, 14.0  # from one kill to the next
 PATIENCE_SECONDS = 3600  # for one start of the driver
 
 
@@ -72,12 +72,12 @@ class Killer:
     def stalk(self, driver: "subprocess.Popen[bytes]", run: Run) -> None:
         """Until the driver has ended, or enough is killed."""
         while self.left and not _ended(driver, self.rng.uniform(*PAUSE_SECONDS)):
-            kind = self.rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
-            victims = {"driver": [driver.pid], **_processes(driver.pid)}[kind]
-            if victims:
-                os.kill(self.rng.choice(victims), signal.SIGKILL)
-                run.killed[kind] += 1
-                self.left -= 1
+            found = {"driver": [driver.pid], **_processes(driver.pid)}
+            kinds = [kind for kind in VICTIMS if found[kind]]
+            kind = self.rng.choices(kinds, [VICTIMS[kind] for kind in kinds])[0]
+            os.kill(self.rng.choice(found[kind]), signal.SIGKILL)
+            run.killed[kind] += 1
+            self.left -= 1
 
 
 def _ended(driver: "subprocess.Popen[bytes]", seconds: float) -> bool:
