@@ -24,13 +24,13 @@ import psutil
 from benchmarks.small_run import settings_in, start
 from benchmarks.tables import json_lines, parser_of, tell
 
-ITERATIONS = 24  # long enough for fifty kills
+ITERATIONS = 20  # long enough for fifty kills
 LAST = f"iteration-{ITERATIONS:02d}/checkpoint/weights.safetensors"
 SETTINGS = ["pretrain.epochs=6", "adapt.epochs=3", "adapt.steps_per_epoch=6",
             f"iterations={ITERATIONS}"]  # fmt: skip
 # Driver, worker, other: as often as machines might lose them, not as they are numbered.
 VICTIMS = {"driver": 3, "worker": 4, "other": 3}
-PAUSE_SECONDS = 1.0, 14.0  # from one kill to the next
+PAUSE_SECONDS = 1.0, 10.0  # from one kill to the next, at least
 PATIENCE_SECONDS = 3600  # for one start of the driver
 
 
@@ -72,12 +72,13 @@ class Killer:
     def stalk(self, driver: "subprocess.Popen[bytes]", run: Run) -> None:
         """Until the driver has ended, or enough is killed."""
         while self.left and not _ended(driver, self.rng.uniform(*PAUSE_SECONDS)):
-            found = {"driver": [driver.pid], **_processes(driver.pid)}
-            kinds = [kind for kind in VICTIMS if found[kind]]
-            kind = self.rng.choices(kinds, [VICTIMS[kind] for kind in kinds])[0]
-            os.kill(self.rng.choice(found[kind]), signal.SIGKILL)
-            run.killed[kind] += 1
-            self.left -= 1
+            kind = self.rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
+            while not (victims := _victims(kind, driver.pid)) and not _ended(driver, 0.3):
+                pass  # none of this kind has started yet
+            if victims:
+                os.kill(self.rng.choice(victims), signal.SIGKILL)
+                run.killed[kind] += 1
+                self.left -= 1
 
 
 def _ended(driver: "subprocess.Popen[bytes]", seconds: float) -> bool:
@@ -88,8 +89,10 @@ def _ended(driver: "subprocess.Popen[bytes]", seconds: float) -> bool:
     return True
 
 
-def _processes(driver: int) -> dict[str, list[int]]:
-    """Ray's processes below the driver that do its work: Ray Train's workers, and all others."""
+def _victims(kind: str, driver: int) -> list[int]:
+    """The driver, or processes of its Ray that do its work: Ray Train's workers, or all others."""
+    if kind == "driver":
+        return [driver]
     found: dict[str, list[int]] = {"worker": [], "other": []}
     for process in psutil.Process(driver).children(recursive=True):
         with suppress(psutil.Error):
@@ -98,7 +101,7 @@ def _processes(driver: int) -> dict[str, list[int]]:
                 found["worker"].append(process.pid)
             elif title.startswith("ray::") and "Agent" not in title and "IDLE" not in title:
                 found["other"].append(process.pid)
-    return found
+    return found[kind]
 
 
 def main() -> None:
