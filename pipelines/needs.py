@@ -25,7 +25,7 @@ from daal.step import TrainBatch, mixed_precision, train_step
 from pipelines.validate import root_of
 
 WORKERS = (1, 2, 4, 8, 16)
-PROBE_IMAGES = 8  # of a step; speeds are taken as proportional
+PROBE_PIXELS = 8 * 384 * 128  # of a step; speeds are taken as proportional
 PROBE_SECONDS = 2.0
 BETWEEN_NODES = 10e9 / 8  # bytes a second: 10 Gbit/s, each worker on a node of its own
 LABEL_SECONDS = 30e-6  # an image, beside the neighbour search (docs/results.md)
@@ -163,10 +163,11 @@ def run_probe(config: Config) -> Probe:
     autocast = mixed_precision(device, config.mixed_precision)
     optimizer = make_optimizer(network, config.adapt.optim)
     height, width = config.input.height, config.input.width
-    pixels = torch.randint(256, (PROBE_IMAGES, 3, height, width), dtype=torch.uint8, device=device)
-    seeds = sample_seeds(0, 1, 0, 0, torch.arange(PROBE_IMAGES, device=device))
-    num_source = 0 if config.target_only else PROBE_IMAGES // 2
-    labels = torch.arange(PROBE_IMAGES - num_source, device=device)
+    num_images = min(64, max(8, PROBE_PIXELS // (height * width)))  # small images go by many
+    pixels = torch.randint(256, (num_images, 3, height, width), dtype=torch.uint8, device=device)
+    seeds = sample_seeds(0, 1, 0, 0, torch.arange(num_images, device=device))
+    num_source = 0 if config.target_only else num_images // 2
+    labels = torch.arange(num_images - num_source, device=device)
     saved: list[int] = []
 
     def step() -> None:
@@ -186,10 +187,10 @@ def run_probe(config: Config) -> Probe:
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         step()
-    train = _per_second(step, device) * PROBE_IMAGES
+    train = _per_second(step, device) * num_images
     network.eval()
     with torch.inference_mode(), autocast:
-        extract = _per_second(lambda: network.extract(normalise(pixels)), device) * PROBE_IMAGES
+        extract = _per_second(lambda: network.extract(normalise(pixels)), device) * num_images
     side = 2048
     factor = torch.randn(side, side, device=device)
     product = _per_second(lambda: factor @ factor, device) * 2 * side**3
@@ -202,7 +203,7 @@ def run_probe(config: Config) -> Probe:
     own = sum(p.nbytes for p in network.parameters())  # saved too, but only once
     return Probe(
         *(str(device), train, extract, decoding, product),
-        bytes_per_image=max(0, sum(saved) - own) // PROBE_IMAGES,
+        bytes_per_image=max(0, sum(saved) - own) // num_images,
         num_parameters=parameters,
         num_features=network.num_features,
     )
