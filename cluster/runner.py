@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from cluster.blocks import Function
 
 TASKS_ON_DEVICE = 2  # at a time: the memory of a GPU is small, and one task nearly fills it
+ROWS_ON_DEVICE = 8192  # of a block: most stages bring all features there for each block
 
 Handle: TypeAlias = Any  # of a value that may not be there yet: a Future, or Ray's ObjectRef
 
@@ -135,6 +136,8 @@ class Threads:
         torch.set_num_threads(self._torch_threads)
 
     def default_num_blocks(self, num_samples: int) -> int:
+        if self.device != "cpu":
+            return max(1, -(-num_samples // ROWS_ON_DEVICE))
         return max(1, min(4 * self.num_workers, num_samples // 256))
 
     def share(self, value: Any) -> Handle:

@@ -10,9 +10,12 @@ and sparse rows. Tasks bear their stage's name in the dashboard.
 A small set is one task.
 """
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,7 +44,7 @@ def estimate_on_ray(
     *,
     camids_N: npt.NDArray[np.integer] | None = None,
     source_N: npt.NDArray[np.floating] | None = None,
-    cpus_per_task: int = 1,
+    num_threads: int = 1,
     num_blocks: int | None = None,
     gpus_per_task: float = 1,
     on_progress: OnProgress | None = None,
@@ -49,10 +52,10 @@ def estimate_on_ray(
     """`cluster.estimate.estimate_pseudo_labels` on the Ray cluster we are connected to.
 
     `features_ND` may be a reference into the object store. Up to 20,000 images (100,000 if there
-    are GPUs) are one task with `cpus_per_task` CPUs and as many threads; beyond that, or with
-    `num_blocks`, tasks of one CPU each keep the whole cluster at work. Where there are GPUs,
-    tasks of stages that gain by it take `gpus_per_task` of one (0: none). `on_progress` is called
-    about once a second while there are several tasks.
+    are GPUs) are one task with `num_threads` threads; beyond that, or with `num_blocks`, tasks of
+    one thread keep the whole cluster at work. Where there are GPUs, tasks of stages that gain by
+    it take `gpus_per_task` of one (0: none), and no CPU, which its node may not have left; others
+    take one CPU. `on_progress` is called about once a second while there are several tasks.
 
     Raises what the local function raises, ConfigError if `config.backend` is cuml and there is
     no GPU to use, and RayError if Ray gives a task up.
@@ -70,11 +73,10 @@ def estimate_on_ray(
     )
     of_images: dict[str, Any] = {"camids_N": camids_N, "source_N": source_N}
     if num_blocks is None and len(features) <= SMALL[device]:
-        num_cpus = min(cpus_per_task, _cpus_of_a_node(num_gpus > 0))
-        one_task = _run_whole.options(
-            name="pseudo-labels", num_cpus=num_cpus, num_gpus=gpus_per_task if num_gpus else 0
+        one_task = as_task(_run_whole, gpus_per_task if num_gpus else 0)
+        reference = one_task.options(name="pseudo-labels").remote(
+            num_threads, device, features_ND, config, eps, **of_images
         )
-        reference = one_task.remote(num_cpus, device, features_ND, config, eps, **of_images)
         try:
             found: PseudoLabels = _result(reference)
             return found
@@ -94,11 +96,17 @@ def estimate_on_ray(
         raise
 
 
-def _cpus_of_a_node(with_gpu: bool) -> int:
-    """CPUs of the largest node, or of the largest that has a GPU."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    fit = (node.get("CPU", 0.0) for node in nodes if not with_gpu or node.get("GPU", 0.0) >= 1)
-    return max(1, int(max(fit, default=1)))
+@cache
+def as_task(function: Callable[..., Any], num_gpus: float) -> Any:
+    """A function as a task of `num_gpus` of a GPU, or of one CPU if that is 0.
+
+    A task with a GPU has a process to itself (`max_calls`; Ray's own choice only where `num_gpus`
+    isn't an option of the call): an idle one would keep the GPU's memory, and the next task would
+    stay on the GPU that it saw first.
+    """
+    if num_gpus:
+        return ray.remote(num_cpus=0, num_gpus=num_gpus, max_calls=1)(function)
+    return ray.remote(num_cpus=1)(function)
 
 
 class RayTasks:
@@ -133,12 +141,8 @@ class RayTasks:
         num_results: int = 1,
         on_device: bool = False,
     ) -> Any:
-        task = _run_stage.options(
-            name=stage,
-            num_cpus=1,
-            num_gpus=self._gpus_per_task if on_device and self.device == "cuda" else 0,
-            num_returns=num_results + 1,
-        )
+        gpus = self._gpus_per_task if on_device and self.device == "cuda" else 0
+        task = as_task(_run_stage, gpus).options(name=stage, num_returns=num_results + 1)
         *results, spent = task.remote(stage, function, num_results, *arguments)
         self._times[spent] = stage
         return results if num_results > 1 else results[0]
@@ -189,7 +193,6 @@ def _result(reference: Any) -> Any:
         raise error.cause from error
 
 
-@ray.remote
 def _run_stage(
     stage: str, function: Callable[..., Any], num_results: int, *arguments: Any
 ) -> list[Any]:
@@ -201,8 +204,15 @@ def _run_stage(
     return [*found, spent] if num_results > 1 else [found, spent]
 
 
-@ray.remote
 def _run_whole(num_threads: int, device: str, *arguments: Any, **options: Any) -> PseudoLabels:
+    num_threads = min(num_threads, os.cpu_count() or 1)
     torch.set_num_threads(num_threads)
-    with Threads(num_threads, device) as runner:
-        return estimate_pseudo_labels(*arguments, runner=runner, **options)
+    try:
+        with Threads(num_threads, device) as runner:
+            return estimate_pseudo_labels(*arguments, runner=runner, **options)
+    except torch.OutOfMemoryError:
+        if device == "cpu":
+            raise
+    found = _run_whole(num_threads, "cpu", *arguments, **options)
+    note = "The GPU's memory ran out; the CPU found the same labels in more time."
+    return replace(found, notes=(*found.notes, note))

@@ -111,10 +111,11 @@ class _Normalise(torch.autograd.Function):
         input_BCHW, weight_C, mean_C, var_C = ctx.saved_tensors
         grad_BCHW = grad_BCHW.contiguous(memory_format=layout_of(input_BCHW))
         # This worker's part of the parameters' gradients. With given statistics, as here, the
-        # kernel doesn't look at those of a forward (None).
+        # kernel doesn't look at those of a forward; CUDA's takes empty ones, but not None.
+        of_forward = mean_C.new_empty(0)
         _, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
-            *(grad_BCHW, input_BCHW, weight_C, mean_C, var_C, None, None, False, ctx.eps),
-            [False, True, True],
+            *(grad_BCHW, input_BCHW, weight_C, mean_C, var_C, of_forward, of_forward, False),
+            *(ctx.eps, [False, True, True]),
         )
         sums_2C = torch.stack([grad_weight_C, grad_bias_C])
         dist.all_reduce(sums_2C, group=ctx.process_group)

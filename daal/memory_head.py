@@ -46,7 +46,9 @@ class ClusterMemory(nn.Module):
         """
         features_TC = F.normalize(features_TC.float(), dim=1)
         sums_KC = torch.zeros_like(self.memory_KC).index_add_(0, labels_T, features_TC)
-        counts_K1 = torch.bincount(labels_T, minlength=len(sums_KC))[:, None]
+        # Not by bincount, for which the host waits on a GPU.
+        ones_T1 = torch.ones_like(features_TC[:, :1])
+        counts_K1 = torch.zeros_like(sums_KC[:, :1]).index_add_(0, labels_T, ones_T1)
         means_KC = sums_KC / counts_K1.clamp(min=1)
         moved_KC = self.momentum * self.memory_KC + (1 - self.momentum) * means_KC
         moves_K1 = (counts_K1 > 0) & (unless == 0)

@@ -57,7 +57,8 @@ class RayConfig(Section):
         60.0, gt=0, description="How often an elastic run looks for new nodes."
     )
     use_gpu: bool | Literal["auto"] = Field(
-        "auto", description="One GPU a worker; auto: if there are enough."
+        "auto",
+        description="One GPU a worker; auto: if there are any, with fewer workers if there are fewer.",
     )
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that each worker reserves.")
     data_cpus: int = Field(2, ge=1, description="CPUs kept free for Ray Data to decode with.")
@@ -68,7 +69,7 @@ class RayConfig(Section):
     )
     extract_batch: int = Field(64, ge=1, description="Images of a batch in extraction.")
     threads_per_worker: int | None = Field(
-        None, ge=1, description="Default: the node's cores divided by its workers."
+        None, ge=1, description="Default: a node's cores divided by its workers."
     )
     max_failures: int = Field(
         8,

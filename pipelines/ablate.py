@@ -175,12 +175,12 @@ def run_suite(
     pretrainings = {
         f"{out}/pretraining/{_pretraining_key(config)}": config for config in left.values()
     }
-    room = _room(next(iter(runs.values())).ray)
+    room, threads = _room(next(iter(runs.values())).ray)
     jobs: list[Job] = [
         (f"pretraining {Path(uri).name}", config.model_copy(update={"out": uri}), None)
         for uri, config in pretrainings.items()
     ]
-    _all_of(jobs, room, say)
+    _all_of(jobs, room, threads, say)
     names: dict[str, list[str]] = {}
     for (name, seed), config in configs.items():
         names.setdefault(config.out, []).append(f"{name}, seed {seed}")
@@ -188,7 +188,7 @@ def run_suite(
         (" / ".join(names[uri]), config, f"{out}/pretraining/{_pretraining_key(config)}")
         for uri, config in left.items()
     ]
-    _all_of(jobs, room, say)
+    _all_of(jobs, room, threads, say)
     return results(suite, configs)
 
 
@@ -230,22 +230,32 @@ def _pretraining_key(config: Config) -> str:
     return _digest(values)
 
 
-def _room(config: RayConfig) -> int:
-    """How many runs fit on the cluster side by side."""
+def _room(config: RayConfig) -> tuple[int, int | None]:
+    """How many runs fit on the cluster side by side, and the threads of a worker then."""
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    rooms = [total.get("CPU", 0) // config.cpus_needed]
-    if place(config).use_gpu:
-        rooms.append(total.get("GPU", 0) // config.num_workers)
-    return max(1, int(min(rooms)))
+    resources = place(config)
+    workers = resources.least_workers
+    cpus = workers * config.cpus_per_worker + config.data_cpus
+    rooms = [total.get("CPU", 0) // cpus]
+    if resources.use_gpu:
+        rooms.append(total.get("GPU", 0) // workers)
+    room = max(1, int(min(rooms)))
+    if room == 1:
+        return room, config.threads_per_worker
+    each = max(1, int(total["CPU"]) // (room * workers))  # each would take all of its node's cores
+    return room, config.threads_per_worker or each
 
 
-def _all_of(jobs: list[Job], room: int, say: Say) -> None:
+def _all_of(jobs: list[Job], room: int, threads: int | None, say: Say) -> None:
     """Run them as Ray tasks, `room` at a time; fail at the end if any has failed."""
     waiting, failed = list(reversed(jobs)), []
     running: dict[Any, str] = {}
     while waiting or running:
         while waiting and len(running) < room:
             name, config, pretraining = waiting.pop()
+            config = config.model_copy(
+                update={"ray": config.ray.model_copy(update={"threads_per_worker": threads})}
+            )
             say(f"{name}: started in {config.out}")
             here = NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=False

@@ -184,7 +184,7 @@ class Adaptation:
                         None if frozen is None else frozen[part],
                         camids_N=target.column("camid")[rows],
                         source_N=None if to_source_NP is None else to_source_NP[rows, part],
-                        cpus_per_task=self.resources.cpus_beside_workers,
+                        num_threads=self.resources.threads_per_task,
                         gpus_per_task=self.resources.gpus_per_task,
                         on_progress=self.progress.tasks,
                     )

@@ -60,7 +60,7 @@ def _take_turn(say: Callable[[str], None]) -> Any:
 def _wait_for_room(config: RayConfig, resources: Resources, say: Callable[[str], None]) -> None:
     # A placement group is granted whole or not at all, and an autoscaler sees it as demand.
     gpus = {"GPU": resources.gpus_per_worker} if resources.use_gpu else {}
-    workers = [{"CPU": config.cpus_per_worker} | gpus] * config.least_workers
+    workers = [{"CPU": config.cpus_per_worker} | gpus] * resources.least_workers
     room = placement_group([*workers, *[{"CPU": 1.0}] * config.data_cpus])
     started, told = time.monotonic(), False
     try:
@@ -77,7 +77,7 @@ def _what_is_missing(config: RayConfig, resources: Resources) -> str:
     each = f"{config.cpus_per_worker:g} CPUs" + (" and a GPU" if resources.use_gpu else "")
     gpus = f"{free.get('GPU', 0):g} GPUs and " if resources.use_gpu else ""
     return (
-        f"note: waiting for room: {config.least_workers} workers of {each}, and "
+        f"note: waiting for room: {resources.least_workers} workers of {each}, and "
         f"{config.data_cpus} CPUs for reading images; free are {gpus}{free.get('CPU', 0):g} CPUs "
         "on all nodes, other work holds the rest"
     )

@@ -1,13 +1,16 @@
 """Scores of features, query against gallery: of a run in a Ray task, of a file right here."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
+import torch
 from numpy.typing import NDArray
 
+from cluster.task_graph import as_task
 from daal.errors import DataError
 from daal.evaluation import EvaluationResult, evaluate
 from pipelines.feature_files import read_features
@@ -25,13 +28,17 @@ def evaluate_features(
     splits = images["split"].to_numpy(zero_copy_only=False)
     ids = images["pid"].to_numpy(), images["camid"].to_numpy()
     sides = both_sides("the target", splits, features_NC, *ids)
-    task: Any = ray.remote(evaluate).options(
-        name="evaluate",
-        num_cpus=resources.cpus_beside_workers,
-        num_gpus=resources.gpus_per_task,
-    )
+    task = as_task(_evaluate, resources.gpus_per_task).options(name="evaluate")
     device = "cuda" if resources.use_gpu else "cpu"
-    return ray.get(task.remote(*map(ray.put, sides), device=device))
+    return ray.get(task.remote(resources.threads_per_task, device, *map(ray.put, sides)))
+
+
+def _evaluate(num_threads: int, device: str, *sides: NDArray[Any]) -> EvaluationResult:
+    torch.set_num_threads(min(num_threads, os.cpu_count() or 1))
+    try:
+        return evaluate(*sides, device=device)
+    except torch.OutOfMemoryError:
+        return evaluate(*sides, device="cpu")  # the same bits, in more time
 
 
 def evaluate_file(path: Path) -> EvaluationResult:

@@ -62,7 +62,7 @@ def label(
                 features.features_NC,
                 config,
                 camids_N=features.camids,
-                cpus_per_task=resources.cpus_per_node,
+                num_threads=resources.threads_per_task,
                 gpus_per_task=1 if resources.use_gpu else 0,
                 on_progress=on_progress,
             )

@@ -1,6 +1,5 @@
 """What a run takes of a cluster; what can't be placed is refused at once, or waited for."""
 
-import math
 import os
 import time
 from dataclasses import dataclass
@@ -22,13 +21,14 @@ class Resources:
     """What this run takes of the cluster."""
 
     num_workers: int  # as many as there is room for now
+    least_workers: int  # an elastic run goes on with these
+    most_workers: int
     use_gpu: bool
     cpus_per_worker: float
     threads: int  # of each worker
-    cpus_per_node: int  # of the largest node, as a task on it could use them
-    cpus_beside_workers: int  # what the workers leave of that for tasks (pseudo-labels, scores)
+    threads_per_task: int  # pseudo-labels and scores: while they are made, the workers wait
     node_store_bytes: int  # object store of the smallest node
-    unused_gpus: int = 0
+    num_gpus: int = 0  # of the whole cluster
 
     @property
     def gpus_per_worker(self) -> float:
@@ -42,8 +42,8 @@ class Resources:
         device = "GPUs" if self.use_gpu else f"CPUs ({self.threads} threads each)"
         workers = "worker" if self.num_workers == 1 else "workers"
         text = f"{self.num_workers} {workers} on {device}"
-        if idle := self.unused_gpus:
-            text += f"; {idle} GPU(s) stay unused: set ray.num_workers={idle}"
+        if self.use_gpu and self.num_gpus > self.num_workers:
+            text += f"; this cluster has {self.num_gpus} GPUs: ray.num_workers takes more"
         return text
 
 
@@ -81,6 +81,11 @@ def place(config: RayConfig) -> Resources:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus = sum(node.get("CPU", 0.0) for node in nodes)
     gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    if config.use_gpu == "auto" and 1 <= gpus < config.least_workers:
+        # Batches are global, and split by whatever divides the number of workers: rather few
+        # workers on GPUs than all of them on CPUs.
+        fewer = max(n for n in range(1, int(gpus) + 1) if config.num_workers % n == 0)
+        config = config.model_copy(update={"num_workers": fewer, "min_workers": None})
     least = config.least_workers
     workers = f"ray.{'min' if config.min_workers else 'num'}_workers={least}"
     if cpus < (needed := config.cpus_needed):
@@ -103,18 +108,18 @@ def place(config: RayConfig) -> Resources:
             "lower it, add GPU nodes, or set ray.use_gpu=false."
         )
     num_workers = min(config.num_workers, places, int(gpus) if use_gpu else places)
-    cores = os.cpu_count() or 1
+    # Of the largest node: in a container it is Ray that knows the limit.
+    cores = max(1, min(os.cpu_count() or 1, int(max(node.get("CPU", 0.0) for node in nodes))))
     workers_per_node = -(-num_workers // len(nodes))
-    largest = max(1, int(max(node.get("CPU", 0.0) for node in nodes)))
+    threads = config.threads_per_worker or max(1, cores // workers_per_node)
     return Resources(
         num_workers=num_workers,
+        least_workers=least,
+        most_workers=config.num_workers,
         use_gpu=bool(use_gpu),
         cpus_per_worker=config.cpus_per_worker,
-        threads=config.threads_per_worker or max(1, cores // workers_per_node),
-        cpus_per_node=min(cores, largest),
-        cpus_beside_workers=max(
-            1, min(cores, largest - math.ceil(workers_per_node * config.cpus_per_worker))
-        ),
+        threads=threads,
+        threads_per_task=min(cores, threads * workers_per_node),
         node_store_bytes=int(min(node.get("object_store_memory", 0.0) for node in nodes)),
-        unused_gpus=0 if use_gpu else int(gpus),
+        num_gpus=int(gpus),
     )

@@ -46,6 +46,11 @@ def cause_of(error: BaseException | None) -> BaseException:
             "the workers can't reach each other: their hosts' names mean a loopback address; set "
             "GLOO_SOCKET_IFNAME to the network interface, e.g. eth0, where ray start is called."
         )
+    if "no GPUs found" in reason:
+        return ClusterError(
+            "Ray counts GPUs that torch can't use; daal doctor says why (an old driver, a torch "
+            "without CUDA): update it, or set ray.use_gpu=false."
+        )
     return ClusterError(
         f"the workers stopped: {reason.strip().splitlines()[-1]}; the same command continues the "
         "run, and -v shows what Ray says."

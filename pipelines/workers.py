@@ -188,7 +188,7 @@ class Workers:
 
     def _start(self) -> None:
         config, resources = self._config, self.resources
-        least, num_workers = config.ray.least_workers, config.ray.num_workers
+        least, most = resources.least_workers, resources.most_workers
         scaling_config: Any = ScalingConfig  # typed as its predecessor, which has no ranges
         self._desk = Desk.options(  # type: ignore[attr-defined]
             scheduling_strategy=NodeAffinitySchedulingStrategy(
@@ -206,7 +206,7 @@ class Workers:
                 "stall_seconds": 60 * config.ray.stall_minutes,
             },
             scaling_config=scaling_config(
-                num_workers=num_workers if least == num_workers else (least, num_workers),
+                num_workers=most if least == most else (least, most),
                 elastic_resize_monitor_interval_s=config.ray.resize_seconds,
                 use_gpu=resources.use_gpu,
                 resources_per_worker={"CPU": resources.cpus_per_worker}

@@ -140,9 +140,12 @@ def _gpus(facts: Facts, config: Config) -> Check:
         least = config.ray.least_workers
         if len(torch["gpus"]) >= least or not works_here:
             return _ok("GPUs", f"{each}, {driver}")
+        if not config.ray.use_gpu:
+            return _ok("GPUs", f"{each}, {driver}: not used (ray.use_gpu=false)")
+        if error is None:
+            return _ok("GPUs", f"{each}, {driver}: fewer than {least} workers, so fewer workers")
         remedy = f"set ray.num_workers={len(torch['gpus'])}"
-        found = f"{each}, {driver}: too few for {least} workers, which take CPUs instead"
-        return _missing("GPUs", found, remedy, error) if error else _warning("GPUs", found, remedy)
+        return _missing("GPUs", f"{each}, {driver}: too few for {least} workers", remedy, error)
     if nvidia:
         remedy = "install a torch built for CUDA"
         if torch["cuda"]:

@@ -89,12 +89,14 @@ def torch_facts() -> Facts:
     import torch.distributed as dist
 
     is_available = torch.cuda.is_available()
-    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    # Those that an old driver can't use are counted, but asking for them raises.
+    usable = range(torch.cuda.device_count()) if is_available else ()
+    devices = [torch.cuda.get_device_properties(i) for i in usable]
     has_nccl = dist.is_available() and dist.is_nccl_available()
     return {
         "version": torch.__version__,
         "cuda": torch.version.cuda,
-        "gpus": [[each.name, each.total_memory] for each in devices] if is_available else [],
+        "gpus": [[each.name, each.total_memory] for each in devices],
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
         "gloo": "in torch" if dist.is_available() and dist.is_gloo_available() else None,
     }

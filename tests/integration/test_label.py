@@ -241,7 +241,7 @@ def test_ray_is_asked_for_no_more_than_labelling_needs(file, monkeypatch):
     @contextmanager
     def session(config, verbose):
         asked["config"] = config
-        yield SimpleNamespace(cpus_per_node=3, use_gpu=False)
+        yield SimpleNamespace(threads_per_task=3, use_gpu=False)
 
     monkeypatch.setattr(labelling, "ray_session", session)
     monkeypatch.setattr(labelling, "estimate_on_ray", lambda *_, **given: asked.update(given))
@@ -249,4 +249,4 @@ def test_ray_is_asked_for_no_more_than_labelling_needs(file, monkeypatch):
     labelling.label(read_features(file), CONFIG, training)
     config = asked["config"]
     assert (config.num_workers, config.data_cpus) == (1, 1)
-    assert (asked["cpus_per_task"], asked["gpus_per_task"], config.use_gpu) == (3, 0, False)
+    assert (asked["num_threads"], asked["gpus_per_task"], config.use_gpu) == (3, 0, False)

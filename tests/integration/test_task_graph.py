@@ -70,6 +70,36 @@ def test_same_bits_by_camera(ray_cluster):
     assert_same(found, estimate_pseudo_labels(features, config, camids_N=camids))
 
 
+def test_a_gpu_gets_few_large_blocks() -> None:
+    assert Threads(60, "cuda").default_num_blocks(12_936) == 2
+    assert Threads(60, "cpu").default_num_blocks(12_936) == 50
+
+
+@pytest.mark.ray
+def test_a_task_with_a_gpu_has_a_process_to_itself() -> None:
+    program = (
+        "import os, ray; from cluster.task_graph import as_task; "
+        "ray.init(num_cpus=1, num_gpus=1, include_dashboard=False); "
+        "pids = lambda gpus: [ray.get(as_task(os.getpid, gpus).options(name='x').remote()) "
+        "for _ in range(3)]; "
+        "print(len(set(pids(0.4))), len(set(pids(0))))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["3", "1"], done.stderr
+
+
+def test_a_full_gpu__the_cpu_makes_the_same_labels(monkeypatch) -> None:
+    def full(*arguments, runner, **options):
+        if runner.device == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return estimate_pseudo_labels(*arguments, runner=runner, **options)
+
+    monkeypatch.setattr(task_graph, "estimate_pseudo_labels", full)
+    found = task_graph._run_whole(2, "cuda", drawn_features(), CONFIG)
+    assert_same(found, estimate_pseudo_labels(drawn_features(), CONFIG))
+    assert "the CPU found the same labels" in found.notes[-1]
+
+
 @pytest.mark.ray
 def test_killed_workers_change_no_bit(ray_cluster):
     features = drawn_features(8000, 1024, num_copies=0)
