@@ -58,7 +58,7 @@ class RayConfig(Section):
     )
     use_gpu: bool | Literal["auto"] = Field(
         "auto",
-        description="One GPU a worker; auto: if there are any, with fewer workers if there are fewer.",
+        description="One GPU a worker; auto: if there are any, for fewer workers if need be.",
     )
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that each worker reserves.")
     data_cpus: int = Field(2, ge=1, description="CPUs kept free for Ray Data to decode with.")

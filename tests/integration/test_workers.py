@@ -148,3 +148,10 @@ def test_hosts_whose_names_mean_loopback__are_told_the_remedy() -> None:
     error = RuntimeError("workers failed")
     error.worker_failures = {0: failure}  # type: ignore[attr-defined]
     assert "GLOO_SOCKET_IFNAME" in str(cause_of(error))
+
+
+def test_gpus_that_torch_cannot_use__are_named() -> None:
+    failure = RuntimeError("ProcessGroupNCCL is only supported with GPUs, no GPUs found!")
+    error = RuntimeError("workers failed")
+    error.worker_failures = {0: failure}  # type: ignore[attr-defined]
+    assert "daal doctor" in str(cause_of(error))
