@@ -217,7 +217,7 @@ class FitConfig(Section):
 class PretrainConfig(FitConfig):
     """Line 1 of Algorithm 1: Eq. 3 on the source alone. The text gives no schedule for it."""
 
-    epochs: int = Field(120, gt=0, description="Not given; 120 with steps at 60 is usual.")
+    epochs: int = Field(120, gt=0, description="Not given; 120 is usual.")
     batch_source: int = Field(32, gt=0)
     batch_target: Literal[0] = 0
     images_per_id: None = None
