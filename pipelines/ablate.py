@@ -175,7 +175,7 @@ def run_suite(
     pretrainings = {
         f"{out}/pretraining/{_pretraining_key(config)}": config for config in left.values()
     }
-    room, threads = _room(next(iter(runs.values())).ray)
+    room, threads = room_on_cluster(next(iter(runs.values())).ray)
     jobs: list[Job] = [
         (f"pretraining {Path(uri).name}", config.model_copy(update={"out": uri}), None)
         for uri, config in pretrainings.items()
@@ -230,7 +230,7 @@ def _pretraining_key(config: Config) -> str:
     return _digest(values)
 
 
-def _room(config: RayConfig) -> tuple[int, int | None]:
+def room_on_cluster(config: RayConfig) -> tuple[int, int | None]:
     """How many runs fit on the cluster side by side, and the threads of a worker then."""
     total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     resources = place(config)

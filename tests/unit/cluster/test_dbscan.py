@@ -1,6 +1,8 @@
 """eps, and labels that every backend gives alike."""
 
+import importlib
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -136,6 +138,19 @@ def test_cuml_without_gpu_says_so(distance, monkeypatch):
     monkeypatch.setattr("cluster.dbscan.cuml_available", lambda: False)
     with pytest.raises(ConfigError, match="GPU"):
         dbscan(distance, 0.4, 4, "cuml")
+
+
+@pytest.mark.parametrize("broken", ["import nowhere", "raise RuntimeError('CUDA driver')"])
+def test_a_cuml_that_fails_on_import_is_none(monkeypatch, tmp_path, broken):
+    monkeypatch.delitem(sys.modules, "cuml", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "cuml.py").write_text("")
+    assert cuml_available()
+    monkeypatch.delitem(sys.modules, "cuml")
+    (tmp_path / "cuml.py").write_text(broken)
+    importlib.invalidate_caches()
+    assert resolve_backend("auto", "cuda") == "components"
 
 
 @pytest.mark.gpu
