@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from daal.config import Config
-from daal.errors import ConfigError
+from daal.errors import ConfigError, DataError
 from pipelines.commands.arguments import (
     AsJson,
     EventsAsJson,
@@ -259,7 +259,14 @@ def ablate(
         draw_domains(images, seed=0)
     some = next(iter(configs.values()))
     kinds = {(config.source.root, config.target.root): config for config in configs.values()}
-    measured = " | ".join(measured_on(config, find(config).counts) for config in kinds.values())
+    counts = [find(config).counts for config in kinds.values()]
+    for config, found in zip(kinds.values(), counts, strict=True):
+        if not (found["target"]["query"] and found["target"]["gallery"]):
+            raise DataError(
+                f"target.root={config.target.root} has no query or no gallery images, and a suite "
+                "is a table of scores; give a data set that has both."
+            )
+    measured = " | ".join(map(measured_on, kinds.values(), counts))
     remedy = "the same command goes on with what is left, and -v shows what Ray says."
     with ray_errors(remedy), ray_session(some.ray, verbose):
         results = run_suite(table, configs, str(folder), errors.print)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -121,6 +122,22 @@ def test_ablate_dry_run__starts_nothing_and_draws_nothing(
     assert daal_here(monkeypatch, "ablate", "table4", "--seeds", "1", "--dry-run") == 0
     assert len(capsys.readouterr().out.splitlines()) == 9
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_suite_on_images_that_cannot_be_scored__exit_3_before_anything_starts(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    source, target = (item.partition("=")[2] for item in data)
+    shutil.copytree(target, tmp_path / "target")
+    for split in ("query", "bounding_box_test"):
+        shutil.rmtree(tmp_path / "target" / split)
+    monkeypatch.chdir(tmp_path)
+    roots = [f"source.root={source}", "target.root=target"]
+    assert daal_here(monkeypatch, "ablate", "table4", *roots) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: target.root=target has no query or no gallery images")
+    assert [file.name for file in tmp_path.iterdir()] == ["target"]
 
 
 @pytest.mark.parametrize(
