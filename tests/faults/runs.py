@@ -38,11 +38,11 @@ class Run:
     def wait_for(self, stage: str, process: subprocess.Popen[str]) -> None:
         """Until the process has begun with the stage."""
         before = self._starts(stage)
-        for _ in range(2 * 300):
+        for _ in range(20 * 300):
             if self._starts(stage) > before:
                 return
             assert process.poll() is None, process.communicate()
-            time.sleep(0.5)
+            time.sleep(0.05)  # stages of a tiny run are short
         pytest.fail(f"{stage} was not reached")
 
     def _starts(self, stage: str) -> int:
