@@ -2,3 +2,5 @@
 
 Pure functions on arrays; only `cluster.task_graph` knows Ray. No N x N array anywhere.
 """
+
+DISTRIBUTION = "daal-reid"  # "cluster" is another project's name, too (`daal.__main__`)

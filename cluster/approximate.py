@@ -121,7 +121,7 @@ def load_faiss() -> Any:
         import faiss
     except ImportError as error:
         raise ConfigError(
-            "cluster.search=approximate needs faiss: pip install 'daal[faiss]', or use "
+            "cluster.search=approximate needs faiss: pip install 'daal-reid[faiss]', or use "
             "cluster.search=exact."
         ) from error
     return faiss

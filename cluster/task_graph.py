@@ -10,7 +10,6 @@ and sparse rows. Tasks bear their stage's name in the dashboard.
 A small set is one task.
 """
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
 from cluster.runner import Handle, TaskTime, Threads
+from daal.available_cpus import available_cpus
 from daal.config import ClusterConfig
 from daal.errors import ConfigError
 
@@ -205,7 +205,7 @@ def _run_stage(
 
 
 def _run_whole(num_threads: int, device: str, *arguments: Any, **options: Any) -> PseudoLabels:
-    num_threads = min(num_threads, os.cpu_count() or 1)
+    num_threads = min(num_threads, available_cpus())
     torch.set_num_threads(num_threads)
     try:
         with Threads(num_threads, device) as runner:

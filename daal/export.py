@@ -69,7 +69,7 @@ def check_export(format: str, out: Path) -> None:
         except ImportError as error:
             raise ConfigError(
                 f"--format onnx needs the packages onnx, onnxscript and onnxruntime ({error}): "
-                "pip install 'daal[export]'."
+                "pip install 'daal-reid[export]'."
             ) from error
 
 

@@ -312,8 +312,8 @@ class ClusterConfig(Section):
     )
     search: Literal["exact", "approximate"] = Field(
         "exact",
-        description="approximate: a faiss index (pip install daal[faiss]), used only if it finds "
-        "99 % of the true neighbours of sampled images.",
+        description="approximate: a faiss index (pip install daal-reid[faiss]), used only if it "
+        "finds 99 % of the true neighbours of sampled images.",
     )
     eps_rule: Literal["p", "q", "fixed"] = Field(
         "p",

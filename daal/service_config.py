@@ -117,14 +117,16 @@ class TrackingConfig(Section):
     )
     mlflow: str = Field(
         "",
-        description="Tracking URI of MLflow, e.g. http://HOST:5000 (pip install daal[mlflow]). "
-        "Login: MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD.",
+        description="Tracking URI of MLflow, e.g. http://HOST:5000 (pip install "
+        "daal-reid[mlflow]). Login: MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and "
+        "_PASSWORD.",
     )
     mlflow_experiment: str = Field("daal", min_length=1, description="Made if there is none yet.")
     wandb: str = Field(
         "",
-        description="Project of Weights & Biases, or ENTITY/PROJECT (pip install daal[wandb]). "
-        "Login: WANDB_API_KEY, or wandb login; WANDB_MODE=offline keeps it in the run folder.",
+        description="Project of Weights & Biases, or ENTITY/PROJECT (pip install "
+        "daal-reid[wandb]). Login: WANDB_API_KEY, or wandb login; WANDB_MODE=offline keeps it in "
+        "the run folder.",
     )
 
     @model_validator(mode="after")

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
+from daal import DISTRIBUTION
 from daal.errors import ConfigError, DaalError
 from pipelines.commands import jobs, label, model, report, run, setup
 from pipelines.console import show
+from pipelines.ray_environment import set_for_process
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +27,7 @@ app = typer.Typer(
 
 def print_version(wanted: bool) -> None:
     if wanted:
-        print(f"daal {version('daal')}")
+        print(f"daal {version(DISTRIBUTION)}")
         raise typer.Exit
 
 
@@ -69,6 +71,7 @@ app.add_typer(config_app, name="config")
 
 def main() -> None:
     """Entry point of the script `daal`."""
+    set_for_process()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # Of damaged images and weights files; we say ourselves which they are and why.
     warnings.filterwarnings("ignore", module=r"PIL\.|torch\.(serialization|_weights_only)")

@@ -1,6 +1,5 @@
 """Scores of features, query against gallery: of a run in a Ray task, of a file right here."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.task_graph import as_task
+from daal.available_cpus import available_cpus
 from daal.errors import DataError
 from daal.evaluation import EvaluationResult, evaluate
 from pipelines.feature_files import read_features
@@ -34,7 +34,7 @@ def evaluate_features(
 
 
 def _evaluate(num_threads: int, device: str, *sides: NDArray[Any]) -> EvaluationResult:
-    torch.set_num_threads(min(num_threads, os.cpu_count() or 1))
+    torch.set_num_threads(min(num_threads, available_cpus()))
     try:
         return evaluate(*sides, device=device)
     except torch.OutOfMemoryError:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
@@ -10,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, chdir, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,13 @@ import ray
 import ray.data
 from ray.exceptions import RayError
 
+from daal.available_cpus import available_cpus
 from daal.config import RayConfig
 from daal.errors import ClusterError
+from pipelines.cluster_address import cluster_address, knock, token_path, token_refused
+from pipelines.code_on_nodes import check_code_on_nodes
 from pipelines.console import errors, show
-from pipelines.knock import knock
+from pipelines.ray_environment import set_for_session
 from pipelines.resources import Resources, place_in_time
 
 KNOCK_SECONDS = 10.0
@@ -36,24 +40,25 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
     otherwise; it gets as many logical CPUs as the run needs, however few cores there are.
 
     Raises:
-        ClusterError: the cluster can't be reached, refuses the token or is too small.
+        ClusterError: the cluster can't be reached, refuses the token, is too small, or has other
+            code on a node.
     """
-    ours = not ray.is_initialized()
-    if ours:
-        _start_or_join(config, verbose)
-    if not verbose:
-        silence_ray_data()
-    if not ours:
+    with ExitStack() as stack:
+        stack.enter_context(set_for_session())
+        ours = not ray.is_initialized()
+        address = cluster_address() if ours else "auto"
+        if ours:
+            _start_or_join(address, config, verbose)
+            stack.callback(ray.shutdown)
+            _end_on_sigterm()
+            over = threading.Event()
+            stack.callback(over.set)
+            threading.Thread(target=_watch_cluster, args=(over,), daemon=True).start()
+        if not verbose:
+            silence_ray_data()
+        if address:
+            check_code_on_nodes()
         yield place_in_time(config)
-        return
-    _end_on_sigterm()
-    over = threading.Event()
-    threading.Thread(target=_watch_cluster, args=(over,), daemon=True).start()
-    try:
-        yield place_in_time(config)
-    finally:
-        over.set()
-        ray.shutdown()
 
 
 def silence_ray_data() -> None:
@@ -63,19 +68,27 @@ def silence_ray_data() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _start_or_join(config: RayConfig, verbose: bool) -> None:
+def _start_or_join(address: str | None, config: RayConfig, verbose: bool) -> None:
     quiet = logging.INFO if verbose else logging.ERROR
-    address = os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"logging_level": quiet, "log_to_driver": verbose}
+    # Ray puts the current folder in front of its workers' sys.path, with whatever cluster.py lies
+    # there; from here, they find the code that runs this command.
+    code = Path(__file__).resolve().parents[1]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), chdir(code):
             warnings.simplefilter("ignore", FutureWarning)
             if address:
                 knock(address, KNOCK_SECONDS)
+                if refused := token_refused(address, KNOCK_SECONDS):
+                    raise ClusterError(
+                        f"the Ray cluster at {address} can't be used: {refused}; set "
+                        "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file that holds the "
+                        "cluster's own token."
+                    )
                 ray.init(address=address, **common)
             else:
                 ensure_private_token()
-                cpus = max(os.cpu_count() or 1, int(config.cpus_needed))
+                cpus = max(available_cpus(), int(config.cpus_needed))
                 with nullcontext() if verbose else _without_its_first_line():
                     ray.init(
                         address="local", num_cpus=cpus, dashboard_host="127.0.0.1",
@@ -83,10 +96,24 @@ def _start_or_join(config: RayConfig, verbose: bool) -> None:
                     )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
-        raise ClusterError(
-            f"{where} can't be used: {error} (RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH "
-            "say where it is and how to log in)."
-        ) from error
+        raise ClusterError(f"{where} can't be used: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    """What Ray says, in one line; of different versions, which they are."""
+    text = str(error)
+    if "Version mismatch" in text:
+        versions = re.findall(r"(?:Ray|Python): (\S+)", text)
+        if len(versions) == 4:
+            theirs, ours = versions[:2], versions[2:]
+            return (
+                f"it runs Ray {theirs[0]} on Python {theirs[1]}, and this command Ray {ours[0]} on "
+                f"Python {ours[1]}; both must be the same: use the cluster's own environment, or "
+                "start the cluster from this one"
+            )
+    line = " ".join(text.split()).rstrip(".") or type(error).__name__
+    settings = "RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH"
+    return f"{line} ({settings} say where it is and how to log in)"
 
 
 @contextmanager
@@ -130,18 +157,26 @@ def _watch_cluster(over: threading.Event) -> None:
 def ensure_private_token() -> None:
     """Make the token that a local Ray asks for, if there is none, readable to this user alone.
 
-    Ray 2.60 would write it with the umask's mode, so that others could read it for a while.
+    Ray 2.60 would write it with the umask's mode, so that others could read it for a while. Where
+    no file can be written (a container without a home), this process and its Ray have a token
+    of their own, which nobody else is told.
     """
-    mode, token = (os.environ.get(f"RAY_AUTH_{name}", "") for name in ("MODE", "TOKEN"))
-    if mode.lower() != "token" or token:
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if mode.lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = token_path()
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         if path.is_file():
-            path.chmod(0o600)
+            with suppress(PermissionError):  # somebody else's, made readable to us on purpose
+                path.chmod(0o600)
+        return
+    except OSError:
+        if os.environ.get("RAY_AUTH_TOKEN_PATH"):
+            raise  # it was asked for
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         return
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_hex(32))

@@ -91,7 +91,7 @@ def check_tracking(config: TrackingConfig) -> None:
         if getattr(config, key) and importlib.util.find_spec(key) is None:
             raise ConfigError(
                 f"tracking.{key} needs a package that isn't installed; add it by "
-                f'pip install "daal[{key}]".'
+                f'pip install "daal-reid[{key}]".'
             )
 
 

@@ -12,10 +12,12 @@ import pytest
 from tiny_run import FinishedRun, tiny
 
 from daal.config import Config
+from pipelines.ray_environment import set_for_process
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+set_for_process()
 
 
 @pytest.fixture(scope="session")

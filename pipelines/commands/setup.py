@@ -18,7 +18,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 
 
 def doctor(overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """What works on this machine, and what it would take; 15 seconds at most.
+    """What works on this machine, and what it would take; 15 seconds, a minute with a cluster.
 
     Settings say what is wanted: out=URI tries that place with a small file, ray.use_gpu=true asks
     for GPUs. With RAY_ADDRESS it joins that cluster for a moment. Exit code 0 if a run can start,

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
+from daal import DISTRIBUTION
 from daal.config import Config
 from daal.errors import CheckpointError, ClusterError, ConfigError, DaalError, StorageError
 from pipelines.doctor.machine import SHM, gather
@@ -36,7 +37,10 @@ class Check:
 
 
 def examine(config: Config, write_out: bool) -> list[Check]:
-    """All checks, in 15 seconds at most; `write_out` tries the run folder with a small file."""
+    """All checks, in 15 seconds at most, a minute with a cluster.
+
+    `write_out` tries the run folder with a small file.
+    """
     return judge(gather(config, write_out), config)
 
 
@@ -91,7 +95,7 @@ def _packages(facts: Facts) -> Iterator[Check]:
     for extra, pairs in packages["groups"].items():
         if extra in HAVE_LINES and all(version is None for _, version in pairs):
             continue
-        name = f"daal[{extra}]" if extra else "daal"
+        name = f"{DISTRIBUTION}[{extra}]" if extra else DISTRIBUTION
         wrong = [
             f"{wanted} ({version or 'not installed'})"
             for wanted, version in pairs
@@ -104,7 +108,8 @@ def _packages(facts: Facts) -> Iterator[Check]:
         elif extra:
             yield _missing(line, found, f"pip install '{name}', where it is wanted")
         else:
-            yield _missing(line, found, "pip install --upgrade 'daal'", ConfigError)
+            needed = " ".join(f"'{each.rpartition(' (')[0]}'" for each in wrong)
+            yield _missing(line, found, f"pip install {needed}", ConfigError)
 
 
 def _torch(facts: Facts, config: Config) -> Iterator[Check]:
@@ -160,11 +165,11 @@ def _optional(facts: Facts, config: Config) -> Iterator[Check]:
     cluster = config.cluster
     yield _imported(
         *("cuML", ("cuml", "cupy"), facts, cluster.backend == "cuml"),
-        "pip install 'daal[gpu]' on a GPU machine; without it DBSCAN is scikit-learn's or our own",
+        "pip install 'daal-reid[gpu]' on a GPU machine; without it the labels are the same",
     )
     yield _imported(
         *("faiss", ("faiss",), facts, cluster.search == "approximate"),
-        "pip install 'daal[faiss]' for cluster.search=approximate",
+        "pip install 'daal-reid[faiss]' for cluster.search=approximate",
     )
 
 
@@ -193,9 +198,7 @@ def _ray(facts: Facts) -> Iterator[Check]:
         reason = str(cluster.get("refused") or cluster["failed"]).rstrip(".")
         found = f"RAY_ADDRESS={address}: {reason}"
         remedy = "check that it runs and can be reached from here, or unset RAY_ADDRESS"
-        if "token" in reason:
-            remedy = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the cluster's own token"
-        elif "refused" in cluster:
+        if "refused" in cluster:
             remedy = ""  # the reason has one
         yield _missing("Ray cluster", found, remedy, ClusterError)
 
@@ -210,6 +213,8 @@ def _token(token: Facts, address: str | None) -> Check:
     if permissions is None and address:
         remedy = "copy the cluster's token there (chmod 600), or set RAY_AUTH_TOKEN_PATH"
         return _missing(name, f"{path} is not there", remedy, ClusterError)
+    if permissions is None and not token["can_be_made"]:
+        return _ok(name, f"{path} can't be written; each run's own Ray has a token of its own")
     if permissions is None:
         return _ok(name, f"none yet; the first run makes {path}")
     if permissions & 0o077:
@@ -224,6 +229,13 @@ def _machine(facts: Facts, config: Config) -> Iterator[Check]:
         yield _warning("CPUs", found, "a run works all the same; ray.num_workers=1 reserves fewer")
     else:
         yield _ok("CPUs", str(facts["cpus"]))
+
+    if folder := facts["compiled"]["folder"]:
+        yield _ok("compiled code", f"kept in {folder}")
+    else:
+        remedy = "set NUMBA_CACHE_DIR to a folder that can be written"
+        found = "no folder to keep it in can be written: each process compiles again"
+        yield _warning("compiled code", found, remedy)
 
     free = facts["memory"]["free"]
     found = f"{facts['memory']['total'] / 1e9:.1f} GB, {free / 1e9:.1f} GB of them free"

@@ -15,11 +15,17 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
+from cluster.blocks import compiled_code_folder
+from daal import DISTRIBUTION
+from daal.available_cpus import available_cpus
 from daal.config import Config
+from daal.errors import ClusterError
+from pipelines.cluster_address import cluster_address, token_path
 from pipelines.doctor import probes
 from pipelines.doctor.probes import Facts
 
 SHM = "/dev/shm"  # noqa: S108  looked at, not written
+SECONDS_OF = {"cluster": probes.CLUSTER_SECONDS}
 DEVELOPMENT = {"dev", "docs"}  # optional dependencies that no run asks for
 IMAGENET = {  # torchvision's files; by asking it, this would take seconds longer
     "resnet18": "resnet18-f37072fd.pth",
@@ -37,12 +43,19 @@ def gather(config: Config, write_out: bool) -> dict[str, Any]:
     has_login = bool(urlsplit(config.out).username)
     if not has_login:
         questions["storage"] = ("storage", config.out, "write" if write_out else "look")
-    address = os.environ.get("RAY_ADDRESS")
-    closed = probes.silence_of(address) if address else None
+    try:
+        address, closed = cluster_address(), None
+    except ClusterError as error:
+        address, closed = os.environ["RAY_ADDRESS"], str(error)
+    else:
+        closed = probes.silence_of(address) if address else None
     if address and not closed:
         questions["cluster"] = ("cluster", config.ray.model_dump_json())
     with ThreadPoolExecutor(len(questions)) as pool:
-        answers = {name: pool.submit(probes.ask, *asked) for name, asked in questions.items()}
+        answers = {
+            name: pool.submit(probes.ask, *asked, seconds=SECONDS_OF.get(name, probes.SECONDS))
+            for name, asked in questions.items()
+        }
         nvidia = pool.submit(probes.nvidia_smi)
         return {
             **dict.fromkeys(("cuml", "cupy", "faiss")),
@@ -55,7 +68,8 @@ def gather(config: Config, write_out: bool) -> dict[str, Any]:
             "address": address,
             "token": token_facts(),
             "ray": version_of("ray"),
-            "cpus": len(os.sched_getaffinity(0)),
+            "cpus": available_cpus(),
+            "compiled": compiled_code_facts(),
             "memory": _memory(),
             "shm": shutil.disk_usage(SHM).free if os.path.isdir(SHM) else 0,
             "weights": weights_file(config),
@@ -63,13 +77,13 @@ def gather(config: Config, write_out: bool) -> dict[str, Any]:
 
 
 def installed() -> Facts:
-    """Requirements by the extra that has them ("": daal itself), each with what is installed."""
+    """Requirements by the extra that has them ("": every run's), each with what is installed."""
     try:
-        wanted = [Requirement(text) for text in metadata.requires("daal") or []]
-        extras = metadata.metadata("daal").get_all("Provides-Extra") or []
-        python = metadata.metadata("daal")["Requires-Python"]
+        wanted = [Requirement(text) for text in metadata.requires(DISTRIBUTION) or []]
+        extras = metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
+        python = metadata.metadata(DISTRIBUTION)["Requires-Python"]
     except metadata.PackageNotFoundError:
-        return {"failed": "daal is not installed as a package"}
+        return {"failed": f"{DISTRIBUTION} is not installed as a package"}
     groups = {
         extra: [
             (str(each), version)
@@ -108,16 +122,27 @@ def version_of(name: str) -> str | None:
 
 def token_facts() -> Facts:
     """Where Ray's token is, never what it is."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path("~/.ray/auth_token").expanduser())
+    path = token_path()
     facts: Facts = {
         "mode": os.environ.get("RAY_AUTH_MODE", "disabled").lower(),
         "in_environment": bool(os.environ.get("RAY_AUTH_TOKEN")),
         "path": str(path),
         "permissions": None,
+        "can_be_made": _can_be_made(path),
     }
     with suppress(OSError):
         facts["permissions"] = stat.S_IMODE(path.stat().st_mode)
     return facts
+
+
+def _can_be_made(path: Path) -> bool:
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    return os.access(there, os.W_OK | os.X_OK)
+
+
+def compiled_code_facts() -> Facts:
+    """Where the label step's compiled loops are kept; None: compiled again by each process."""
+    return {"folder": compiled_code_folder()}
 
 
 def weights_file(config: Config) -> Facts | None:

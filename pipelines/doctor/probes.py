@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from daal.errors import first_line
-from pipelines.knock import knock
+from pipelines.cluster_address import knock
 
-SECONDS = 12.0  # that any question may take
+SECONDS = 12.0  # that a question may take
+CLUSTER_SECONDS = 60.0  # to join a cluster whose port answers: imports, Ray, a task on each node
 
 KNOCK_SECONDS = 3.0
 
@@ -57,7 +58,7 @@ def ask(name: str, *arguments: str, seconds: float = SECONDS) -> Facts:
 
 
 def silence_of(address: str) -> str | None:
-    """Why nothing answers at RAY_ADDRESS, if it is HOST:PORT."""
+    """Why nothing answers at HOST:PORT."""
     try:
         knock(address, KNOCK_SECONDS)
     except (OSError, OverflowError) as error:
@@ -107,44 +108,8 @@ def import_facts(module: str) -> Facts:
     return {"version": str(getattr(importlib.import_module(module), "__version__", "?"))}
 
 
-def token_refused(address: str) -> str | None:
-    """Why the cluster at HOST:PORT would not take this user's token. Ray asks again for 20 seconds,
-    and then says that it can't connect.
-
-    The token, which Ray sends unencrypted too, is sent only where one is asked for.
-    """
-    import grpc
-
-    def status(metadata: list[tuple[str, str]]) -> str:
-        with grpc.insecure_channel(address) as channel:
-            ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")
-            try:
-                ask(b"", timeout=KNOCK_SECONDS, metadata=metadata)
-            except grpc.RpcError as error:
-                return str(error.code().name)
-        return "OK"
-
-    if not address.rpartition(":")[2].isdigit() or status([]) != "UNAUTHENTICATED":
-        return None  # it asks for none; or it isn't for us to know
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        return "it asks for a token, and RAY_AUTH_MODE is not token"
-    token = os.environ.get("RAY_AUTH_TOKEN")
-    if not token:
-        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-        try:
-            token = path.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            return f"it asks for a token, and {path} can't be read"
-    if status([("authorization", f"Bearer {token}")]) == "UNAUTHENTICATED":
-        return "it refuses the token"
-    return None
-
-
 def cluster_facts(ray_config: str) -> Facts:
     """Join RAY_ADDRESS's cluster and see whether a run fits. "refused": what it would say."""
-    if refused := token_refused(os.environ["RAY_ADDRESS"]):
-        return {"refused": refused}
-
     from daal.config import RayConfig
     from daal.errors import ClusterError
     from pipelines.session import ray_session

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from daal import DISTRIBUTION
 from daal.errors import DaalError, DataError
 from daal.load_config import differences, flat
 from daal.records import Domain
@@ -24,8 +25,8 @@ from pipelines.run_folder import RunFolder
 from pipelines.trackers import Picture
 
 T = TypeVar("T")
-PACKAGES = ("daal", "torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn", "pyarrow",
-            "pillow", "safetensors", "numba", "faiss-cpu", "cuml-cu13")  # fmt: skip
+PACKAGES = (DISTRIBUTION, "torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn",
+            "pyarrow", "pillow", "safetensors", "numba", "faiss-cpu", "cuml-cu13")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from daal.available_cpus import available_cpus
 from daal.errors import DataError
 from daal.images import decode, read
 from daal.step import mixed_precision
@@ -61,7 +62,7 @@ class Extractor:
         good: list[int] = []
         reasons: dict[int, str] = {}
         parts = [np.empty((0, self.num_features), np.float32)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(available_cpus()) as pool:
             found = enumerate(_ahead(pool, self._read, paths))
             while batch := list(islice(found, BATCH)):
                 reasons |= {place: each for place, each in batch if isinstance(each, str)}

@@ -252,7 +252,7 @@ def test_without_the_packages__what_to_install(
     package: str, model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=r"pip install 'daal\[export\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'daal-reid\[export\]'"):
         export.export(model, "onnx", tmp_path / "model.onnx")
 
 

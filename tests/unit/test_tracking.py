@@ -133,7 +133,7 @@ def test_tensorboard__switched_on_later_has_all_that_was_before(tmp_path: Path) 
 def test_mlflow__one_run_however_often_it_is_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    mlflow = pytest.importorskip("mlflow", reason='pip install "daal[mlflow]"')
+    mlflow = pytest.importorskip("mlflow", reason='pip install "daal-reid[mlflow]"')
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # the store that needs no server
     uri = (tmp_path / "store").as_uri()
     for out, events in (("a", FIRST), ("a", SECOND), ("b", FIRST)):
@@ -160,7 +160,7 @@ def test_mlflow__one_run_however_often_it_is_continued(
 def test_wandb__offline_in_the_run_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    wandb = pytest.importorskip("wandb", reason='pip install "daal[wandb]"')
+    wandb = pytest.importorskip("wandb", reason='pip install "daal-reid[wandb]"')
     monkeypatch.setenv("WANDB_MODE", "offline")
     for events in (FIRST, SECOND):
         assert follow(config_of(tmp_path, wandb="me/cameras"), events) == []
@@ -199,7 +199,7 @@ def _wandb_history(data: bytes) -> Iterator[dict[str, Any]]:
 def test_wandb__without_a_login_asks_nothing_and_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wandb = pytest.importorskip("wandb", reason='pip install "daal[wandb]"')
+    wandb = pytest.importorskip("wandb", reason='pip install "daal-reid[wandb]"')
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
@@ -212,7 +212,7 @@ def test_wandb__without_a_login_asks_nothing_and_is_noted(
 def test_a_tracker_that_fails__is_noted_once__and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("mlflow", reason='pip install "daal[mlflow]"')
+    pytest.importorskip("mlflow", reason='pip install "daal-reid[mlflow]"')
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     (note,) = follow(config_of(tmp_path, mlflow="http://127.0.0.1:9"), FIRST)
     assert note.startswith("MLflow gets no more of this run's figures (") and "\n" not in note
@@ -268,7 +268,7 @@ def test_a_package_that_is_missing_is_named_before_the_run(
     check_tracking(TrackingConfig())
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
     check_tracking(TrackingConfig())
-    with pytest.raises(ConfigError, match=r'pip install "daal\[wandb\]"'):
+    with pytest.raises(ConfigError, match=r'pip install "daal-reid\[wandb\]"'):
         check_tracking(TrackingConfig(wandb="cameras"))
 
 

@@ -110,7 +110,7 @@ def test_refused_where_samples_have_no_clusters(runner):
 
 def test_faiss_that_is_not_installed_is_named(runner, features, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ConfigError, match=r"pip install 'daal\[faiss\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'daal-reid\[faiss\]'"):
         estimate_pseudo_labels(features, APPROXIMATE, runner=runner)
 
 

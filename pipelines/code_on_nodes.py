@@ -1,0 +1,81 @@
+"""Whether each node of a cluster would run the same code as this command.
+
+Ray sends functions by the name of their module, and each node imports what it finds under that
+name: another version, or a `cluster` of another project.
+"""
+
+import sys
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from daal.errors import ClusterError
+
+PACKAGES = ("daal", "cluster", "pipelines")
+SECONDS = 120.0  # a node that doesn't answer in time is not judged here
+
+
+def code_found(packages: tuple[str, ...]) -> dict[str, Any]:
+    """By package: where this process finds it, or None; and a digest of all their source.
+
+    Travels by value, so that it uses nothing but the standard library.
+    """
+    import hashlib
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    digest = hashlib.sha256()
+    places: dict[str, str | None] = {}
+    for name in packages:
+        spec = find_spec(name)
+        places[name] = spec.origin if spec else None
+        if spec is None or spec.origin is None or Path(spec.origin).name != "__init__.py":
+            continue
+        folder = Path(spec.origin).parent
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    return {"places": places, "digest": digest.hexdigest()}
+
+
+def check_code_on_nodes() -> None:
+    """Raises ClusterError, naming the node and its package, if one has other code than this."""
+    ours = code_found(PACKAGES)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        ask = ray.remote(num_cpus=0, max_retries=0)(code_found)
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]  # type: ignore[no-untyped-call]
+        asked = {
+            ask.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(PACKAGES): node["NodeManagerAddress"]
+            for node in nodes
+        }
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=SECONDS)
+    for reference in answered:
+        try:
+            theirs = ray.get(reference)
+        except RayError:
+            continue  # the node has gone since
+        if theirs["digest"] != ours["digest"]:
+            raise ClusterError(_difference(asked[reference], ours["places"], theirs["places"]))
+
+
+def _difference(node: str, ours: dict[str, str | None], theirs: dict[str, str | None]) -> str:
+    def folders(places: dict[str, str | None]) -> str:
+        return ", ".join(sorted({str(place or "nowhere") for place in places.values()}))
+
+    missing = [name for name, place in theirs.items() if place is None]
+    if missing:
+        return (
+            f"the node {node} has no package {missing[0]}; install the same daal-reid there as "
+            "here, or send this one along with daal submit --ship-code."
+        )
+    return (
+        f"the node {node} would run other code ({folders(theirs)}) than this command "
+        f"({folders(ours)}); install the same daal-reid there, or send this one along with "
+        "daal submit --ship-code."
+    )
