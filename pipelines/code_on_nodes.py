@@ -39,9 +39,8 @@ def code_found(packages: tuple[str, ...]) -> dict[str, Any]:
     return {"places": places, "digest": digest.hexdigest()}
 
 
-def check_code_on_nodes() -> None:
-    """Raises ClusterError, naming the node and its package, if one has other code than this."""
-    ours = code_found(PACKAGES)
+def check_code_on_nodes(ours: dict[str, Any]) -> None:
+    """Raises ClusterError, naming the node, if one has other code than `ours` (`code_found`)."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         ask = ray.remote(num_cpus=0, max_retries=0)(code_found)

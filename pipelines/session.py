@@ -23,7 +23,7 @@ from daal.available_cpus import available_cpus
 from daal.config import RayConfig
 from daal.errors import ClusterError
 from pipelines.cluster_address import cluster_address, knock, token_path, token_refused
-from pipelines.code_on_nodes import check_code_on_nodes
+from pipelines.code_on_nodes import PACKAGES, check_code_on_nodes, code_found
 from pipelines.console import errors, show
 from pipelines.ray_environment import set_for_session
 from pipelines.resources import Resources, place_in_time
@@ -57,7 +57,7 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
         if not verbose:
             silence_ray_data()
         if address:
-            check_code_on_nodes()
+            check_code_on_nodes(code_found(PACKAGES))
         yield place_in_time(config)
 
 
@@ -96,10 +96,10 @@ def _start_or_join(address: str | None, config: RayConfig, verbose: bool) -> Non
                     )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
-        raise ClusterError(f"{where} can't be used: {_reason(error)}.") from error
+        raise ClusterError(f"{where} can't be used: {reason(error)}.") from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What Ray says, in one line; of different versions, which they are."""
     text = str(error)
     if "Version mismatch" in text:
@@ -165,15 +165,16 @@ def ensure_private_token() -> None:
     if mode.lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = token_path()
+    if path.is_file():
+        with suppress(PermissionError):  # another user's, whom we may read by their wish
+            path.chmod(0o600)
+        return
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        if path.is_file():
-            with suppress(PermissionError):  # somebody else's, made readable to us on purpose
-                path.chmod(0o600)
-        return
     except OSError:
+        if path.is_file():  # another run was faster
+            return
         if os.environ.get("RAY_AUTH_TOKEN_PATH"):
             raise  # it was asked for
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

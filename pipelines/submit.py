@@ -96,7 +96,7 @@ class Jobs:
                 environment["py_modules"] = [str(here / package) for package in PACKAGES]
                 environment["excludes"] = ["**/__pycache__/**"]
             submission_id = self._client.submit_job(
-                entrypoint=f"python -m pipelines.cli adapt {RECIPE}",
+                entrypoint=f"python -m daal adapt {RECIPE}",
                 submission_id=f"daal-{name}-{number}",
                 runtime_env=environment,
                 metadata={RUN_KEY: name, "out": config.out},

@@ -29,7 +29,7 @@ TOKEN = "0123456789abcdef" * 4
 
 def daal(head: Head, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments, f"--address={head.dashboard}"],
+        [sys.executable, "-m", "daal", *arguments, f"--address={head.dashboard}"],
         capture_output=True, text=True, timeout=300,
         env=head.environment | {"RAY_AUTH_TOKEN": token},
     )  # fmt: skip

@@ -21,10 +21,12 @@ from pipelines.session import ray_session
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 
-def daal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def daal(
+    *arguments: str, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments],
+        [sys.executable, "-P", "-m", "daal", *arguments], cwd=cwd,
         capture_output=True, text=True, timeout=300, env=kept | environment,
     )  # fmt: skip
 
@@ -42,7 +44,13 @@ def test_local_ray_asks_for_a_token__and_a_running_cluster_is_joined(
     recipe.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
     run = Path(tiny_config.out)
 
-    local = daal("pretrain", str(recipe), HOME=str(tmp_path))
+    # A folder of the user's own, whose modules are named like ours.
+    project = tmp_path / "project"
+    (project / "pipelines").mkdir(parents=True)
+    (project / "pipelines/__init__.py").touch()
+    (project / "cluster.py").write_text("def kmeans(x): return x\n")
+
+    local = daal("pretrain", str(recipe), HOME=str(tmp_path), cwd=project)
     assert local.returncode == 0, local.stderr
     assert "Scores on the target's test images" in local.stdout
     assert "1 worker on CPUs" in local.stderr

@@ -96,7 +96,7 @@ def test_kubernetes(path: Path) -> None:
         assert container["resources"]["requests"] == container["resources"]["limits"]
     assert "nvidia.com/gpu" not in groups[0]["template"]["spec"]["containers"][0]["resources"]
     if manifest["kind"] == "RayJob":
-        assert manifest["spec"]["entrypoint"].startswith("python -m pipelines.cli adapt modern ")
+        assert manifest["spec"]["entrypoint"].startswith("python -m daal adapt modern ")
         assert manifest["spec"]["shutdownAfterJobFinishes"] is True
 
 

@@ -133,7 +133,7 @@ def check_line(line: str) -> None:
 def _of_daal(words: list[str]) -> list[str]:
     """From `daal` on, however it is called; empty if it isn't."""
     for at, word in enumerate(words):
-        if word == "pipelines.cli" or (at == 0 and Path(word).name == "daal"):
+        if word == "daal" or (at == 0 and Path(word).name == "daal"):
             return words[at:]
     return []
 

@@ -16,6 +16,7 @@ import torchvision
 
 from daal.config import Config, RayConfig
 from daal.load_config import load_config
+from pipelines.cluster_address import token_refused
 from pipelines.doctor import machine, probes
 from pipelines.doctor.judge import Check, as_dict, exit_code, judge
 
@@ -33,8 +34,9 @@ ALL: dict[str, Any] = {
     "cuml": {"version": "26.10"}, "cupy": {"version": "14.0"}, "faiss": {"version": "1.15.1"},
     "ray": "2.60.0", "address": None, "cluster": None,
     "token": {"mode": "token", "in_environment": False, "path": "/home/me/.ray/auth_token",
-              "permissions": 0o600},
-    "cpus": 64, "memory": {"total": 512e9, "free": 400e9}, "shm": 256e9,
+              "can_be_made": True, "permissions": 0o600},
+    "cpus": 64, "compiled": {"folder": "/home/me/.cache/numba"}, "shm": 256e9,
+    "memory": {"total": 512e9, "free": 400e9},
     "storage": {"place": "/data", "free": 2e12, "size": 4e12, "written": True},
     "weights": {"path": "/cache/resnet50.pth", "download": True, "is_there": True},
 }  # fmt: skip
@@ -66,7 +68,7 @@ def test_a_machine_with_everything() -> None:
     [
         ({"python": "3.9.1"}, "", "Python", "missing", "3.9.1", "install Python >=3.11", 2),
         ({"packages.groups": {"": [("ray>=2.60", "2.9.0"), ("numba>=0.63", None)]}}, "",
-         "packages of daal", "missing", "ray>=2.60 (2.9.0), numba>=0.63 (not installed)",
+         "packages of daal-reid", "missing", "ray>=2.60 (2.9.0), numba>=0.63 (not installed)",
          "pip install", 2),
         ({"packages.groups": {"": [], "export": [("onnx>=1.19", None)]}}, "",
          "packages of daal-reid[export]", "missing", "onnx", "pip install 'daal-reid[export]'", 0),
@@ -103,6 +105,10 @@ def test_a_machine_with_everything() -> None:
          "Ray token", "missing", "is not there", "RAY_AUTH_TOKEN_PATH", 6),
         ({"address": "10.0.0.1:6379", "cluster": {"failed": "no answer within 12 s"}}, "",
          "Ray cluster", "missing", "RAY_ADDRESS=10.0.0.1:6379: no answer", "unset RAY_ADDRESS", 6),
+        ({"compiled.folder": None}, "", "compiled code", "warning", "compiles again",
+         "NUMBA_CACHE_DIR", 0),
+        ({"token.permissions": None, "token.can_be_made": False}, "", "Ray token", "ok",
+         "a token of its own", "", 0),
         ({"cpus": 2}, "", "CPUs", "warning", "2, shared by the 4", "ray.num_workers=1", 0),
         ({"memory.free": 1e9}, "", "memory", "warning", "1.0 GB of them free", "daal size", 0),
         ({"shm": 64e6}, "", "/dev/shm", "warning", "0.1 GB free for Ray's object store of 10.0 GB",
@@ -145,7 +151,7 @@ def test_on_a_cluster_other_machines_have_the_gpus() -> None:
 
 def test_a_login_in_the_uri_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(None, ["out=s3://KEY:hush@bucket/run"])
-    monkeypatch.setattr(probes, "ask", lambda name, *_: ALL.get(name, {"version": "1"}))
+    monkeypatch.setattr(probes, "ask", lambda name, *_, **__: ALL.get(name, {"version": "1"}))
     facts = machine.gather(config, write_out=True)
     (check,) = (check for check in judge(facts, config) if check.name == "run folder")
     assert check.exit_code == 2 and "login" in check.found
@@ -281,7 +287,7 @@ def test_a_cluster_s_token(
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        found = probes.token_refused(f"127.0.0.1:{port}")
+        found = token_refused(f"127.0.0.1:{port}", 30)
     finally:
         server.stop(None).wait()
     assert (found or "").startswith(refused or "") and (found is None) == (refused is None)
@@ -293,7 +299,7 @@ def test_a_cluster_s_token(
 
 def daal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments],
+        [sys.executable, "-m", "daal", *arguments],
         capture_output=True, text=True, timeout=120, env={**os.environ, **environment},
     )  # fmt: skip
 
@@ -305,7 +311,7 @@ def test_this_machine_through_the_command(tmp_path: Path) -> None:
     checks = {check["name"]: check for check in found["checks"]}
     assert found["can_start"] and found["exit_code"] == 0
     assert checks["Python"]["found"].startswith(sys.version.split()[0])
-    assert checks["run folder"]["status"] == checks["packages of daal"]["status"] == "ok"
+    assert checks["run folder"]["status"] == checks["packages of daal-reid"]["status"] == "ok"
     assert "starts a Ray of its own" in checks["Ray cluster"]["found"]
     assert list(tmp_path.iterdir()) == []
 

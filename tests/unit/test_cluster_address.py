@@ -1,0 +1,37 @@
+"""RAY_ADDRESS, as shells, schedulers and clusters set it."""
+
+import pytest
+
+from daal.errors import ClusterError
+from pipelines.cluster_address import cluster_address
+
+
+@pytest.mark.parametrize(
+    "given, address",
+    [("", None), ("local", None), (" ", None), ("auto", "auto"), ("10.0.0.1:6379", "10.0.0.1:6379"),
+     ("[fe80::1]:6379", "[fe80::1]:6379"), (" head:6379\n", "head:6379")],
+)  # fmt: skip
+def test_addresses(given: str, address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    assert cluster_address() == address
+
+
+def test_none_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert cluster_address() is None
+
+
+@pytest.mark.parametrize(
+    "given, why",
+    [("ray://head:10001", r"Ray Client's.*RAY_ADDRESS=auto.*daal submit"),
+     ("http://head:8265", r"the dashboard's.*daal submit"),
+     ("anyscale://x", r"of a kind that a run can't join by.*daal submit"),
+     ("localhost", r"has no port; give HOST:PORT.*localhost:6379"),
+     ("10.0.0.1:", r"has no port.*10\.0\.0\.1:6379")],
+)  # fmt: skip
+def test_addresses_that_a_run_can_t_join_by(
+    given: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    with pytest.raises(ClusterError, match=why):
+        cluster_address()

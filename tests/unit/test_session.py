@@ -1,0 +1,81 @@
+"""What a session finds around it: variables, homes, versions, CPUs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import joblib
+import pytest
+
+from daal.available_cpus import available_cpus
+from pipelines.session import ensure_private_token, reason
+
+ROOT = Path(__file__).parents[2]
+MISMATCH = """Version mismatch: The cluster was started with:
+    Ray: 2.50.0
+    Python: 3.12.1
+This process on 127.0.0.1 was started with:
+    Ray: 2.60.0
+    Python: 3.11.7
+"""
+
+
+def test_importing_pipelines_sets_no_variable() -> None:
+    code = (
+        "import os, pipelines.report.page, pipelines.session, pipelines.adapt\n"
+        "from pipelines.ray_environment import ALWAYS, OWN_RAY\n"
+        "print({*ALWAYS, *OWN_RAY} & {*os.environ})"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=kept, capture_output=True, text=True
+    )
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_a_machine_without_a_home__its_own_ray_has_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, "")  # so that it is put back at the end
+        monkeypatch.delenv(name)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file/home"))
+    ensure_private_token()
+    assert len(bytes.fromhex(os.environ["RAY_AUTH_TOKEN"])) == 32
+
+
+def test_a_token_s_place_that_was_asked_for_and_can_t_be_written__is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file/token"))
+    with pytest.raises(OSError, match="file"):
+        ensure_private_token()
+
+
+def test_other_versions__in_one_line() -> None:
+    said = reason(RuntimeError(MISMATCH))
+    assert "\n" not in said and "RAY_AUTH" not in said
+    assert "Ray 2.50.0 on Python 3.12.1" in said and "Ray 2.60.0 on Python 3.11.7" in said
+    assert "\n" not in reason(RuntimeError("first\n    second"))
+
+
+def test_cpus__those_of_the_affinity_and_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
+    before = os.sched_getaffinity(0)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)  # what a big shared node has
+    assert available_cpus() <= len(before)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert available_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 128)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "4")
+    assert available_cpus() == 4
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "4(x2)")
+    assert available_cpus() == 128
