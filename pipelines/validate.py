@@ -21,6 +21,7 @@ from daal.datasets import (
 )
 from daal.errors import CheckpointError, ConfigError, DataError
 from daal.images import read
+from daal.method_config import IMAGENET_WEIGHTS
 from daal.records import SPLITS, Domain, ImageRecord
 
 SAMPLED_IMAGES = 512  # of a domain; all of them are read in a run
@@ -79,7 +80,7 @@ def validate(config: Config) -> Findings:
             f"source.root and target.root are the same folder, {roots[0]}: nothing has to be "
             "adapted to; give the unlabelled cameras' images as target.root."
         )
-    if config.network.weights not in ("imagenet", "none"):
+    if config.network.weights not in (*IMAGENET_WEIGHTS, "none"):
         _check_weights(config)
     return Findings(counts, num_sampled, warnings)
 

@@ -238,7 +238,10 @@ def ablate(
     table = read_suite(suite)
     folder = out or Path("runs") / Path(suite).stem
     overrides = overrides or []
-    folders = dict(item.partition("=")[::2] for item in data or [])
+    folders = {
+        name: os.path.expanduser(root)
+        for name, _, root in (item.partition("=") for item in data or [])
+    }
     named = any(row.target for row in table.rows)
     images = folder.with_name(f"{folder.name}-images")
     drawn = not named and not read_config(recipe or table.recipe, overrides).target.root
