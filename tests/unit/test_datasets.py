@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from daal.datasets import PUBLISHED, check_counts, load_records
+from daal.dataset_checks import PUBLISHED, check_counts
+from daal.datasets import load_records
 from daal.errors import DataError
 from daal.records import ImageRecord
 
