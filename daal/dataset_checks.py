@@ -75,9 +75,10 @@ def check_names(records: list[ImageRecord]) -> list[str]:
         return []
     doubts = [doubt for doubt in (_odd_pids(train), _odd_camids(train)) if doubt]
     some = train[0]
+    person = f"person {some.pid}" if some.pid >= 0 else "an unknown person"
     return [
-        f"{doubt} (e.g. {some.path!a} is read as person {some.pid}, camera {some.camid}); rename "
-        "the images, pid and camid first, unless it is so."
+        f"{doubt} (e.g. {some.path!a} is read as {person}, camera {some.camid}); rename the "
+        "images, pid and camid first, unless it is so."
         for doubt in doubts
     ]
 
@@ -174,7 +175,7 @@ def _odd_pids(train: list[ImageRecord]) -> str | None:
         return None
     if len(pids) == 1:
         return f"all {len(train):,} training images are of one person (an unknown one is written -)"
-    if num_cameras > len(pids):
+    if len(pids) < num_cameras <= len(train) / 4:  # of more, `_odd_camids` tells
         return (
             f"training images are of {len(pids):,} people by {num_cameras:,} cameras, as if the "
             "two numbers were exchanged"

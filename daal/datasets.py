@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from daal.errors import DataError
-from daal.records import JUNK_PID, SPLITS, UNKNOWN_PID, Domain, ImageRecord, Split
+from daal.records import SPLITS, UNKNOWN_PID, Domain, ImageRecord, Split
 from daal.service_config import Layout
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -65,10 +65,8 @@ NAMES: dict[Layout, tuple[re.Pattern[str], str]] = {
 # Control characters, turned writing directions and bytes that aren't UTF-8: such names would garble
 # lines and lists, and a table of strings can't hold the last. Spaces of all scripts, joiners and
 # emoji are names like others.
-REFUSED = re.compile(
-    "[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]"
-)
-URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
+REFUSED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 MSMT17_VERSIONS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
 MSMT17_LISTS: dict[Split, tuple[str, ...]] = {
@@ -82,9 +80,9 @@ def load_records(layout: Layout, root: str | Path) -> list[ImageRecord]:
     """All images of a data set: train, query, gallery, each sorted by path.
 
     Junk boxes (-1) and distractors (0) are kept. Files without an image's suffix and hidden files
-    are passed over (`daal.dataset_checks` tells which). Raises DataError when a folder or list is missing
-    or empty, when a name doesn't parse, when what has an image's name is no file, when a list
-    names a file that isn't there or one twice, and when a link leads out of `root`, which may
+    are passed over (`daal.dataset_checks` tells which). Raises DataError when a folder or list is
+    missing or empty, when a name doesn't parse, when what has an image's name is no file, when a
+    list names a file that isn't there or one twice, and when a link leads out of `root`, which may
     be a link itself.
     """
     root = checked_root(root)
@@ -128,15 +126,14 @@ def checked_root(root: str | Path, what: str = "The data set's root") -> Path:
     text = os.fspath(root)
     if os.path.isdir(text):  # of Path, it fails where the name is too long for the disk
         return Path(text)
-    if uri := URI.fullmatch(text):  # a Path has lost one of its slashes
+    if URI.match(text):
+        given = text if "://" in text else text.replace(":/", "://", 1)  # of a Path
         raise DataError(
-            f"{uri[1]}://{uri[2]} is a URI, and images are read from folders only; copy them to a "
+            f"{given} is a URI, and images are read from folders only; copy them to a "
             "folder here, and give its path."
         )
-    spaces = f" ({text!a} begins or ends with a space)" if text != text.strip() else ""
-    raise DataError(
-        f"{what} {text} isn't a folder{spaces}; give the folder of the unpacked images."
-    )
+    shown = text if text == text.strip() else f"{text!a} (a space begins or ends it)"
+    raise DataError(f"{what} {shown} isn't a folder; give the folder of the unpacked images.")
 
 
 def check_characters(root: Path, names: list[str]) -> None:

@@ -10,9 +10,9 @@ from io import BytesIO
 from PIL import Image
 
 END = b"\xff\xd9"
-# The first bit after the end is 0 in one and 1 in the others; the bytes are more than a block of 16 x
-# 16 pixels can take. After a file that was cut off in front of a restart marker, only a marker of the
-# right number makes the decoder read on.
+# The first bit after the end is 0 in one and 1 in the others. 4096 bytes are more than any block of
+# 16 x 16 pixels can take. Where a file was cut off in front of a restart marker, the decoder reads
+# on only after a marker of the right number.
 FIRST_0, FIRST_1 = 4096 * b"\x00", 4096 * b"\xaa"
 RESTARTS = [bytes([0xFF, 0xD0 + number]) for number in range(8)]
 OTHER_ENDS = (FIRST_0 + END, *(FIRST_1 + restart + FIRST_1 + END for restart in RESTARTS))

@@ -66,8 +66,8 @@ def apply_overrides(
         nested = _parse_yaml(text, f'the value of "{shown}"')
         if _has_comment(text):
             raise ConfigError(
-                f'"{shown}" has a #, with which YAML begins a comment; put the value in quotes of its '
-                "own, like 'out=\"run #1\"', or leave the comment out."
+                f'"{shown}" has a #, with which YAML begins a comment; put the value in quotes of '
+                "its own, like 'out=\"run #1\"', or leave the comment out."
             )
         for part in reversed(parts):
             nested = {part: nested}
@@ -186,11 +186,11 @@ class _PlainLoader(yaml.SafeLoader):
 def _plain_number(loader: _PlainLoader, node: yaml.ScalarNode) -> int | float:
     """A number, unless YAML reads it in base 8 (010) or in base 60 (1:30)."""
     is_whole = node.tag.endswith(":int")
-    value = loader.construct_yaml_int(node) if is_whole else loader.construct_yaml_float(node)  # type: ignore[no-untyped-call]
+    value = loader.construct_yaml_int(node) if is_whole else loader.construct_yaml_float(node)
     if ":" in node.value or (is_whole and re.fullmatch(r"[-+]?0[0-7_]+", node.value)):
         problem = f"{node.value} means {value} there; write a plain number, or a text in quotes"
         raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-    return value  # type: ignore[no-any-return]
+    return value
 
 
 for _kind in ("int", "float"):

@@ -66,6 +66,6 @@ def _records(layout: str, root: str) -> list[ImageRecord]:
         if layout == known:
             return load_records(known, root)
     raise ConfigError(
-        f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or {ANY_LAYOUT} for a "
-        "folder of any images."
+        f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or "
+        f"{ANY_LAYOUT} for a folder of any images."
     )

@@ -21,7 +21,7 @@ from daal.dataset_checks import (
     passed_over,
     unread_folders,
 )
-from daal.datasets import checked_root, load_records, records_to_read
+from daal.datasets import URI, checked_root, load_records, records_to_read
 from daal.errors import CheckpointError, ConfigError, DataError
 from daal.images import read
 from daal.method_config import IMAGENET_WEIGHTS
@@ -71,9 +71,7 @@ def validate(config: Config) -> Findings:
         people[domain] = {
             split: len({r.pid for r in some if r.pid > 0}) for split, some in by_split.items()
         }
-        cameras[domain] = {
-            split: len({r.camid for r in some}) for split, some in by_split.items()
-        }
+        cameras[domain] = {split: len({r.camid for r in some}) for split, some in by_split.items()}
         found = check_counts(settings.layout, records) if settings.published_counts else []
         if unread := passed_over(root, records):
             found.append(
@@ -127,6 +125,9 @@ def check_out(out: str) -> None:
     """Raise ConfigError if a run folder on this machine's disks couldn't be made or written."""
     if "://" in out:
         return
+    if URI.match(out):
+        given = out.replace(":/", "://", 1)
+        raise ConfigError(f"out={out} has one slash after its scheme; write out={given}.")
     place = Path(out).absolute()
     while not os.path.lexists(place):
         place = place.parent

@@ -36,8 +36,8 @@ def extract(
     layout: Annotated[
         str,
         typer.Option(
-            help=f"One of {LAYOUTS}; or {ANY_LAYOUT}: every image under the folder, whatever its name, to "
-            "rows of a path and a feature."
+            help=f"One of {LAYOUTS}; or {ANY_LAYOUT}: every image under the folder, whatever its "
+            "name, to rows of a path and a feature."
         ),
     ] = "market1501",
     settings: Annotated[
@@ -106,8 +106,8 @@ def search(
     layout: Annotated[
         str,
         typer.Option(
-            help=f"One of {LAYOUTS}: the set's gallery is searched, and pids are shown. Or {ANY_LAYOUT}, "
-            "the default: every image under the folder, whatever its name."
+            help=f"One of {LAYOUTS}: the set's gallery is searched, and pids are shown. Or "
+            f"{ANY_LAYOUT}, the default: every image under the folder, whatever its name."
         ),
     ] = ANY_LAYOUT,
     top: Annotated[int, typer.Option(min=1, max=1000, help="How many matches.")] = 10,

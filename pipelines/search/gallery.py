@@ -48,8 +48,8 @@ def records_of(root: Path, layout: str = ANY_LAYOUT) -> list[ImageRecord]:
             records = load_records(known, root)
             return [record for record in records if record.split == "gallery"] or records
     raise ConfigError(
-        f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or {ANY_LAYOUT} for a "
-        "folder of any images."
+        f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or "
+        f"{ANY_LAYOUT} for a folder of any images."
     )
 
 
