@@ -13,7 +13,7 @@ from pathlib import Path
 
 from daal.datasets import SUFFIXES
 from daal.errors import DataError
-from daal.records import JUNK_PID, ImageRecord
+from daal.records import DISTRACTOR_PID, JUNK_PID, ImageRecord
 from daal.service_config import Layout
 
 # What file managers leave; Market-1501 was published with some.
@@ -71,12 +71,18 @@ def unread_folders(layout: Layout, root: str | Path, records: list[ImageRecord])
 def check_names(records: list[ImageRecord]) -> list[str]:
     """Warnings where pids and camids of the training images look like other numbers."""
     train = [record for record in records if record.split == "train"]
+    num_zero = sum(record.pid == DISTRACTOR_PID for record in train)
+    zero = [
+        f"{num_zero:,} training images have pid 0, which is nobody in particular and left out of "
+        "figures; rename them if it is a person: people are numbered from 1."
+    ]
+    warnings = zero if num_zero else []
     if len(train) < MIN_IMAGES:
-        return []
+        return warnings
     doubts = [doubt for doubt in (_odd_pids(train), _odd_camids(train)) if doubt]
     some = train[0]
     person = f"person {some.pid}" if some.pid >= 0 else "an unknown person"
-    return [
+    return warnings + [
         f"{doubt} (e.g. {some.path!a} is read as {person}, camera {some.camid}); rename the "
         "images, pid and camid first, unless it is so."
         for doubt in doubts
@@ -122,7 +128,10 @@ def check_identities(layout: Layout, root: str | Path, records: list[ImageRecord
             else f"there are more query images ({len(queries):,}) than gallery images "
             f"({num_gallery:,})"
         )
-        warnings.append(f"{odd}; check that query and gallery aren't exchanged.")
+        warnings.append(
+            f"{odd}; check that query and gallery aren't exchanged, and "
+            "that people are numbered from 1."
+        )
     if layout != "msmt17":  # its lists number the people of training and test apart
         known = {r.pid for r in records if r.split == "train" and r.pid > 0}
         tested = {r.pid for r in queries}

@@ -66,8 +66,8 @@ def apply_overrides(
         nested = _parse_yaml(text, f'the value of "{shown}"')
         if _has_comment(text):
             raise ConfigError(
-                f'"{shown}" has a #, with which YAML begins a comment; put the value in quotes of '
-                "its own, like 'out=\"run #1\"', or leave the comment out."
+                f'"{shown}" has a #, with which YAML begins a comment; write the value in quotes '
+                "of its own, like 'out=\"run #1\"', or leave the comment out."
             )
         for part in reversed(parts):
             nested = {part: nested}
