@@ -26,7 +26,8 @@ from PIL import Image
 
 from benchmarks.pseudo_labels import watched_memory
 from benchmarks.tables import json_lines, parser_of, tell
-from daal.datasets import MSMT17_VERSIONS, PUBLISHED
+from daal.dataset_checks import PUBLISHED
+from daal.datasets import MSMT17_VERSIONS
 from daal.domain_style import TARGET
 from daal.synthetic import draw_domains, draw_person
 

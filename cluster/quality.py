@@ -22,7 +22,8 @@ class ClusterQuality:
     flatter. A pair is predicted if both images are in one cluster: `pair_precision` is the
     share of predicted pairs that are of one person, `pair_recall` the share of all pairs of
     one person that are predicted (None where there is no such pair). Images of nobody in
-    particular (pid 0 or below: distractors, junk, unknown) are left out of these four.
+    particular (pid 0 or below: distractors, junk, unknown) are left out of these four, which need
+    at least two people.
     """
 
     num_images: int
@@ -71,7 +72,7 @@ def _size_histogram(sizes: npt.NDArray[np.integer]) -> dict[str, int]:
 def _against_pids(
     labels_N: npt.NDArray[np.integer], pids_N: npt.NDArray[np.integer]
 ) -> dict[str, float | None]:
-    if len(pids_N) == 0:
+    if len(np.unique(pids_N)) < 2:  # no other person to be taken for
         return {}
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
     from sklearn.metrics.cluster import contingency_matrix

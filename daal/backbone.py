@@ -1,5 +1,6 @@
 """The ResNet of Fig. 2, and the weights that it begins with."""
 
+import os
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -12,6 +13,7 @@ from daal.checkpoint import unpacked
 from daal.config import NetworkConfig
 from daal.errors import CheckpointError
 from daal.ibn import add_instance_norm, has_instance_norm
+from daal.method_config import IMAGENET_WEIGHTS
 
 _RESNET_NAME = re.compile(
     r"(conv1|bn1|layer[1-4]\.\d+\.(conv[1-3]|bn[1-3]|bn1\.(IN|BN)|downsample\.[01]))"
@@ -26,8 +28,8 @@ def build_backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
     """
     name = config.backbone
     resnet = getattr(torchvision.models, name)(weights=None)
-    if config.weights == "imagenet":
-        published = torchvision.models.get_model_weights(name).DEFAULT
+    if config.weights in IMAGENET_WEIGHTS:
+        published = torchvision.models.get_model_weights(name)[IMAGENET_WEIGHTS[config.weights]]
         try:
             # By itself, torchvision would unpickle whatever lies in torch's cache.
             resnet.load_state_dict(published.get_state_dict(check_hash=True, weights_only=True))
@@ -44,7 +46,7 @@ def build_backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
     elif config.weights != "none":
         _load_backbone(resnet, Path(config.weights), config)
     if config.ibn == "a":
-        add_instance_norm(resnet)  # behind loading: plain weights are split
+        add_instance_norm(resnet)  # after loading: plain weights are split
     if config.last_stride == 1:
         for module in resnet.layer4[0].modules():
             if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
@@ -91,12 +93,12 @@ def load_backbone_weights(path: Path | str) -> dict[str, Tensor]:
     Raises CheckpointError if the file is missing, of another type, unreadable, or holds
     anything but such tensors.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         there = "isn't a file" if path.exists() else "doesn't exist"
         raise CheckpointError(
             f"weights file {path} {there}; give the path of a .safetensors or .pth file, or "
-            "set network.weights=none to start from random weights"
+            f"set network.weights to {', '.join(IMAGENET_WEIGHTS)} or none (random weights)"
         )
     if path.suffix == ".safetensors":
         state = dict(unpacked(path.read_bytes(), path, "cpu"))

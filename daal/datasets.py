@@ -30,11 +30,9 @@ from pathlib import Path
 import numpy as np
 
 from daal.errors import DataError
-from daal.records import JUNK_PID, SPLITS, UNKNOWN_PID, Domain, ImageRecord, Split
+from daal.records import SPLITS, UNKNOWN_PID, Domain, ImageRecord, Split
 from daal.service_config import Layout
 
-# What file managers leave behind; Market-1501 was published with some.
-LITTER = frozenset({"thumbs.db", "desktop.ini"})
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
 BOX_FOLDERS: dict[Split, str] = {
@@ -64,6 +62,12 @@ NAMES: dict[Layout, tuple[re.Pattern[str], str]] = {
     ),
 }
 
+# Control characters, turned writing directions and bytes that aren't UTF-8: such names would garble
+# lines and lists, and a table of strings can't hold the last. Spaces of all scripts, joiners and
+# emoji are names like others.
+REFUSED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
 MSMT17_VERSIONS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
 MSMT17_LISTS: dict[Split, tuple[str, ...]] = {
     "train": ("list_train.txt", "list_val.txt"),
@@ -71,28 +75,17 @@ MSMT17_LISTS: dict[Split, tuple[str, ...]] = {
     "gallery": ("list_gallery.txt",),
 }
 
-# As published: (train images, train pids, query images, gallery images, junk boxes).
-PUBLISHED: dict[Layout, tuple[int, int, int, int, int]] = {
-    "market1501": (12_936, 751, 3_368, 15_913, 3_819),
-    "dukemtmc": (16_522, 702, 2_228, 17_661, 0),
-    "msmt17": (32_621, 1_041, 11_659, 82_161, 0),
-}
-
 
 def load_records(layout: Layout, root: str | Path) -> list[ImageRecord]:
     """All images of a data set: train, query, gallery, each sorted by path.
 
     Junk boxes (-1) and distractors (0) are kept. Files without an image's suffix and hidden files
-    are passed over (`passed_over` tells which). Raises DataError when a folder or list is missing
-    or empty, when a name doesn't parse, when what has an image's name is no file, when a list
-    names a file that isn't there or one twice, and when a link leads out of `root`, which may
+    are passed over (`daal.dataset_checks` tells which). Raises DataError when a folder or list is
+    missing or empty, when a name doesn't parse, when what has an image's name is no file, when a
+    list names a file that isn't there or one twice, and when a link leads out of `root`, which may
     be a link itself.
     """
-    root = Path(root)
-    if not os.path.isdir(root):  # of Path, it fails where the name is too long for the disk
-        raise DataError(
-            f"The data set's root {root} isn't a folder; give the folder of the unpacked data set."
-        )
+    root = checked_root(root)
     records = _msmt17(root) if layout == "msmt17" else _named(layout, root)
     for split in SPLITS:
         known = [r for r in records if r.split == split]
@@ -103,6 +96,63 @@ def load_records(layout: Layout, root: str | Path) -> list[ImageRecord]:
             )
     order = {split: number for number, split in enumerate(SPLITS)}
     return sorted(records, key=lambda r: (order[r.split], r.path))
+
+
+def any_images(root: str | Path, what: str = "The folder") -> list[ImageRecord]:
+    """Every image under a folder, whatever its name: sorted by path, of unknown pid, camid 0.
+
+    Hidden files and folders are passed over, and links that lead out of `root`. Raises DataError
+    if `root` isn't a folder, or has no images.
+    """
+    root = checked_root(root, what)
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+                continue
+            if path.is_file() and is_inside(root, path):
+                found.append(path.relative_to(root).as_posix())
+    if not found:
+        raise DataError(
+            f"There are no images in {root} ({', '.join(sorted(SUFFIXES))}); give another folder."
+        )
+    return [ImageRecord(path, UNKNOWN_PID, 0, "gallery") for path in sorted(found)]
+
+
+def checked_root(root: str | Path, what: str = "The data set's root") -> Path:
+    """The folder; DataError if it is none. A URI is said to be one, as it was given."""
+    text = os.fspath(root)
+    if os.path.isdir(text):  # of Path, it fails where the name is too long for the disk
+        return Path(text)
+    if URI.match(text):
+        given = text if "://" in text else text.replace(":/", "://", 1)  # of a Path
+        raise DataError(
+            f"{given} is a URI, and images are read from folders only; copy them to a "
+            "folder here, and give its path."
+        )
+    shown = text if text == text.strip() else f"{text!a} (a space begins or ends it)"
+    raise DataError(f"{what} {shown} isn't a folder; give the folder of the unpacked images.")
+
+
+def check_characters(root: Path, names: list[str]) -> None:
+    """Raise DataError if names hold characters that tables and reports can't."""
+    if refused := [name for name in names if REFUSED.search(name)]:
+        characters = sorted({each for name in refused for each in REFUSED.findall(name)})
+        raise DataError(
+            f"In {root}, {_some(refused)} can't be used for a character in the name "
+            f"({', '.join(ascii(each)[1:-1] for each in characters[:3])}); rename them."
+        )
+
+
+def is_inside(root: Path, path: Path) -> bool:
+    """Whether a path stays under `root`, links followed."""
+    real_root = os.path.realpath(root)
+    try:
+        return os.path.commonpath([real_root, os.path.realpath(path)]) == real_root
+    except ValueError:  # it has a zero byte
+        return False
 
 
 def records_to_read(
@@ -119,94 +169,6 @@ def records_to_read(
         return records
     kept = set(np.random.default_rng([seed, 1]).choice(train, max_train, replace=False).tolist())
     return [r for at, r in enumerate(records) if r.split != "train" or at in kept]
-
-
-def passed_over(root: str | Path, records: list[ImageRecord]) -> list[str]:
-    """Files and folders beside the records' images that are no records: sorted, from `root`.
-
-    Without hidden ones, and without what file managers leave.
-    """
-    root = Path(root)
-    known = {record.path for record in records}
-    folders = {record.path.rpartition("/")[0] for record in records}
-    found = []
-    for folder in folders:
-        prefix = f"{folder}/" if folder else ""
-        for name in os.listdir(root / folder):
-            path = prefix + name
-            if path in known or path in folders or name.startswith("."):
-                continue
-            if name.lower() not in LITTER:
-                found.append(path)
-    return sorted(found)
-
-
-def check_identities(layout: Layout, root: str | Path, records: list[ImageRecord]) -> list[str]:
-    """Warnings about queries without a match, and about people of both training and test.
-
-    Raises DataError if no query could be scored.
-    """
-    queries = [record for record in records if record.split == "query"]
-    if not queries:
-        return []
-    camids: dict[int, set[int]] = {}
-    for record in records:
-        if record.split == "gallery" and record.pid >= 0:
-            camids.setdefault(record.pid, set()).add(record.camid)
-    alone = [r for r in queries if not camids.get(r.pid, set()) - {r.camid}]
-    if len(alone) == len(queries):
-        raise DataError(
-            f"No query in {root} has an image of the same pid and another camera in the gallery, "
-            "so nothing could be scored; correct the names, or leave query and gallery out."
-        )
-    warnings = []
-    if alone:
-        warnings.append(
-            f"{len(alone):,} of {len(queries):,} queries have no match from another camera in "
-            f"the gallery (e.g. {alone[0].path!a}), and scores leave them out; correct their "
-            "names if they should have one."
-        )
-    if layout != "msmt17":  # its lists number the people of training and test apart
-        known = {r.pid for r in records if r.split == "train" and r.pid > 0}
-        tested = {r.pid for r in queries}
-        if both := sorted(known & tested):
-            warnings.append(
-                f"{len(both):,} of {len(tested):,} people in query are also in train (e.g. pid "
-                f"{both[0]}), so scores are of people seen in training; give them other pids if "
-                "they are others, or take them out of train."
-            )
-    return warnings
-
-
-def check_counts(layout: Layout, records: list[ImageRecord]) -> list[str]:
-    """A warning sentence where the records differ from the published data set.
-
-    Empty when all agree, and for plain folders. A set without query and gallery is only
-    compared in train.
-    """
-    if layout not in PUBLISHED:
-        return []
-    train = [r for r in records if r.split == "train"]
-    gallery = [r for r in records if r.split == "gallery"]
-    num_junk = sum(r.pid == JUNK_PID for r in gallery)
-    found = {
-        "training images": len(train),
-        "training pids": len({r.pid for r in train}),
-        "query images": sum(r.split == "query" for r in records),
-        "gallery images without junk": len(gallery) - num_junk,
-        "junk boxes": num_junk,
-    }
-    differences = [
-        f"{num_found:,} {what} where {num_published:,} were published"
-        for (what, num_found), num_published in zip(found.items(), PUBLISHED[layout], strict=True)
-        if num_found != num_published and (gallery or what.startswith("training"))
-    ]
-    if not differences:
-        return []
-    return [
-        f"This isn't {layout} as published, so figures measured on it can't be set beside "
-        f"published ones: {', '.join(differences)}."
-    ]
 
 
 def _named(layout: Layout, root: Path) -> list[ImageRecord]:
@@ -226,9 +188,9 @@ def _named(layout: Layout, root: Path) -> list[ImageRecord]:
                 "inside, or correct the root."
             )
         prefix = "" if folder == "." else f"{folder}/"
+        check_characters(root, [prefix + name for name in names])
         for name in names:
-            # Unprintable includes names that aren't UTF-8, which a table of strings can't hold.
-            match = pattern.fullmatch(name) if name.isprintable() else None
+            match = pattern.fullmatch(name)
             if match is None:
                 unparsed.append(prefix + name)
                 continue
@@ -259,7 +221,7 @@ def _msmt17(root: Path) -> list[ImageRecord]:
         start = len(records)
         top = train if split == "train" else test
         for list_name in MSMT17_LISTS[split]:
-            _refuse_outside(os.path.realpath(root), root / list_name)
+            _refuse_outside(root, root / list_name)
             for name, pid in _lines(root / list_name):
                 folder, _, file = name.rpartition("/")
                 if f"{split} {name}" in listed:
@@ -271,7 +233,7 @@ def _msmt17(root: Path) -> list[ImageRecord]:
                 inside = f"{top}/{folder}"
                 if inside not in present:
                     present[inside] = _present(root, inside)
-                match = pattern.fullmatch(file) if name.isprintable() else None
+                match = pattern.fullmatch(file)
                 if file not in present[inside]:
                     missing.append(f"{top}/{name}")
                 elif match is None:
@@ -282,6 +244,7 @@ def _msmt17(root: Path) -> list[ImageRecord]:
         if len(records) == start and not missing and not unparsed:
             lists = " and ".join(MSMT17_LISTS[split])
             raise DataError(f"{lists} in {root} list no images; unpack MSMT17's lists again.")
+    check_characters(root, [record.path for record in records])
     if missing:
         raise DataError(
             f"MSMT17's lists in {root} name {_some(missing)}, which aren't there; unpack the "
@@ -309,8 +272,7 @@ def _splits(root: Path, needed: dict[Split, list[str]]) -> list[Split]:
 
 def _files(root: Path, folder: str) -> Iterator[str]:
     """Names of the images in `root/folder`; DataError for links that lead out of the root."""
-    real_root = os.path.realpath(root)
-    _refuse_outside(real_root, root / folder)
+    _refuse_outside(root, root / folder)
     try:
         with os.scandir(root / folder) as entries:
             for entry in entries:
@@ -319,7 +281,7 @@ def _files(root: Path, folder: str) -> Iterator[str]:
                 if name.startswith(".") or os.path.splitext(name)[1].lower() not in SUFFIXES:
                     continue
                 if entry.is_symlink():
-                    _refuse_outside(real_root, Path(entry.path))
+                    _refuse_outside(root, Path(entry.path))
                     if not os.path.exists(entry.path):
                         raise DataError(
                             f"{root / folder} has a broken link, {name!a}; copy the file in "
@@ -338,11 +300,11 @@ def _files(root: Path, folder: str) -> Iterator[str]:
         ) from None
 
 
-def _refuse_outside(real_root: str, path: Path) -> None:
-    real = os.path.realpath(path)
-    if os.path.commonpath([real_root, real]) != real_root:
+def _refuse_outside(root: Path, path: Path) -> None:
+    if not is_inside(root, path):
         raise DataError(
-            f"{path} is a link that leads out of the data set's root; copy the files in instead."
+            f"{path} is a link that leads out of the data set's root; copy the files in instead "
+            "(cp -rL makes a copy with files in place of links)."
         )
 
 

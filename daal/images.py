@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from daal.errors import DataError
+from daal.jpeg_end import with_end
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 MAX_PIXELS = 64 * 1024 * 1024
@@ -37,14 +38,17 @@ def decode(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
     channel is dropped, and of several frames the first is taken. Raises DataError for whatever
     `check` has a reason against, with that reason; the path and the remedy are the caller's to add.
     """
-    image = _load(data)
+    _, image = _load(data)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.array(image, dtype=np.uint8)
 
 
 def read(path: Path) -> tuple[bytes, str | None]:
-    """The file's bytes; or none, and in a few words why they are no image that can be used."""
+    """(bytes, None), or (b"", why they are no image that can be used, in a few words).
+
+    A JPEG that lacks only the marker at its end gets it here, so that it is whole from here on.
+    """
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -56,8 +60,11 @@ def read(path: Path) -> tuple[bytes, str | None]:
             data = file.read()
     except OSError as error:
         return b"", f"the file can't be read ({error.strerror})"
-    reason = check(data)
-    return (b"", reason) if reason else (data, None)
+    try:
+        whole, _ = _load(data)
+    except DataError as error:
+        return b"", str(error)
+    return whole, None
 
 
 def check(data: bytes) -> str | None:
@@ -72,8 +79,8 @@ def check(data: bytes) -> str | None:
     return None
 
 
-def _load(data: bytes) -> Image.Image:
-    """Upright RGB image at its own size, or DataError."""
+def _load(data: bytes) -> tuple[bytes, Image.Image]:
+    """The whole file's bytes, and the upright RGB image at its own size; or DataError."""
     if not data:
         raise DataError("the file is empty")
     try:
@@ -89,12 +96,14 @@ def _load(data: bytes) -> Image.Image:
         raise DataError(_too_large(f"{num_pixels / 1e6:.1f} million"))
     try:
         image.load()
-        return _upright(_to_rgb(image), image)
+        return data, _upright(_to_rgb(image), image)
     except (MemoryError, DataError):
         raise
     except Exception as error:
-        what = "cut off" if "truncated" in str(error).lower() else "damaged"
-        raise DataError(f"the image data is {what}") from None
+        is_cut = "truncated" in str(error).lower()
+        if is_cut and (whole := with_end(data, image)):
+            return _load(whole)
+        raise DataError(f"the image data is {'cut off' if is_cut else 'damaged'}") from None
 
 
 def _too_large(num_pixels: str) -> str:

@@ -5,6 +5,7 @@ one on the command line read the same: the key, what is wrong, the nearest key, 
 """
 
 import difflib
+import os
 import re
 import reprlib
 from collections.abc import Hashable, Iterable, Sequence
@@ -20,6 +21,9 @@ from daal.errors import ConfigError
 
 Origins = dict[str, str]  # dotted key -> where its value came from
 
+# Settings that may name a place on the machine that the run is on.
+PATHS = ("out", "source.root", "target.root", "network.weights", "tracking.mlflow")
+
 MAX_RECIPE_BYTES = 100_000  # the YAML parser would take minutes for files that are no recipes
 MAX_DEPTH = 10  # of sections in sections
 
@@ -27,8 +31,13 @@ _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 80
 
 
-def load_config(recipe: Path | None, overrides: Iterable[str] = ()) -> Config:
+def load_config(
+    recipe: Path | None, overrides: Iterable[str] = (), expand_home: bool = True
+) -> Config:
     """Defaults, then `recipe` (YAML), then `overrides` ("cluster.eps=0.6").
+
+    `~` in a path becomes the home folder of this machine. A configuration for another machine is
+    loaded with `expand_home=False`, and expanded where it is used.
 
     Raises:
         ConfigError: one line per mistake.
@@ -37,7 +46,10 @@ def load_config(recipe: Path | None, overrides: Iterable[str] = ()) -> Config:
     origins: Origins = {}
     if recipe is not None:
         _merge(values, read_yaml(recipe), origins, f"from {recipe.name}")
-    return check_config(apply_overrides(values, overrides, origins), origins)
+    apply_overrides(values, overrides, origins)
+    if expand_home:
+        _expand_home(values)
+    return check_config(values, origins)
 
 
 def apply_overrides(
@@ -52,6 +64,11 @@ def apply_overrides(
         if not equals or not all(parts) or len(parts) > MAX_DEPTH:
             raise ConfigError(f'"{shown}" is not KEY=VALUE; write it like cluster.eps=0.6.')
         nested = _parse_yaml(text, f'the value of "{shown}"')
+        if _has_comment(text):
+            raise ConfigError(
+                f'"{shown}" has a #, with which YAML begins a comment; write the value in quotes '
+                "of its own, like 'out=\"run #1\"', or leave the comment out."
+            )
         for part in reversed(parts):
             nested = {part: nested}
         _merge(values, nested, origins, f'from override "{shown}"')
@@ -166,6 +183,20 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _plain_number(loader: _PlainLoader, node: yaml.ScalarNode) -> int | float:
+    """A number, unless YAML reads it in base 8 (010) or in base 60 (1:30)."""
+    is_whole = node.tag.endswith(":int")
+    value = loader.construct_yaml_int(node) if is_whole else loader.construct_yaml_float(node)
+    if ":" in node.value or (is_whole and re.fullmatch(r"[-+]?0[0-7_]+", node.value)):
+        problem = f"{node.value} means {value} there; write a plain number, or a text in quotes"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    return value
+
+
+for _kind in ("int", "float"):
+    _PlainLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _plain_number)
+
+
 def _parse_yaml(text: str, what: str) -> Any:
     try:
         return yaml.load(text, _PlainLoader)
@@ -179,6 +210,29 @@ def _parse_yaml(text: str, what: str) -> Any:
             reason = f"{error.problem}{where}"
         reason = " ".join(reason.split())
         raise ConfigError(f"{what} is not valid YAML ({reason}); correct it there.") from error
+
+
+def _has_comment(text: str) -> bool:
+    """Whether YAML passes over the end of a (valid) text."""
+    node = yaml.compose(text, _PlainLoader)
+    return "#" in (text[node.end_mark.index :] if node else text)
+
+
+def _expand_home(values: dict[str, Any]) -> None:
+    """Replace `~` in paths (in place)."""
+    for key in PATHS:
+        *sections, name = key.split(".")
+        within: Any = values
+        for section in sections:
+            within = within.get(section) if isinstance(within, dict) else None
+        given = within.get(name) if isinstance(within, dict) else None
+        if isinstance(given, str) and given.startswith("~"):
+            within[name] = os.path.expanduser(given)
+            if within[name] == given:
+                raise ConfigError(
+                    f"{key}={given} begins with a home folder that isn't known here; write the "
+                    f"whole path, or {key}=./{given} for a name that begins with ~."
+                )
 
 
 def _merge(

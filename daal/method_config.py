@@ -8,6 +8,10 @@ from daal.config_section import Section
 
 Backend = Literal["auto", "sklearn", "components", "cuml"]
 
+# torchvision's names of the weights that network.weights can name. They are fixed here, because
+# torchvision's DEFAULT has moved from one to the other before.
+IMAGENET_WEIGHTS = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}
+
 
 class InputConfig(Section):
     """Size of the images as the network sees them, in pixels."""
@@ -66,8 +70,10 @@ class NetworkConfig(Section):
     )
     weights: str = Field(
         "imagenet",
-        description="imagenet: torchvision's own. none: random. Otherwise a local .safetensors "
-        "or .pth file with torchvision's names (never unpickled beyond tensors).",
+        description="imagenet: torchvision's IMAGENET1K_V1, the weights that the field used in "
+        "2019; the text only says ResNet-50 pretrained on ImageNet. imagenet-v2: IMAGENET1K_V2 of "
+        "2021, a ResNet-50 by a longer training. none: random. Otherwise a local .safetensors or "
+        ".pth file with torchvision's names (never unpickled beyond tensors).",
     )
     frozen_stages: int = Field(
         0,
@@ -146,7 +152,12 @@ class NetworkConfig(Section):
                 "network.neck=bnneck needs network.batch_norm_images of at least 2; over one "
                 "image every feature would be zero"
             )
-        if self.ibn == "a" and self.weights == "imagenet" and self.frozen_stages > 1:
+        if self.weights == "imagenet-v2" and self.backbone != "resnet50":
+            raise ValueError(
+                "network.weights=imagenet-v2 needs network.backbone=resnet50; torchvision has one "
+                f"set of weights for {self.backbone}: use network.weights=imagenet"
+            )
+        if self.ibn == "a" and self.weights in IMAGENET_WEIGHTS and self.frozen_stages > 1:
             raise ValueError(
                 "network.ibn=a with network.frozen_stages above 1 needs network.weights=FILE of a "
                 "ResNet-IBN; frozen layers can't learn to do with torchvision's plain weights"

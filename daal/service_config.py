@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from daal.config_section import Section
 
 Layout = Literal["market1501", "dukemtmc", "msmt17", "folder"]
+ANY_LAYOUT = "any"  # in place of one: a folder of images whose names say nothing
 
 
 class DatasetConfig(Section):

@@ -1,6 +1,7 @@
 """The command `daal`: its verbs, and how errors become exit codes."""
 
 import logging
+import os
 import sys
 import warnings
 from importlib.metadata import version
@@ -76,7 +77,8 @@ def main() -> None:
     # Of damaged images and weights files; we say ourselves which they are and why.
     warnings.filterwarnings("ignore", module=r"PIL\.|torch\.(serialization|_weights_only)")
     try:
-        sys.exit(app(prog_name="daal", standalone_mode=False) or 0)
+        arguments = [with_home(argument) for argument in sys.argv[1:]]
+        sys.exit(app(arguments, prog_name="daal", standalone_mode=False) or 0)
     except TyperException as error:
         show_usage_error(error)
         sys.exit(error.exit_code)
@@ -90,6 +92,18 @@ def main() -> None:
         what = f"{error.filename or 'a file'}: {error.strerror or error}"
         show("red", "error", f"{what}; check the path, its disk and its permissions.")
         sys.exit(1)
+
+
+def with_home(argument: str) -> str:
+    """The argument with the home folder for `~` in front of a path, also in `--option=~/path`.
+
+    A shell does this for most. It doesn't inside quotes, after `--option=`, or where there is no
+    shell. The configuration does it for KEY=VALUE.
+    """
+    option, equals, value = argument.partition("=")
+    if equals and option.startswith("-"):
+        return f"{option}={os.path.expanduser(value)}"
+    return os.path.expanduser(argument)
 
 
 def show_usage_error(error: TyperException) -> None:

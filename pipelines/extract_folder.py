@@ -7,15 +7,15 @@ from typing import get_args
 import pyarrow as pa
 import ray
 
-from daal.config import DatasetConfig
-from daal.datasets import load_records
+from daal.datasets import any_images, check_characters, load_records
 from daal.errors import ConfigError
 from daal.load_config import apply_overrides, check_config
-from daal.service_config import Layout
+from daal.records import ImageRecord
+from daal.service_config import ANY_LAYOUT, Layout
 from daal.trained_model import MODEL_FIELDS, load_trained
 from pipelines.artefacts import features_table
 from pipelines.extract import extract
-from pipelines.ingest import ingest
+from pipelines.ingest import read_images
 from pipelines.pixels import Images, Pixels
 from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
@@ -29,16 +29,13 @@ def extract_folder(
     """Features of every image under `root` by the model in the checkpoint `folder`, and the
     images that could not be read (QUARANTINE_TABLE).
 
-    The network and the image size are those that the checkpoint was trained with.
+    The network and the image size are those that the checkpoint was trained with. With the layout
+    "any", names say nothing, and a row has a path and a feature only. Raises DataError if the
+    folder isn't what the layout says, or more images than `target.max_bad_share` are unreadable.
     """
     # What the user has given is looked at before the checkpoint, and before workers hold the GPUs.
     apply_overrides({}, overrides)
-    if layout not in get_args(Layout):
-        raise ConfigError(
-            f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}."
-        )
-    dataset = DatasetConfig.model_validate({"layout": layout, "root": root})
-    load_records(dataset.layout, root)
+    records = _records(layout, root)
     model = load_trained(folder)
     # How that run was laid over its cluster says nothing about the model, and not how this one is.
     values = model.config.model_dump(mode="json", include=set(MODEL_FIELDS))
@@ -49,10 +46,26 @@ def extract_folder(
         tempfile.TemporaryDirectory() as scratch,
         Workers(config, RunFolder(scratch), resources, progress) as workers,
     ):
-        table, quarantine = ingest(dataset, "target", config.seed)
+        dataset = config.target.model_copy(update={"root": root})
+        table, quarantine = read_images(dataset, "target", records)
         images = Images(table, ray.put(table))
         weights = {name: tensor.numpy() for name, tensor in model.network.state_dict().items()}
         pixels = Pixels(config, resources, progress.say)
         with progress.stage("extract"):
             features = extract("extract", images, config, weights, workers, pixels)
-    return features_table(table, features), quarantine
+    rows = features_table(table, features)
+    return rows.select(["path", "feature"]) if layout == ANY_LAYOUT else rows, quarantine
+
+
+def _records(layout: str, root: str) -> list[ImageRecord]:
+    if layout == ANY_LAYOUT:
+        records = any_images(root)
+        check_characters(Path(root), [record.path for record in records])
+        return records
+    for known in get_args(Layout):
+        if layout == known:
+            return load_records(known, root)
+    raise ConfigError(
+        f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or "
+        f"{ANY_LAYOUT} for a folder of any images."
+    )

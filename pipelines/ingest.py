@@ -21,8 +21,15 @@ def ingest(config: DatasetConfig, domain: Domain, seed: int) -> tuple[pa.Table, 
     Raises:
         DataError: the folder isn't what its layout says, or too many images are unreadable.
     """
-    records = load_records(config.layout, Path(config.root))
+    records = load_records(config.layout, config.root)
     records = records_to_read(records, domain, config.max_train_images, seed)
+    return read_images(config, domain, records)
+
+
+def read_images(
+    config: DatasetConfig, domain: Domain, records: list[ImageRecord]
+) -> tuple[pa.Table, pa.Table]:
+    """The same for these records under `config.root`. Raises DataError as `ingest` does."""
     num_tasks = -(-len(records) // IMAGES_PER_TASK)
     dataset = ray.data.range(len(records), override_num_blocks=num_tasks).map_batches(
         _Reader(config.root, records),
@@ -56,7 +63,7 @@ def ingest(config: DatasetConfig, domain: Domain, seed: int) -> tuple[pa.Table, 
     if len(quarantine) > config.max_bad_share * len(records):
         raise DataError(
             f"{len(quarantine):,} of {len(records):,} images in {config.root} can't be read, e.g. "
-            f"{paths[0]}: {bad['reason'][0]}; repair them or raise {domain}.max_bad_share."
+            f"{paths[0]!a}: {bad['reason'][0]}; repair them or raise {domain}.max_bad_share."
         )
     return table.combine_chunks(), quarantine
 

@@ -34,6 +34,8 @@ def shipped_names(folder: Path = RECIPES) -> list[str]:
     return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
-def read_config(recipe: str, overrides: Iterable[str] | None = None) -> Config:
+def read_config(
+    recipe: str, overrides: Iterable[str] | None = None, expand_home: bool = True
+) -> Config:
     """A recipe with KEY=VALUE settings over it. Raises ConfigError, a line per mistake."""
-    return load_config(shipped("recipe", recipe), overrides or [])
+    return load_config(shipped("recipe", recipe), overrides or [], expand_home)

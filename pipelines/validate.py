@@ -4,6 +4,7 @@ import math
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,16 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.camera_norm import MIN_IMAGES
 from daal.config import Config, DatasetConfig
-from daal.datasets import (
+from daal.dataset_checks import (
     check_counts,
     check_identities,
-    load_records,
+    check_names,
     passed_over,
-    records_to_read,
+    unread_folders,
 )
+from daal.datasets import URI, checked_root, load_records, records_to_read
 from daal.errors import CheckpointError, ConfigError, DataError
 from daal.images import read
+from daal.method_config import IMAGENET_WEIGHTS
 from daal.records import SPLITS, Domain, ImageRecord
 
 SAMPLED_IMAGES = 512  # of a domain; all of them are read in a run
@@ -32,10 +36,12 @@ Bad = dict[str, str]  # path -> why the image can't be used
 
 @dataclass(frozen=True)
 class Findings:
-    """What a run would read: image counts by split, how many images were looked at for that, and
-    warnings as sentences."""
+    """What a run would read: by domain and split, the numbers of images, of people whose pid is
+    known, and of cameras; by domain, how many images were decoded; and warnings as sentences."""
 
     counts: dict[str, dict[str, int]]
+    people: dict[str, dict[str, int]]
+    cameras: dict[str, dict[str, int]]
     num_sampled: dict[str, int]
     warnings: list[str]
 
@@ -50,16 +56,22 @@ def validate(config: Config) -> Findings:
     """
     check_out(config.out)
     counts: dict[str, dict[str, int]] = {}
+    people: dict[str, dict[str, int]] = {}
+    cameras: dict[str, dict[str, int]] = {}
     num_sampled: dict[str, int] = {}
+    read_files: list[set[Path]] = []
     warnings: list[str] = []
     if config.target_only and config.cluster.source_weight:
         raise DataError("cluster.source_weight above 0 needs a source: give source.root=DIR.")
     for domain, settings in config.domains():
         root = root_of(domain, settings)
         records = load_records(settings.layout, root)
-        counts[domain] = {
-            split: sum(record.split == split for record in records) for split in SPLITS
+        by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
+        counts[domain] = {split: len(some) for split, some in by_split.items()}
+        people[domain] = {
+            split: len({r.pid for r in some if r.pid > 0}) for split, some in by_split.items()
         }
+        cameras[domain] = {split: len({r.camid for r in some}) for split, some in by_split.items()}
         found = check_counts(settings.layout, records) if settings.published_counts else []
         if unread := passed_over(root, records):
             found.append(
@@ -67,10 +79,20 @@ def validate(config: Config) -> Findings:
                 f"{unread[0]!a}; make JPEG or PNG files beside the others of what should be "
                 "read."
             )
+        if unread := unread_folders(settings.layout, root, records):
+            names = "the folder itself" if unread == ["."] else ", ".join(map(ascii, unread[:3]))
+            found.append(
+                f"images in {names}{', ...' if len(unread) > 3 else ''} of {root} are not read, as "
+                f"layout={settings.layout} has no such folder; rename it if they should be."
+            )
+        found += check_names(records)
         if domain == "target":
             found += check_identities(settings.layout, root, records)
         found += _check_training(config, domain, records)
         read_here = records_to_read(records, domain, settings.max_train_images, config.seed)
+        found += _check_cameras(config, domain, read_here)
+        real_root = root.resolve()
+        read_files.append({real_root / record.path for record in read_here})
         num_sampled[domain], odd = _look_at_images(domain, settings, read_here, config.seed)
         warnings += [f"{domain}: {text}" for text in found + odd]
     roots = [Path(settings.root).resolve() for _, settings in config.domains()]
@@ -79,15 +101,20 @@ def validate(config: Config) -> Findings:
             f"source.root and target.root are the same folder, {roots[0]}: nothing has to be "
             "adapted to; give the unlabelled cameras' images as target.root."
         )
-    if config.network.weights not in ("imagenet", "none"):
+    elif shared := set.intersection(*read_files) if len(read_files) > 1 else set():
+        warnings.append(
+            f"{len(shared):,} images are read as source and as target, e.g. {min(shared)}; give "
+            "the unlabelled cameras' images alone as target.root."
+        )
+    if config.network.weights not in (*IMAGENET_WEIGHTS, "none"):
         _check_weights(config)
-    return Findings(counts, num_sampled, warnings)
+    return Findings(counts, people, cameras, num_sampled, warnings)
 
 
 def root_of(domain: Domain, settings: DatasetConfig) -> Path:
-    """A domain's folder. Raises DataError if none is set."""
+    """A domain's folder. Raises DataError if none is set, or it is none."""
     if settings.root:
-        return Path(settings.root)
+        return checked_root(settings.root)
     other = " (or adapt.batch_source=0, to train without a source)" if domain == "source" else ""
     raise DataError(
         f"{domain}.root is not set: give the data set's folder, {domain}.root=DIR{other}."
@@ -98,6 +125,9 @@ def check_out(out: str) -> None:
     """Raise ConfigError if a run folder on this machine's disks couldn't be made or written."""
     if "://" in out:
         return
+    if URI.match(out):
+        given = out.replace(":/", "://", 1)
+        raise ConfigError(f"out={out} has one slash after its scheme; write out={given}.")
     place = Path(out).absolute()
     while not os.path.lexists(place):
         place = place.parent
@@ -145,6 +175,19 @@ def _check_training(config: Config, domain: Domain, records: list[ImageRecord]) 
                 f"{config.cluster.min_samples}; give more images, or lower these."
             )
     return warnings
+
+
+def _check_cameras(config: Config, domain: Domain, records: list[ImageRecord]) -> list[str]:
+    """A warning where cluster.camera_norm finds no camera that it could standardise."""
+    if domain == "source" or not config.cluster.camera_norm:
+        return []
+    cameras = Counter(record.camid for record in records if record.split == "train")
+    if max(cameras.values(), default=0) >= MIN_IMAGES:
+        return []
+    return [
+        f"cluster.camera_norm=true takes no camera's mean out, as none of {len(cameras):,} cameras "
+        f"has {MIN_IMAGES} training images; check the cameras in the names, or set it to false."
+    ]
 
 
 def _look_at_images(

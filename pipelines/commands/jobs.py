@@ -49,7 +49,7 @@ def submit(
     """Run `adapt` as a job of a Ray cluster; submitting a name again continues its run."""
     from pipelines.submit import Jobs
 
-    config = read_config(recipe, overrides)
+    config = read_config(recipe, overrides, expand_home=False)  # its home is the cluster's
     jobs = Jobs(address, insecure)
     job = jobs.submit(name or config.run_name, config, ship_code)
     errors.print(

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from daal.service_config import Layout
+from daal.service_config import ANY_LAYOUT, Layout
 from daal.whole_file import check_file_to_write, write_whole
 from pipelines.commands.arguments import AsJson, Verbose
 from pipelines.console import errors, plain, show
@@ -26,13 +26,22 @@ Model = Annotated[
 
 def extract(
     model: Model,
-    images: Annotated[str, typer.Argument(help="A data set's folder.")],
+    images: Annotated[str, typer.Argument(help="A data set's folder, or one of any images.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="e.g. ray.num_workers=1")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The features file to write.")] = Path(
         "features.parquet"
     ),
-    layout: Annotated[str, typer.Option(help=f"One of {LAYOUTS}.")] = "market1501",
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. ray.num_workers=1")
+    layout: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {LAYOUTS}; or {ANY_LAYOUT}: every image under the folder, whatever its "
+            "name, to rows of a path and a feature."
+        ),
+    ] = "market1501",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As an argument.")
     ] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -43,7 +52,9 @@ def extract(
 
     check_file_to_write(out)
     with checkpoint_of(model) as (folder, _):
-        table, quarantine = extract_folder(folder, images, layout, overrides or [], verbose)
+        table, quarantine = extract_folder(
+            folder, images, layout, [*(settings or []), *(overrides or [])], verbose
+        )
     write_whole(out, bytes(table_bytes(table)))
     for row in quarantine.to_pylist():
         show("yellow", "left out", f"{row['path']}: {row['reason']}")
@@ -93,12 +104,12 @@ def search(
     query: Annotated[Path, typer.Argument(help="An image.", metavar="QUERY_IMAGE")],
     gallery: Annotated[Path, typer.Argument(help="A folder of any images, or a data set's.")],
     layout: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help=f"One of {LAYOUTS}: the set's gallery is searched, and pids "
-            "are shown. Default: every image under the folder, whatever its name."
+            help=f"One of {LAYOUTS}: the set's gallery is searched, and pids are shown. Or "
+            f"{ANY_LAYOUT}, the default: every image under the folder, whatever its name."
         ),
-    ] = None,
+    ] = ANY_LAYOUT,
     top: Annotated[int, typer.Option(min=1, max=1000, help="How many matches.")] = 10,
     out: Annotated[
         Path | None, typer.Option(help="Also draw them: .png, .jpg, .svg or .pdf.")
@@ -133,7 +144,7 @@ def search(
             found = galleries.gallery_of_file(extractor, gallery, features)
         else:
             found = galleries.extract_gallery(
-                extractor, gallery, records, layout is not None,
+                extractor, gallery, records, layout != ANY_LAYOUT,
                 lambda done: status.update(f"features: {done:,} of {len(records):,} images"),
             )  # fmt: skip
     for path, reason in found.left_out:

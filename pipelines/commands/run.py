@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -27,6 +27,9 @@ from pipelines.commands.arguments import (
 from pipelines.commands.report import REPORT, leave_report
 from pipelines.console import errors, show
 from pipelines.shipped import read_config, shipped
+
+if TYPE_CHECKING:  # it imports what takes a second: --help takes none
+    from pipelines.validate import Findings
 
 
 def adapt(
@@ -103,14 +106,7 @@ def run_adaptation(
         print(json.dumps(asdict(findings)))
         return
     if dry_run:
-        table = Table(
-            *("", "train", "query", "gallery", "decoded to look at"),
-            title="Images found; nothing was started",
-        )
-        for domain, counts in findings.counts.items():
-            numbers = (*counts.values(), findings.num_sampled[domain])
-            table.add_row(domain, *(f"{number:,}" for number in numbers))
-        Console().print(table)
+        Console().print(table_of(findings))
         return
 
     from pipelines.adapt import Adaptation
@@ -159,6 +155,21 @@ def run_adaptation(
         raise
     if not as_json:
         progress.tell(f"run folder: {config.out}")
+
+
+def table_of(findings: "Findings") -> Table:
+    """Images, people and cameras of each split."""
+    sampled = " and ".join(f"{num:,} of the {name}" for name, num in findings.num_sampled.items())
+    table = Table(
+        *("", "images", "people", "cameras"), title="Images found; nothing was started",
+        caption=f"decoded to look at: {sampled}",
+    )  # fmt: skip
+    for domain, counts in findings.counts.items():
+        for split, count in counts.items():
+            people, cameras = findings.people[domain][split], findings.cameras[domain][split]
+            about = (f"{people:,}" if people else "unknown", f"{cameras:,}") if count else ("", "")
+            table.add_row(f"{domain} {split}", f"{count:,}", *about)
+    return table
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -238,7 +249,10 @@ def ablate(
     table = read_suite(suite)
     folder = out or Path("runs") / Path(suite).stem
     overrides = overrides or []
-    folders = dict(item.partition("=")[::2] for item in data or [])
+    folders = {
+        name: os.path.expanduser(root)
+        for name, _, root in (item.partition("=") for item in data or [])
+    }
     named = any(row.target for row in table.rows)
     images = folder.with_name(f"{folder.name}-images")
     drawn = not named and not read_config(recipe or table.recipe, overrides).target.root
@@ -259,7 +273,10 @@ def ablate(
         draw_domains(images, seed=0)
     some = next(iter(configs.values()))
     kinds = {(config.source.root, config.target.root): config for config in configs.values()}
-    counts = [find(config).counts for config in kinds.values()]
+    findings = [find(config) for config in kinds.values()]
+    for warning in dict.fromkeys(text for found in findings for text in found.warnings):
+        show("yellow", "warning", warning)
+    counts = [found.counts for found in findings]
     for config, found in zip(kinds.values(), counts, strict=True):
         if not (found["target"]["query"] and found["target"]["gallery"]):
             raise DataError(

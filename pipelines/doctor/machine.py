@@ -20,6 +20,7 @@ from daal import DISTRIBUTION
 from daal.available_cpus import available_cpus
 from daal.config import Config
 from daal.errors import ClusterError
+from daal.method_config import IMAGENET_WEIGHTS
 from pipelines.cluster_address import cluster_address, token_path
 from pipelines.doctor import probes
 from pipelines.doctor.probes import Facts
@@ -28,9 +29,10 @@ SHM = "/dev/shm"  # noqa: S108  looked at, not written
 SECONDS_OF = {"cluster": probes.CLUSTER_SECONDS}
 DEVELOPMENT = {"dev", "docs"}  # optional dependencies that no run asks for
 IMAGENET = {  # torchvision's files; by asking it, this would take seconds longer
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet34": "resnet34-b627a593.pth",
-    "resnet50": "resnet50-11ad3fa6.pth",
+    ("resnet18", "imagenet"): "resnet18-f37072fd.pth",
+    ("resnet34", "imagenet"): "resnet34-b627a593.pth",
+    ("resnet50", "imagenet"): "resnet50-0676ba61.pth",
+    ("resnet50", "imagenet-v2"): "resnet50-11ad3fa6.pth",
 }
 
 
@@ -149,11 +151,11 @@ def weights_file(config: Config) -> Facts | None:
     weights = config.network.weights
     if weights == "none":
         return None
-    if weights != "imagenet":
+    if weights not in IMAGENET_WEIGHTS:
         return {"path": weights, "download": False, "is_there": os.path.isfile(weights)}
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = Path(os.environ.get("TORCH_HOME") or f"{cache}/torch").expanduser()
-    path = home / "hub" / "checkpoints" / IMAGENET[config.network.backbone]
+    path = home / "hub" / "checkpoints" / IMAGENET[config.network.backbone, weights]
     return {"path": str(path), "download": True, "is_there": path.is_file()}
 
 

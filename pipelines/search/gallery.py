@@ -12,10 +12,10 @@ from typing import get_args
 
 import numpy as np
 
-from daal.datasets import SUFFIXES, load_records
+from daal.datasets import any_images, is_inside, load_records
 from daal.errors import ConfigError, DataError
-from daal.records import UNKNOWN_PID, ImageRecord
-from daal.service_config import Layout
+from daal.records import ImageRecord
+from daal.service_config import ANY_LAYOUT, Layout
 from pipelines.feature_files import read_features
 from pipelines.search.extractor import Extractor, Features
 
@@ -35,21 +35,21 @@ class Gallery:
     left_out: tuple[tuple[str, str], ...] = ()  # path and reason
 
 
-def records_of(root: Path, layout: str | None) -> list[ImageRecord]:
+def records_of(root: Path, layout: str = ANY_LAYOUT) -> list[ImageRecord]:
     """Every image under a folder, whatever its name; of a data set, its gallery (or, if it has
     none, all of it).
 
     Raises DataError if there are none, or names and folders aren't those of the layout.
     """
-    if layout is None:
-        return [ImageRecord(path, UNKNOWN_PID, 0, "gallery") for path in _image_paths(root)]
+    if layout == ANY_LAYOUT:
+        return any_images(root, "the gallery")
     for known in get_args(Layout):
         if layout == known:
             records = load_records(known, root)
             return [record for record in records if record.split == "gallery"] or records
     raise ConfigError(
-        f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or leave it out "
-        "for a folder of any images."
+        f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or "
+        f"{ANY_LAYOUT} for a folder of any images."
     )
 
 
@@ -110,35 +110,6 @@ def gallery_of_file(extractor: Extractor, root: Path, file: Path) -> Gallery:
     )
     _check_same_model(extractor, gallery, file)
     return gallery
-
-
-def is_inside(root: Path, path: Path) -> bool:
-    """Whether a path from outside stays under `root`, links followed."""
-    real_root = os.path.realpath(root)
-    try:
-        return os.path.commonpath([real_root, os.path.realpath(path)]) == real_root
-    except ValueError:  # it has a zero byte
-        return False
-
-
-def _image_paths(root: Path) -> list[str]:
-    """Sorted. Hidden files and folders are passed over, and links that lead out of `root`."""
-    if not os.path.isdir(root):
-        raise DataError(f"the gallery {root} isn't a folder; give a folder of images.")
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(folder, name)
-            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
-                continue
-            if path.is_file() and is_inside(root, path):
-                found.append(path.relative_to(root).as_posix())
-    if not found:
-        raise DataError(
-            f"there are no images in {root} ({', '.join(sorted(SUFFIXES))}); give another folder."
-        )
-    return sorted(found)
 
 
 def _check_same_model(extractor: Extractor, gallery: Gallery, file: Path) -> None:

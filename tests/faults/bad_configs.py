@@ -81,6 +81,14 @@ WRONG = [
     (["seed=[1]"], ("seed=[1] should be a valid integer",)),
     (["seed.value=1"], ("seed={'value': 1} should be a valid integer",)),
     (["seed=2020-12-05"], ("seed=datetime.date(2020, 12, 5) should be",)),
+    (["seed=010"], ("010 means 8 there; write a plain number",)),
+    (["ray.wait_minutes=1:30"], ("1:30 means 90 there; write a plain number",)),
+    (["target.root=/data/run #1"], ("has a #, with which YAML begins a comment",)),
+    (["out=~nobody-of-this-name/run"], ("begins with a home folder that isn't known here",)),
+    (
+        ["network.weights=imagenet-v2"],
+        ("network.weights=imagenet-v2 needs network.backbone=resnet50",),
+    ),
     (["seed=" + "9" * 5000], ("seed=999", "is not valid YAML (Exceeds the limit")),
     (["seed=0x" + "f" * 5000], ("seed=(a huge number) should be less than",)),
     (["cluster.p=.nan"], ("cluster.p=nan should be a finite number",)),
@@ -216,6 +224,8 @@ FILES = [
     Case("Recipes", "folder", folder, 2, ("recipe mine.yaml can't be read: it isn't a file",)),
     Case("Recipes", "pipe", pipe, 2, ("recipe mine.yaml can't be read: it isn't a file",)),
     Case("Recipes", "link to itself", loop, 2, ("recipe mine.yaml can't be read",)),
+    Case("Recipes", "out= with one slash", lambda: ["validate", "demo", "out=s3:/bucket/run"], 2,
+         ("out=s3:/bucket/run has one slash after its scheme; write out=s3://bucket/run",)),
     Case("Recipes", "out= inside a file", out_is_file, 2,
          ("out=runs/mine can't be a run folder: DIR/runs is no folder",)),
 ]  # fmt: skip

@@ -104,6 +104,12 @@ def everyone_by_camera_one() -> None:
             file.rename(file.with_name(f"{pid}_c1s1_{folder[:1] == 'q':06}_00.jpg"))
 
 
+def exchanged() -> None:
+    os.rename("target/query", "target/old")
+    os.rename("target/bounding_box_test", "target/query")
+    os.rename("target/old", "target/bounding_box_test")
+
+
 def listed(name: str, line: str) -> Callable[[], None]:
     def spoil() -> None:
         with Path("target", name).open("a") as file:
@@ -136,6 +142,10 @@ def roots() -> list[Case]:
         market("source")
         return validate("target.root=source")
 
+    def a_part_of_it() -> list[str]:
+        market("target")
+        return validate("source.root=target/bounding_box_train", "source.layout=folder")
+
     return [
         Case("Folders", "the same root twice", the_same, 0, ("are the same folder", "target.root")),
         root("root not given", "target.root=''", lambda: None, "target.root is not set"),
@@ -152,7 +162,15 @@ def roots() -> list[Case]:
         Case("Folders", "source not given", lambda: ["validate", "demo"], 3,
              ("source.root is not set", "source.root=DIR")),
         Case("Folders", "the Web", lambda: ["validate", "demo", "source.root=https://example.org"],
-             3, ("https:/example.org isn't a folder",)),
+             3, ("https://example.org is a URI, and images are read from folders only; copy",)),
+        *(root(f"root {uri}", f"target.root={uri}", lambda: None, f"{uri} is a URI")
+          for uri in ("s3://b/m", "gs://b/m", "hf://datasets/a/b", "file:///data/m")),
+        root("root with a space at its end", "target.root='data '", lambda: os.mkdir("data"),
+             "'data ' (a space begins or ends it) isn't a folder"),
+        root("root an archive", "target.root=m.tar", lambda: write("m.tar"),
+             "m.tar isn't a folder", "unpacked"),
+        Case("Folders", "the training folder of the target as source", a_part_of_it, 0,
+             ("12 images are read as source and as target",)),
     ]  # fmt: skip
 
 
@@ -221,15 +239,23 @@ def names() -> list[Case]:
         "0001_c1.jpg": "'bounding_box_train/0001_c1.jpg'",
         "-3_c1s1_000001_00.jpg": "'bounding_box_train/-3_c1s1_000001_00.jpg'",
         "12345678901_c1s1_000001_00.jpg": "12345678901_c1s1",
-        "0001_c1s1_0\n1_00.jpg": r"0001_c1s1_0\n1_00.jpg",
-        "0001_c1s1_\x1b[31m_00.jpg": r"0001_c1s1_\x1b[31m_00.jpg",
-        "0001_c1s1_000001_00\u202egpj.jpg": r"000001_00\u202egpj.jpg",
-        "0001_c1s1_000001_\udcff.jpg": r"000001_\udcff.jpg",
     }
+    characters = {
+        "0001_c1s1_0\n1_00.jpg": r"\n",
+        "0001_c1s1_\x1b[31m_00.jpg": r"\x1b",
+        "0001_c1s1_000001_00\u202egpj.jpg": r"\u202e",
+        "0001_c1s1_000001_\udcff.jpg": r"\udcff",
+    }
+    accepted = ("at 3.04\u202fPM", "a\u3000b", "\U0001f468\u200d\U0001f469", "\u200eltr", "\xa0")
     return [
-        case(f"file {name!a}", add(f"bounding_box_train/{name}"), "In target, 1 files", shown,
-             "can't be read as market1501 names")
-        for name, shown in bad.items()
+        *(case(f"file {name!a}", add(f"bounding_box_train/{name}"), "In target, 1 files", shown,
+               "can't be read as market1501 names")
+          for name, shown in bad.items()),
+        *(case(f"file {name!a}", add(f"bounding_box_train/{name}"), "In target, 1 files",
+               f"can't be used for a character in the name ({character}); rename")
+          for name, character in characters.items()),
+        *(case(f"file {name!a}", add(f"train/9_1_{name}.jpg"), code=0, layout="folder")
+          for name in accepted),
     ]  # fmt: skip
 
 
@@ -264,7 +290,7 @@ def lists() -> list[Case]:
 
 def links() -> list[Case]:
     name = "bounding_box_train/0005_c1s1_000005_00.jpg"
-    out = "is a link that leads out of the data set's root"
+    out = "is a link that leads out of the data set's root; copy the files in instead (cp -rL makes"
     return [
         case("link out of the root", linked(name, "../../outside/0005_c1s1_000005_00.jpg"),
              f"target/{name} {out}"),
@@ -300,7 +326,21 @@ def people() -> list[Case]:
              add("bounding_box_test/0099_c1s1_000001_00.jpg")()), no_match),
         case("gallery of junk alone", lambda: (emptied("bounding_box_test")(),
              add("bounding_box_test/-1_c1s1_000001_00.jpg")()), no_match),
-        case("one camera only", everyone_by_camera_one, no_match),
+        case("one camera only", everyone_by_camera_one, "are by camera 1",
+             "another camera's number"),
+        case("query and gallery exchanged", exchanged,
+             "target: 2 query images have pid 0 or -1", "aren't exchanged", code=0),
+        case("other splits beside", lambda: (add("val/8_1_a.jpg")(), add("test/deep/8_1_a.jpg")(),
+                                             add("a.jpg")(), add("notes/x.txt")()),
+             "target: images in '.', 'test', 'val' of target are not read", code=0,
+             layout="folder"),
+        case("Market-1501's own boxes beside", add("gt_bbox/0001_c1s1_000001_00.jpg"), code=0),
+        case("times of day for cameras", lambda: (emptied("train")(), [
+                 add(f"train/20240131_{153000 + n}_{n}.jpg")() for n in range(24)]),
+             "target: the pids of most training images look like dates",
+             "target: there are 24 cameras for 24 training images",
+             "target: cluster.camera_norm=true takes no camera's mean out", code=0,
+             layout="folder", settings=("cluster.camera_norm=true", "supervised_bound=false")),
         case("query of unknown pid", add("query/-_1_b.jpg"), "query images of unknown pid",
              layout="folder"),
         case("one training image", train_of("0001_c1s1_000001_00.jpg"),

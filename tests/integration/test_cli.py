@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,9 @@ def data(tiny_world: Path) -> list[str]:
 def test_validate__counts_what_a_run_would_read(data: list[str]) -> None:
     result = daal("validate", "demo", *data)
     assert result.returncode == 0, result.stderr
-    assert "source" in result.stdout
+    rows = [re.findall(r"[\w,]+", line) for line in result.stdout.splitlines()]
+    assert ["source", "train", "135", "12", "4"] in rows  # images, people, cameras
+    assert ["source", "query", "23", "6", "4"] in rows
     assert "nothing was started" in result.stdout
 
 

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from daal.config import Config
 from daal.errors import ConfigError
-from daal.load_config import check_config, known_keys, load_config
+from daal.load_config import PATHS, apply_overrides, check_config, flat, known_keys, load_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
 
@@ -57,6 +58,54 @@ def test_mistakes__name_the_key_and_the_remedy(override: str, parts: list[str]) 
     for part in parts:
         assert part in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_a_home_folder_that_no_shell_expanded(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(apply_overrides({}, [f"{key}=~/a b"])))
+    for config in (load_config(None, [f"{key}=~/a b"]), load_config(file)):
+        assert flat(config.model_dump())[key] == f"{tmp_path}/a b"
+    elsewhere = load_config(file, expand_home=False)  # expanded on the machine that runs it
+    assert flat(elsewhere.model_dump())[key] == "~/a b"
+    with pytest.raises(ConfigError, match=r"begins with a home folder that isn't known here"):
+        load_config(None, [f"{key}=~nobody-of-this-name/x"])
+
+
+@pytest.mark.parametrize(
+    ("text", "means"), [("010", 8), ("-0_7", -7), ("1:30", 90), ("1:30.5", 90.5)]
+)
+def test_numbers_that_yaml_reads_as_others(text: str, means: float, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{text} means {means} there"):
+        load_config(None, [f"ray.wait_minutes={text}"])
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"ray: {{wait_minutes: {text}}}\n")
+    with pytest.raises(ConfigError, match=rf"{text} means {means} there"):
+        load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("10", 10), ("1_000", 1000), ("0x10", 16), ("0.5", 0.5)]
+)
+def test_numbers_that_mean_what_they_say(text: str, value: float) -> None:
+    assert load_config(None, [f"ray.wait_minutes={text}"]).ray.wait_minutes == value
+
+
+@pytest.mark.parametrize("value", ["/data/run #1", "# all of it", "'a' # b"])
+def test_the_end_of_a_value_is_no_comment(value: str) -> None:
+    with pytest.raises(ConfigError, match="with which YAML begins a comment"):
+        load_config(None, [f"target.root={value}"])
+    assert load_config(None, ["target.root='/data/run #1'"]).target.root == "/data/run #1"
+    assert load_config(None, ["target.root=/data/run#1"]).target.root == "/data/run#1"
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34"])
+def test_weights_v2__are_of_resnet50_alone(backbone: str) -> None:
+    with pytest.raises(ConfigError, match=r"imagenet-v2 needs network\.backbone=resnet50"):
+        load_config(None, ["network.weights=imagenet-v2", f"network.backbone={backbone}"])
 
 
 def test_mistakes_in_a_file__name_the_file(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from daal.datasets import PUBLISHED, check_counts, load_records
+from daal.dataset_checks import PUBLISHED, check_counts, check_names
+from daal.datasets import NAMES, load_records
 from daal.errors import DataError
 from daal.records import ImageRecord
 
@@ -262,3 +263,47 @@ def test_other_counts_are_told(tmp_path: Path) -> None:
     train_only = [r for r in published("market1501") if r.split == "train"]
     assert check_counts("market1501", train_only) == []
     assert check_counts("folder", missing_one) == []
+
+
+def named(*names: str) -> list[ImageRecord]:
+    """Training images of these names in a plain folder."""
+    pattern = NAMES["folder"][0]
+    found = [(name, pattern.fullmatch(name)) for name in names]
+    return [ImageRecord(n, int(m["pid"].replace("-", "-2")), int(m["camid"]), "train")
+            for n, m in found if m]  # fmt: skip
+
+
+GRID = [(pid, cam, n) for pid in range(1, 7) for cam in (1, 2) for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("20240131_{t:06}_{n}.jpg", ["look like dates", "36 cameras for 36 training images"]),
+        ("5_{cam}_{t}.jpg", ["are of one person (an unknown one is written -)"]),
+        ("{cam}_{pid:03}_{n}.jpg", ["2 people by 6 cameras, as if the two numbers were exchanged"]),
+        ("{pid}_{frame}.jpg", ["no person has two training images by one camera"]),
+        ("{pid}_{frame}{pid}.jpg", ["36 cameras for 36 training images"]),
+        ("-_{t}_x.jpg", ["36 cameras for 36 training images"]),
+        ("{pid}_{cam}_{n}.jpg", []),
+        ("0_{cam}_{pid}{n}.jpg", ["36 training images have pid 0", "are of one person"]),
+        ("-_{cam}_{t}.jpg", []),
+    ],
+)
+def test_names_whose_numbers_are_others(name: str, says: list[str]) -> None:
+    names = [
+        name.format(pid=pid, cam=cam, n=n, t=100 * pid + 10 * cam + n, frame=3 * cam + n)
+        for pid, cam, n in GRID
+    ]
+    found = check_names(named(*names))
+    assert len(found) == len(says)
+    for warning, words in zip(found, says, strict=True):
+        assert words in warning and ("is read as " in warning or "pid 0" in words)
+
+
+def test_cameras_of_one_image(tmp_path: Path) -> None:
+    many = [f"{pid}_1_{n}.jpg" for pid in (1, 2, 3, 4) for n in range(10)]
+    few = [f"{pid}_{camid}_0.jpg" for pid, camid in ((1, 2), (2, 3))]
+    (warning,) = check_names(named(*many, *few))
+    assert "2 of 3 cameras have a single training image" in warning
+    assert check_names(named(*many, *few, "1_2_1.jpg")) == []

@@ -145,7 +145,7 @@ def check_daal(arguments: list[str]) -> None:
     while hasattr(command, "commands"):
         command, arguments = command.commands[arguments[0]], arguments[1:]
     given = command.make_context(command.name, arguments).params
-    settings = given.get("overrides") or []
+    settings = [*(given.get("settings") or []), *(given.get("overrides") or [])]
     if "suite" in given:
         from pipelines.ablate import configurations, read_suite
 

@@ -16,6 +16,7 @@ import torchvision
 
 from daal.config import Config, RayConfig
 from daal.load_config import load_config
+from daal.method_config import IMAGENET_WEIGHTS
 from pipelines.cluster_address import token_refused
 from pipelines.doctor import machine, probes
 from pipelines.doctor.judge import Check, as_dict, exit_code, judge
@@ -158,13 +159,13 @@ def test_a_login_in_the_uri_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> N
     assert "hush" not in str(judge(facts, config))
 
 
-@pytest.mark.parametrize("backbone", machine.IMAGENET)
+@pytest.mark.parametrize(("backbone", "weights"), machine.IMAGENET)
 def test_weights_file__torchvision_s_name_for_it(
-    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: str, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    config = load_config(None, [f"network.backbone={backbone}"])
-    url = torchvision.models.get_model_weights(backbone).DEFAULT.url
+    config = load_config(None, [f"network.backbone={backbone}", f"network.weights={weights}"])
+    url = torchvision.models.get_model_weights(backbone)[IMAGENET_WEIGHTS[weights]].url
     path = tmp_path / "hub/checkpoints" / url.rpartition("/")[2]
     expected = {"path": str(path), "download": True, "is_there": False}
     assert machine.weights_file(config) == expected

@@ -1,4 +1,5 @@
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from daal.errors import DataError
-from daal.images import FORMATS, MAX_PIXELS, check, decode
+from daal.images import FORMATS, MAX_PIXELS, check, decode, read
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -105,6 +106,35 @@ def test_cut_off_files_are_refused(format: str, share: float) -> None:
     data = encoded(Image.fromarray(picture(128, 64)), format)
     reason = check(data[: int(len(data) * share)])
     assert reason is not None and ("cut off" in reason or "damaged" in reason)
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+def test_a_jpeg_without_its_end_marker_is_whole(missing: int, tmp_path: Path) -> None:
+    data = encoded(Image.fromarray(picture(128, 64)), "JPEG")
+    file = tmp_path / "a.jpg"
+    file.write_bytes(data[:-missing])
+    assert read(file) == (data, None)  # what travels on is a whole file
+    assert np.array_equal(decode(data[:-missing], 128, 64), decode(data, 128, 64))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {"progressive": True}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_that_lacks_pixels_is_refused_wherever_it_was_cut(
+    options: dict[str, Any], mode: str
+) -> None:
+    image = Image.fromarray(picture(4, 3)).resize((33, 48)).convert(mode)
+    data = encoded(image, "JPEG", **options)
+    whole = decode(data, 48, 33)
+    read_after_all = [
+        cut
+        for cut in range(data.index(b"\xff\xda"), len(data))
+        if check(data[:cut]) is None and np.array_equal(decode(data[:cut], 48, 33), whole)
+    ]
+    accepted = [cut for cut in range(len(data)) if check(data[:cut]) is None]
+    assert accepted == read_after_all
+    assert (len(data) - 2 in accepted) == (not options.get("progressive"))
 
 
 def test_random_damage_gives_an_array_or_a_data_error() -> None:

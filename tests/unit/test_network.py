@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from daal.attention import DomainAdaptiveAttention
+from daal.backbone import build_backbone
 from daal.config import AttentionConfig, NetworkConfig
 from daal.errors import CheckpointError
 from daal.network import DaalNetwork, IdentityHead
@@ -215,3 +216,19 @@ def test_weights_file__is_used_and_checked(tmp_path: Path) -> None:
     assert torch.equal(loaded, state["conv1.weight"].half().float())  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="does not hold a resnet50"):
         DaalNetwork(config.model_copy(update={"backbone": "resnet50"}))
+
+
+@pytest.mark.parametrize(
+    ("weights", "file"),
+    [("imagenet", "resnet50-0676ba61.pth"), ("imagenet-v2", "resnet50-11ad3fa6.pth")],
+)
+def test_imagenet__is_one_file_for_good(
+    weights: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub/checkpoints"
+    cache.mkdir(parents=True)
+    for name in ("resnet50-0676ba61.pth", "resnet50-11ad3fa6.pth"):
+        (cache / name).write_bytes(b"damaged")  # which of them is read shows in the error
+    with pytest.raises(CheckpointError, match=file):
+        build_backbone(NetworkConfig(weights=weights))

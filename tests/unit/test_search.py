@@ -257,7 +257,7 @@ def test_mistakes(model: Path, gallery: Path, tmp_path: Path, daal: Callable) ->
     for arguments, code, says in (
         ([tmp_path / "none", query, gallery], 4, "there is no whole checkpoint here"),
         ([model, query, tmp_path / "absent"], 3, "isn't a folder"),
-        ([model, query, tmp_path / "none"], 3, "there are no images in"),
+        ([model, query, tmp_path / "none"], 3, "There are no images in"),
         ([model, query, tmp_path / "bad"], 3, "no image in"),
         ([model, query, gallery, "--layout", "mine"], 2, "--layout mine is unknown"),
         ([model, query, gallery, "--out", "x.txt"], 2, "must end in one of .png"),

@@ -25,6 +25,12 @@ def test_without_identities():
     json.dumps(quality.as_dict())
 
 
+def test_one_identity__is_nothing_to_be_judged_by():
+    quality = cluster_quality(LABELS, np.full(len(LABELS), 20240131))
+    assert quality.ari is None and quality.nmi is None
+    assert quality.pair_precision is None and quality.pair_recall is None
+
+
 def test_pairs_against_identities():
     quality = cluster_quality(LABELS, PIDS)
     # Clustered pairs: 3 + 1, of which (0, 1) and (3, 4) are right. Pairs of one person: 1 + 6.
