@@ -26,7 +26,10 @@ NO_CODE = ("eval", "exec", "os.system", "os.popen", "yaml.unsafe_load", "yaml.fu
 NO_ARCHIVES = ("tarfile", "zipfile", "shutil.unpack_archive")
 NO_FETCHING = ("urllib.request", "http.client", "httpx", "aiohttp", "ftplib")
 # It reads back, from memory, the program that the same function has made a moment before.
-ALLOWED = {"daal/export.py": {"torch.export.load"}}
+ALLOWED = {
+    "daal/export.py": {"torch.export.load"},
+    "daal/available_cpus.py": {"joblib"},  # it is asked for the number of CPUs
+}
 FORBIDDEN = (*NO_PICKLE, *NO_CODE, *NO_ARCHIVES, *NO_FETCHING)
 
 
@@ -99,6 +102,16 @@ def test_what_is_allowed_reads_no_file() -> None:
     assert loads == ["torch.export.load(io.BytesIO(data)).module()", *loads[1:]]
     assert loads[1:] == ["torch.export.load(io.BytesIO(data))"]
     assert nodes.count("_run_program") == 1  # as the reader of what `as_program` gives
+
+
+def test_of_joblib_only_the_number_of_cpus_is_used() -> None:
+    tree = ast.parse((ROOT / "daal/available_cpus.py").read_text(encoding="utf-8"))
+    used = {
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("joblib")
+    }
+    assert used == {"joblib.cpu_count"}
 
 
 @pytest.mark.parametrize(
