@@ -112,8 +112,10 @@ def reason(error: Exception) -> str:
                 "start the cluster from this one"
             )
     line = " ".join(text.split()).rstrip(".") or type(error).__name__
-    settings = "RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH"
-    return f"{line} ({settings} say where it is and how to log in)"
+    return (
+        f"{line} (RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH say where it is and how to "
+        "log in)"
+    )
 
 
 @contextmanager
