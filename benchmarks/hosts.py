@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.nodes import CPUS, SETTINGS, digest, drawn
-from benchmarks.tables import parser_of, tell
+from benchmarks.tables import parse, parser_of, tell
 from daal.checkpoint import load
 from daal.errors import ClusterError
 
@@ -33,7 +33,7 @@ def main() -> None:
     options = parser_of(__doc__)
     options.add_argument("--hosts", type=int, default=2, help="besides the head's")
     options.add_argument("--ids", type=int, default=40, help="drawn training identities a domain")
-    given = options.parse_args()
+    given = parse(options)
     with tempfile.TemporaryDirectory(prefix="hosts") as scratch, network(given.hosts + 1) as hosts:
         rows = measure(hosts, Path(scratch), given.ids)
     tell(given, "A run over hosts, bytes over the cables of workers", rows)

@@ -24,7 +24,7 @@ from ray._private.internal_api import node_stats
 from rich.console import Console
 
 from benchmarks.small_run import settings_in
-from benchmarks.tables import parser_of, tell
+from benchmarks.tables import parse, parser_of, say, tell
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
 from pipelines.progress import Progress
@@ -38,7 +38,7 @@ WARM = 3
 def main() -> None:
     options = parser_of(__doc__)
     options.add_argument("--iterations", type=int, default=10)
-    given = options.parse_args()
+    given = parse(options)
     with tempfile.TemporaryDirectory() as scratch:
         rows = measure(Path(scratch), given.iterations)
     rise = {
@@ -47,7 +47,7 @@ def main() -> None:
     }
     tell(given, "Held after each iteration", rows, rise=rise)
     if not given.json:
-        print(f"from iteration {WARM} to the last: {rise}")
+        say(given, f"from iteration {WARM} to the last: {rise}")
 
 
 def measure(folder: Path, iterations: int) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ from ray.util.state import list_tasks
 from rich.console import Console
 
 from benchmarks import small_run
-from benchmarks.tables import parser_of, tell
+from benchmarks.tables import parse, parser_of, tell
 from daal.load_config import load_config
 from daal.synthetic import draw_domains
 from pipelines.adapt import Adaptation
@@ -66,7 +66,7 @@ def main() -> None:
     options.add_argument("--ids", type=int, default=40, help="drawn training identities a domain")
     options.add_argument("--lost", action="store_true", help="a node is lost, another one comes")
     options.add_argument("--elastic", action="store_true", help="1 to 2 workers")
-    given = options.parse_args()
+    given = parse(options)
     with tempfile.TemporaryDirectory() as scratch:
         world = drawn(Path(scratch), given.ids)
         group = [f"ray.num_workers={given.workers}"]

@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray._private import worker as rays
 from ray.exceptions import RayError
 
 from daal.config import RayConfig
@@ -24,6 +25,7 @@ from pipelines.console import errors, show
 from pipelines.knock import knock
 from pipelines.resources import Resources, place_in_time
 
+_RAYS_PRINT = rays.print_to_stdstream
 KNOCK_SECONDS = 10.0
 LOOK_SECONDS, LOST_SECONDS = 3.0, 40.0  # whether the cluster is there; until it is given up
 
@@ -63,10 +65,17 @@ def silence_ray_data() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def _print_on_standard_error(said: dict[str, Any], ignore_prefix: bool) -> None:
+    _RAYS_PRINT({**said, "is_err": True}, ignore_prefix)
+
+
 def _start_or_join(config: RayConfig, verbose: bool) -> None:
     quiet = logging.INFO if verbose else logging.ERROR
     address = os.environ.get("RAY_ADDRESS")
     common: dict[str, Any] = {"logging_level": quiet, "log_to_driver": verbose}
+    # Standard output is for results, and whatever is asked of `ray.init`, Ray prints there what its
+    # nodes report: a worker that was ended for want of memory, or that many have started.
+    rays.print_to_stdstream = _print_on_standard_error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
