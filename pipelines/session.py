@@ -65,8 +65,8 @@ def silence_ray_data() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _print_on_standard_error(said: dict[str, Any], ignore_prefix: bool) -> None:
-    _RAYS_PRINT({**said, "is_err": True}, ignore_prefix)
+def _print_on_standard_error(data: Any, ignore_prefix: bool) -> None:
+    _RAYS_PRINT({**data, "is_err": True}, ignore_prefix)
 
 
 def _start_or_join(config: RayConfig, verbose: bool) -> None:

@@ -28,7 +28,7 @@ CONFIG = ClusterConfig(eps_rule="q", q=8, k1=10)
 def daal_label(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "pipelines.cli", "label", *map(str, arguments)],
-        capture_output=True, text=True, timeout=280,
+        capture_output=True, text=True,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from pipelines.workers import Worker, Workers
 
 # Workers can't import the module of a test.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.ray
 
 
 @dataclass(frozen=True)
