@@ -10,7 +10,6 @@ iteration (caches are warm by then) to the last, as a share.
 
 import io
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import ray
 from ray._private.internal_api import node_stats
 from rich.console import Console
 
-from benchmarks.small_run import settings_in
+from benchmarks.small_run import scratch_folder, settings_in
 from benchmarks.tables import parse, parser_of, say, tell
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
@@ -39,7 +38,7 @@ def main() -> None:
     options = parser_of(__doc__)
     options.add_argument("--iterations", type=int, default=10)
     given = parse(options)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         rows = measure(Path(scratch), given.iterations)
     rise = {
         name: round(rows[-1][name] / rows[WARM - 1][name] - 1, 3)

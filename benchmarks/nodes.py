@@ -16,7 +16,6 @@ import io
 import logging
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -67,7 +66,7 @@ def main() -> None:
     options.add_argument("--lost", action="store_true", help="a node is lost, another one comes")
     options.add_argument("--elastic", action="store_true", help="1 to 2 workers")
     given = parse(options)
-    with tempfile.TemporaryDirectory() as scratch:
+    with small_run.scratch_folder() as scratch:
         world = drawn(Path(scratch), given.ids)
         group = [f"ray.num_workers={given.workers}"]
         rows = []
