@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from heads import PATIENCE
 from tiny_run import FinishedRun, tiny
 
 from daal.config import Config
@@ -17,6 +18,7 @@ from daal.config import Config
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(PATIENCE)
 
 # An example that takes long says something of the machine only.
 hypothesis.settings.register_profile(

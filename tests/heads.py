@@ -14,6 +14,18 @@ from pathlib import Path
 import psutil
 from waiting import wait_until
 
+# Ray gives its own processes a minute to start, which is too little on a busy machine.
+PATIENCE = {
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "900",
+    "RAY_worker_register_timeout_seconds": "900",
+}
+
+
+def without_ray() -> dict[str, str]:
+    """This process's environment without what it tells Ray, but for patience."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | PATIENCE
+
 
 @dataclass(frozen=True)
 class Head:
@@ -63,8 +75,7 @@ def ray_head(token: str | None = None, num_cpus: int = 4) -> Iterator[Head]:
     """With so many logical CPUs. After the block it is gone, with all it started."""
     with ray_folder() as scratch:
         port, dashboard, metrics = free_port(), free_port(), free_port()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment = kept | {
+        environment = without_ray() | {
             "RAY_AUTH_MODE": "disabled" if token is None else "token",
             "RAY_USAGE_STATS_ENABLED": "0",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # of the jobs' python

@@ -1,11 +1,10 @@
 """The driver or its cluster is gone: the same command continues, and does nothing twice."""
 
-import os
 import signal
 from pathlib import Path
 
 import pytest
-from heads import Head, processes_of, ray_folder, ray_head
+from heads import Head, processes_of, ray_folder, ray_head, without_ray
 from runs import Run, run_of
 from waiting import wait_until
 
@@ -77,9 +76,8 @@ def test_its_own_ray_ends_with_the_driver__and_the_run_can_go_on(
     end: signal.Signals, code: int, tiny_config: Config, tmp_path: Path
 ) -> None:
     run = run_of(tiny_config, f"{tmp_path}/run")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with ray_folder() as folder:
-        process = run.start(kept | {"RAY_TMPDIR": folder, "HOME": folder})
+        process = run.start(without_ray() | {"RAY_TMPDIR": folder, "HOME": folder})
         run.wait_for("pretrain/train", process)
         process.send_signal(end)
         _, stderr = process.communicate()

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 import safetensors.torch
-from heads import free_port
+from heads import free_port, without_ray
 from runs import run_of
 from waiting import wait_until
 
@@ -84,13 +84,13 @@ def test_a_stage_on_s3__is_whole_or_made_again(bucket: str) -> None:
 def test_a_run_on_s3__killed_while_training_and_continued(
     verb: str, last: str, bucket: str, tiny_config: Config
 ) -> None:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = without_ray()
     run = run_of(tiny_config, f"{bucket}/runs/tiny")
-    process = run.start(kept, verb)
+    process = run.start(environment, verb)
     run.wait_for(f"{last}/train", process)
     process.kill()
     process.communicate()
-    run.finish(kept, verb)
+    run.finish(environment, verb)
     stages = run.stages()
     assert len(stages) == len(set(stages)) and f"{last}/evaluate" in stages
     assert run.folder.exists("summary.json") == (verb == "adapt")

@@ -1,7 +1,6 @@
 """The command with a Ray of its own, and with a running cluster that it joins."""
 
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from heads import Head, free_port, ray_head
+from heads import Head, free_port, ray_head, without_ray
 
 from daal.config import Config, RayConfig
 from daal.errors import ClusterError
@@ -22,10 +21,9 @@ pytestmark = pytest.mark.ray
 
 
 def daal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.run(
         [sys.executable, "-m", "pipelines.cli", *arguments],
-        capture_output=True, text=True, env=kept | environment,
+        capture_output=True, text=True, env=without_ray() | environment,
     )  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """S4, S5: who may talk to the Ray that `daal` starts by itself; one start, seen from outside."""
 
 import json
-import os
 import stat
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
-from heads import ray_folder
+from heads import ray_folder, without_ray
 
 pytestmark = pytest.mark.ray
 
@@ -96,8 +95,7 @@ def own_ray() -> Iterator[OwnRay]:
     with ray_folder() as scratch:
         home = Path(scratch) / "home"
         home.mkdir()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment = kept | {"HOME": str(home), "RAY_TMPDIR": scratch}
+        environment = without_ray() | {"HOME": str(home), "RAY_TMPDIR": scratch}
         complaints = Path(scratch) / "stderr"
         with complaints.open("w") as stderr:
             process = subprocess.Popen(
