@@ -5,7 +5,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # Installed once for each state of these files.
 READY  := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
-S3     := $(VENV)/s3/bin/moto_server
+BEGUN  := $(VENV)/.installing
+S3     := $(VENV)/s3/.installed
+# Debian's Python has venv in a package of its own; without it, half an environment is made.
+USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
+NEEDED := Python 3.11 or newer with venv is needed (Debian, Ubuntu: apt install python3-venv). Name \
+          one by make PYTHON=python3.12, and a new folder for its environment by VENV=FOLDER.
 
 .PHONY: demo test nightly check chaos audit docs setup
 
@@ -39,12 +44,20 @@ docs: $(READY)
 
 setup: $(READY) $(S3)
 
+# An installation that was interrupted may have left half a package, which pip takes for a whole
+# one: then all are installed again. What lies in the folder besides them stays.
 $(READY):
+	@for python in $(PYTHON) $(wildcard $(BIN)/python); do \
+	  $$python -c '$(USABLE)' 2>/dev/null || \
+	  { echo "error: $$python can't be used ($$($$python --version 2>&1)): $(NEEDED)" >&2; exit 1; }; \
+	done
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@rm -f $(VENV)/.installed-*
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' \
+	  $$(test -e $(BEGUN) && echo --ignore-installed; touch $(BEGUN))
+	@mv $(BEGUN) $@
 
-$(S3): tests/faults/s3_server.txt
-	$(PYTHON) -m venv $(VENV)/s3
+$(S3): tests/faults/s3_server.txt | $(READY)
+	$(PYTHON) -m venv --clear $(VENV)/s3
 	$(VENV)/s3/bin/pip install --quiet --requirement $<
-	touch $@
+	@touch $@

@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.small_run import settings_in, start
-from benchmarks.tables import json_lines, parser_of, tell
+from benchmarks.tables import json_lines, parse, parser_of, tell
 
 ITERATIONS = 20  # long enough for fifty kills
 LAST = f"iteration-{ITERATIONS:02d}/checkpoint/weights.safetensors"
@@ -109,7 +109,7 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=50)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--folder", type=Path, help="keeps images and runs here")
-    given = options.parse_args()
+    given = parse(options)
     with tempfile.TemporaryDirectory() as scratch:
         folder = (given.folder or Path(scratch)).absolute()
         settings = settings_in(folder, 30, *SETTINGS)

@@ -3,7 +3,6 @@
 import io
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-import pipelines  # noqa: F401  makes its settings before Ray is imported
-
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a Ray of our own, on loopback, gone in minutes
 
 import pyarrow as pa
@@ -21,6 +18,7 @@ import ray
 import ray.data
 from rich.console import Console
 
+from benchmarks.small_run import scratch_folder
 from daal.config import Config
 from daal.load_config import load_config
 from daal.network import DaalNetwork
@@ -38,7 +36,7 @@ from pipelines.workers import Workers
 @contextmanager
 def drawn_run(size: tuple[int, int], num_train_ids: int, settings: list[str]) -> Iterator["Run"]:
     """A local Ray and two drawn domains of images (height, width), for one benchmark."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         draw_domains(
             Path(scratch), num_train_ids=num_train_ids, num_test_ids=2, size=size,
             workers=os.cpu_count() or 1,
@@ -80,7 +78,7 @@ class Run:
         progress = Progress(figures.append, Console(file=io.StringIO()))
         with (
             ray_session(config.ray) as resources,
-            tempfile.TemporaryDirectory() as scratch,
+            scratch_folder() as scratch,
             Workers(config, RunFolder(scratch), resources, progress) as workers,
         ):
             pixels = Pixels(config, resources, lambda text: None)

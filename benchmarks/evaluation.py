@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.pseudo_labels import shared_memory_bytes, watched_memory
-from benchmarks.tables import parser_of
+from benchmarks.tables import aligned, parse, parser_of, say
 from daal.evaluation import EvaluationResult, evaluate
 
 ROWS = 1024
@@ -42,7 +42,7 @@ def main() -> None:
     options.add_argument("--dim", type=int, default=2048)
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--device", default="cpu")
-    given = options.parse_args()
+    given = parse(options)
 
     rows = []
     for name, signal in (("usable model", 1.0), ("bad model", 0.0)):
@@ -50,14 +50,16 @@ def main() -> None:
         rows += measure(name, query, gallery, given)
         del query, gallery
     if given.json:
-        print(json.dumps({"rows": rows}))
+        say(given, json.dumps({"rows": rows}))
         return
-    print(f"{given.queries} queries x {given.gallery} gallery images x {given.dim} dimensions")
-    print(f"{'':<44}{'ours s':>9}{'baseline s':>12}{'ratio':>7}{'memory GB':>11}{'mAP':>7}")
-    for row in rows:
-        print(f"{row['name']:<44}{row['seconds']:>9.2f}{row['baseline_s']:>12.2f}"
-              f"{row['ratio']:>7.3f}{row['peak_above_features_gb']:>11.2f}"
-              f"{row['map']:>7.1%}")  # fmt: skip
+    head = ["", "ours s", "baseline s", "ratio", "memory GB", "mAP"]
+    cells = [
+        [row["name"], f"{row['seconds']:.2f}", f"{row['baseline_s']:.2f}", f"{row['ratio']:.3f}",
+         f"{row['peak_above_features_gb']:.2f}", f"{row['map']:.1%}"]
+        for row in rows
+    ]  # fmt: skip
+    say(given, f"{given.queries} queries x {given.gallery} gallery images x {given.dim} dimensions")
+    say(given, aligned([head, *cells]))
 
 
 def draw(given: argparse.Namespace, signal: float, seed: int = 0) -> tuple[Side, Side]:

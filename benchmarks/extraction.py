@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.drawn import Group, Run, drawn_run
-from benchmarks.tables import parser_of, tell
+from benchmarks.tables import parse, parser_of, tell
 from daal.augment import normalise
 from daal.config import Config
 from daal.images import decode
@@ -34,7 +34,7 @@ def main() -> None:
     options.add_argument("--backbone", default="resnet18")
     options.add_argument("--size", type=int, nargs=2, default=[128, 64], help="height, width")
     options.add_argument("--repeats", type=int, default=2)
-    given = options.parse_args()
+    given = parse(options)
     rows = measure(given.num, given.backbone, tuple(given.size), given.repeats)
     tell(given, "Extraction, images/s", rows)
 

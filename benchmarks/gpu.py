@@ -37,6 +37,7 @@ import torch
 
 from benchmarks import gpu_checks, gpu_search, gpu_training
 from benchmarks.gpu_support import Bench, table
+from benchmarks.tables import parse, say
 
 SECTIONS = {
     "checks": gpu_checks.checks,
@@ -59,7 +60,7 @@ def main() -> None:
     )
     options.add_argument("--json", action="store_true", help="one object instead of the tables")
     options.add_argument("--out", type=Path, help="write that object to a file")
-    given = options.parse_args()
+    given = parse(options)
 
     bench = Bench(given)
     for name in given.sections:
@@ -76,7 +77,7 @@ def main() -> None:
     if given.out:
         given.out.write_text(json.dumps(found, indent=1))
     if given.json:
-        print(json.dumps(found))
+        say(given, json.dumps(found))
     sys.exit(any(row.get("ok") is False for row in bench.rows))
 
 

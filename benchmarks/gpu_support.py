@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +100,8 @@ class Bench:
         self.on_gpu = self.device.type == "cuda"
         self.sizes = QUICK if given.quick else FULL
         self.points = tuple(given.points or self.sizes.points)
-        self.quiet: bool = given.json
+        # With --json, the object alone is the result.
+        self._progress: TextIO = sys.stderr if given.json else given.results
         self.rows: list[Row] = []
         self._end = time.monotonic() + given.budget
         self._rates: tuple[float, float] | None = None
@@ -119,7 +120,7 @@ class Bench:
         return True
 
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr if self.quiet else sys.stdout, flush=True)
+        print(text, file=self._progress, flush=True)
 
     def synchronise(self) -> None:
         if self.on_gpu:

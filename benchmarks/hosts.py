@@ -14,27 +14,27 @@ import os
 import secrets
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.nodes import CPUS, SETTINGS, digest, drawn
-from benchmarks.tables import parser_of, tell
+from benchmarks.small_run import scratch_folder
+from benchmarks.tables import parse, parser_of, tell
 from daal.checkpoint import load
 from daal.errors import ClusterError
 
 STEPS = 4, 24
-READY_SECONDS = 120
+READY_SECONDS = 900
 
 
 def main() -> None:
     options = parser_of(__doc__)
     options.add_argument("--hosts", type=int, default=2, help="besides the head's")
     options.add_argument("--ids", type=int, default=40, help="drawn training identities a domain")
-    given = options.parse_args()
-    with tempfile.TemporaryDirectory(prefix="hosts") as scratch, network(given.hosts + 1) as hosts:
+    given = parse(options)
+    with scratch_folder(prefix="hosts") as scratch, network(given.hosts + 1) as hosts:
         rows = measure(hosts, Path(scratch), given.ids)
     tell(given, "A run over hosts, bytes over the cables of workers", rows)
 
@@ -138,7 +138,7 @@ class Hosts:
                 process = subprocess.Popen(
                     self.command(number, arguments), env=environment, stdout=log, stderr=log
                 )
-                stack.callback(process.wait, 60)
+                stack.callback(process.wait)
                 stack.callback(process.terminate)
                 # One after the other: nodes of one machine that start at once may be in each
                 # other's way.

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.drawn import Group, drawn_run
-from benchmarks.tables import parser_of, tell
+from benchmarks.tables import parse, parser_of, tell
 from pipelines.train_loop import Labels
 
 SETTINGS = [
@@ -27,7 +27,7 @@ def main() -> None:
     options = parser_of(__doc__)
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--fits", type=int, default=20, help="fits in a row by one group")
-    given = options.parse_args()
+    given = parse(options)
     rows = measure(given.repeats, given.fits)
     tell(given, "From labels to the first training step, seconds", rows)
 

@@ -10,21 +10,16 @@ iteration (caches are warm by then) to the last, as a share.
 
 import io
 import logging
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import psutil
-
-import pipelines  # noqa: F401  makes its settings before Ray is imported
-
-# isort: split
 import ray
 from ray._private.internal_api import node_stats
 from rich.console import Console
 
-from benchmarks.small_run import settings_in
-from benchmarks.tables import parser_of, tell
+from benchmarks.small_run import scratch_folder, settings_in
+from benchmarks.tables import parse, parser_of, say, tell
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
 from pipelines.progress import Progress
@@ -38,8 +33,8 @@ WARM = 3
 def main() -> None:
     options = parser_of(__doc__)
     options.add_argument("--iterations", type=int, default=10)
-    given = options.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
+    given = parse(options)
+    with scratch_folder() as scratch:
         rows = measure(Path(scratch), given.iterations)
     rise = {
         name: round(rows[-1][name] / rows[WARM - 1][name] - 1, 3)
@@ -47,7 +42,7 @@ def main() -> None:
     }
     tell(given, "Held after each iteration", rows, rise=rise)
     if not given.json:
-        print(f"from iteration {WARM} to the last: {rise}")
+        say(given, f"from iteration {WARM} to the last: {rise}")
 
 
 def measure(folder: Path, iterations: int) -> list[dict[str, Any]]:

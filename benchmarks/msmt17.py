@@ -25,7 +25,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.pseudo_labels import watched_memory
-from benchmarks.tables import json_lines, parser_of, tell
+from benchmarks.tables import json_lines, parse, parser_of, tell
 from daal.dataset_checks import PUBLISHED
 from daal.datasets import MSMT17_VERSIONS
 from daal.domain_style import TARGET
@@ -49,7 +49,7 @@ def main() -> None:
     options.add_argument("--versions", nargs="*", default=["V1", "V2"], choices=["V1", "V2"])
     options.add_argument("--folder", type=Path, help="keeps images and runs here")
     options.add_argument("--share", type=float, default=1.0)
-    given = options.parse_args()
+    given = parse(options)
     with tempfile.TemporaryDirectory() as scratch:
         folder: Path = given.folder or Path(scratch)
         draw_domains(folder / "drawn", num_train_ids=100, num_test_ids=2, size=SIZE)

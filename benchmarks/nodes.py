@@ -16,7 +16,6 @@ import io
 import logging
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -26,9 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pipelines  # noqa: F401  makes its settings before Ray is imported
-
-# isort: split
 import numpy as np
 import ray
 from ray._private.internal_api import node_stats
@@ -37,7 +33,7 @@ from ray.util.state import list_tasks
 from rich.console import Console
 
 from benchmarks import small_run
-from benchmarks.tables import parser_of, tell
+from benchmarks.tables import parse, parser_of, tell
 from daal.load_config import load_config
 from daal.synthetic import draw_domains
 from pipelines.adapt import Adaptation
@@ -66,8 +62,8 @@ def main() -> None:
     options.add_argument("--ids", type=int, default=40, help="drawn training identities a domain")
     options.add_argument("--lost", action="store_true", help="a node is lost, another one comes")
     options.add_argument("--elastic", action="store_true", help="1 to 2 workers")
-    given = options.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
+    given = parse(options)
+    with small_run.scratch_folder() as scratch:
         world = drawn(Path(scratch), given.ids)
         group = [f"ray.num_workers={given.workers}"]
         rows = []

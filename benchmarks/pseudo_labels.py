@@ -25,9 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-import pipelines  # noqa: F401  makes its settings before Ray is imported
 from benchmarks.gpu_support import drawn_features
-from benchmarks.tables import parser_of
+from benchmarks.tables import aligned, parse, parser_of, say
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
 from cluster.runner import Threads
 from daal.config import ClusterConfig
@@ -43,21 +42,23 @@ def main() -> None:
     options.add_argument("--ray", action="store_true", help="as Ray tasks, many for any size")
     options.add_argument("--device", default=None, help="cpu or cuda (default: cuda if it's there)")
     options.add_argument("--no-baseline", action="store_true", help="leave the product out")
-    given = options.parse_args()
+    given = parse(options)
 
     warm_up(given)
     rows = []
     for num_images in given.num:
-        row = measure(num_images, given)
-        rows.append(row)
+        rows.append(measure(num_images, given))
         if not given.json:
-            show(row)
-    if len(rows) > 1 and not given.json:
-        print("\nGrowth outside the neighbour search, from the smallest to the largest set: "
-              f"{rows[-1]['rest_s'] / rows[0]['rest_s']:.1f}x for "
-              f"{rows[-1]['num'] / rows[0]['num']:.1f}x the images")  # fmt: skip
+            say(given, described(rows[-1]))
     if given.json:
-        print(json.dumps({"rows": rows}))
+        say(given, json.dumps({"rows": rows}))
+    elif len(rows) > 1:
+        growth, more = (rows[-1][key] / rows[0][key] for key in ("rest_s", "num"))
+        say(
+            given,
+            "\nGrowth outside the neighbour search, from the smallest to the largest set: "
+            f"{growth:.1f}x for {more:.1f}x the images",
+        )
 
 
 def warm_up(given: argparse.Namespace) -> None:
@@ -83,13 +84,13 @@ def estimate(features: Floats, config: ClusterConfig, given: argparse.Namespace)
         return estimate_on_ray(
             features, config, num_blocks=num_blocks,
             gpus_per_task=0 if given.device == "cpu" else 1,
-            on_progress=None if given.json else say,
+            on_progress=None if given.json else show_progress,
         )  # fmt: skip
     with Threads(device=given.device) as runner:
         return estimate_pseudo_labels(features, config, runner=runner)
 
 
-def say(stage: str, num_done: int, num_tasks: int) -> None:
+def show_progress(stage: str, num_done: int, num_tasks: int) -> None:
     if sys.stderr.isatty() or num_done == num_tasks:
         print(f"  {stage}: {num_done} of {num_tasks} tasks", file=sys.stderr)
 
@@ -134,18 +135,25 @@ def product_seconds(features: Floats) -> float:
     return time.perf_counter() - start
 
 
-def show(row: dict[str, Any]) -> None:
-    print(f"\n{row['name']}: {row['seconds']:.2f} s", end="")
-    if row["ratio"]:
-        print(f", {row['ratio']:.2f}x the bare product ({row['product_s']:.2f} s)", end="")
-    print(f"; peak memory {row['peak_gb']:.2f} GB, {row['peak_above_features_gb']:.2f} GB of it "
-          f"by the estimate; eps {row['eps']:.3f}, {row['num_clusters']} clusters, "
-          f"{row['outlier_share']:.0%} outliers")  # fmt: skip
-    print(f"{'stage':<26}{'wall s':>9}{'CPU s':>9}{'tasks':>7}")
-    for name, stage in row["stages"].items():
-        print(f"{name:<26}{stage['wall']:>9.3f}{stage['cpu']:>9.3f}{stage['num_tasks']:>7}")
-    print(f"{'neighbour search':<26}{row['search_s']:>9.3f}")
-    print(f"{'everything else':<26}{row['rest_s']:>9.3f}", flush=True)
+def described(row: dict[str, Any]) -> str:
+    to_product = (
+        f", {row['ratio']:.2f}x the bare product ({row['product_s']:.2f} s)" if row["ratio"] else ""
+    )
+    head = (
+        f"\n{row['name']}: {row['seconds']:.2f} s{to_product}; "
+        f"peak memory {row['peak_gb']:.2f} GB, {row['peak_above_features_gb']:.2f} GB of it "
+        f"by the estimate; eps {row['eps']:.3f}, "
+        f"{row['num_clusters']} clusters, {row['outlier_share']:.0%} outliers"
+    )
+    stages = [
+        [name, f"{stage['wall']:.3f}", f"{stage['cpu']:.3f}", str(stage["num_tasks"])]
+        for name, stage in row["stages"].items()
+    ]
+    sums = [
+        ["neighbour search", f"{row['search_s']:.3f}", "", ""],
+        ["everything else", f"{row['rest_s']:.3f}", "", ""],
+    ]
+    return f"{head}\n{aligned([['stage', 'wall s', 'CPU s', 'tasks'], *stages, *sums])}"
 
 
 # ---- Memory of this process and its children ----------------------------------------------

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from benchmarks.small_run import settings_in, start
-from benchmarks.tables import json_lines, parser_of, tell
+from benchmarks.tables import json_lines, parse, parser_of, tell
 from pipelines.planned_faults import FAULTS
 
 LONGER = ["pretrain.epochs=10", "adapt.epochs=10", "adapt.steps_per_epoch=20", "iterations=1",
@@ -83,7 +83,7 @@ def seconds(out: Path) -> dict[str, float]:
 def main() -> None:
     options = parser_of(__doc__)
     options.add_argument("--folder", type=Path, help="keeps images and runs here")
-    given = options.parse_args()
+    given = parse(options)
     with tempfile.TemporaryDirectory() as scratch:
         folder = (given.folder or Path(scratch)).absolute()
         settings = settings_in(folder, 60, *LONGER)

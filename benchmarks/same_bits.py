@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import json_lines
+from benchmarks.tables import json_lines, parse, say
 from daal.synthetic import draw_domains
 from pipelines.shipped import read_config, shipped_names
 
@@ -35,18 +35,19 @@ CUT = [
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--against", type=Path, help="What an earlier call has printed.")
-    given = options.parse_args()
+    given = parse(options)
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch) / "images"
         draw_domains(images, num_train_ids=16, num_test_ids=6, images_per_camera=3, size=(64, 32))
         found = {name: left_by(name, images) for name in shipped_names()}
     if given.against is None:
-        print(json.dumps(found, indent=1))
+        say(given, json.dumps(found, indent=1))
         return
     before = json.loads(given.against.read_text())
     for name, left in found.items():
         others = {what for what in left | before[name] if left.get(what) != before[name].get(what)}
-        print(f"{name}:", f"other {sorted(others)}" if others else f"all {len(left)} equal")
+        equal = f"other {sorted(others)}" if others else f"all {len(left)} equal"
+        say(given, f"{name}: {equal}")
     sys.exit(found != before)
 
 
@@ -57,7 +58,7 @@ def left_by(recipe: str, images: Path) -> dict[str, Any]:
     settings = [f"source.root={images}/source", f"target.root={images}/target", f"out={out}",
                 f"adapt.batch_source={batch_source}", *CUT]  # fmt: skip
     command = [sys.executable, "-m", "pipelines.cli", "adapt", recipe, *settings]
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    subprocess.run(command, check=True)
     hashes = {
         name: entry["sha256"]
         for line in json_lines(out / "journal.jsonl")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from daal.synthetic import draw_domains
@@ -15,6 +16,11 @@ SETTINGS = [
     "cluster.k1=8", "soft_labels.form=normalized", "pretrain.optim.lr_new=0.01",
     "pretrain.optim.lr_backbone=0.01",
 ]  # fmt: skip
+
+
+def scratch_folder(prefix: str | None = None) -> "tempfile.TemporaryDirectory[str]":
+    """A folder for what Ray's processes write, of which some outlive their driver for a moment."""
+    return tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
 
 
 def settings_in(folder: Path, num_train_ids: int, *more: str) -> list[str]:

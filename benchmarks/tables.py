@@ -1,7 +1,9 @@
-"""What all benchmarks have: options, and a table or JSON at the end."""
+"""What all benchmarks have: options, and a table or JSON at the end, alone on standard output."""
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,33 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(options: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was given. From now on only `say` and `tell` write to standard output.
+
+    What else is written there goes to standard error: Ray prints warnings from threads of its own,
+    and programs that are started inherit the descriptor.
+    """
+    given = options.parse_args()
+    given.results = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    return given
+
+
+def say(given: argparse.Namespace, text: str) -> None:
+    """A line of the result."""
+    print(text, file=given.results, flush=True)
+
+
 def tell(given: argparse.Namespace, title: str, rows: list[dict[str, Any]], **more: Any) -> None:
     """The rows, as a table or (with what else there is to say) as one object of JSON."""
-    if given.json:
-        print(json.dumps({"rows": rows, **more}))
-    else:
-        show(title, rows)
+    say(given, json.dumps({"rows": rows, **more}) if given.json else f"\n{title}\n{table(rows)}")
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """A table: a column for each key of the first row; other rows may lack some."""
+def table(rows: list[dict[str, Any]]) -> str:
+    """A column for each key of the first row; other rows may lack some."""
     columns = list(rows[0])
-    cells = [[_text(row.get(column, "")) for column in columns] for row in rows]
-    print(f"\n{title}\n{aligned([columns, *cells])}")
+    return aligned([columns, *([_text(row.get(key, "")) for key in columns] for row in rows)])
 
 
 def aligned(cells: list[list[str]]) -> str:

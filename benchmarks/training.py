@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.drawn import Group, Run, drawn_run
-from benchmarks.tables import parser_of, tell
+from benchmarks.tables import parse, parser_of, tell
 from cluster.soft_labels import soft_label_weights
 from daal.augment import augment, sample_seeds
 from daal.config import Config
@@ -47,7 +47,7 @@ def main() -> None:
     options.add_argument("--networks", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     options.add_argument("--epochs", type=int, default=5)
     options.add_argument("--repeats", type=int, default=2)
-    given = options.parse_args()
+    given = parse(options)
     rows = [row for name in given.networks for row in measure(name, given.epochs, given.repeats)]
     tell(given, "Training, images/s", rows)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray._private import worker as rays
 from ray.exceptions import RayError
 
 from daal.available_cpus import available_cpus
@@ -28,6 +29,7 @@ from pipelines.console import errors, show
 from pipelines.ray_environment import set_for_session
 from pipelines.resources import Resources, place_in_time
 
+_RAYS_PRINT = rays.print_to_stdstream
 KNOCK_SECONDS = 10.0
 LOOK_SECONDS, LOST_SECONDS = 3.0, 40.0  # whether the cluster is there; until it is given up
 
@@ -68,12 +70,19 @@ def silence_ray_data() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def _print_on_standard_error(data: Any, ignore_prefix: bool) -> None:
+    _RAYS_PRINT({**data, "is_err": True}, ignore_prefix)
+
+
 def _start_or_join(address: str | None, config: RayConfig, verbose: bool) -> None:
     quiet = logging.INFO if verbose else logging.ERROR
     common: dict[str, Any] = {"logging_level": quiet, "log_to_driver": verbose}
     # Ray puts the current folder in front of its workers' sys.path, with whatever cluster.py lies
     # there; from here, they find the code that runs this command.
     code = Path(__file__).resolve().parents[1]
+    # Standard output is for results, and whatever is asked of `ray.init`, Ray prints there what its
+    # nodes report: a worker that was ended for want of memory, or that many have started.
+    rays.print_to_stdstream = _print_on_standard_error
     try:
         with warnings.catch_warnings(), chdir(code):
             warnings.simplefilter("ignore", FutureWarning)

@@ -8,7 +8,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import pytest
+from heads import PATIENCE
 from tiny_run import FinishedRun, tiny
 
 from daal.config import Config
@@ -18,6 +20,13 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 set_for_process()
+os.environ.update(PATIENCE)
+
+# An example that takes long says something of the machine only.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +35,6 @@ def ray_cluster() -> Iterator[None]:
     import logging
 
     import ray
-
-    import pipelines  # noqa: F401  makes its settings before Ray is imported
 
     ray.init(
         address="local", num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1",

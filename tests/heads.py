@@ -6,13 +6,25 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from waiting import wait_until
+
+# Ray gives its own processes a minute to start, which is too little on a busy machine.
+PATIENCE = {
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "900",
+    "RAY_worker_register_timeout_seconds": "900",
+}
+
+
+def without_ray() -> dict[str, str]:
+    """This process's environment without what it tells Ray, but for patience."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | PATIENCE
 
 
 @dataclass(frozen=True)
@@ -34,17 +46,36 @@ class Head:
     def kill(self) -> None:
         """As a machine that loses its power: every process at once, without a word."""
         self.process.kill()
-        kill(processes_of(self.folder))
+        end_processes(self.folder)
         self.process.wait()
 
 
 @contextmanager
+def ray_folder() -> Iterator[str]:
+    """A folder for one Ray. After the block its processes are ended and the folder is removed.
+
+    Its path is short: sockets lie deep in it, and a socket's path has 107 bytes at most.
+    """
+    # What a process leaves there as it is killed is of no interest.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        try:
+            yield folder
+        finally:
+            end_processes(folder)
+
+
+def end_processes(folder: str) -> None:
+    """Kill the processes that name the folder, until there is none."""
+    # Again and again, as one of them may have started another while the list was made.
+    wait_until(lambda: not kill(processes_of(folder)), f"processes of {folder} don't end")
+
+
+@contextmanager
 def ray_head(token: str | None = None, num_cpus: int = 4) -> Iterator[Head]:
-    """With so many logical CPUs; gone, with all it started, behind the block."""
-    with tempfile.TemporaryDirectory(prefix="ray") as scratch:
+    """With so many logical CPUs. After the block it is gone, with all it started."""
+    with ray_folder() as scratch:
         port, dashboard, metrics = free_port(), free_port(), free_port()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment = kept | {
+        environment = without_ray() | {
             "RAY_AUTH_MODE": "disabled" if token is None else "token",
             "RAY_USAGE_STATS_ENABLED": "0",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # of the jobs' python
@@ -68,12 +99,11 @@ def ray_head(token: str | None = None, num_cpus: int = 4) -> Iterator[Head]:
             environment, process,
         )  # fmt: skip
         try:
-            _wait_for(dashboard)
+            wait_until(lambda: _answers(process, dashboard), "the head doesn't start")
             yield head
         finally:
             # Ray would take half a minute to end it in peace.
             head.kill()
-            assert not wait_until_gone(scratch, 30), "processes of the head outlived it"
 
 
 def free_port() -> int:
@@ -82,18 +112,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for(port: int) -> None:
-    for _ in range(240):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.5)
+def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
+    assert process.poll() is None, f"the head has ended with exit code {process.returncode}"
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def kill(processes: list[int]) -> None:
+def kill(processes: list[int]) -> list[int]:
+    """Those that it was given."""
     for pid in processes:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    return processes
 
 
 def processes_of(folder: str, but_for: tuple[str, ...] = ()) -> list[int]:
@@ -106,12 +136,3 @@ def processes_of(folder: str, but_for: tuple[str, ...] = ()) -> list[int]:
             if named and not command.startswith(but_for):
                 found.append(process.pid)
     return found
-
-
-def wait_until_gone(folder: str, seconds: int, but_for: tuple[str, ...] = ()) -> list[int]:
-    """Those that are still there after so long, but for some that may."""
-    for _ in range(seconds):
-        if not processes_of(folder, but_for):
-            return []
-        time.sleep(1)
-    return processes_of(folder, but_for)

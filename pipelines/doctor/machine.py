@@ -26,7 +26,6 @@ from pipelines.doctor import probes
 from pipelines.doctor.probes import Facts
 
 SHM = "/dev/shm"  # noqa: S108  looked at, not written
-SECONDS_OF = {"cluster": probes.CLUSTER_SECONDS}
 DEVELOPMENT = {"dev", "docs"}  # optional dependencies that no run asks for
 IMAGENET = {  # torchvision's files; by asking it, this would take seconds longer
     ("resnet18", "imagenet"): "resnet18-f37072fd.pth",
@@ -54,10 +53,7 @@ def gather(config: Config, write_out: bool) -> dict[str, Any]:
     if address and not closed:
         questions["cluster"] = ("cluster", config.ray.model_dump_json())
     with ThreadPoolExecutor(len(questions)) as pool:
-        answers = {
-            name: pool.submit(probes.ask, *asked, seconds=SECONDS_OF.get(name, probes.SECONDS))
-            for name, asked in questions.items()
-        }
+        answers = {name: pool.submit(probes.ask, *asked) for name, asked in questions.items()}
         nvidia = pool.submit(probes.nvidia_smi)
         return {
             **dict.fromkeys(("cuml", "cupy", "faiss")),

@@ -32,8 +32,9 @@ Facts = dict[str, Any]  # with "failed" and a reason, if there is no answer
 # ---- In the process that asks -----------------------------------------------------------
 
 
-def ask(name: str, *arguments: str, seconds: float = SECONDS) -> Facts:
+def ask(name: str, *arguments: str, seconds: float | None = None) -> Facts:
     """A probe's answer, whatever becomes of it."""
+    limit = seconds or (CLUSTER_SECONDS if name == "cluster" else SECONDS)
     root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     # -P: not what lies in the current folder under a module's name.
@@ -43,10 +44,10 @@ def ask(name: str, *arguments: str, seconds: float = SECONDS) -> Facts:
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        out, err = process.communicate(timeout=seconds)
+        out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         process.kill()  # and not waited for: a process that hangs in a disk's driver stays
-        return {"failed": f"no answer within {seconds:g} s"}
+        return {"failed": f"no answer within {limit:g} s"}
     try:
         answer = json.loads(out.splitlines()[-1])
         assert isinstance(answer, dict)

@@ -3,12 +3,11 @@
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import yaml
+from waiting import wait_until
 
 from daal.config import Config
 from daal.errors import StorageError
@@ -32,18 +31,20 @@ class Run:
 
     def finish(self, environment: dict[str, str], verb: str = "adapt") -> None:
         process = self.start(environment, verb)
-        stdout, stderr = process.communicate(timeout=400)
+        stdout, stderr = process.communicate()
         assert process.returncode == 0, stdout + stderr
 
     def wait_for(self, stage: str, process: subprocess.Popen[str]) -> None:
         """Until the process has begun with the stage."""
         before = self._starts(stage)
-        for _ in range(20 * 300):
+
+        def has_begun() -> bool:
             if self._starts(stage) > before:
-                return
+                return True
             assert process.poll() is None, process.communicate()
-            time.sleep(0.05)  # stages of a tiny run are short
-        pytest.fail(f"{stage} was not reached")
+            return False
+
+        wait_until(has_begun, f"{stage} isn't reached", pause=0.05)  # its stages are short
 
     def _starts(self, stage: str) -> int:
         try:

@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,10 +61,8 @@ def test_one_rank_meets_a_nan__all_stop_before_the_weights_change(
             trainer = Trainer(
                 config, workers, Pixels(config, resources, lambda text: None), progress
             )
-            started = time.monotonic()
             with pytest.raises(TrainingDiverged, match=f"at step {bad_step + 1} ") as raised:
                 trainer._fit("adapt", config.adapt, 1, plan, source, target, labels, {})
-            assert time.monotonic() - started < 240
     assert "daal replay" in str(raised.value)
     kept = [Path(config.out) / f"adapt/diverged-rank-{rank}" for rank in (0, 1)]
     assert replay(kept[1]).diverged and math.isnan(replay(kept[1]).terms["target"])

@@ -5,19 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import safetensors.torch
-from heads import free_port
+from heads import free_port, without_ray
 from runs import run_of
+from waiting import wait_until
 
 from daal.config import Config
 from pipelines.run_folder import RunFolder
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
@@ -39,21 +40,19 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     try:
-        _make_bucket(address)
+        wait_until(lambda: _makes_bucket(server, address), "the S3 server doesn't start")
         yield "s3://bucket"
     finally:
-        server.terminate()
-        server.wait(timeout=30)
+        server.kill()
+        server.wait()
 
 
-def _make_bucket(address: str) -> None:
-    for _ in range(60):
-        try:
-            urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT"))
-            return
-        except OSError:
-            time.sleep(1)
-    pytest.fail("the S3 server did not start")
+def _makes_bucket(server: subprocess.Popen[bytes], address: str) -> bool:
+    assert server.poll() is None, f"the S3 server has ended with exit code {server.returncode}"
+    with suppress(OSError):
+        urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
+        return True
+    return False
 
 
 def test_a_stage_on_s3__is_whole_or_made_again(bucket: str) -> None:
@@ -85,13 +84,13 @@ def test_a_stage_on_s3__is_whole_or_made_again(bucket: str) -> None:
 def test_a_run_on_s3__killed_while_training_and_continued(
     verb: str, last: str, bucket: str, tiny_config: Config
 ) -> None:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = without_ray()
     run = run_of(tiny_config, f"{bucket}/runs/tiny")
-    process = run.start(kept, verb)
+    process = run.start(environment, verb)
     run.wait_for(f"{last}/train", process)
     process.kill()
     process.communicate()
-    run.finish(kept, verb)
+    run.finish(environment, verb)
     stages = run.stages()
     assert len(stages) == len(set(stages)) and f"{last}/evaluate" in stages
     assert run.folder.exists("summary.json") == (verb == "adapt")

@@ -115,7 +115,6 @@ def test_a_full_disk__keeps_what_was_finished_and_names_the_file(small_disk: Pat
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 def test_a_disk_that_fills_while_training__the_same_run_goes_on_once_there_is_room(
     ray_cluster: None, tiny_config: Config, small_disk: Path
 ) -> None:

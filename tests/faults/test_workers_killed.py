@@ -22,7 +22,7 @@ from pipelines.session import ray_session
 from pipelines.train_state import Weights
 from pipelines.workers import Workers
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.ray
 
 
 # Three epochs of six steps, a checkpoint behind each.

@@ -37,7 +37,6 @@ def started() -> tuple[list[str], Callable[[str], None]]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(400)
 def test_rows_share_runs_and_pretraining__what_fails_is_named__nothing_is_repeated(
     ray_cluster: None, tiny_config: Config, tmp_path: Path, started: tuple
 ) -> None:

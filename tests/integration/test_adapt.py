@@ -22,6 +22,7 @@ from daal.optimizer import make_optimizer, set_learning_rate
 from daal.plan import Plan
 from daal.step import mixed_precision, train_step
 from pipelines.adapt import Adaptation
+from pipelines.evaluate import evaluate_file
 from pipelines.fit import Trainer, class_labels
 from pipelines.ingest import ingest
 from pipelines.pixels import Images, Pixels, decode_rows
@@ -144,8 +145,9 @@ def test_adapt__as_udap_does__and_stops_when_the_labels_stay_the_same(
     ]))  # fmt: skip
     output = io.StringIO()
     summary = run(config, output)
-    assert summary["adapted"]["map"] > 0
     out = Path(config.out) / "iteration-01"
+    scores = evaluate_file(out / "features.parquet")
+    assert summary["adapted"]["map"] == pytest.approx(scores.map)
     distance = pq.read_table(out / "source_distance.parquet")["source_distance"].to_numpy()
     features = pq.read_table(out.with_name("pretrain") / "features.parquet")
     assert len(distance) == len(features) and 0 <= distance.min() < distance.max() == 1
@@ -175,8 +177,9 @@ def test_adapt__as_ssg_does__each_part_of_the_body_is_clustered_apart(
         "network.last_stride=1", "network.stripes=2", "iterations=2", "select=silhouette",
     ]))  # fmt: skip
     summary = run(config)
-    assert summary["adapted"]["map"] > 0
     out = Path(config.out) / "iteration-01"
+    scores = evaluate_file(out.with_name(summary["selected"]) / "features.parquet")
+    assert summary["adapted"]["map"] == pytest.approx(scores.map)
     distance = pq.read_table(out / "source_distance.parquet").drop_columns(["path"])
     features = pq.read_table(out.with_name("pretrain") / "features.parquet")
     train = features["split"].to_numpy(zero_copy_only=False) == "train"

@@ -17,7 +17,7 @@ from pipelines.shipped import shipped_names
 def daal(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pipelines.cli", *arguments],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True,
     )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def test_completion__is_what_a_shell_can_take() -> None:
         [str(Path(sys.executable).with_name("daal"))],
         env={**os.environ, "_DAAL_COMPLETE": "complete_bash", "COMP_WORDS": "daal ad",
              "COMP_CWORD": "1"},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True,
     )  # fmt: skip
     assert result.stdout.split() == ["adapt"], result.stderr
 

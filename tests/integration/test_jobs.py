@@ -5,11 +5,11 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from heads import Head, free_port, ray_head
+from waiting import wait_until
 
 from daal.config import Config
 from daal.errors import ConfigError
@@ -30,7 +31,7 @@ TOKEN = "0123456789abcdef" * 4
 def daal(head: Head, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "daal", *arguments, f"--address={head.dashboard}"],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True,
         env=head.environment | {"RAY_AUTH_TOKEN": token},
     )  # fmt: skip
 
@@ -38,10 +39,7 @@ def daal(head: Head, *arguments: str, token: str = TOKEN) -> subprocess.Complete
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     with ray_head(TOKEN) as started:
-        for _ in range(30):
-            if daal(started, "status").returncode == 0:
-                break
-            time.sleep(1)
+        wait_until(lambda: daal(started, "status").returncode == 0, "the job API doesn't answer")
         yield started
 
 
@@ -59,7 +57,7 @@ class Watched(threading.Thread):
                 headers={"Authorization": f"Bearer {TOKEN}"},
             )
             try:
-                with urllib.request.urlopen(request, timeout=5) as answer:
+                with urllib.request.urlopen(request) as answer:
                     text = answer.read().decode()
             except OSError:
                 continue
@@ -102,30 +100,26 @@ def prometheus(head: Head, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
     def query(expression: str) -> list[dict[str, Any]]:
         text = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"http://{address}/api/v1/query?{text}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://{address}/api/v1/query?{text}") as answer:
             found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
             return found
 
     try:
-        _wait_for(f"http://{address}/-/ready")
+        wait_until(lambda: _is_ready(address), "prometheus doesn't start")
         yield query
     finally:
-        process.terminate()
-        process.wait(timeout=30)
+        process.kill()
+        process.wait()
 
 
-def _wait_for(address: str) -> None:
-    for _ in range(60):
-        try:
-            urllib.request.urlopen(address, timeout=10).close()
-            return
-        except OSError:
-            time.sleep(1)
-    pytest.fail(f"nothing answers at {address}")
+def _is_ready(address: str) -> bool:
+    with suppress(OSError):
+        urllib.request.urlopen(f"http://{address}/-/ready").close()
+        return True
+    return False
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
 def test_a_run_is_submitted_followed_and_seen(
     head: Head, prometheus: Query | None, tiny_config: Config, tmp_path: Path
 ) -> None:
@@ -144,10 +138,10 @@ def test_a_run_is_submitted_followed_and_seen(
     assert {"ray_daal_map", "ray_daal_loss", "ray_daal_clusters", "ray_daal_stage"} <= names
     assert all('run="tiny"' in line for line in watched.lines)
     if prometheus is not None:
-        (score,) = prometheus('last_over_time(ray_daal_map{run="tiny"}[10m])')
+        (score,) = prometheus('last_over_time(ray_daal_map{run="tiny"}[2h])')
         summary = json.loads((tmp_path / "runs/Tiny/summary.json").read_text())
         assert float(score["value"][1]) == pytest.approx(summary["adapted"]["map"])
-        stages = prometheus('last_over_time(ray_daal_stage{run="tiny"}[10m])')
+        stages = prometheus('last_over_time(ray_daal_stage{run="tiny"}[2h])')
         assert "pretrain/train" in {series["metric"]["stage"] for series in stages}
 
     status = daal(head, "status", "tiny")
@@ -157,7 +151,6 @@ def test_a_run_is_submitted_followed_and_seen(
 
 @pytest.mark.ray
 @pytest.mark.nightly
-@pytest.mark.timeout(600)
 def test_a_name_submitted_again_continues_the_run__an_exit_code_is_the_run_s(
     head: Head, tiny_config: Config, tmp_path: Path
 ) -> None:
@@ -179,18 +172,16 @@ def test_a_name_submitted_again_continues_the_run__an_exit_code_is_the_run_s(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(200)
 def test_a_wrong_token_is_refused(head: Head) -> None:
     refused = daal(head, "status", token="f" * 64)
     assert refused.returncode == 6, refused.stdout + refused.stderr
     assert "refuses the token" in refused.stderr and "Traceback" not in refused.stderr
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{head.dashboard}/api/jobs/", timeout=10)
+        urllib.request.urlopen(f"{head.dashboard}/api/jobs/")
 
 
 @pytest.mark.ray
 @pytest.mark.nightly
-@pytest.mark.timeout(600)
 def test_two_runs_that_fit_only_one_at_a_time(
     head: Head, two_workers: Config, tmp_path: Path
 ) -> None:
@@ -218,14 +209,14 @@ def test_prometheus_scrapes_with_the_token_as_shipped(head: Head, prometheus: Qu
         pytest.skip("prometheus is not installed (Debian: apt install prometheus)")
     # Ray names two more servers, at fixed ports: of several Rays on a machine only one has them.
     node = 'up{instance!~".*:(44217|44227)"}'
-    for _ in range(60):
+
+    def is_up() -> bool:
         found = prometheus(node)
-        if found and found[0]["value"][1] == "1":
-            break
-        time.sleep(1)
-    assert found and found[0]["value"][1] == "1", prometheus("up")
+        return bool(found) and found[0]["value"][1] == "1"
+
+    wait_until(is_up, "prometheus doesn't reach the node")
     # Ray 2.60 shows its metrics to anyone who reaches the port; docs/cluster.md says so.
-    with urllib.request.urlopen(f"http://127.0.0.1:{head.metrics_port}/metrics", timeout=10) as it:
+    with urllib.request.urlopen(f"http://127.0.0.1:{head.metrics_port}/metrics") as it:
         assert it.status == 200
 
 

@@ -28,7 +28,7 @@ CONFIG = ClusterConfig(eps_rule="q", q=8, k1=10)
 def daal_label(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "pipelines.cli", "label", *map(str, arguments)],
-        capture_output=True, text=True, timeout=280,
+        capture_output=True, text=True,
     )  # fmt: skip
 
 
@@ -103,8 +103,9 @@ def test_array_file(known, tmp_path, run):
 
 def test_on_ray(file, known, tmp_path):
     out = tmp_path / "labels.parquet"
-    result = daal_label(file, "--out", out, "--ray", *RULE, "ray.num_workers=1")
+    result = daal_label(file, "--out", out, "--ray", "--json", *RULE, "ray.num_workers=1")
     assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["num_images"] == 300
     labels = pq.read_table(out)["pseudo_label"]
     assert np.array_equal(labels, estimate_pseudo_labels(known[0], CONFIG).labels)
 

@@ -29,7 +29,6 @@ def check_spread(row: dict[str, Any], number: int) -> None:
     assert row["nodes_of_tasks"]["RayTrainWorker.run_train_fn"] == number
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.nightly
 def test_two_nodes__everything_comes_once__and_one_may_be_lost() -> None:
     rows = measure("--nodes", "2", "--workers", "2", "--lost")
@@ -40,7 +39,7 @@ def test_two_nodes__everything_comes_once__and_one_may_be_lost() -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 def test_one_to_four_nodes_give_the_same_bits__and_elastic_runs_go_on_alone() -> None:
     rows = measure("--nodes", "1", "2", "4", "--lost", "--elastic")
     for number in (1, 2, 4):
@@ -51,7 +50,6 @@ def test_one_to_four_nodes_give_the_same_bits__and_elastic_runs_go_on_alone() ->
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(900)
 def test_hosts_joined_by_a_network__the_same_bits_as_nodes_of_one_machine() -> None:
     if os.geteuid() != 0 or subprocess.run(["unshare", "-n", "true"], check=False).returncode:
         pytest.skip("network namespaces can't be made here (they need root)")

@@ -40,7 +40,7 @@ def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
             f"--user-data-dir={page.parent}/profile", "--enable-logging=stderr", "--v=0",
             *options, page.as_uri(),
         ],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True,
     )  # fmt: skip
 
 

@@ -111,11 +111,21 @@ def test_a_full_gpu__the_cpu_makes_the_same_labels(monkeypatch) -> None:
 def test_killed_workers_change_no_bit(ray_cluster):
     features = drawn_features(8000, 1024, num_copies=0)
     config = ClusterConfig(eps_rule="q")
+    expected = estimate_pseudo_labels(features, config)
+    for _ in range(10):  # on a busy machine, the killer may come too late
+        found, num_killed = estimate_while_two_workers_are_killed(features, config)
+        assert_same(found, expected)
+        if num_killed == 2:
+            return
+    pytest.fail("two workers were never caught at work")
+
+
+def estimate_while_two_workers_are_killed(features, config):
+    """The labels, and how many workers were caught at work, one after the other."""
     killed = []
     done = threading.Event()
 
     def kill():
-        """Two workers, one after the other, while they are at work."""
         while len(killed) < 2 and not done.is_set():
             at_work = [pid for pid in workers_at("ray::neighbours: products") if pid not in killed]
             if at_work:
@@ -126,12 +136,10 @@ def test_killed_workers_change_no_bit(ray_cluster):
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        found = estimate_on_ray(features, config, num_blocks=8)
+        return estimate_on_ray(features, config, num_blocks=8), len(killed)
     finally:
         done.set()
         thread.join()
-    assert len(killed) == 2, "a worker was not caught at work"
-    assert_same(found, estimate_pseudo_labels(features, config))
 
 
 def workers_at(title):
@@ -163,7 +171,7 @@ def test_number_of_workers_changes_no_bit(num_cpus, tmp_path):
     )
     result = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -196,7 +204,7 @@ def test_dense_blocks_are_tasks_side_by_side(ray_cluster):
 def test_cancelling_frees_the_cluster(ray_cluster):
     runner = RayTasks("cpu", 4, None)
     for _ in range(4):  # on all four CPUs
-        runner.submit("sleeping", time.sleep, 250)
+        runner.submit("sleeping", time.sleep, 10_000)  # longer than a test may take
     runner.cancel()
     assert runner.collect([runner.submit("after", int)]) == [0]
 

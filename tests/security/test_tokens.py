@@ -137,7 +137,6 @@ def test_s5_the_address_that_was_checked_is_the_one_that_is_asked(
     assert given.heard and not other.heard  # type: ignore[attr-defined]
 
 
-@pytest.mark.timeout(600)
 def test_s5_no_command_prints_the_token(
     tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ def test_split_features__hand_computed() -> None:
     assert specific.flatten().tolist() == [1.5, -2.0]  # Eq. 2: (1 - A) x F
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**31), height=st.integers(2, 9), width=st.integers(2, 5))
 def test_module__parts_add_up_and_attention_is_open_interval(
     seed: int, height: int, width: int

@@ -62,7 +62,7 @@ def test_seeds_depend_on_every_part() -> None:
     assert sample_seeds(3, 0, 0, 0, ids.int()).equal(sample_seeds(3, 0, 0, 0, ids))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(order=st.permutations(range(12)), cut=st.integers(1, 11))
 def test_does_not_depend_on_the_batch(order: list[int], cut: int) -> None:
     images, seeds = random_images(12), seeds_of(12)

@@ -80,7 +80,7 @@ def check_golden(arrays: dict[str, NDArray[np.float64]]) -> None:
 
 
 # Few values, so that there are many ties, copies, junk boxes and queries without a match.
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     data=st.data(),
     channels=st.integers(1, 3),

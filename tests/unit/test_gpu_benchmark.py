@@ -74,33 +74,33 @@ def test_quick_run__every_section_has_its_rows(tmp_path: Path) -> None:
 
 
 def test_a_check_that_fails__exit_status(
-    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     checks = sys.modules["benchmarks.gpu_checks"]
     monkeypatch.setattr(checks, "_group_error", lambda *_: 0.5)
     monkeypatch.setattr(checks, "CHECKS", [checks._group_batch_norm, checks._augmentation])
     assert run(gpu, monkeypatch, "--sections", "checks") == 1
-    rows = json.loads(capsys.readouterr().out)["rows"]
+    rows = json.loads(capfd.readouterr().out)["rows"]
     assert [row["ok"] for row in rows] == [False, True]
 
 
 def test_a_check_that_breaks_is_a_row_too(
-    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def _broken(_: object) -> None:
         raise RuntimeError("no kernel for this device")
 
     monkeypatch.setattr(sys.modules["benchmarks.gpu_checks"], "CHECKS", [_broken])
     assert run(gpu, monkeypatch, "--sections", "checks") == 1
-    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    (row,) = json.loads(capfd.readouterr().out)["rows"]
     assert row["name"] == "check: broken" and "no kernel" in row["error"]
 
 
 def test_no_time_left__rows_say_so(
-    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(gpu, monkeypatch, "--budget", "0") == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
+    rows = json.loads(capfd.readouterr().out)["rows"]
     assert [row["name"] for row in rows] == list(gpu.SECTIONS)
     assert all("--budget" in row["left_out"] for row in rows)
 

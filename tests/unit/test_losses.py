@@ -60,7 +60,7 @@ logits_and_labels = st.integers(0, 2**31).map(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(logits_and_labels)
 def test_eq5__is_eq3_for_one_hot_weights_and_linear_in_them(
     case: tuple[torch.Tensor, torch.Tensor],
@@ -73,13 +73,16 @@ def test_eq5__is_eq3_for_one_hot_weights_and_linear_in_them(
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(logits_and_labels)
-def test_eq3_eq6__never_negative_and_shift_invariant(
+def test_eq3__of_any_case__and_eq6_is_shift_invariant(
     case: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     logits, labels = case
-    assert hard_label_loss(logits, labels) >= 0
+    rows = zip(logits.double().tolist(), labels.tolist(), strict=True)
+    expected = [math.log(sum(map(math.exp, row))) - row[label] for row, label in rows]
+    loss = hard_label_loss(logits, labels).item()
+    assert math.isclose(loss, sum(expected) / len(expected), rel_tol=1e-4, abs_tol=1e-5)
     assert torch.allclose(
         domain_loss(logits[:, :2], labels % 2),
         domain_loss(logits[:, :2] + 7, labels % 2),
@@ -87,7 +90,7 @@ def test_eq3_eq6__never_negative_and_shift_invariant(
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(logits_and_labels)
 def test_eq7__source_rows_do_not_see_the_target_term(
     case: tuple[torch.Tensor, torch.Tensor],

@@ -42,7 +42,7 @@ def exact_sides(kind: str, seed: int) -> tuple[Arrays, Arrays]:
     return query, gallery
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     kind=st.sampled_from(["coarse", "near ties", "collapsed", "two values", "far", "one outlier"]),
     seed=st.integers(0, 2**32 - 1),
@@ -60,7 +60,7 @@ def test_any_round_of_products_equals_plain_loops(
         check_against_loops(query, gallery)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),

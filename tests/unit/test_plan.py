@@ -27,7 +27,7 @@ def test_one_epoch_is_one_pass_over_the_target() -> None:
     assert set(seen) <= set(range(100, 170))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), world_size=st.sampled_from([1, 2, 3, 6]), step=st.integers(0, 14))
 def test_shares_make_up_the_global_batch(seed: int, world_size: int, step: int) -> None:
     batch = make(seed).batch(step)

@@ -85,19 +85,21 @@ def test_the_terminal_is_as_before__however_a_stage_ends(ending: type | None) ->
     assert output.index(HIDE) < output.index(SHOW)
 
 
-def test_no_terminal_control_where_there_is_no_terminal() -> None:
-    output, events = io.StringIO(), []
+def test_no_terminal_control_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    output, events, now = io.StringIO(), [], [100.0]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
     progress = Progress(events.append, Console(file=output, width=200))
     with progress.stage("iteration-01/train"):
         progress._show(TRAINING)
         progress._show({**TRAINING, "step": 46})  # too soon for another line
         progress._show({**TRAINING, "step": 100})
+        now[0] += 7
     text = output.getvalue()
     assert "\x1b" not in text
     assert "step 45/100" in text and "step 46/100" not in text and "step 100/100" in text
     assert "iteration-01/train: done in" in text
     assert [event.get("state") for event in events] == ["started", None]
-    assert events[1]["stage"] == "iteration-01/train" and events[1]["seconds"] >= 0
+    assert events[1]["stage"] == "iteration-01/train" and events[1]["seconds"] == 7
 
 
 @pytest.mark.parametrize("console", [terminal(), Console(file=io.StringIO())])

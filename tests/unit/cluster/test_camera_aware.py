@@ -53,7 +53,7 @@ unit_drawn = st.builds(
 counts = st.tuples(st.integers(1, 35), st.integers(1, 35), st.integers(1, 35), st.integers(0, 35))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.one_of(unit_lattice, unit_drawn),
     st.integers(1, 4),

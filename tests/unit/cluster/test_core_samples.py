@@ -104,7 +104,7 @@ graphs = st.integers(1, 14).flatmap(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     graphs,
     st.sampled_from([0.0, 0.1, 0.2, 0.25, 0.3, 0.9]),

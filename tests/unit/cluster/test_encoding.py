@@ -70,7 +70,7 @@ def test_exponential_counts_eight_and_more_as_eight(x):
     assert exponential(x, exp_tables()) == pytest.approx(2**32 * math.exp(-8), abs=1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lattice,
     st.integers(1, 40),

@@ -55,7 +55,7 @@ def test_neighbours_are_exact_at_any_scale_and_offset(runner, scale):
     assert_is_exact(nearest(runner, features, 11), features, 11)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lattice, st.integers(1, 40), st.integers(1, 5))
 def test_ties_and_copies_are_ordered_by_index(runner, features, k, num_blocks):
     assert_is_exact(nearest(runner, features, k, num_blocks), features, k)
@@ -161,7 +161,7 @@ def both_ways(runner, monkeypatch, features, k, num_blocks):
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lattice, st.integers(1, 40), st.integers(1, 5))
 def test_copies_set_aside_or_in_place_are_the_same(runner, features, k, num_blocks):
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -325,7 +325,7 @@ def test_the_farthest_is_found_behind_a_full_list_of_farther_products(runner, pr
 # ---- Groups -----------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lattice, st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 9))
 def test_groups_are_searched_apart(runner, features, k, num_blocks, num_groups, seed):
     of_N = np.sort(np.random.default_rng(seed).integers(0, num_groups, len(features)))

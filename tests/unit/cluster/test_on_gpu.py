@@ -104,7 +104,7 @@ def test_refined_rows_of_other_groups():
     assert_refined_alike(features, lists[0], 8, itself_first=False)  # nobody at all
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lattice, st.integers(1, 12))
 def test_refined_rows_with_ties(features, k):
     k = min(k, len(features))
@@ -217,7 +217,7 @@ def test_histogram(stages, every):
         assert np.array_equal(found, expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lattice, st.integers(1, 12), st.integers(1, 5), st.sampled_from(["zhong", "faiss"]))
 def test_any_small_set(runner, features, k1, k2, dialect):
     stages = Stages(features, k1, k2, dialect, runner)

@@ -38,7 +38,7 @@ def test_stored_reference(path):
     assert np.array_equal(dbscan(distance, eps, 4, "components"), golden["labels"])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     lattice,
     st.integers(1, 40),

@@ -4,10 +4,12 @@ import gc
 import threading
 import time
 import weakref
+from contextlib import suppress
 
 import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
+from waiting import wait_until
 
 from cluster.runner import TaskTime, Threads, by_stage
 
@@ -38,7 +40,7 @@ def test_tasks_that_wait_hold_no_thread():
     """If one did, the last task would find both threads taken, and the first would wait for it."""
     started = threading.Event()
     with Threads(2, "cpu") as runner:
-        first = runner.submit("wait", started.wait, 10)
+        first = runner.submit("wait", started.wait)
         later = [runner.submit("add", add, first, number) for number in range(100)]
         runner.submit("start", started.set)
         assert runner.collect([first, *later]) == [True, *range(1, 101)]
@@ -68,22 +70,21 @@ def test_an_error_in_a_task_reaches_collect_through_all_that_need_it(num_results
 
 
 def test_after_an_error_the_pool_shuts_down_and_waiting_tasks_never_start():
-    before = threading.active_count()
-    release, ran = threading.Event(), []
+    before, ran = threading.active_count(), []
+
+    def is_closed():
+        with suppress(RuntimeError):
+            runner.submit("late", int)
+            return False
+        return True
+
     with pytest.raises(ValueError, match="broken stage"):
         with Threads(2, "cpu") as runner:
-            slow = runner.submit("slow", release.wait, 10)
+            slow = runner.submit("slow", wait_until, is_closed, "the pool stays open")
             runner.submit("after", ran.append, slow)
-            try:
-                runner.collect([runner.submit("fail", fail)])
-            finally:
-                threading.Timer(0.05, release.set).start()
-    assert ran == []
-    release.wait(10)
-    deadline = time.time() + 10
-    while threading.active_count() > before and time.time() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+            runner.collect([runner.submit("fail", fail)])
+    assert slow.done() and ran == []
+    wait_until(lambda: threading.active_count() <= before, "a thread outlives the pool")
 
 
 @pytest.fixture
@@ -165,8 +166,7 @@ def test_values_are_freed_when_nobody_needs_them_any_more():
                 alive.append(weakref.ref(runner.collect([handle])[0]))
                 handle = runner.submit("next", step, handle)
             runner.collect([handle])
-            time.sleep(0.1)
-            assert [value() for value in alive] == [None] * 10
+            wait_until(lambda: not any(value() for value in alive), "a value is kept")
     finally:
         gc.enable()
 
@@ -189,7 +189,7 @@ def test_an_error_in_a_long_graph_is_one_error(capfd):
     with pytest.raises(ZeroDivisionError):
         with Threads(2) as runner:
             gate = threading.Event()
-            handle = runner.submit("wait", gate.wait, 5)
+            handle = runner.submit("wait", gate.wait)
             for _ in range(2000):
                 handle = runner.submit("next", lambda value: value, handle)
             failed = runner.submit("fails", lambda: 1 / 0)

@@ -1,0 +1,89 @@
+"""Standard output is for results: a machine that reads it finds nothing else there."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from daal.config import RayConfig
+from daal.errors import ClusterError
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
+PARTS = {"drawn", "gpu_checks", "gpu_search", "gpu_support", "gpu_training", "small_run", "tables"}
+# As Ray's threads, a library in C and a program that is started write to it.
+NOISY = """
+import os, subprocess, sys
+from benchmarks.tables import parse, parser_of, tell
+
+given = parse(parser_of("Noise."))
+print("a thread")
+os.write(1, b"a library\\n")
+subprocess.run([sys.executable, "-c", "print('a program')"], check=True)
+tell(given, "A table", [{"name": "x", "ratio": 0.5}], same=True)
+print("afterwards")
+"""
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_benchmark__whatever_writes_beside_it() -> None:
+    done = python("-c", NOISY, "--json")
+    assert json.loads(done.stdout) == {"rows": [{"name": "x", "ratio": 0.5}], "same": True}
+    assert set(done.stderr.splitlines()) == {"a thread", "a library", "a program", "afterwards"}
+    assert python("-c", NOISY).stdout == "\nA table\nname  ratio\nx     0.500\n"
+
+
+def test_a_real_benchmark() -> None:
+    small = ["--queries", "40", "--gallery", "300", "--dim", "16", "--repeats", "1"]
+    done = python("-m", "benchmarks.evaluation", "--json", *small)
+    assert len(json.loads(done.stdout)["rows"]) == 4, done.stderr
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_no_benchmark_writes_past_it(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    prints = [call for call in calls if ast.unparse(call.func) == "print"]
+    assert [ast.unparse(call) for call in prints if not call.keywords] == []
+    if path.stem not in PARTS:
+        assert "parse" in {ast.unparse(call.func) for call in calls}
+        assert not any(ast.unparse(call.func).endswith("parse_args") for call in calls)
+
+
+def test_what_ray_s_nodes_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray._private import worker
+
+    from pipelines import session
+
+    monkeypatch.setattr(worker, "print_to_stdstream", session._RAYS_PRINT)  # put back afterwards
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # nobody listens there
+    with pytest.raises(ClusterError), session.ray_session(RayConfig()):
+        pass
+    said = {"lines": ["a worker was ended for want of memory"], "pid": "raylet", "is_err": False}
+    worker.print_to_stdstream(said, ignore_prefix=False)
+    output = capsys.readouterr()
+    assert output.out == "" and "for want of memory" in output.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["config", "show", "demo", "--json"],
+        ["config", "schema"],
+        ["adapt", "demo", "--dry-run", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_a_command(arguments: list[str], tiny_world: Path) -> None:
+    roots = [f"source.root={tiny_world}/source", f"target.root={tiny_world}/target"]
+    given = roots if "demo" in arguments else []
+    done = python("-m", "pipelines.cli", *arguments[:3], *given, *arguments[3:])
+    assert json.loads(done.stdout), done.stderr
