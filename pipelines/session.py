@@ -22,18 +22,22 @@ from daal.config import RayConfig
 from daal.errors import ClusterError
 from pipelines.console import errors, show
 from pipelines.knock import knock
-from pipelines.resources import Resources, place_in_time
+from pipelines.resources import Resources
+from pipelines.wait_for_nodes import place_in_time
 
 KNOCK_SECONDS = 10.0
 LOOK_SECONDS, LOST_SECONDS = 3.0, 40.0  # whether the cluster is there; until it is given up
 
 
 @contextmanager
-def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]:
+def ray_session(
+    config: RayConfig, verbose: bool = False, common_batch: int = 0
+) -> Iterator[Resources]:
     """Ray for the length of a run: RAY_ADDRESS's cluster if set, a local one otherwise.
 
     A local Ray listens on loopback only and asks for a token, unless RAY_AUTH_MODE says
     otherwise; it gets as many logical CPUs as the run needs, however few cores there are.
+    The run's workers share batches that `common_batch` divides (`pipelines.resources.plan`).
 
     Raises:
         ClusterError: the cluster can't be reached, refuses the token or is too small.
@@ -44,13 +48,13 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
     if not verbose:
         silence_ray_data()
     if not ours:
-        yield place_in_time(config)
+        yield place_in_time(config, common_batch)
         return
     _end_on_sigterm()
     over = threading.Event()
     threading.Thread(target=_watch_cluster, args=(over,), daemon=True).start()
     try:
-        yield place_in_time(config)
+        yield place_in_time(config, common_batch)
     finally:
         over.set()
         ray.shutdown()

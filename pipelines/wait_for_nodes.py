@@ -1,0 +1,113 @@
+"""A cluster that is too small for a run gets time to grow: an autoscaler starts nodes on demand."""
+
+import json
+import os
+import time
+
+import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.experimental.internal_kv import _internal_kv_get
+
+from daal.config import RayConfig
+from daal.errors import ClusterError
+from pipelines.console import show
+from pipelines.resources import Resources, cluster_nodes, count_places, place
+
+# Without word of new nodes for so long, none are coming: autoscalers report every 5 seconds.
+QUIET_SECONDS = 20.0
+POLL_SECONDS = 1.0
+
+
+def place_in_time(config: RayConfig, common_batch: int = 0) -> Resources:
+    """`place`, as soon as there are nodes enough. With ray.use_gpu=auto, GPUs are waited for if
+    the cluster starts nodes that have some.
+
+    Raises:
+        ClusterError: the run doesn't fit, after ray.wait_minutes.
+    """
+    # A local Ray has no nodes to wait for.
+    if not os.environ.get("RAY_ADDRESS") or config.wait_minutes == 0:
+        return place(config, common_batch)
+    last = time.monotonic() + 60 * config.wait_minutes
+    asked = config.use_gpu == "auto" and _wait_for_gpus(config, last)
+    try:
+        while True:
+            try:
+                return place(config, common_batch)
+            except ClusterError as error:
+                if time.monotonic() >= last:
+                    raise
+                if not asked:
+                    _ask_for_nodes(config, with_gpus=config.use_gpu is True)
+                    asked = True
+                    waits = f"Waiting for nodes for up to {config.wait_minutes:g} minutes"
+                    show("yellow", "note", f"{error} {waits} (ray.wait_minutes).")
+            time.sleep(min(5.0, max(0.1, last - time.monotonic())))
+    finally:
+        if asked:
+            request_resources(bundles=[])  # the run's own tasks and workers hold the nodes now
+
+
+def _wait_for_gpus(config: RayConfig, last: float) -> bool:
+    """Asks an autoscaler for the workers' GPUs, until they are there or none are coming.
+
+    Returns whether it has asked.
+    """
+    if _gpus_are_there(config) or nodes_are_coming() is None:
+        return False
+    _ask_for_nodes(config, with_gpus=True)
+    show(
+        "yellow",
+        "note",
+        f"waiting for GPUs for {config.num_workers} workers, which the cluster may start, for up "
+        f"to {config.wait_minutes:g} minutes (ray.wait_minutes); ray.use_gpu=false takes CPUs.",
+    )
+    heard = time.monotonic()
+    while not _gpus_are_there(config) and time.monotonic() < last:
+        if nodes_are_coming():
+            heard = time.monotonic()
+        elif time.monotonic() - heard > QUIET_SECONDS:
+            break
+        time.sleep(POLL_SECONDS)
+    if not count_places(cluster_nodes(), config, use_gpu=True):
+        show(
+            "yellow",
+            "note",
+            "the cluster has started no nodes with GPUs, so the run takes CPUs; "
+            "ray.use_gpu=true waits for GPUs and ends without them.",
+        )
+        request_resources(bundles=[])
+        return False
+    return True
+
+
+def _gpus_are_there(config: RayConfig) -> bool:
+    return count_places(cluster_nodes(), config, use_gpu=True) >= config.least_workers
+
+
+def nodes_are_coming() -> bool | None:
+    """Whether the cluster's autoscaler is starting nodes; None if the cluster has none.
+
+    From what `ray status` shows, of either version of Ray's autoscaler. Without one, Ray names
+    each node's type after the node, and takes requests that nobody answers.
+    """
+    if is_autoscaler_v2():
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        types = [node.ray_node_type_name for node in [*status.active_nodes, *status.idle_nodes]]
+        coming = [*status.pending_launches, *status.pending_nodes]
+    else:
+        text = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+        report = json.loads(text or "{}").get("autoscaler_report") or {}
+        types = list(report.get("active_nodes", {}))
+        coming = [*report.get("pending_launches", {}), *report.get("pending_nodes", [])]
+    if types and all(name.startswith("node_") for name in types):
+        return None
+    return bool(coming)
+
+
+def _ask_for_nodes(config: RayConfig, with_gpus: bool) -> None:
+    worker = {"CPU": config.cpus_per_worker} | ({"GPU": 1} if with_gpus else {})
+    request_resources(bundles=[worker] * config.num_workers + [{"CPU": 1}] * config.data_cpus)

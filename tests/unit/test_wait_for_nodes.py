@@ -1,0 +1,108 @@
+"""How long a run waits for nodes, and for which, on clusters that aren't here."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from daal.config import RayConfig
+from daal.errors import ClusterError
+from pipelines import wait_for_nodes as module
+from pipelines.resources import Node
+from pipelines.wait_for_nodes import place_in_time
+
+HEAD, GPU_NODE = Node(8, 0, 8, 10**9), Node(16, 1, 16, 10**9)
+
+
+class Cluster:
+    """A head, and an autoscaler (None: none) that starts nodes some seconds after being asked."""
+
+    def __init__(self, has: int, starts: int | None, seconds: float) -> None:
+        self.has, self.starts, self.seconds = has, starts, seconds
+        self.now, self.asked_at = 0.0, float("inf")
+        self.asked: list[list[dict[str, float]]] = []
+
+    def nodes(self) -> list[Node]:
+        there = self.now - self.asked_at >= self.seconds
+        return [HEAD] + [GPU_NODE] * (self.has + (self.starts or 0) * there)
+
+    def ask(self, bundles: list[dict[str, float]]) -> None:
+        self.asked.append(bundles)
+        if any("GPU" in bundle for bundle in bundles):
+            self.asked_at = min(self.now, self.asked_at)
+
+    def coming(self) -> bool | None:
+        waited = self.now - self.asked_at
+        return None if self.starts is None else self.starts > 0 and 5 < waited < self.seconds
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Cluster]]:
+    """The cluster that is put in here is joined."""
+    some: list[Cluster] = []
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(module, "cluster_nodes", lambda: some[0].nodes())
+    monkeypatch.setattr("pipelines.resources.cluster_nodes", lambda: some[0].nodes())
+    monkeypatch.setattr(module, "nodes_are_coming", lambda: some[0].coming())
+    monkeypatch.setattr(module, "request_resources", lambda bundles: some[0].ask(bundles))
+
+    def sleep(seconds: float) -> None:
+        some[0].now += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: some[0].now, sleep=sleep)
+    monkeypatch.setattr(module, "time", clock)
+    yield some
+
+
+@pytest.mark.parametrize(
+    ("has", "starts", "seconds", "config", "workers", "on_gpu", "waited"),
+    [
+        (0, 4, 200, {"num_workers": 4}, 4, True, (200, 202)),
+        (0, 2, 200, {"num_workers": 4}, 2, True, (220, 224)),  # no more of them are coming
+        (0, 4, 200, {"num_workers": 4, "min_workers": 1}, 4, True, (200, 202)),
+        (0, 0, 0, {}, 2, False, (20, 24)),  # an autoscaler without GPU nodes
+        (0, None, 0, {}, 2, False, (0, 0)),  # no autoscaler
+        (2, None, 0, {}, 2, True, (0, 0)),
+        (2, 4, 200, {}, 2, True, (0, 0)),  # enough are there
+        (1, 1, 60, {}, 2, True, (60, 62)),
+        (0, 4, 900, {}, 2, False, (600, 602)),  # later than ray.wait_minutes
+        (0, 4, 200, {"wait_minutes": 0}, 2, False, (0, 0)),
+        (0, 4, 200, {"use_gpu": False}, 2, False, (0, 0)),
+    ],
+)
+def test_auto__waits_for_gpus_where_nodes_with_some_are_started(
+    has: int,
+    starts: int | None,
+    seconds: float,
+    config: dict[str, int],
+    workers: int,
+    on_gpu: bool,
+    waited: tuple[float, float],
+    made: list[Cluster],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cluster = Cluster(has, starts, seconds)
+    made.append(cluster)
+    given = RayConfig.model_validate(config)
+    found = place_in_time(given, 64)
+    assert (found.num_workers, found.use_gpu) == (workers, on_gpu)
+    assert waited[0] <= cluster.now <= waited[1]
+    said = " ".join(capsys.readouterr().err.split())
+    if waited[1]:
+        assert f"waiting for GPUs for {given.num_workers} workers" in said
+        worker = {"CPU": 1.0, "GPU": 1}
+        assert cluster.asked == [[worker] * given.num_workers + [{"CPU": 1}] * 2, []]
+        assert ("so the run takes CPUs" in said) == (not on_gpu)
+    else:
+        assert not cluster.asked and not said
+
+
+def test_too_few_cpus__are_asked_for_until_the_time_is_over(
+    made: list[Cluster], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.append(Cluster(0, None, 0))
+    with pytest.raises(ClusterError, match="has 8 CPUs, but the run needs 34"):
+        place_in_time(RayConfig(num_workers=32, wait_minutes=1))
+    assert 60 <= made[0].now <= 61
+    assert made[0].asked == [[{"CPU": 1.0}] * 32 + [{"CPU": 1}] * 2, []]
+    assert "Waiting for nodes for up to 1 minutes" in " ".join(capsys.readouterr().err.split())
