@@ -1,5 +1,6 @@
 """Ray heads of a test's own, on free loopback ports and in a folder of their own."""
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -39,8 +41,13 @@ class Head:
 
 
 @contextmanager
-def ray_head(token: str | None = None, num_cpus: int = 4) -> Iterator[Head]:
-    """With so many logical CPUs; gone, with all it started, behind the block."""
+def ray_head(
+    token: str | None = None, num_cpus: int = 4, node_types: dict[str, Any] | None = None
+) -> Iterator[Head]:
+    """With so many logical CPUs; gone, with all it started, behind the block.
+
+    With `node_types`, Ray's autoscaler pretends nodes of these types on this machine.
+    """
     with tempfile.TemporaryDirectory(prefix="ray") as scratch:
         port, dashboard, metrics = free_port(), free_port(), free_port()
         kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -49,6 +56,11 @@ def ray_head(token: str | None = None, num_cpus: int = 4) -> Iterator[Head]:
             "RAY_USAGE_STATS_ENABLED": "0",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # of the jobs' python
         }
+        autoscaling = []
+        if node_types is not None:
+            file = Path(scratch) / "autoscaling.json"
+            file.write_text(json.dumps(_autoscaling(num_cpus, node_types, f"127.0.0.1:{port}")))
+            autoscaling = [f"--autoscaling-config={file}"]
         process = subprocess.Popen(
             [
                 str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
@@ -56,11 +68,13 @@ def ray_head(token: str | None = None, num_cpus: int = 4) -> Iterator[Head]:
                 "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                 f"--metrics-export-port={metrics}", f"--ray-client-server-port={free_port()}",
                 f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={scratch}",
+                *autoscaling,
             ],
             # Workers change their command lines; what they inherit still tells whose they are.
             env=environment
             | {"DAAL_TEST_HEAD": scratch}
-            | ({} if token is None else {"RAY_AUTH_TOKEN": token}),
+            | ({} if token is None else {"RAY_AUTH_TOKEN": token})
+            | ({} if node_types is None else {"RAY_FAKE_CLUSTER": "1"}),
             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         head = Head(
@@ -74,6 +88,28 @@ def ray_head(token: str | None = None, num_cpus: int = 4) -> Iterator[Head]:
             # Ray would take half a minute to end it in peace.
             head.kill()
             assert not wait_until_gone(scratch, 30), "processes of the head outlived it"
+
+
+def _autoscaling(num_cpus: int, node_types: dict[str, Any], address: str) -> dict[str, Any]:
+    from ray.autoscaler._private.fake_multi_node.node_provider import (
+        FAKE_HEAD_NODE_ID,
+        FAKE_HEAD_NODE_TYPE,
+        FakeMultiNodeProvider,
+    )
+
+    head = {"resources": {"CPU": num_cpus}, "node_config": {}, "max_workers": 0}
+    # Named as one from outside: Ray's wheel lacks the defaults of its own provider.
+    provider = f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}"
+    return {
+        "cluster_name": "pretended",
+        "max_workers": 8,
+        "provider": {
+            "type": "external", "module": provider, "use_node_id_as_ip": True,
+            "head_node_id": FAKE_HEAD_NODE_ID, "launch_multiple": True, "gcs_address": address,
+        },
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
+        "available_node_types": {FAKE_HEAD_NODE_TYPE: head, **node_types},
+    }  # fmt: skip
 
 
 def free_port() -> int:

@@ -92,6 +92,18 @@ def test_one_group_for_many_jobs__and_the_same_job_again_for_a_new_group(
         assert workers.num_starts() == 2, "the planned fault did not happen"
 
 
+def test_an_elastic_group__divides_the_batches_and_leaves_cpus_for_reading(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path
+) -> None:
+    # Of 4 CPUs one reads images; 3 workers don't divide batches of 8.
+    settings = {"min_workers": 1, "num_workers": 4, "data_cpus": 1}
+    config, folder, progress = group(tiny_config, tmp_path, **settings)
+    with ray_session(config.ray, common_batch=config.common_batch) as resources:
+        assert (resources.least_workers, resources.most_workers) == (1, 4)
+        with Workers(config, folder, resources, progress) as workers:
+            assert [size for _, size, _ in workers.run(WhoAmI())] == [2, 2]
+
+
 def test_bad_data_in_one_worker__ends_the_job_with_its_message(
     ray_cluster: None, two_workers: Config, tmp_path: Path
 ) -> None:
