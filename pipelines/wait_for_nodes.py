@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from typing import NamedTuple
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
@@ -56,7 +57,7 @@ def _wait_for_gpus(config: RayConfig, last: float) -> bool:
 
     Returns whether it has asked.
     """
-    if _gpus_are_there(config) or nodes_are_coming() is None:
+    if _gpus_are_there(config) or not _has_autoscaler(last):
         return False
     _ask_for_nodes(config, with_gpus=True)
     show(
@@ -67,7 +68,7 @@ def _wait_for_gpus(config: RayConfig, last: float) -> bool:
     )
     heard = time.monotonic()
     while not _gpus_are_there(config) and time.monotonic() < last:
-        if nodes_are_coming():
+        if autoscaler_report().nodes_are_coming:
             heard = time.monotonic()
         elif time.monotonic() - heard > QUIET_SECONDS:
             break
@@ -88,24 +89,32 @@ def _gpus_are_there(config: RayConfig) -> bool:
     return count_places(cluster_nodes(), config, use_gpu=True) >= config.least_workers
 
 
-def nodes_are_coming() -> bool | None:
-    """Whether the cluster's autoscaler is starting nodes; None if the cluster has none.
+def _has_autoscaler(last: float) -> bool:
+    # A young cluster has reported nothing yet.
+    last = min(last, time.monotonic() + QUIET_SECONDS)
+    while not (types := autoscaler_report().node_types) and time.monotonic() < last:
+        time.sleep(POLL_SECONDS)
+    # Without an autoscaler, Ray names each node's type after the node.
+    return any(not name.startswith("node_") for name in types)
 
-    From what `ray status` shows, of either version of Ray's autoscaler. Without one, Ray names
-    each node's type after the node, and takes requests that nobody answers.
-    """
+
+class AutoscalerReport(NamedTuple):
+    """What `ray status` shows of the nodes that are there, and of others."""
+
+    node_types: list[str]
+    nodes_are_coming: bool
+
+
+def autoscaler_report() -> AutoscalerReport:
+    """The last report of the joined cluster, by either version of Ray's autoscaler."""
     if is_autoscaler_v2():
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
         types = [node.ray_node_type_name for node in [*status.active_nodes, *status.idle_nodes]]
-        coming = [*status.pending_launches, *status.pending_nodes]
-    else:
-        text = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
-        report = json.loads(text or "{}").get("autoscaler_report") or {}
-        types = list(report.get("active_nodes", {}))
-        coming = [*report.get("pending_launches", {}), *report.get("pending_nodes", [])]
-    if types and all(name.startswith("node_") for name in types):
-        return None
-    return bool(coming)
+        return AutoscalerReport(types, bool(status.pending_launches or status.pending_nodes))
+    text = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
+    report = json.loads(text or "{}").get("autoscaler_report") or {}
+    coming = report.get("pending_launches") or report.get("pending_nodes")
+    return AutoscalerReport(list(report.get("active_nodes", {})), bool(coming))
 
 
 def _ask_for_nodes(config: RayConfig, with_gpus: bool) -> None:

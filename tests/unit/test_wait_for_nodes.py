@@ -9,7 +9,7 @@ from daal.config import RayConfig
 from daal.errors import ClusterError
 from pipelines import wait_for_nodes as module
 from pipelines.resources import Node
-from pipelines.wait_for_nodes import place_in_time
+from pipelines.wait_for_nodes import AutoscalerReport, place_in_time
 
 HEAD, GPU_NODE = Node(8, 0, 8, 10**9), Node(16, 1, 16, 10**9)
 
@@ -17,8 +17,8 @@ HEAD, GPU_NODE = Node(8, 0, 8, 10**9), Node(16, 1, 16, 10**9)
 class Cluster:
     """A head, and an autoscaler (None: none) that starts nodes some seconds after being asked."""
 
-    def __init__(self, has: int, starts: int | None, seconds: float) -> None:
-        self.has, self.starts, self.seconds = has, starts, seconds
+    def __init__(self, has: int, starts: int | None, seconds: float, silent: float = 0.0) -> None:
+        self.has, self.starts, self.seconds, self.silent = has, starts, seconds, silent
         self.now, self.asked_at = 0.0, float("inf")
         self.asked: list[list[dict[str, float]]] = []
 
@@ -31,9 +31,10 @@ class Cluster:
         if any("GPU" in bundle for bundle in bundles):
             self.asked_at = min(self.now, self.asked_at)
 
-    def coming(self) -> bool | None:
-        waited = self.now - self.asked_at
-        return None if self.starts is None else self.starts > 0 and 5 < waited < self.seconds
+    def report(self) -> AutoscalerReport:
+        types = ["node_1f3"] if self.starts is None else ["head"]
+        coming = bool(self.starts) and 5 < self.now - self.asked_at < self.seconds
+        return AutoscalerReport(types if self.now >= self.silent else [], coming)
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Cluster]]:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(module, "cluster_nodes", lambda: some[0].nodes())
     monkeypatch.setattr("pipelines.resources.cluster_nodes", lambda: some[0].nodes())
-    monkeypatch.setattr(module, "nodes_are_coming", lambda: some[0].coming())
+    monkeypatch.setattr(module, "autoscaler_report", lambda: some[0].report())
     monkeypatch.setattr(module, "request_resources", lambda bundles: some[0].ask(bundles))
 
     def sleep(seconds: float) -> None:
@@ -95,6 +96,18 @@ def test_auto__waits_for_gpus_where_nodes_with_some_are_started(
         assert ("so the run takes CPUs" in said) == (not on_gpu)
     else:
         assert not cluster.asked and not said
+
+
+@pytest.mark.parametrize(
+    ("starts", "silent", "on_gpu", "waited"),
+    [(None, 5, False, 5), (None, 99, False, 20), (2, 5, True, 35)],
+)
+def test_a_young_cluster__is_heard_before_it_is_judged(
+    starts: int | None, silent: float, on_gpu: bool, waited: float, made: list[Cluster]
+) -> None:
+    made.append(Cluster(0, starts, 30, silent))
+    assert place_in_time(RayConfig()).use_gpu == on_gpu
+    assert made[0].now == waited
 
 
 def test_too_few_cpus__are_asked_for_until_the_time_is_over(
