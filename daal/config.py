@@ -222,6 +222,6 @@ class Config(Section):
             raise ValueError(
                 f"loss.triplet_weight above 0 needs two identities in each part of a batch: "
                 f"adapt.batch_target={fit.batch_target} should be at least 2 x "
-                f"adapt.images_per_id={images}{parts}"
+                f"adapt.images_per_id={images}{parts}: raise it, or lower these"
             )
         return self

@@ -42,11 +42,14 @@ class Head:
 
 @contextmanager
 def ray_head(
-    token: str | None = None, num_cpus: int = 4, node_types: dict[str, Any] | None = None
+    token: str | None = None,
+    num_cpus: int = 4,
+    node_types: dict[str, Any] | None = None,
+    autoscaler: int = 1,
 ) -> Iterator[Head]:
     """With so many logical CPUs; gone, with all it started, behind the block.
 
-    With `node_types`, Ray's autoscaler pretends nodes of these types on this machine.
+    With `node_types`, Ray's autoscaler of this version pretends such nodes on this machine.
     """
     with tempfile.TemporaryDirectory(prefix="ray") as scratch:
         port, dashboard, metrics = free_port(), free_port(), free_port()
@@ -74,7 +77,7 @@ def ray_head(
             env=environment
             | {"DAAL_TEST_HEAD": scratch}
             | ({} if token is None else {"RAY_AUTH_TOKEN": token})
-            | ({} if node_types is None else {"RAY_FAKE_CLUSTER": "1"}),
+            | ({} if node_types is None else _pretending(autoscaler)),
             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         head = Head(
@@ -90,26 +93,35 @@ def ray_head(
             assert not wait_until_gone(scratch, 30), "processes of the head outlived it"
 
 
-def _autoscaling(num_cpus: int, node_types: dict[str, Any], address: str) -> dict[str, Any]:
-    from ray.autoscaler._private.fake_multi_node.node_provider import (
-        FAKE_HEAD_NODE_ID,
-        FAKE_HEAD_NODE_TYPE,
-        FakeMultiNodeProvider,
-    )
+# Node 0 of type ray.head.default, as FakeMultiNodeProvider of Ray expects it.
+HEAD_ID, HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"
 
+
+def _pretending(autoscaler: int) -> dict[str, str]:
+    """What `ray up` and KubeRay say to the head of a cluster, and that its nodes are pretended."""
+    said = {"RAY_FAKE_CLUSTER": "1"}
+    if autoscaler == 2:
+        said |= {"RAY_enable_autoscaler_v2": "1", "RAY_NODE_TYPE_NAME": HEAD_TYPE}
+        said |= {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
+    return said
+
+
+def _autoscaling(num_cpus: int, node_types: dict[str, Any], address: str) -> dict[str, Any]:
     head = {"resources": {"CPU": num_cpus}, "node_config": {}, "max_workers": 0}
-    # Named as one from outside: Ray's wheel lacks the defaults of its own provider.
-    provider = f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}"
     return {
         "cluster_name": "pretended",
         "max_workers": 8,
         "provider": {
-            "type": "external", "module": provider, "use_node_id_as_ip": True,
-            "head_node_id": FAKE_HEAD_NODE_ID, "launch_multiple": True, "gcs_address": address,
+            "type": "external",  # Ray's wheel lacks the defaults of this provider's own type
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "use_node_id_as_ip": True,
+            "head_node_id": HEAD_ID,
+            "launch_multiple": True,
+            "gcs_address": address,
         },
-        "head_node_type": FAKE_HEAD_NODE_TYPE,
-        "available_node_types": {FAKE_HEAD_NODE_TYPE: head, **node_types},
-    }  # fmt: skip
+        "head_node_type": HEAD_TYPE,
+        "available_node_types": {HEAD_TYPE: head, **node_types},
+    }
 
 
 def free_port() -> int:

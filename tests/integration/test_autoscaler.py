@@ -21,6 +21,7 @@ def node_type(most: int, **resources: int) -> dict[str, Any]:
     return {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": most}
 
 
+@pytest.mark.parametrize("autoscaler", [1, 2])
 @pytest.mark.parametrize(
     ("node_types", "says"),
     [
@@ -31,9 +32,9 @@ def node_type(most: int, **resources: int) -> dict[str, Any]:
     ids=["enough", "one", "none"],
 )
 def test_auto__asks_for_gpu_nodes_where_there_are_such(
-    node_types: dict[str, Any], says: str
+    node_types: dict[str, Any], says: str, autoscaler: int
 ) -> None:
-    with ray_head(num_cpus=4, node_types=node_types) as head:
+    with ray_head(num_cpus=4, node_types=node_types, autoscaler=autoscaler) as head:
         done = subprocess.run(
             [sys.executable, "-c", CODE],
             env=head.joined,
