@@ -15,7 +15,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from daal.config import RayConfig
 from daal.errors import ClusterError
 from pipelines.console import show
-from pipelines.resources import Resources, cluster_nodes, count_places, place
+from pipelines.resources import Resources, cluster_nodes, count_places, largest_share, place
 
 # Without word of new nodes for so long, none are coming: autoscalers report every 5 seconds.
 QUIET_SECONDS = 20.0
@@ -33,7 +33,7 @@ def place_in_time(config: RayConfig, common_batch: int = 0) -> Resources:
     if not os.environ.get("RAY_ADDRESS") or config.wait_minutes == 0:
         return place(config, common_batch)
     last = time.monotonic() + 60 * config.wait_minutes
-    asked = config.use_gpu == "auto" and _wait_for_gpus(config, last)
+    asked = config.use_gpu == "auto" and _wait_for_gpus(config, common_batch, last)
     try:
         while True:
             try:
@@ -42,7 +42,7 @@ def place_in_time(config: RayConfig, common_batch: int = 0) -> Resources:
                 if time.monotonic() >= last:
                     raise
                 if not asked:
-                    _ask_for_nodes(config, with_gpus=config.use_gpu is True)
+                    _ask_for_nodes(config, config.num_workers, config.use_gpu is True)
                     asked = True
                     waits = f"Waiting for nodes for up to {config.wait_minutes:g} minutes"
                     show("yellow", "note", f"{error} {waits} (ray.wait_minutes).")
@@ -52,26 +52,32 @@ def place_in_time(config: RayConfig, common_batch: int = 0) -> Resources:
             request_resources(bundles=[])  # the run's own tasks and workers hold the nodes now
 
 
-def _wait_for_gpus(config: RayConfig, last: float) -> bool:
+def _wait_for_gpus(config: RayConfig, common_batch: int, last: float) -> bool:
     """Asks an autoscaler for the workers' GPUs, until they are there or none are coming.
 
-    Returns whether it has asked.
+    Returns whether a request is left.
     """
-    if _gpus_are_there(config) or not _has_autoscaler(last):
+    number = config.num_workers
+    if _gpus_are_there(config, number) or not _has_autoscaler(last):
         return False
-    _ask_for_nodes(config, with_gpus=True)
+    _ask_for_nodes(config, number, with_gpus=True)
     show(
         "yellow",
         "note",
-        f"waiting for GPUs for {config.num_workers} workers, which the cluster may start, for up "
+        f"waiting for GPUs for {number} workers, which the cluster may start, for up "
         f"to {config.wait_minutes:g} minutes (ray.wait_minutes); ray.use_gpu=false takes CPUs.",
     )
     heard = time.monotonic()
-    while not _gpus_are_there(config) and time.monotonic() < last:
+    while not _gpus_are_there(config, number) and time.monotonic() < last:
         if autoscaler_report().nodes_are_coming:
             heard = time.monotonic()
         elif time.monotonic() - heard > QUIET_SECONDS:
-            break
+            # Version 2 of Ray's autoscaler starts no nodes where it can't start all.
+            number = largest_share(number - 1, common_batch or config.num_workers)
+            if number == 0:
+                break
+            _ask_for_nodes(config, number, with_gpus=True)
+            heard = time.monotonic()
         time.sleep(POLL_SECONDS)
     if not count_places(cluster_nodes(), config, use_gpu=True):
         show(
@@ -85,8 +91,9 @@ def _wait_for_gpus(config: RayConfig, last: float) -> bool:
     return True
 
 
-def _gpus_are_there(config: RayConfig) -> bool:
-    return count_places(cluster_nodes(), config, use_gpu=True) >= config.least_workers
+def _gpus_are_there(config: RayConfig, number: int) -> bool:
+    needed = min(number, config.least_workers)
+    return count_places(cluster_nodes(), config, use_gpu=True) >= needed
 
 
 def _has_autoscaler(last: float) -> bool:
@@ -117,6 +124,6 @@ def autoscaler_report() -> AutoscalerReport:
     return AutoscalerReport(list(report.get("active_nodes", {})), bool(coming))
 
 
-def _ask_for_nodes(config: RayConfig, with_gpus: bool) -> None:
+def _ask_for_nodes(config: RayConfig, num_workers: int, with_gpus: bool) -> None:
     worker = {"CPU": config.cpus_per_worker} | ({"GPU": 1} if with_gpus else {})
-    request_resources(bundles=[worker] * config.num_workers + [{"CPU": 1}] * config.data_cpus)
+    request_resources(bundles=[worker] * num_workers + [{"CPU": 1}] * config.data_cpus)

@@ -107,10 +107,12 @@ def _pretending(autoscaler: int) -> dict[str, str]:
 
 
 def _autoscaling(num_cpus: int, node_types: dict[str, Any], address: str) -> dict[str, Any]:
+    from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG  # all fields, without nodes
+
     head = {"resources": {"CPU": num_cpus}, "node_config": {}, "max_workers": 0}
-    return {
-        "cluster_name": "pretended",
+    return BASE_READONLY_CONFIG | {
         "max_workers": 8,
+        "idle_timeout_minutes": 5,
         "provider": {
             "type": "external",  # Ray's wheel lacks the defaults of this provider's own type
             "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
