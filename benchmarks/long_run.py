@@ -62,7 +62,7 @@ def measure(folder: Path, iterations: int) -> list[dict[str, Any]]:
 
     progress = Progress(record, Console(file=io.StringIO()))
     try:
-        Adaptation(config, run, place(config.ray), progress).adapt()
+        Adaptation(config, run, place(config.ray, config.common_batch), progress).adapt()
     finally:
         ray.shutdown()
     return rows

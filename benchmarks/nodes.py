@@ -144,7 +144,7 @@ class ReadAll:
     labels: Any
 
     def run(self, worker: Worker) -> None:
-        PixelReader(self.source, worker.device, "decoded")
+        PixelReader(self.source, worker.device, "decoded", 0)
         ray.get(self.labels)
 
 
@@ -157,7 +157,10 @@ class Nothing:
 def travel(settings: list[str], scratch: str) -> dict[str, Any]:
     """What each node takes in when all workers read everything: nodes of workers, in any order."""
     config = load_config(None, [*SETTINGS, *settings])
-    resources, progress = place(config.ray), Progress(console=Console(file=io.StringIO()))
+    resources, progress = (
+        place(config.ray, config.common_batch),
+        Progress(console=Console(file=io.StringIO())),
+    )
     with Workers(config, RunFolder(f"{scratch}/travel"), resources, progress) as workers:
         workers.run(Nothing())  # starts the group: decoding is left to the head
         table, _ = ingest(config.target, "target", 0)
@@ -203,7 +206,7 @@ def one_run(
 
     progress = Progress(record, Console(file=io.StringIO()))
     started = time.monotonic()
-    adaptation = Adaptation(config, folder, place(config.ray), progress)
+    adaptation = Adaptation(config, folder, place(config.ray, config.common_batch), progress)
     with ThreadPoolExecutor(1) as pool:
         adapting = pool.submit(adaptation.adapt)
         # Ray starts nodes from the main thread only.

@@ -9,6 +9,7 @@ result: `daal.method_config`. Sections source, target, ray and tracking say what
 runs on and who is shown: `daal.service_config`.
 """
 
+from math import gcd
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -114,6 +115,16 @@ class Config(Section):
         """No source at all: the method on the target alone, from the backbone's own weights."""
         return not self.source.root and self.adapt.batch_source == 0
 
+    @property
+    def common_batch(self) -> int:
+        """The greatest number that divides each part of each batch.
+
+        As many workers as divide it can take equal shares of everything that is trained on.
+        """
+        fits = (self.pretrain, self.adapt)
+        sides = [(fit.accumulate, (fit.batch_source, fit.batch_target)) for fit in fits]
+        return gcd(*(size // parts for parts, sizes in sides for size in sizes))
+
     def domains(self) -> list[tuple[Literal["source", "target"], DatasetConfig]]:
         """The data sets that a run reads."""
         target: list[tuple[Literal["source", "target"], DatasetConfig]] = [("target", self.target)]
@@ -180,24 +191,37 @@ class Config(Section):
                 )
             if fit.optim.nesterov and fit.optim.momentum == 0:
                 raise ValueError(f"{name}.optim.nesterov=true needs {name}.optim.momentum above 0")
+            workers = f"ray.{'min' if self.ray.min_workers else 'num'}_workers"
+            parts = f" x {name}.accumulate={fit.accumulate}" if fit.accumulate > 1 else ""
             for side in ("batch_source", "batch_target"):
-                size = getattr(fit, side)
-                for workers in range(self.ray.least_workers, self.ray.num_workers + 1):
-                    if size % (workers * fit.accumulate) == 0:
-                        continue
-                    parts = f" x {name}.accumulate={fit.accumulate}" if fit.accumulate > 1 else ""
-                    count = (
-                        f"{workers} workers (ray.min_workers to ray.num_workers)"
-                        if self.ray.min_workers
-                        else f"ray.num_workers={workers}"
-                    )
+                size, least = getattr(fit, side), self.ray.least_workers
+                if size % (least * fit.accumulate):
                     raise ValueError(
-                        f"{name}.{side}={size} is not divisible by {count}{parts}; every worker "
-                        "takes an equal share: choose a multiple"
+                        f"{name}.{side}={size} is not divisible by {workers}={least}{parts}; "
+                        "every worker takes an equal share: choose a multiple"
                     )
-            if fit.images_per_id and fit.batch_target % fit.images_per_id:
-                raise ValueError(
-                    f"{name}.batch_target={fit.batch_target} is not divisible by "
-                    f"{name}.images_per_id={fit.images_per_id}; choose a multiple"
-                )
+        return self
+
+    @model_validator(mode="after")
+    def _parts_hold_whole_identities(self) -> "Config":
+        # With an image of an identity alone, or without any of another, the triplet loss is 0.
+        fit, images = self.adapt, self.adapt.images_per_id
+        if images is None:
+            return self
+        parts = f" x adapt.accumulate={fit.accumulate}" if fit.accumulate > 1 else ""
+        if fit.batch_target % (fit.accumulate * images):
+            remedy = (
+                "lower adapt.accumulate, or choose a multiple" if parts else "choose a multiple"
+            )
+            raise ValueError(
+                f"adapt.batch_target={fit.batch_target} is not divisible by "
+                f"adapt.images_per_id={images}{parts}; each identity of a batch has all its images "
+                f"in one part: {remedy}"
+            )
+        if self.loss.triplet_weight and fit.batch_target < 2 * fit.accumulate * images:
+            raise ValueError(
+                f"loss.triplet_weight above 0 needs two identities in each part of a batch: "
+                f"adapt.batch_target={fit.batch_target} should be at least 2 x "
+                f"adapt.images_per_id={images}{parts}: raise it, or lower these"
+            )
         return self

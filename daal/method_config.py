@@ -209,8 +209,9 @@ class FitConfig(Section):
     accumulate: int = Field(
         1,
         ge=1,
-        description="Each worker takes its share of a batch in so many parts: less memory, the "
-        "same batch; BatchNorm sees one part at a time.",
+        description="A batch is trained on in so many parts: less memory, the same batch. A part "
+        "holds all images_per_id images of each of its identities; BatchNorm, the triplet loss and "
+        "a cluster memory see one part at a time.",
     )
     teacher_momentum: float = Field(
         0.0,

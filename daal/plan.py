@@ -19,10 +19,19 @@ class Batch:
     step: int  # counted from the start of the fit
     source: Indices
     target: Indices
+    num_parts: int = 1  # consecutive rows that are trained on one after the other
 
     def share(self, rank: int, world_size: int) -> "Batch":
-        """One worker's equal part; the union over ranks is the global batch."""
-        return Batch(self.step, self.source[rank::world_size], self.target[rank::world_size])
+        """One worker's equal share of each part; the union over ranks is the global batch.
+
+        A part is made up of the same images, and so of the same identities, on any number of
+        workers.
+        """
+        source, target = (
+            rows.reshape(self.num_parts, len(rows) // self.num_parts)[:, rank::world_size].ravel()
+            for rows in (self.source, self.target)
+        )
+        return Batch(self.step, source, target, self.num_parts)
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,9 @@ class Plan:
     """All batches of one fit.
 
     `source_rows` and `target_rows` are the rows that take part (outliers are left out of
-    `target_rows`); `target_labels` are their pseudo-labels, used for P x K batches only.
+    `target_rows`); `target_labels` are their pseudo-labels, used for P x K batches only. Each
+    batch has `num_parts` parts; those of a P x K batch hold all K images of each of their
+    identities, as `daal.config` has checked.
     """
 
     seed: int
@@ -43,6 +54,7 @@ class Plan:
     target_labels: Indices
     images_per_id: int | None = None
     steps_per_epoch: int = 0  # 0: one pass over the target rows, or the source's without a target
+    num_parts: int = 1
     _orders: dict[int, tuple[Indices, Indices]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -71,6 +83,7 @@ class Plan:
             step,
             source[at * self.batch_source : (at + 1) * self.batch_source],
             target[at * self.batch_target : (at + 1) * self.batch_target],
+            self.num_parts,
         )
 
     def _order(self, epoch: int) -> tuple[Indices, Indices]:

@@ -44,22 +44,24 @@ class RayConfig(Section):
     min_workers: int | None = Field(
         None,
         ge=1,
-        description="Elastic: go on with fewer workers when nodes leave, down to so many, and with "
-        "up to num_workers when nodes come, each time from the last checkpoint. Default: always "
-        "num_workers; without room for them the run waits.",
+        description="Elastic: continue with fewer workers when nodes leave, down to so many, and "
+        "with up to num_workers when nodes come, each time from the last checkpoint. There are as "
+        "many as have room and divide the batches. Default: always num_workers; without room for "
+        "them the run waits.",
     )
     wait_minutes: float = Field(
         10.0,
         ge=0,
         description="How long a run waits for nodes on a cluster that is too small for it; an "
-        "autoscaling one starts them.",
+        "autoscaling one starts them, also for the GPUs of use_gpu=auto. 0: takes what is there.",
     )
     resize_seconds: float = Field(
         60.0, gt=0, description="How often an elastic run looks for new nodes."
     )
     use_gpu: bool | Literal["auto"] = Field(
         "auto",
-        description="One GPU a worker; auto: if there are any, for fewer workers if need be.",
+        description="One GPU a worker. auto: if there are any, or an autoscaling cluster starts "
+        "nodes that have some; for fewer workers if need be.",
     )
     cpus_per_worker: float = Field(1, gt=0, description="CPUs that each worker reserves.")
     data_cpus: int = Field(2, ge=1, description="CPUs kept free for Ray Data to decode with.")

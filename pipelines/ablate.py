@@ -26,7 +26,7 @@ from daal.errors import ConfigError, DaalError
 from daal.load_config import Origins, apply_overrides, check_config, did_you_mean, read_yaml
 from pipelines.adapt import Adaptation
 from pipelines.progress import Progress
-from pipelines.resources import place
+from pipelines.resources import cluster_nodes, fitting_workers, place, plan
 from pipelines.run_folder import RunFolder
 from pipelines.shipped import shipped
 
@@ -175,7 +175,8 @@ def run_suite(
     pretrainings = {
         f"{out}/pretraining/{_pretraining_key(config)}": config for config in left.values()
     }
-    room, threads = room_on_cluster(next(iter(runs.values())).ray)
+    first = next(iter(runs.values()))
+    room, threads = room_on_cluster(first.ray, first.common_batch)
     jobs: list[Job] = [
         (f"pretraining {Path(uri).name}", config.model_copy(update={"out": uri}), None)
         for uri, config in pretrainings.items()
@@ -230,20 +231,24 @@ def _pretraining_key(config: Config) -> str:
     return _digest(values)
 
 
-def room_on_cluster(config: RayConfig) -> tuple[int, int | None]:
+def room_on_cluster(config: RayConfig, common_batch: int = 0) -> tuple[int, int | None]:
     """How many runs fit on the cluster side by side, and the threads of a worker then."""
-    total: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    resources = place(config)
-    workers = resources.least_workers
-    cpus = workers * config.cpus_per_worker + config.data_cpus
-    rooms = [total.get("CPU", 0) // cpus]
-    if resources.use_gpu:
-        rooms.append(total.get("GPU", 0) // workers)
-    room = max(1, int(min(rooms)))
-    if room == 1:
-        return room, config.threads_per_worker
-    each = max(1, int(total["CPU"]) // (room * workers))  # each would take all of its node's cores
-    return room, config.threads_per_worker or each
+    nodes = cluster_nodes()
+    alone = plan(nodes, config, common_batch)
+    workers, number = alone.least_workers, 1
+
+    def beside(number: int) -> RayConfig:
+        """As many runs as one, whose workers each take their share of their node's cores."""
+        return config.model_copy(update={
+            "num_workers": number * workers, "min_workers": None, "use_gpu": alone.use_gpu,
+            "data_cpus": number * config.data_cpus,
+        })  # fmt: skip
+
+    while fitting_workers(nodes, beside(number + 1), alone.use_gpu) >= (number + 1) * workers:
+        number += 1
+    if number == 1:
+        return number, config.threads_per_worker
+    return number, plan(nodes, beside(number)).threads
 
 
 def _all_of(jobs: list[Job], room: int, threads: int | None, say: Say) -> None:
@@ -286,7 +291,9 @@ def _run(config: Config, pretraining: str | None, directory: str) -> str:
     with open(folder.path("log.txt") if folder.is_local else os.devnull, "a") as log:
         progress = Progress(lambda event: folder.append("metrics.jsonl", event), Console(file=log))
         with folder.claimed():
-            adaptation = Adaptation(config, folder, place(config.ray), progress)
+            adaptation = Adaptation(
+                config, folder, place(config.ray, config.common_batch), progress
+            )
             if pretraining is None:
                 adaptation.pretrain_only()
                 return "done"

@@ -14,6 +14,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from daal.config import RayConfig
+from pipelines.cluster_address import cluster_address
 from pipelines.resources import Resources
 
 NAME, NAMESPACE = "starting", "daal"
@@ -34,7 +35,7 @@ def turn_to_start(
 
     A Ray of the run's own has no other runs and room enough.
     """
-    if not os.environ.get("RAY_ADDRESS"):
+    if not cluster_address():
         yield
         return
     turn = _take_turn(say)

@@ -101,16 +101,10 @@ def size_of(config: Config, probe: Probe | None = None) -> Size:
         needs=[
             _needs(config, probe, workers, num_source, num_target, num_test)
             for workers in WORKERS
-            if _splits(config, workers)
+            if config.common_batch % workers == 0
         ],
         probe=probe,
     )
-
-
-def _splits(config: Config, workers: int) -> bool:
-    fits = (config.pretrain, config.adapt)
-    sizes = [size for fit in fits for size in (fit.batch_source, fit.batch_target)]
-    return all(size % workers == 0 for size in sizes)
 
 
 def _needs(

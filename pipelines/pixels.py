@@ -24,7 +24,7 @@ from pipelines.workers import Worker
 
 BLOCK = 512  # images in a block
 STORE_SHARE = 0.4  # of a node's object store may hold kept pixels; the rest is for what passes
-DEVICE_SHARE = 0.25  # of a GPU's memory; the rest is for training
+DEVICE_SHARE = 0.25  # of a GPU's memory, for all sets together; the rest is for training
 
 
 @dataclass(frozen=True)
@@ -99,22 +99,26 @@ class Pixels:
 class PixelReader:
     """A worker's side: kept pixels by row, from shared memory or the worker's device."""
 
-    def __init__(self, source: ImageSource, device: torch.device, mode: str) -> None:
+    def __init__(
+        self, source: ImageSource, device: torch.device, mode: str, device_room: float
+    ) -> None:
+        """`device_room`: bytes of the device that these pixels may take if `mode` is "auto"."""
         self.device = device
         self._places_N = source.places_N
         self._blocks: list[NDArray[np.uint8]] = ray.get(list(source.blocks))
         self._pin = device.type == "cuda"
         self._on_device: Tensor | None = None
-        if self._pin and (mode == "device" or (mode == "auto" and self._fits())):
+        num_bytes = sum(block.nbytes for block in self._blocks)
+        if self._pin and (mode == "device" or (mode == "auto" and num_bytes <= device_room)):
             shape = sum(map(len, self._blocks)), *self._blocks[0].shape[1:]
             self._on_device = torch.empty(shape, dtype=torch.uint8, device=device)
             for at, block in enumerate(self._blocks):
                 self._on_device[at * BLOCK : at * BLOCK + len(block)] = torch.tensor(block)
             self._blocks = []
 
-    def _fits(self) -> bool:
-        room = DEVICE_SHARE * torch.cuda.get_device_properties(self.device).total_memory
-        return sum(block.nbytes for block in self._blocks) <= room
+    @property
+    def device_bytes(self) -> int:
+        return 0 if self._on_device is None else self._on_device.nbytes
 
     @property
     def on_device(self) -> bool:
@@ -136,10 +140,18 @@ class PixelReader:
 
 
 def pixel_reader(worker: Worker, source: ImageSource, config: Config) -> PixelReader:
-    """The reader of a table's kept pixels, made once for all jobs of a worker."""
+    """The reader of a table's kept pixels, made once for all jobs of a worker.
+
+    The pixels of all sets share the device's room, those that are first asked for first.
+    """
     key = source.table
     if key not in worker.kept:
-        worker.kept[key] = PixelReader(source, worker.device, config.ray.images)
+        room = 0.0
+        if worker.device.type == "cuda":
+            room = DEVICE_SHARE * torch.cuda.get_device_properties(worker.device).total_memory
+        readers = (kept for kept in worker.kept.values() if isinstance(kept, PixelReader))
+        room -= sum(reader.device_bytes for reader in readers)
+        worker.kept[key] = PixelReader(source, worker.device, config.ray.images, room)
     return worker.kept[key]
 
 

@@ -1,15 +1,18 @@
-"""What a run takes of a cluster; what can't be placed is refused at once, or waited for."""
+"""What a run takes of a cluster; what can't be placed is refused.
 
-import os
-import time
+`plan` is a pure function of the nodes and the configuration, and counts node by node: a worker
+needs its CPUs and its GPU on one node.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
-from ray.autoscaler.sdk import request_resources
+import ray.util
 
 from daal.config import RayConfig
 from daal.errors import ClusterError
-from pipelines.console import show
+from daal.available_cpus import available_cpus
 
 # Workers live as long as the run and are idle while tasks make pseudo-labels on the same GPUs. A
 # share above one half puts each worker on a GPU of its own.
@@ -17,17 +20,32 @@ WORKER_GPU, TASK_GPU = 0.6, 0.4
 
 
 @dataclass(frozen=True)
+class Node:
+    """What a node has. Its CPUs are as many as Ray was told, its cores those that compute."""
+
+    cpus: float
+    gpus: float
+    cores: int
+    store_bytes: int  # of its object store
+
+    def places(self, cpus_per_worker: float, use_gpu: bool) -> int:
+        """How many workers this node has room for."""
+        places = int(self.cpus / cpus_per_worker + 1e-9)
+        return min(places, int(self.gpus)) if use_gpu else places
+
+
+@dataclass(frozen=True)
 class Resources:
     """What this run takes of the cluster."""
 
     num_workers: int  # as many as there is room for now
-    least_workers: int  # an elastic run goes on with these
+    least_workers: int  # an elastic run continues with these
     most_workers: int
     use_gpu: bool
     cpus_per_worker: float
     threads: int  # of each worker
     threads_per_task: int  # pseudo-labels and scores: while they are made, the workers wait
-    node_store_bytes: int  # object store of the smallest node
+    node_store_bytes: int  # the smallest object store of the nodes that get workers
     num_gpus: int = 0  # of the whole cluster
 
     @property
@@ -47,79 +65,115 @@ class Resources:
         return text
 
 
-def place_in_time(config: RayConfig) -> Resources:
-    """`place`, as soon as there are nodes enough: an autoscaling cluster starts them on demand."""
-    last = time.monotonic() + 60 * config.wait_minutes
-    asked = False
-    try:
-        while True:
-            try:
-                return place(config)
-            except ClusterError as error:
-                # A local Ray has no nodes to wait for.
-                if time.monotonic() >= last or not os.environ.get("RAY_ADDRESS"):
-                    raise
-                if not asked:
-                    _ask_for_nodes(config)
-                    asked = True
-                    waits = f"Waiting for nodes for up to {config.wait_minutes:g} minutes"
-                    show("yellow", "note", f"{error} {waits} (ray.wait_minutes).")
-            time.sleep(min(5.0, max(0.1, last - time.monotonic())))
-    finally:
-        if asked:
-            request_resources(bundles=[])  # the run's own tasks and workers hold the nodes now
+def place(config: RayConfig, common_batch: int = 0) -> Resources:
+    """`plan` on the cluster's nodes as they are now."""
+    return plan(cluster_nodes(), config, common_batch)
 
 
-def _ask_for_nodes(config: RayConfig) -> None:
-    worker = {"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu is True else {})
-    bundles = [worker] * config.num_workers + [{"CPU": 1}] * config.data_cpus
-    request_resources(bundles=bundles)
+def plan(nodes: Sequence[Node], config: RayConfig, common_batch: int = 0) -> Resources:
+    """What a run takes of these nodes.
+
+    As many workers as divide `common_batch` (`Config.common_batch`) share its batches equally;
+    0: any number does.
+
+    Raises:
+        ClusterError: it doesn't fit.
+    """
+    least, most = config.least_workers, config.num_workers
+    use_gpu = bool(config.use_gpu)
+    if config.use_gpu == "auto":
+        on_gpus = count_places(nodes, config, use_gpu=True)
+        use_gpu = on_gpus > 0
+        if 0 < on_gpus < least:  # rather few workers on GPUs than all of them on CPUs
+            least = most = largest_share(on_gpus, common_batch or least)
+    _raise_if_too_small(nodes, config, least, use_gpu)
+    num_workers = largest_share(min(most, fitting_workers(nodes, config, use_gpu)), common_batch)
+
+    held = _packed(nodes, config, num_workers, use_gpu)
+    threads = config.threads_per_worker or max(1, min(node.cores // n for node, n in held))
+    return Resources(
+        num_workers=num_workers,
+        least_workers=least,
+        most_workers=most,
+        use_gpu=use_gpu,
+        cpus_per_worker=config.cpus_per_worker,
+        threads=threads,
+        threads_per_task=max(min(node.cores, threads * n) for node, n in held),
+        node_store_bytes=min(node.store_bytes for node, _ in held),
+        num_gpus=int(sum(node.gpus for node in nodes)),
+    )
 
 
-def place(config: RayConfig) -> Resources:
-    """What a run takes of the cluster as it is now. Raises ClusterError if it doesn't fit."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    cpus = sum(node.get("CPU", 0.0) for node in nodes)
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
-    if config.use_gpu == "auto" and 1 <= gpus < config.least_workers:
-        # Batches are global, and split by whatever divides the number of workers: rather few
-        # workers on GPUs than all of them on CPUs.
-        fewer = max(n for n in range(1, int(gpus) + 1) if config.num_workers % n == 0)
-        config = config.model_copy(update={"num_workers": fewer, "min_workers": None})
-    least = config.least_workers
+def count_places(nodes: Sequence[Node], config: RayConfig, use_gpu: bool) -> int:
+    """How many workers find their CPUs, and a GPU if they need one, on these nodes."""
+    return sum(node.places(config.cpus_per_worker, use_gpu) for node in nodes)
+
+
+def fitting_workers(nodes: Sequence[Node], config: RayConfig, use_gpu: bool) -> int:
+    """How many workers fit on these nodes, beside the CPUs that read images."""
+    cpus = sum(node.cpus for node in nodes) - config.data_cpus
+    return min(count_places(nodes, config, use_gpu), int(cpus / config.cpus_per_worker + 1e-9))
+
+
+def largest_share(num_workers: int, common_batch: int) -> int:
+    """The most workers, up to so many, that divide `common_batch`; 0 if there are none."""
+    return next((n for n in range(num_workers, 0, -1) if common_batch % n == 0), 0)
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes of the cluster that is joined."""
+    here, cpus_here = ray.util.get_node_ip_address(), available_cpus()
+    nodes = []
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if not node["Alive"]:
+            continue
+        has = node["Resources"]
+        cpus = has.get("CPU", 0.0)
+        # Ray may have been told of more CPUs than this machine has; elsewhere it is believed.
+        cores = min(int(cpus), cpus_here) if node["NodeManagerAddress"] == here else int(cpus)
+        store_bytes = int(has.get("object_store_memory", 0.0))
+        nodes.append(Node(cpus, has.get("GPU", 0.0), max(1, cores), store_bytes))
+    return nodes
+
+
+def _packed(
+    nodes: Sequence[Node], config: RayConfig, num_workers: int, use_gpu: bool
+) -> list[tuple[Node, int]]:
+    """The nodes that get workers, and how many: as Ray packs them, the roomiest node first."""
+    held = []
+    places = [(node.places(config.cpus_per_worker, use_gpu), node) for node in nodes]
+    for number, node in sorted(places, key=lambda place: (-place[0], -place[1].cores)):
+        if taken := min(number, num_workers):
+            held.append((node, taken))
+            num_workers -= taken
+    return held
+
+
+def _raise_if_too_small(
+    nodes: Sequence[Node], config: RayConfig, least: int, use_gpu: bool
+) -> None:
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     workers = f"ray.{'min' if config.min_workers else 'num'}_workers={least}"
-    if cpus < (needed := config.cpus_needed):
+    if cpus < (needed := least * config.cpus_per_worker + config.data_cpus):
         raise ClusterError(
             f"the cluster has {cpus:g} CPUs, but the run needs {needed:g}: {workers} x "
             f"ray.cpus_per_worker={config.cpus_per_worker:g} + ray.data_cpus={config.data_cpus} "
             "for reading images; lower these or add nodes."
         )
-    places = sum(int(node.get("CPU", 0.0) // config.cpus_per_worker) for node in nodes)
-    if places < least:
+    if (places := count_places(nodes, config, use_gpu=False)) < least:
         raise ClusterError(
             f"the cluster's nodes have room for {places} workers of ray.cpus_per_worker="
             f"{config.cpus_per_worker:g} CPUs, but {workers}; a worker can't be split over nodes: "
             "lower either."
         )
-    use_gpu = gpus >= least if config.use_gpu == "auto" else config.use_gpu
     if use_gpu and gpus < least:
         raise ClusterError(
             f"the cluster has {gpus:g} GPUs, but ray.use_gpu=true and {workers} need {least}; "
             "lower it, add GPU nodes, or set ray.use_gpu=false."
         )
-    num_workers = min(config.num_workers, places, int(gpus) if use_gpu else places)
-    # Of the largest node: in a container it is Ray that knows the limit.
-    cores = max(1, min(os.cpu_count() or 1, int(max(node.get("CPU", 0.0) for node in nodes))))
-    workers_per_node = -(-num_workers // len(nodes))
-    threads = config.threads_per_worker or max(1, cores // workers_per_node)
-    return Resources(
-        num_workers=num_workers,
-        least_workers=least,
-        most_workers=config.num_workers,
-        use_gpu=bool(use_gpu),
-        cpus_per_worker=config.cpus_per_worker,
-        threads=threads,
-        threads_per_task=min(cores, threads * workers_per_node),
-        node_store_bytes=int(min(node.get("object_store_memory", 0.0) for node in nodes)),
-        num_gpus=int(gpus),
-    )
+    if use_gpu and (places := count_places(nodes, config, use_gpu=True)) < least:
+        raise ClusterError(
+            f"the cluster's nodes have room for {places} workers of a GPU and ray.cpus_per_worker="
+            f"{config.cpus_per_worker:g} CPUs, but {workers}; a worker needs both on one node: "
+            "lower either."
+        )

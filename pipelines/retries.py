@@ -21,9 +21,9 @@ def final(error: Exception) -> DaalError | None:
         return error
     if isinstance(error, torch.OutOfMemoryError):
         return ClusterError(
-            f"the GPU's memory ran out ({str(error).splitlines()[0]}); raise "
-            "adapt.accumulate and pretrain.accumulate, lower ray.extract_batch, or use more "
-            "workers."
+            f"the GPU's memory ran out ({str(error).splitlines()[0]}); double adapt.accumulate "
+            "and pretrain.accumulate (a part keeps all adapt.images_per_id images of an identity), "
+            "lower ray.extract_batch, set ray.images=decoded, or use more workers."
         )
     return None
 

@@ -27,7 +27,8 @@ from pipelines.cluster_address import cluster_address, knock, token_path, token_
 from pipelines.code_on_nodes import PACKAGES, check_code_on_nodes, code_found
 from pipelines.console import errors, show
 from pipelines.ray_environment import set_for_session
-from pipelines.resources import Resources, place_in_time
+from pipelines.resources import Resources
+from pipelines.wait_for_nodes import place_in_time
 
 _RAYS_PRINT = rays.print_to_stdstream
 KNOCK_SECONDS = 10.0
@@ -35,11 +36,14 @@ LOOK_SECONDS, LOST_SECONDS = 3.0, 40.0  # whether the cluster is there; until it
 
 
 @contextmanager
-def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]:
+def ray_session(
+    config: RayConfig, verbose: bool = False, common_batch: int = 0
+) -> Iterator[Resources]:
     """Ray for the length of a run: RAY_ADDRESS's cluster if set, a local one otherwise.
 
     A local Ray listens on loopback only and asks for a token, unless RAY_AUTH_MODE says
     otherwise; it gets as many logical CPUs as the run needs, however few cores there are.
+    The run's workers share batches that `common_batch` divides (`pipelines.resources.plan`).
 
     Raises:
         ClusterError: the cluster can't be reached, refuses the token, is too small, or has other
@@ -60,7 +64,7 @@ def ray_session(config: RayConfig, verbose: bool = False) -> Iterator[Resources]
             silence_ray_data()
         if address:
             check_code_on_nodes(code_found(PACKAGES))
-        yield place_in_time(config)
+        yield place_in_time(config, common_batch)
 
 
 def silence_ray_data() -> None:

@@ -39,13 +39,15 @@ class FedBatch:
     target_rows: NDArray[np.int64]
 
     def part(self, at: int, num_parts: int) -> "FedBatch":
-        """Every `num_parts`-th image of each domain, from the `at`-th on."""
+        """This worker's share of the batch's part number `at` (`daal.plan.Batch`)."""
         if num_parts == 1:
             return self
-        some = slice(at, None, num_parts)
         domains = self.images_BHWC.tensor_split([len(self.source_rows)])
-        images_BHWC = torch.cat([images[some] for images in domains])
-        return FedBatch(self.step, images_BHWC, self.source_rows[some], self.target_rows[some])
+        images_BHWC = torch.cat([images.tensor_split(num_parts)[at] for images in domains])
+        source_rows, target_rows = (
+            np.split(rows, num_parts)[at] for rows in (self.source_rows, self.target_rows)
+        )
+        return FedBatch(self.step, images_BHWC, source_rows, target_rows)
 
 
 @dataclass(frozen=True)

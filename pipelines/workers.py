@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import ray
@@ -30,6 +31,7 @@ from daal.errors import DaalError
 from pipelines import retries
 from pipelines.admission import turn_to_start
 from pipelines.desk import Desk
+from pipelines.elastic import ElasticTrainer, EqualShares
 from pipelines.planned_faults import Fault, Point, planned_faults
 from pipelines.progress import Progress
 from pipelines.resources import Resources
@@ -189,13 +191,24 @@ class Workers:
     def _start(self) -> None:
         config, resources = self._config, self.resources
         least, most = resources.least_workers, resources.most_workers
-        scaling_config: Any = ScalingConfig  # typed as its predecessor, which has no ranges
+        scaling: Any = ScalingConfig  # typed as its predecessor, which has no ranges
         self._desk = Desk.options(  # type: ignore[attr-defined]
             scheduling_strategy=NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=False
             )
         ).remote()
-        trainer = TorchTrainer(
+        trainer: Any = TorchTrainer
+        scaling_config = scaling(
+            num_workers=most if least == most else (least, most),
+            elastic_resize_monitor_interval_s=config.ray.resize_seconds,
+            use_gpu=resources.use_gpu,
+            resources_per_worker={"CPU": resources.cpus_per_worker}
+            | ({"GPU": resources.gpus_per_worker} if resources.use_gpu else {}),
+        )
+        if least != most:
+            policy = EqualShares(scaling_config, config.ray, config.common_batch)
+            trainer = partial(ElasticTrainer, policy=policy)
+        group = trainer(
             serve,
             train_loop_config={
                 "desk": self._desk,
@@ -205,13 +218,7 @@ class Workers:
                 "faults": planned_faults(),
                 "stall_seconds": 60 * config.ray.stall_minutes,
             },
-            scaling_config=scaling_config(
-                num_workers=most if least == most else (least, most),
-                elastic_resize_monitor_interval_s=config.ray.resize_seconds,
-                use_gpu=resources.use_gpu,
-                resources_per_worker={"CPU": resources.cpus_per_worker}
-                | ({"GPU": resources.gpus_per_worker} if resources.use_gpu else {}),
-            ),
+            scaling_config=scaling_config,
             run_config=RunConfig(
                 name="workers",
                 storage_path=self._folder.path("ray_train"),
@@ -221,7 +228,7 @@ class Workers:
             ),
         )
         with turn_to_start(config.ray, resources, self._progress.say):
-            self._group = _in_thread(trainer.fit)
+            self._group = _in_thread(group.fit)
             while not (self.num_starts() or self._group.done()):
                 time.sleep(POLL_SECONDS)
 

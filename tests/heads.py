@@ -1,5 +1,6 @@
 """Ray heads of a test's own, on free loopback ports and in a folder of their own."""
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 from waiting import wait_until
@@ -71,8 +73,16 @@ def end_processes(folder: str) -> None:
 
 
 @contextmanager
-def ray_head(token: str | None = None, num_cpus: int = 4) -> Iterator[Head]:
-    """With so many logical CPUs. After the block it is gone, with all it started."""
+def ray_head(
+    token: str | None = None,
+    num_cpus: int = 4,
+    node_types: dict[str, Any] | None = None,
+    autoscaler: int = 1,
+) -> Iterator[Head]:
+    """With so many logical CPUs. After the block it is gone, with all it started.
+
+    With `node_types`, Ray's autoscaler of this version pretends such nodes on this machine.
+    """
     with ray_folder() as scratch:
         port, dashboard, metrics = free_port(), free_port(), free_port()
         environment = without_ray() | {
@@ -80,6 +90,11 @@ def ray_head(token: str | None = None, num_cpus: int = 4) -> Iterator[Head]:
             "RAY_USAGE_STATS_ENABLED": "0",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # of the jobs' python
         }
+        autoscaling = []
+        if node_types is not None:
+            file = Path(scratch) / "autoscaling.json"
+            file.write_text(json.dumps(_autoscaling(num_cpus, node_types, f"127.0.0.1:{port}")))
+            autoscaling = [f"--autoscaling-config={file}"]
         process = subprocess.Popen(
             [
                 str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
@@ -87,11 +102,13 @@ def ray_head(token: str | None = None, num_cpus: int = 4) -> Iterator[Head]:
                 "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                 f"--metrics-export-port={metrics}", f"--ray-client-server-port={free_port()}",
                 f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={scratch}",
+                *autoscaling,
             ],
             # Workers change their command lines; what they inherit still tells whose they are.
             env=environment
             | {"DAAL_TEST_HEAD": scratch}
-            | ({} if token is None else {"RAY_AUTH_TOKEN": token}),
+            | ({} if token is None else {"RAY_AUTH_TOKEN": token})
+            | ({} if node_types is None else _pretending(autoscaler)),
             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         head = Head(
@@ -104,6 +121,39 @@ def ray_head(token: str | None = None, num_cpus: int = 4) -> Iterator[Head]:
         finally:
             # Ray would take half a minute to end it in peace.
             head.kill()
+
+
+# Node 0 of type ray.head.default, as FakeMultiNodeProvider of Ray expects it.
+HEAD_ID, HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"
+
+
+def _pretending(autoscaler: int) -> dict[str, str]:
+    """What `ray up` and KubeRay say to the head of a cluster, and that its nodes are pretended."""
+    said = {"RAY_FAKE_CLUSTER": "1"}
+    if autoscaler == 2:
+        said |= {"RAY_enable_autoscaler_v2": "1", "RAY_NODE_TYPE_NAME": HEAD_TYPE}
+        said |= {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}
+    return said
+
+
+def _autoscaling(num_cpus: int, node_types: dict[str, Any], address: str) -> dict[str, Any]:
+    from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG  # all fields, without nodes
+
+    head = {"resources": {"CPU": num_cpus}, "node_config": {}, "max_workers": 0}
+    return BASE_READONLY_CONFIG | {
+        "max_workers": 8,
+        "idle_timeout_minutes": 5,
+        "provider": {
+            "type": "external",  # Ray's wheel lacks the defaults of this provider's own type
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "use_node_id_as_ip": True,
+            "head_node_id": HEAD_ID,
+            "launch_multiple": True,
+            "gcs_address": address,
+        },
+        "head_node_type": HEAD_TYPE,
+        "available_node_types": {HEAD_TYPE: head, **node_types},
+    }
 
 
 def free_port() -> int:

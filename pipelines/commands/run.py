@@ -130,7 +130,7 @@ def run_adaptation(
             run.keep_config(config)
             num_stages = len(run.journal())
             with (
-                ray_session(config.ray, verbose) as resources,
+                ray_session(config.ray, verbose, config.common_batch) as resources,
                 tracked(config, run, name, progress.say, progress.note) as track,
             ):
                 listeners += [Gauges(name).show, track]
@@ -285,7 +285,7 @@ def ablate(
             )
     measured = " | ".join(map(measured_on, kinds.values(), counts))
     remedy = "the same command goes on with what is left, and -v shows what Ray says."
-    with ray_errors(remedy), ray_session(some.ray, verbose):
+    with ray_errors(remedy), ray_session(some.ray, verbose, some.common_batch):
         results = run_suite(table, configs, str(folder), errors.print)
     text = markdown(table, results, measured)
     (folder / "table.md").write_text(text, encoding="utf-8")

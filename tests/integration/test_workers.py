@@ -95,6 +95,18 @@ def test_one_group_for_many_jobs__the_same_job_again_for_a_new_group__and_an_err
             workers.run(OneFails())
 
 
+def test_an_elastic_group__divides_the_batches_and_leaves_cpus_for_reading(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path
+) -> None:
+    # Of 4 CPUs one reads images; 3 workers don't divide batches of 8.
+    settings = {"min_workers": 1, "num_workers": 4, "data_cpus": 1}
+    config, folder, progress = group(tiny_config, tmp_path, **settings)
+    with ray_session(config.ray, common_batch=config.common_batch) as resources:
+        assert (resources.least_workers, resources.most_workers) == (1, 4)
+        with Workers(config, folder, resources, progress) as workers:
+            assert [size for _, size, _ in workers.run(WhoAmI())] == [2, 2]
+
+
 @pytest.mark.nightly
 def test_workers_that_die_again_and_again__are_given_up(
     ray_cluster: None, tiny_config: Config, tmp_path: Path

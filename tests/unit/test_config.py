@@ -8,6 +8,7 @@ import yaml
 from daal.config import Config
 from daal.errors import ConfigError
 from daal.load_config import PATHS, apply_overrides, check_config, flat, known_keys, load_config
+from pipelines.shipped import read_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
 
@@ -139,6 +140,39 @@ def test_several_mistakes__each_on_its_line() -> None:
 def test_settings_that_exclude_each_other(overrides: list[str], part: str) -> None:
     with pytest.raises(ConfigError, match=part):
         load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "common"),
+    [
+        ("modern", ["ray.min_workers=1", "ray.num_workers=4"], 64),
+        ("udap", ["ray.num_workers=1", "adapt.accumulate=4"], 32),
+        ("ssg", ["ray.num_workers=2", "adapt.batch_target=24", "adapt.accumulate=2"], 4),
+        ("fast", ["ray.min_workers=1", "ray.num_workers=7"], 16),
+    ],
+)
+def test_batches_of_any_range_of_workers__and_parts_of_whole_identities(
+    recipe: str, overrides: list[str], common: int
+) -> None:
+    assert read_config(recipe, overrides).common_batch == common
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["adapt.accumulate=16"],  # two images an identity and part
+        ["adapt.batch_target=40", "adapt.accumulate=4"],
+        ["adapt.accumulate=8", "adapt.images_per_id=4"],  # one identity a part
+        ["adapt.batch_target=4"],
+    ],
+)
+@pytest.mark.parametrize("recipe", ["udap", "ssg"])
+def test_parts_in_which_the_triplet_loss_would_be_0__are_refused(
+    recipe: str, overrides: list[str]
+) -> None:
+    small = ["ray.num_workers=1", "adapt.batch_target=32", "pretrain.batch_source=32"]
+    with pytest.raises(ConfigError, match=r"adapt\.batch_target=.*adapt\.images_per_id=4"):
+        read_config(recipe, [*small, *overrides])
 
 
 def test_independent_attention_needs_its_branch() -> None:

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from daal.config import Config
-from pipelines.pixels import STORE_SHARE, Images, Pixels
+from pipelines.pixels import BLOCK, STORE_SHARE, Images, ImageSource, Pixels, pixel_reader
 from pipelines.stream import FedBatch, ahead
 
 BYTES = 32 * 16 * 3  # of an image
@@ -42,6 +44,33 @@ def test_kept_images__training_first_and_within_the_room(
     assert f"{kept} of 8 images kept decoded" in said[0]
 
 
+@pytest.mark.parametrize(
+    ("mode", "sizes", "kept"),
+    [
+        ("auto", [20, 5], [True, True]),  # a quarter of 100 in all
+        ("auto", [20, 6], [True, False]),
+        ("auto", [26, 25], [False, True]),
+        ("device", [60, 30], [True, True]),
+        ("decoded", [1, 1], [False, False]),
+    ],
+)
+def test_pixels_on_the_device__a_quarter_of_its_memory_for_all_sets(
+    mode: str, sizes: list[int], kept: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = SimpleNamespace(total_memory=100 * BLOCK * BYTES)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: memory)
+    monkeypatch.setattr(ray, "get", lambda blocks: blocks)
+    config = Config.model_validate({"ray": {"images": mode}})
+    worker = SimpleNamespace(device=torch.device("cuda"), kept={"leaving": False})
+    with FakeTensorMode():
+        for number, size in enumerate(sizes):
+            blocks = tuple([np.zeros((BLOCK, 32, 16, 3), np.uint8)] * size)
+            source = ImageSource(number, blocks, np.arange(BLOCK * size))  # type: ignore[arg-type]
+            reader = pixel_reader(worker, source, config)  # type: ignore[arg-type]
+            assert reader.on_device == kept[number]
+            assert pixel_reader(worker, source, config) is reader  # type: ignore[arg-type]
+
+
 def test_parts_of_a_batch__hold_each_image_once_and_both_domains() -> None:
     pixels = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1).expand(10, 2, 2, 3)
     batch = FedBatch(7, pixels, np.arange(6), np.arange(100, 104))
@@ -50,7 +79,7 @@ def test_parts_of_a_batch__hold_each_image_once_and_both_domains() -> None:
         assert (part.step, len(part.source_rows), len(part.target_rows)) == (7, 3, 2)
         rows = np.concatenate([part.source_rows, part.target_rows - 100 + 6])
         assert part.images_BHWC[:, 0, 0, 0].tolist() == rows.tolist()
-    assert sorted(np.concatenate([p.source_rows for p in parts])) == list(range(6))
+    assert np.array_equal(np.concatenate([p.source_rows for p in parts]), np.arange(6))
     assert batch.part(0, 1) is batch
 
 

@@ -74,6 +74,23 @@ def test_identity_batches__k_images_of_each() -> None:
         assert (np.bincount(labels)[np.unique(labels)] % 4 == 0).all()
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+@pytest.mark.parametrize("num_parts", [1, 2, 4])
+def test_parts_of_identity_batches__all_images_of_an_identity_whatever_the_workers(
+    world_size: int, num_parts: int
+) -> None:
+    plan = make(batch_source=24, batch_target=48, images_per_id=3, num_parts=num_parts)
+    batch = plan.batch(0)
+    shares = [batch.share(rank, world_size) for rank in range(world_size)]
+    for side in ("source", "target"):
+        parts = [np.split(getattr(share, side), num_parts) for share in shares]
+        whole = np.concatenate([np.stack(part, 1).ravel() for part in zip(*parts, strict=True)])
+        assert np.array_equal(whole, getattr(batch, side)), "not the same parts on all workers"
+    for part in np.split(batch.target, num_parts):
+        ids, counts = np.unique((part - 100) // 5, return_counts=True)
+        assert len(ids) > 1 and (counts % 3 == 0).all()
+
+
 @pytest.mark.parametrize("count", [1, 3, 11])
 def test_identity_passes__all_identities_before_any_twice(count: int) -> None:
     rows, labels = np.arange(12), np.array([0] * 1 + [1] * 5 + [2] * 6)

@@ -1,85 +1,187 @@
 """What a run takes of clusters that aren't here."""
 
-import os
-
 import pytest
 import ray
 
 from daal.config import RayConfig
+from daal.errors import ClusterError
 from pipelines.ablate import room_on_cluster
-from pipelines.resources import place
+from pipelines.elastic import EqualShares
+from pipelines.resources import WORKER_GPU, Node, Resources, cluster_nodes, largest_share, plan
+
+GB = 10**9
 
 
-def cluster(monkeypatch: pytest.MonkeyPatch, *nodes: tuple[int, int]) -> None:
-    """Nodes of so many CPUs and GPUs."""
+def nodes(*given: tuple[int, int]) -> list[Node]:
+    """Of so many CPUs and GPUs, with an object store of as many GB as CPUs."""
+    return [Node(cpus, gpus, cpus, cpus * GB) for cpus, gpus in given]
+
+
+def planned(given: list[tuple[int, int]], common_batch: int = 0, **config: object) -> Resources:
+    return plan(nodes(*given), RayConfig.model_validate(config), common_batch)
+
+
+def cluster(monkeypatch: pytest.MonkeyPatch, *given: tuple[int, int]) -> None:
+    """Ray says that it has these nodes; they are other machines."""
     alive = [
-        {"Alive": True, "Resources": {"CPU": cpus, "GPU": gpus, "object_store_memory": 1e9}}
-        for cpus, gpus in nodes
-    ]
-    total = {"CPU": sum(cpus for cpus, _ in nodes), "GPU": sum(gpus for _, gpus in nodes)}
-    monkeypatch.setattr(ray, "nodes", lambda: alive)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+        {
+            "Alive": True, "NodeManagerAddress": f"10.0.0.{number}",
+            "Resources": {"CPU": cpus, "GPU": gpus, "object_store_memory": cpus * GB},
+        }
+        for number, (cpus, gpus) in enumerate(given)
+    ]  # fmt: skip
+    monkeypatch.setattr(ray, "nodes", lambda: [*alive, {"Alive": False}])
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.1.0")
 
 
 @pytest.mark.parametrize(
-    ("nodes", "config", "on_gpu", "workers"),
+    ("given", "config", "on_gpu", "workers"),
     [
         ([(8, 0)], {}, False, (2, 2)),
         ([(8, 1)], {}, True, (1, 1)),  # rather one worker on a GPU than two on CPUs
         ([(64, 6)], {"num_workers": 8}, True, (4, 4)),  # batches of 8 workers suit 4, but not 6
+        ([(64, 4)], {"num_workers": 6, "common_batch": 48}, True, (4, 4)),
         ([(64, 3)], {"num_workers": 4, "min_workers": 2}, True, (2, 4)),
         ([(64, 1)], {"num_workers": 4, "min_workers": 2}, True, (1, 1)),
         ([(64, 8)], {}, True, (2, 2)),
         ([(8, 1)], {"use_gpu": False}, False, (2, 2)),
         ([(8, 0), (64, 8)], {"num_workers": 8}, True, (8, 8)),
+        ([(64, 0), (2, 8)], {"num_workers": 8}, True, (2, 2)),  # GPUs without a CPU for each
     ],
 )
 def test_workers_take_gpus_where_there_are_any(
-    nodes: list[tuple[int, int]],
+    given: list[tuple[int, int]],
     config: dict[str, int],
     on_gpu: bool,
     workers: tuple[int, int],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cluster(monkeypatch, *nodes)
-    found = place(RayConfig.model_validate(config))
+    found = planned(given, **config)  # type: ignore[arg-type]
     assert (found.use_gpu, (found.least_workers, found.most_workers)) == (on_gpu, workers)
 
 
-def test_threads__are_those_of_the_largest_node_and_not_of_its_host(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("given", "config", "threads", "per_task", "store"),
+    [
+        ([(12, 0)], {"num_workers": 4}, 3, 12, 12),
+        ([(12, 0)], {"num_workers": 4, "threads_per_worker": 2}, 2, 8, 12),
+        # A head without GPUs gets no worker, whatever it has.
+        ([(64, 0), (64, 8)], {"num_workers": 8}, 8, 64, 64),
+        ([(2, 0), (64, 8)], {"num_workers": 8}, 8, 64, 64),
+        ([(128, 0), (16, 4), (8, 4)], {"num_workers": 8}, 2, 8, 8),
+        ([(4, 0), (64, 0)], {"num_workers": 8}, 8, 64, 64),
+        ([(4, 0), (4, 0)], {"num_workers": 6}, 1, 4, 4),
+    ],
+)
+def test_threads_and_object_store__of_the_nodes_that_get_workers(
+    given: list[tuple[int, int]], config: dict[str, int], threads: int, per_task: int, store: int
 ) -> None:
-    cluster(monkeypatch, (12, 0))
-    found = place(RayConfig(num_workers=4))
-    assert (found.threads, found.threads_per_task) == (3, 12)
-    found = place(RayConfig(num_workers=4, threads_per_worker=2))
-    assert (found.threads, found.threads_per_task) == (2, 8)
+    for order in (given, given[::-1]):
+        found = planned(order, **config)  # type: ignore[arg-type]
+        assert (found.threads, found.threads_per_task) == (threads, per_task)
+        assert found.node_store_bytes == store * GB
+
+
+@pytest.mark.parametrize(("cpus", "workers"), [(3, 1), (4, 2), (5, 2), (6, 4), (64, 4)])
+def test_an_elastic_run__as_many_workers_as_divide_its_batches_and_leave_cpus_for_reading(
+    cpus: int, workers: int
+) -> None:
+    found = planned([(cpus, 0)], 64, num_workers=4, min_workers=1)
+    assert (found.least_workers, found.num_workers, found.most_workers) == (1, workers, 4)
 
 
 @pytest.mark.parametrize(
-    ("nodes", "config", "room", "threads"),
+    ("given", "use_gpu", "common_batch", "workers"),
+    [
+        ([(4, 0)] * 8, False, 64, 8),
+        ([(4, 0)] * 7, False, 64, 4),  # 7, 6 and 5 workers don't divide 64
+        ([(4, 0)] * 7, False, 840, 7),
+        ([(4, 0)] * 1, False, 64, 0),  # no CPUs left to read images
+        ([(8, 3), (8, 4)], True, 840, 7),
+        ([(8, 3), (8, 4)], True, 64, 4),
+    ],
+)
+def test_a_group_that_lost_a_node__is_of_a_size_that_divides_the_batches(
+    given: list[tuple[int, int]],
+    use_gpu: bool,
+    common_batch: int,
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray.train import ScalingConfig
+
+    cluster(monkeypatch, *given)
+    each = {"CPU": 1.0, "GPU": WORKER_GPU} if use_gpu else {"CPU": 3.0}
+    scaling = ScalingConfig(num_workers=(1, 8), use_gpu=use_gpu, resources_per_worker=each)  # type: ignore[arg-type]
+    config = RayConfig(min_workers=1, num_workers=8, cpus_per_worker=each["CPU"])
+    reserved = {
+        str(number): {name: sum([amount] * (gpus or 1)) for name, amount in each.items()}
+        for number, (_, gpus) in enumerate(given)
+    }  # as many bundles as the node has GPUs, or one of its CPUs
+    policy = EqualShares(scaling, config, common_batch)
+    assert policy._count_possible_workers(reserved) == workers
+
+
+@pytest.mark.parametrize(
+    ("given", "config", "says"),
+    [
+        ([(4, 0)], {"num_workers": 8}, "has 4 CPUs, but the run needs 10: ray.num_workers=8"),
+        ([(4, 0)], {"num_workers": 8, "min_workers": 3}, "needs 5: ray.min_workers=3 x"),
+        ([(4, 0)] * 4, {"cpus_per_worker": 6}, "room for 0 workers of ray.cpus_per_worker=6 CPUs"),
+        ([(8, 1)], {"use_gpu": True}, "has 1 GPUs, but ray.use_gpu=true and ray.num_workers=2"),
+        (
+            [(64, 0), (2, 8)],
+            {"use_gpu": True, "num_workers": 8},
+            "room for 2 workers of a GPU and ray.cpus_per_worker=1 CPUs, but ray.num_workers=8",
+        ),
+    ],
+)
+def test_what_does_not_fit__is_refused_with_the_numbers(
+    given: list[tuple[int, int]], config: dict[str, int], says: str
+) -> None:
+    with pytest.raises(ClusterError) as refused:
+        planned(given, **config)  # type: ignore[arg-type]
+    assert says in str(refused.value)
+
+
+def test_cores_of_this_machine__as_many_as_this_process_may_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster(monkeypatch, (64, 0), (12, 1))
+    monkeypatch.setattr("pipelines.resources.available_cpus", lambda: 4)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.0")
+    assert [node.cores for node in cluster_nodes()] == [4, 12]
+
+
+@pytest.mark.parametrize(
+    ("given", "config", "number", "threads"),
     [
         ([(4, 0)], {}, 1, None),  # alone: a worker takes its share of the node
-        ([(8, 0)], {}, 2, 2),  # 2 workers and a reader of 1 CPU each: 3 CPUs a run
+        ([(8, 0)], {}, 2, 2),  # 2 workers and 2 readers of 1 CPU each: 4 CPUs a run
         ([(32, 0)], {"cpus_per_worker": 4}, 3, 5),
         ([(32, 0)], {"cpus_per_worker": 4, "threads_per_worker": 4}, 3, 4),
         ([(64, 6)], {}, 3, 10),  # GPUs are scarcer than CPUs
         ([(64, 1)], {}, 1, None),
+        ([(64, 0), (64, 8)], {}, 4, 8),  # no worker on the head
     ],
 )
 def test_runs_side_by_side_share_the_cores(
-    nodes: list[tuple[int, int]],
+    given: list[tuple[int, int]],
     config: dict[str, int],
-    room: int,
+    number: int,
     threads: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cluster(monkeypatch, *nodes)
-    assert room_on_cluster(RayConfig.model_validate(config)) == (room, threads)
+    cluster(monkeypatch, *given)
+    assert room_on_cluster(RayConfig.model_validate(config)) == (number, threads)
 
 
-def test_gpus_that_no_worker_takes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster(monkeypatch, (64, 8))
-    assert "this cluster has 8 GPUs" in str(place(RayConfig()))
-    assert "this cluster" not in str(place(RayConfig(num_workers=8)))
+def test_gpus_that_no_worker_takes_are_named() -> None:
+    assert "this cluster has 8 GPUs" in str(planned([(64, 8)]))
+    assert "this cluster" not in str(planned([(64, 8)], num_workers=8))
+
+
+@pytest.mark.parametrize(
+    ("most", "batch", "share"), [(7, 64, 4), (7, 840, 7), (3, 0, 3), (0, 8, 0)]
+)
+def test_largest_share(most: int, batch: int, share: int) -> None:
+    assert largest_share(most, batch) == share

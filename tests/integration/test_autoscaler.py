@@ -1,0 +1,46 @@
+"""ray.use_gpu=auto on a cluster whose autoscaler has node types with GPUs, pretended here."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.heads import ray_head
+
+pytestmark = [pytest.mark.ray, pytest.mark.nightly, pytest.mark.timeout(240)]
+CODE = """
+from daal.config import RayConfig
+from pipelines.session import ray_session
+with ray_session(RayConfig(num_workers=2, data_cpus=1, wait_minutes=3), False, 64) as resources:
+    print(resources)
+"""
+
+
+def node_type(most: int, **resources: int) -> dict[str, Any]:
+    return {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": most}
+
+
+@pytest.mark.parametrize("autoscaler", [1, 2])
+@pytest.mark.parametrize(
+    ("node_types", "says"),
+    [
+        ({"gpu_worker": node_type(4, CPU=2, GPU=1)}, "2 workers on GPUs"),
+        ({"gpu_worker": node_type(1, CPU=2, GPU=1)}, "1 worker on GPUs"),  # no more than one
+        ({"cpu_worker": node_type(4, CPU=2)}, "2 workers on CPUs"),
+    ],
+    ids=["enough", "one", "none"],
+)
+def test_auto__asks_for_gpu_nodes_where_there_are_such(
+    node_types: dict[str, Any], says: str, autoscaler: int
+) -> None:
+    with ray_head(num_cpus=4, node_types=node_types, autoscaler=autoscaler) as head:
+        done = subprocess.run(
+            [sys.executable, "-c", CODE],
+            env=head.joined,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0 and done.stdout.startswith(says), (done.stdout, done.stderr)
+        assert "waiting for GPUs for 2 workers" in done.stderr.replace("\n", " ")

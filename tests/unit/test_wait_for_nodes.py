@@ -1,0 +1,135 @@
+"""How long a run waits for nodes, and for which, on clusters that aren't here."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from daal.config import RayConfig
+from daal.errors import ClusterError
+from pipelines import wait_for_nodes as module
+from pipelines.resources import Node
+from pipelines.wait_for_nodes import AutoscalerReport, place_in_time
+
+HEAD, GPU_NODE = Node(8, 0, 8, 10**9), Node(16, 1, 16, 10**9)
+
+
+class Cluster:
+    """A head, and an autoscaler (None: none) that starts nodes some seconds after being asked.
+
+    It says nothing in its first `silent` seconds. It starts what it has of what is asked for, or
+    with `all_or_none` nothing if it hasn't all.
+    """
+
+    def __init__(
+        self,
+        has: int,
+        starts: int | None,
+        seconds: float,
+        silent: float = 0.0,
+        all_or_none: bool = False,
+    ) -> None:
+        self.has, self.starts, self.seconds, self.silent = has, starts, seconds, silent
+        self.all_or_none = all_or_none
+        self.now, self.asked_at, self.started = 0.0, float("inf"), 0
+        self.asked: list[int] = []  # workers with GPUs
+
+    def nodes(self) -> list[Node]:
+        there = self.now - self.asked_at >= self.seconds
+        return [HEAD] + [GPU_NODE] * (self.has + self.started * there)
+
+    def ask(self, bundles: list[dict[str, float]]) -> None:
+        gpus = sum("GPU" in bundle for bundle in bundles)
+        self.asked.append(gpus)
+        more = max(0, gpus - self.has)
+        started = 0 if self.all_or_none and more > (self.starts or 0) else self.starts or 0
+        if started and not self.started and gpus:
+            self.started, self.asked_at = min(started, more), self.now
+
+    def report(self) -> AutoscalerReport:
+        types = ["node_1f3"] if self.starts is None else ["head"]
+        coming = 5 < self.now - self.asked_at < self.seconds
+        return AutoscalerReport(types if self.now >= self.silent else [], coming)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Cluster]]:
+    """The cluster that is put in here is joined."""
+    some: list[Cluster] = []
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(module, "cluster_nodes", lambda: some[0].nodes())
+    monkeypatch.setattr("pipelines.resources.cluster_nodes", lambda: some[0].nodes())
+    monkeypatch.setattr(module, "autoscaler_report", lambda: some[0].report())
+    monkeypatch.setattr(module, "request_resources", lambda bundles: some[0].ask(bundles))
+
+    def sleep(seconds: float) -> None:
+        some[0].now += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: some[0].now, sleep=sleep)
+    monkeypatch.setattr(module, "time", clock)
+    yield some
+
+
+@pytest.mark.parametrize(
+    ("has", "starts", "seconds", "config", "workers", "on_gpu", "asked", "waited"),
+    [
+        (0, 4, 200, {"num_workers": 4}, 4, True, [4], (200, 202)),
+        (0, 2, 200, {"num_workers": 4}, 2, True, [4, 2], (220, 224)),  # no more are coming
+        (0, 4, 200, {"num_workers": 4, "min_workers": 1}, 4, True, [4], (200, 202)),
+        (0, 0, 0, {}, 2, False, [2, 1], (40, 46)),  # an autoscaler without GPU nodes
+        (0, None, 0, {}, 2, False, [], (0, 0)),  # no autoscaler
+        (2, None, 0, {}, 2, True, [], (0, 0)),
+        (2, 4, 200, {}, 2, True, [], (0, 0)),  # enough are there
+        (1, 1, 60, {}, 2, True, [2], (60, 62)),
+        (0, 4, 900, {}, 2, False, [2], (600, 602)),  # later than ray.wait_minutes
+        (0, 4, 200, {"wait_minutes": 0}, 2, False, [], (0, 0)),
+        (0, 4, 200, {"use_gpu": False}, 2, False, [], (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("all_or_none", [False, True])
+def test_auto__waits_for_gpus_where_nodes_with_some_are_started(
+    has: int,
+    starts: int | None,
+    seconds: float,
+    config: dict[str, int],
+    workers: int,
+    on_gpu: bool,
+    asked: list[int],
+    waited: tuple[float, float],
+    all_or_none: bool,
+    made: list[Cluster],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cluster = Cluster(has, starts, seconds, all_or_none=all_or_none)
+    made.append(cluster)
+    given = RayConfig.model_validate(config)
+    found = place_in_time(given, 64)
+    assert (found.num_workers, found.use_gpu) == (workers, on_gpu)
+    assert waited[0] <= cluster.now <= waited[1]
+    said = " ".join(capsys.readouterr().err.split())
+    assert cluster.asked == ([*asked, 0] if asked else []), "0: what it has asked for is let go"
+    assert (f"waiting for GPUs for {given.num_workers} workers" in said) == bool(asked)
+    assert ("so the run takes CPUs" in said) == (bool(asked) and not on_gpu)
+
+
+@pytest.mark.parametrize(
+    ("starts", "silent", "on_gpu", "waited"),
+    [(None, 5, False, 5), (None, 99, False, 20), (2, 5, True, 35)],
+)
+def test_a_young_cluster__is_heard_before_it_is_judged(
+    starts: int | None, silent: float, on_gpu: bool, waited: float, made: list[Cluster]
+) -> None:
+    made.append(Cluster(0, starts, 30, silent))
+    assert place_in_time(RayConfig()).use_gpu == on_gpu
+    assert made[0].now == waited
+
+
+def test_too_few_cpus__are_asked_for_until_the_time_is_over(
+    made: list[Cluster], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.append(Cluster(0, None, 0))
+    with pytest.raises(ClusterError, match="has 8 CPUs, but the run needs 34"):
+        place_in_time(RayConfig(num_workers=32, wait_minutes=1))
+    assert 60 <= made[0].now <= 61
+    assert made[0].asked == [0, 0], "asked for GPUs"
+    assert "Waiting for nodes for up to 1 minutes" in " ".join(capsys.readouterr().err.split())
