@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 import ray
@@ -10,7 +10,7 @@ import ray
 from daal.config import DatasetConfig
 from daal.datasets import load_records
 from daal.errors import ConfigError
-from daal.load_config import apply_overrides, check_config
+from daal.load_config import apply_overrides, check_config, flat
 from daal.service_config import Layout
 from daal.trained_model import MODEL_FIELDS, load_trained
 from pipelines.artefacts import features_table
@@ -42,7 +42,7 @@ def extract_folder(
     model = load_trained(folder)
     # How that run was laid over its cluster says nothing about the model, and not how this one is.
     values = model.config.model_dump(mode="json", include=set(MODEL_FIELDS))
-    config = check_config(apply_overrides(values, overrides))
+    config = check_config(for_any_workers(apply_overrides(values, overrides)))
     progress = Progress(live=not verbose)
     with (
         ray_session(config.ray, verbose) as resources,
@@ -56,3 +56,15 @@ def extract_folder(
         with progress.stage("extract"):
             features = extract("extract", images, config, weights, workers, pixels)
     return features_table(table, features), quarantine
+
+
+def for_any_workers(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an extraction, with batches that its workers can share: nothing is trained."""
+    number = flat(values).get("ray.num_workers")
+    if not isinstance(number, int) or number < 1:  # the default suits; or it will be refused
+        return values
+    batches = {
+        "pretrain": {"batch_source": number},
+        "adapt": {"batch_source": number, "batch_target": number},
+    }
+    return batches | values
