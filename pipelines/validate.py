@@ -4,7 +4,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +40,11 @@ class Findings:
     warnings: list[str]
 
 
-def validate(config: Config) -> Findings:
+def validate(config: Config, finished: Collection[str] = ()) -> Findings:
     """Look at both data sets, the weights file and the run folder.
 
-    Of the images, a seeded sample is decoded, and every empty file found.
+    Of the images, a seeded sample is decoded, and every empty file found. What only stages need
+    that are `finished` is passed over: the images that they have read, and the weights file.
 
     Raises:
         DaalError: the run could not work; one sentence says why.
@@ -55,6 +56,8 @@ def validate(config: Config) -> Findings:
     if config.target_only and config.cluster.source_weight:
         raise DataError("cluster.source_weight above 0 needs a source: give source.root=DIR.")
     for domain, settings in config.domains():
+        if f"ingest/{domain}" in finished:
+            continue
         root = root_of(domain, settings)
         records = load_records(settings.layout, root)
         counts[domain] = {
@@ -79,7 +82,9 @@ def validate(config: Config) -> Findings:
             f"source.root and target.root are the same folder, {roots[0]}: nothing has to be "
             "adapted to; give the unlabelled cameras' images as target.root."
         )
-    if config.network.weights not in ("imagenet", "none"):
+    trainings = ["pretrain/train"] + ["supervised/train"] * config.supervised_bound
+    starts = any(stage not in finished for stage in trainings)  # from the backbone's weights
+    if starts and config.network.weights not in ("imagenet", "none"):
         _check_weights(config)
     return Findings(counts, num_sampled, warnings)
 

@@ -57,3 +57,14 @@ def test_damaged__its_file_is_named(worker: Any, reported: Path) -> None:
     assert _last_checkpoint("pretrain", worker) is None
     assert "starts from its first step again" in worker.said[0]["note"]
     assert "weights.safetensors" in worker.said[0]["note"]
+
+
+def test_begun_on_other_workers__how_many_is_known(worker: Any, reported: Path) -> None:
+    saved = _last_checkpoint("pretrain", worker)
+    assert saved is not None and saved[3] == worker.world_size, "release 0.1 didn't say"
+    metadata = {"stage": "pretrain", "next_step": 3, "workers": 2}
+    checkpoint.save(
+        reported, {"weight": torch.ones(2)}, metadata, optimizer={"weight.exp_avg": torch.zeros(2)}
+    )
+    saved = _last_checkpoint("pretrain", worker)
+    assert saved is not None and saved[3] == 2
