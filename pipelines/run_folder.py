@@ -1,6 +1,7 @@
 """A run's folder on any pyarrow.fs file system, and its journal.
 
-A file is written aside and renamed, so it is whole or absent. The journal gets one line per
+A file is written aside and renamed, so it is whole or absent; on an object store it is put, which
+is the same. The journal gets one line per
 finished stage with the size and hash of each file it left, and a digest of all that the stages
 before it left; a stage is not run again if both still match.
 

@@ -59,9 +59,10 @@ class TrainState:
         if saved is not None:
             tensors, optimizer_state, next_step, workers = saved
             if workers != worker.world_size and worker.rank == 0 and not config.ray.min_workers:
+                now = f"{worker.world_size} worker{'s' * (worker.world_size > 1)}"
                 note = (
-                    f"continues on {worker.world_size} workers what {workers} have begun: the "
-                    "result differs from that of either alone in rounding and in BatchNorm's groups"
+                    f"continues on {now} what {workers} have begun: the result differs from that "
+                    "of either alone in rounding and in BatchNorm's groups"
                 )
                 worker.log({"stage": stage, "note": note})
             taught = {
