@@ -9,7 +9,7 @@ import pytest
 
 from daal.config import Config
 from daal.datasets import load_records, records_to_read
-from daal.errors import ConfigError, DataError
+from daal.errors import CheckpointError, ConfigError, DataError
 from daal.load_config import load_config
 from daal.records import IMAGE_TABLE, QUARANTINE_TABLE
 from pipelines import artefacts
@@ -130,6 +130,10 @@ def test_images_that_were_read__their_folder_is_not_looked_at(tmp_path: Path) ->
     shutil.rmtree(tmp_path / "images")
     finished = {line["stage"] for line in run.journal()}
     assert validate(config, finished).warnings == []
+    no_file = config_of(tmp_path, f"network.weights={tmp_path}/away.pth")
+    assert validate(no_file, {*finished, "pretrain/train"}).warnings == []
+    with pytest.raises(CheckpointError, match=r"away\.pth"):
+        validate(no_file, finished)
     assert notes(run, config) == ""
     with pytest.raises(DataError, match="isn't a folder"):
         validate(config)
