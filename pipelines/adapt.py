@@ -23,10 +23,11 @@ from pipelines.evaluate import evaluate_features
 from pipelines.extract import extract
 from pipelines.fit import Trainer
 from pipelines.ingest import ingest
+from pipelines.kept_images import image_files
 from pipelines.pixels import Images, Pixels
 from pipelines.progress import Progress
 from pipelines.resources import Resources
-from pipelines.run_folder import RunFolder
+from pipelines.run_folder import RunFolder, workers_text
 from pipelines.train_state import Weights
 from pipelines.workers import Workers
 
@@ -61,6 +62,7 @@ class Adaptation:
     def algorithm_1(self) -> None:
         """The paper's listing, line by line; and the supervised bound, if wanted."""
         self.read_images()
+        of_images = self.run.inputs
         weights = pretrained = self.pretrain()  # line 1
         features = self.extract("pretrain", weights)  # line 3, for the first iteration
         self.evaluate("pretrain", features)
@@ -79,7 +81,8 @@ class Adaptation:
         self.choose(weights, features, labels)
 
         if self.config.supervised_bound:
-            self.evaluate("supervised", self.extract("supervised", self.supervised_bound()))
+            with self.run.following(of_images):  # whatever the iterations have come to
+                self.evaluate("supervised", self.extract("supervised", self.supervised_bound()))
 
     def pretrain_only(self) -> None:
         """Line 1 and the direct transfer; `adapt` on the same folder goes on from here."""
@@ -95,7 +98,7 @@ class Adaptation:
     def ingest(self, domain: Domain) -> Images:
         """Read a domain's folder once, into one table that travels through the object store."""
         settings = self.config.source if domain == "source" else self.config.target
-        files = [f"images/{domain}.parquet", f"images/{domain}-quarantine.parquet"]
+        files = image_files(domain)
 
         def make() -> dict[str, bytes | pa.Buffer]:
             table, quarantine = ingest(settings, domain, self.config.seed)
@@ -112,7 +115,7 @@ class Adaptation:
     def pretrain(self) -> Weights:
         """Line 1: Eq. 3 on the source; without a source, the backbone's weights as they are."""
         if (source := self.source) is None:
-            return self._checkpoint("pretrain", self.trainer.untrained)
+            return self._checkpoint("pretrain", self.trainer.untrained, on_workers=False)
         return self._checkpoint("pretrain", lambda: self.trainer.supervised("pretrain", source))
 
     def supervised_bound(self) -> Weights:
@@ -310,21 +313,47 @@ class Adaptation:
         files: list[str],
         make: Callable[[], dict[str, bytes | pa.Buffer]],
         leads_on: bool = True,
+        made_on: dict[str, Any] | None = None,
     ) -> dict[str, bytes]:
         """`RunFolder.once`, shown and timed."""
         with self.progress.stage(stage):
-            return self.run.once(stage, files, make, leads_on)
+            return self.run.once(stage, files, make, leads_on, made_on)
 
-    def _checkpoint(self, name: str, train: Callable[[], Weights]) -> Weights:
+    def _checkpoint(
+        self, name: str, train: Callable[[], Weights], on_workers: bool = True
+    ) -> Weights:
         folder = f"{name}/checkpoint"
         config = self.config.model_dump(mode="json", exclude={"tracking"})
         metadata = {"stage": name, "config": config}
+        made_on = self._made_on() if on_workers else {}
+
+        def make() -> dict[str, bytes | pa.Buffer]:
+            if made_on:
+                self._note_other_workers(name, made_on)
+            return dict(artefacts.checkpoint_bytes(folder, train(), metadata))
+
         contents = self._once(
-            f"{name}/train",
-            artefacts.checkpoint_files(folder),
-            lambda: artefacts.checkpoint_bytes(folder, train(), metadata),
+            f"{name}/train", artefacts.checkpoint_files(folder), make, made_on=made_on
         )
         return artefacts.read_checkpoint(folder, contents)
+
+    def _made_on(self) -> dict[str, Any]:
+        """What a training is made on; nothing of an elastic run, which changes its workers."""
+        found = self.resources
+        if found.least_workers < found.most_workers:
+            return {}
+        return {"workers": found.num_workers, "device": "GPU" if found.use_gpu else "CPU"}
+
+    def _note_other_workers(self, name: str, made_on: dict[str, Any]) -> None:
+        """Say if the training before this one was made on other workers."""
+        before = next((line for line in reversed(self.run.journal()) if "workers" in line), made_on)
+        if (then := workers_text(before)) != (now := workers_text(made_on)):
+            note = (
+                f"{name} is trained on {now}, where {before['stage']} was on {then}: the result "
+                "differs from that of either alone in rounding and in BatchNorm's groups"
+            )
+            self.progress.note(note)
+            self.progress.figures(f"{name}/train", note=note)
 
 
 def _score(row: Scores | None) -> dict[str, float] | None:

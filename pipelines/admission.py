@@ -4,7 +4,6 @@ Workers hold their CPUs as long as the run lasts. If the workers of two runs too
 between them, both would wait for ever for a CPU to decode images with.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

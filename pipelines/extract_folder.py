@@ -2,14 +2,14 @@
 
 import tempfile
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pyarrow as pa
 import ray
 
 from daal.datasets import any_images, check_characters, load_records
 from daal.errors import ConfigError
-from daal.load_config import apply_overrides, check_config
+from daal.load_config import apply_overrides, check_config, flat
 from daal.records import ImageRecord
 from daal.service_config import ANY_LAYOUT, Layout
 from daal.trained_model import MODEL_FIELDS, load_trained
@@ -39,7 +39,7 @@ def extract_folder(
     model = load_trained(folder)
     # How that run was laid over its cluster says nothing about the model, and not how this one is.
     values = model.config.model_dump(mode="json", include=set(MODEL_FIELDS))
-    config = check_config(apply_overrides(values, overrides))
+    config = check_config(for_any_workers(apply_overrides(values, overrides)))
     progress = Progress(live=not verbose)
     with (
         ray_session(config.ray, verbose) as resources,
@@ -55,6 +55,18 @@ def extract_folder(
             features = extract("extract", images, config, weights, workers, pixels)
     rows = features_table(table, features)
     return rows.select(["path", "feature"]) if layout == ANY_LAYOUT else rows, quarantine
+
+
+def for_any_workers(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an extraction, with batches that its workers can share: nothing is trained."""
+    number = flat(values).get("ray.num_workers")
+    if not isinstance(number, int) or number < 1:  # the default suits; or it will be refused
+        return values
+    batches = {
+        "pretrain": {"batch_source": number},
+        "adapt": {"batch_source": number, "batch_target": number},
+    }
+    return batches | values
 
 
 def _records(layout: str, root: str) -> list[ImageRecord]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import ray
 import ray.util
 
+from daal.available_cpus import available_cpus
 from daal.config import RayConfig
 from daal.errors import ClusterError
-from daal.available_cpus import available_cpus
 
 # Workers live as long as the run and are idle while tasks make pseudo-labels on the same GPUs. A
 # share above one half puts each worker on a GPU of its own.

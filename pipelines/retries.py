@@ -4,15 +4,21 @@ A worker dies, or its job raises anything that isn't ours: Ray Train starts the 
 takes the job again, a training from its last checkpoint; `ray.max_failures` times in a run.
 A node is announced to go: the same, behind a checkpoint at the epoch's end; this doesn't count.
 A rank stands still: it says where, ends itself (`pipelines.watchdog`), and the group starts anew.
-A job raises an error of ours, or a GPU's memory is full: the run ends; it would come again.
+A job raises an error of ours, a GPU's memory is full, a package is missing, or torch wasn't built
+for the GPU: the run ends; it would come again.
 A Ray task dies (decoding, pseudo-labels, scores): Ray's default, three tries; the same bits.
-The driver or its cluster is lost: the same command goes on behind the last finished stage, which
+The driver or its cluster is lost: the same command continues after the last finished stage, which
 the journal knows (`pipelines.run_folder`).
 """
 
+import re
+
 import torch
 
-from daal.errors import ClusterError, DaalError
+from daal.errors import ClusterError, DaalError, first_line
+
+IMPORT_FAILED = re.compile(r"(?:ModuleNotFound|Import)Error: ([^\n]+)")
+NO_KERNEL = "no kernel image is available"  # CUDA's words
 
 
 def final(error: Exception) -> DaalError | None:
@@ -25,7 +31,21 @@ def final(error: Exception) -> DaalError | None:
             "and pretrain.accumulate (a part keeps all adapt.images_per_id images of an identity), "
             "lower ray.extract_batch, set ray.images=decoded, or use more workers."
         )
+    if isinstance(error, ImportError):
+        return _import_failed(first_line(error))
+    if isinstance(error, RuntimeError) and NO_KERNEL in str(error):
+        return ClusterError(
+            f"a worker's torch {torch.__version__} was built without its GPU's kind; install a "
+            "torch for it on all nodes, or set ray.use_gpu=false."
+        )
     return None
+
+
+def _import_failed(reason: str) -> ClusterError:
+    return ClusterError(
+        f"a worker can't import what the run needs: {reason}; install the same daal-reid and "
+        "its packages on all nodes, and start it where no folder or file has a package's name."
+    )
 
 
 def cause_of(error: BaseException | None) -> BaseException:
@@ -39,8 +59,12 @@ def cause_of(error: BaseException | None) -> BaseException:
         while seen is not None:
             if isinstance(seen, DaalError):
                 return type(seen)(str(seen).splitlines()[0])
+            if isinstance(seen, Exception) and (found := final(seen)):
+                return found
             seen = getattr(seen, "cause", None) or seen.__cause__
     reason = next((str(failure) for failure in failures.values()), str(error))
+    if failed := IMPORT_FAILED.search(reason):
+        return _import_failed(failed[1])
     if "Gloo connect" in reason:
         return ClusterError(
             "the workers can't reach each other: their hosts' names mean a loopback address; set "

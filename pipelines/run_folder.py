@@ -1,8 +1,13 @@
 """A run's folder on any pyarrow.fs file system, and its journal.
 
-A file is written aside and renamed, so it is whole or absent. The journal gets one line per
+A file is written aside and renamed, so it is whole or absent; on an object store it is put, which
+is the same. The journal gets one line per
 finished stage with the size and hash of each file it left, and a digest of all that the stages
 before it left; a stage is not run again if both still match.
+
+Lines are appended to a file on a disk. An object store can't append: there a file of lines is cut
+into parts, NAME.jsonl, NAME.000002.jsonl, ..., of which only the last is written again with each
+line. So what a line costs doesn't grow with the lines before it.
 """
 
 import errno
@@ -10,25 +15,31 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
-import yaml
 from pyarrow import fs
 
 from daal.config import Config
 from daal.errors import ConfigError, StorageError, first_line
-from daal.load_config import check_config, differences
+from pipelines.kept_config import keep_config
 
 Entries = dict[str, dict[str, Any]]  # size and sha256 of a stage's files, by name
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"
-MAY_CHANGE = {"out", "ray", "tracking", "report"}  # settings that change no result
+PART_BYTES = 16 * 1024  # of a file of lines on an object store; a line has some 350 bytes
+NUM_READERS = 8
+OBJECT_STORES = {"s3", "gcs"}  # by pyarrow's name; what is put there is whole or absent
+
+_ONE_AT_A_TIME = threading.Lock()  # the driver's thread and the one that collects events append
 
 
 def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
@@ -58,7 +69,10 @@ class RunFolder:
                 "s3://BUCKET/FOLDER or gs://BUCKET/FOLDER."
             ) from error
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
-        self._inputs = ""  # digest of what the stages so far have left
+        # Digests of what the stages so far have left; the first is recorded, see `following`.
+        self._inputs = [""]
+        self._finished: dict[str, dict[str, Any]] | None = None  # last journal line by stage
+        self._last_parts: dict[str, tuple[str, bytes]] = {}  # of files of lines; see `append`
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -99,6 +113,10 @@ class RunFolder:
         target = self.path(name)
         aside = f"{target}.partial"
         with self._storage(name, len(data)):
+            if self.filesystem.type_name in OBJECT_STORES:
+                with self.filesystem.open_output_stream(target) as stream:
+                    stream.write(data)
+                return
             self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
             try:
                 with self.filesystem.open_output_stream(aside) as stream:
@@ -110,17 +128,63 @@ class RunFolder:
                 raise
 
     def append(self, name: str, line: dict[str, Any]) -> None:
-        """Add one line of JSON. Object stores can't append: there the small file is rewritten."""
+        """Add one line of JSON to a file of lines; on return it is there to stay."""
         data = (json.dumps(line) + "\n").encode()
+        with _ONE_AT_A_TIME:
+            part, held = self._last_parts.get(name) or self._last_part(name)
+            if self.is_local:
+                with self._storage(part, len(data)), open(self.path(part), "ab+") as file:
+                    if file.tell():
+                        file.seek(-1, os.SEEK_END)
+                        if file.read(1) != b"\n":  # a crash cut the last line off
+                            data = b"\n" + data
+                    file.write(data)
+            else:
+                if len(held) >= PART_BYTES:
+                    part, held = _part_after(name, part), b""
+                held += data
+                self.write(part, held)
+            self._last_parts[name] = part, held
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """What was appended to a file, if it is there; a line cut off by a crash is left out."""
+        parts = [part for part, _ in self._parts(name)]
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            contents = list(pool.map(self.read, parts))
+        lines = []
+        for text in (line for content in contents for line in content.decode().splitlines()):
+            with suppress(json.JSONDecodeError):
+                lines.append(json.loads(text))
+        return lines
+
+    def _parts(self, name: str) -> list[tuple[str, int]]:
+        """The parts of a file of lines in order, each with its size; none if there is no file."""
+        stem, suffix = os.path.splitext(name)
+        pattern = re.compile(rf"{re.escape(stem)}(\.\d{{6}})?{re.escape(suffix)}")
+        with self._storage(name):
+            found = self.filesystem.get_file_info(fs.FileSelector(self.base, allow_not_found=True))
+        sizes = {
+            info.base_name: info.size
+            for info in found
+            if info.type == fs.FileType.File and pattern.fullmatch(info.base_name)
+        }
+        return sorted(sizes.items(), key=lambda part: (part[0] != name, part[0]))
+
+    def _last_part(self, name: str) -> tuple[str, bytes]:
+        """The part that the next line goes to and, on an object store, what it holds already."""
+        parts = self._parts(name)
+        if not parts:
+            return name, b""
+        last, size = parts[-1]
         if self.is_local:
-            with self._storage(name, len(data)), open(self.path(name), "ab+") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":  # a crash cut the last line off
-                        data = b"\n" + data
-                file.write(data)
-        else:
-            self.write(name, (self.read(name) if self.exists(name) else b"") + data)
+            return last, b""
+        if size >= PART_BYTES:  # also a whole file of release 0.1, which had no parts
+            return _part_after(name, last), b""
+        return last, self.read(last)
+
+    def delete_file(self, name: str) -> None:
+        with self._storage(name, 0):
+            self.filesystem.delete_file(self.path(name))
 
     def delete_folder(self, name: str) -> None:
         if self.filesystem.get_file_info(self.path(name)).type == fs.FileType.Directory:
@@ -132,22 +196,7 @@ class RunFolder:
         Raises:
             ConfigError: the folder has a run with another configuration; names each difference.
         """
-        ours = config.model_dump(mode="json", exclude=MAY_CHANGE)
-        if self.exists("config.yaml"):
-            # Through the models: a field that is newer than the folder has its default.
-            kept = check_config(yaml.safe_load(self.read("config.yaml")))
-            theirs = kept.model_dump(mode="json", exclude=MAY_CHANGE)
-            changes = [
-                f"{key} was {before!r} and is {now!r}"
-                for key, (now, before) in differences([ours, theirs]).items()
-            ]
-            if changes:
-                raise ConfigError(
-                    f"{self.uri} holds a run with another configuration ({'; '.join(changes)}); "
-                    "continue it with the same settings, or choose another out=."
-                )
-        else:
-            self.write("config.yaml", yaml.safe_dump(ours, sort_keys=False).encode())
+        keep_config(self, config)
 
     # The journal
 
@@ -157,11 +206,12 @@ class RunFolder:
         files: list[str],
         make: Callable[[], dict[str, bytes | pa.Buffer]],
         leads_on: bool = True,
+        made_on: Mapping[str, Any] | None = None,
     ) -> dict[str, bytes]:
         """What a stage left in `files`; it is run if they aren't whole or others led to them.
 
         `make` returns their content. Stages are asked for in the order of the run; nothing
-        follows from one that doesn't lead on.
+        follows from one that doesn't lead on. `made_on` is written into the journal's line.
         """
         found = self._whole(stage, files)
         if found is None:
@@ -172,13 +222,32 @@ class RunFolder:
                 self.write(name, made[name])
                 entries[name] = {"size": len(made[name]), "sha256": _sha256(made[name])}
             line = {"stage": stage, "started": started, "seconds": round(time.time() - started, 3)}
-            self.append(JOURNAL, {**line, "inputs": self._inputs, "files": entries})
+            line |= {**(made_on or {}), "inputs": self._inputs[0], "files": entries}
+            self._finish(line)
             found = entries, {name: bytes(made[name]) for name in files}
         entries, contents = found
         if leads_on:
             hashes = "".join(entries[name]["sha256"] for name in sorted(entries))
-            self._inputs = _sha256((self._inputs + hashes).encode())
+            self._inputs = [_sha256((inputs + hashes).encode()) for inputs in self._inputs]
         return contents
+
+    @property
+    def inputs(self) -> str:
+        """Digest of what the stages so far have left."""
+        return self._inputs[0]
+
+    @contextmanager
+    def following(self, inputs: str) -> Iterator[None]:
+        """Inside, stages follow from what had been left when `inputs` was the digest.
+
+        What release 0.1 recorded, as if they followed from all before them, counts as well.
+        """
+        before = self._inputs
+        self._inputs = [inputs, *before]
+        try:
+            yield
+        finally:
+            self._inputs = before
 
     def adopt(self, other: "RunFolder") -> None:
         """Take over the finished stages of another run that this one doesn't have yet."""
@@ -187,25 +256,24 @@ class RunFolder:
             if line["stage"] not in have:
                 for name in line["files"]:
                     self.write(name, other.read(name))
-                self.append(JOURNAL, line)
+                self._finish(line)
 
     def journal(self) -> list[dict[str, Any]]:
         """Finished stages in order."""
         return self.lines(JOURNAL)
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """What was appended to a file, if it is there; a line cut off by a crash is left out."""
-        lines = []
-        for text in self.read(name).decode().splitlines() if self.exists(name) else []:
-            with suppress(json.JSONDecodeError):
-                lines.append(json.loads(text))
-        return lines
+    def _finish(self, line: dict[str, Any]) -> None:
+        self.append(JOURNAL, line)
+        if self._finished is not None:
+            self._finished[line["stage"]] = line
 
     def _whole(self, stage: str, files: list[str]) -> tuple[Entries, dict[str, bytes]] | None:
-        line = next((line for line in reversed(self.journal()) if line["stage"] == stage), None)
+        if self._finished is None:  # read once: this object alone adds to it
+            self._finished = {line["stage"]: line for line in self.journal()}
+        line = self._finished.get(stage)
         if line is None or set(line["files"]) != set(files):
             return None
-        if line.get("inputs", self._inputs) != self._inputs:  # older journals don't say
+        if line.get("inputs", self._inputs[0]) not in self._inputs:  # older journals don't say
             return None
         contents = {}
         for name, expected in line["files"].items():
@@ -235,3 +303,16 @@ class RunFolder:
 
 def _sha256(data: bytes | pa.Buffer) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _part_after(name: str, part: str) -> str:
+    """The name of the part of `name` that follows `part`; the first is `name` itself."""
+    stem, suffix = os.path.splitext(name)
+    number = 1 if part == name else int(os.path.splitext(part)[0].rpartition(".")[2])
+    return f"{stem}.{number + 1:06d}{suffix}"
+
+
+def workers_text(line: Mapping[str, Any]) -> str:
+    """What a training's line in the journal says that it was made on."""
+    workers = "worker" if line["workers"] == 1 else "workers"
+    return f"{line['workers']} {workers} on {line['device']}s"

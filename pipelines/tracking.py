@@ -18,7 +18,8 @@ from typing import Any
 
 from daal.config import Config, TrackingConfig
 from daal.errors import ConfigError, first_line
-from pipelines.run_folder import MAY_CHANGE, RunFolder
+from pipelines.kept_config import MAY_CHANGE
+from pipelines.run_folder import RunFolder
 from pipelines.trackers import Ending, Mlflow, Picture, Point, RunToTrack, TensorBoard, Wandb
 
 Event = Mapping[str, Any]  # a line of metrics.jsonl

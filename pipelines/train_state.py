@@ -57,7 +57,14 @@ class TrainState:
         saved = _last_checkpoint(stage, worker)
         next_step = 0
         if saved is not None:
-            tensors, optimizer_state, next_step = saved
+            tensors, optimizer_state, next_step, workers = saved
+            if workers != worker.world_size and worker.rank == 0 and not config.ray.min_workers:
+                now = f"{worker.world_size} worker{'s' * (worker.world_size > 1)}"
+                note = (
+                    f"continues on {now} what {workers} have begun: the result differs from that "
+                    "of either alone in rounding and in BatchNorm's groups"
+                )
+                worker.log({"stage": stage, "note": note})
             taught = {
                 n.removeprefix(TEACHER): t for n, t in tensors.items() if n.startswith(TEACHER)
             }
@@ -96,7 +103,11 @@ class TrainState:
             checkpoint.save(
                 directory,
                 self.network.state_dict() | {f"{TEACHER}{n}": t for n, t in taught.items()},
-                {"stage": self.stage, "next_step": next_step},
+                {
+                    "stage": self.stage,
+                    "next_step": next_step,
+                    "workers": self.worker.world_size,
+                },
                 optimizer=checkpoint.optimizer_tensors(
                     self.optimizer, self.network.named_parameters()
                 ),
@@ -122,7 +133,8 @@ class TrainState:
         }
 
 
-Saved = tuple[dict[str, Tensor], dict[str, Tensor], int]  # tensors, the optimizer's, next step
+# Tensors, the optimizer's, the next step, and the number of workers that came so far.
+Saved = tuple[dict[str, Tensor], dict[str, Tensor], int, int]
 
 
 def _last_checkpoint(stage: str, worker: Worker) -> Saved | None:
@@ -132,7 +144,7 @@ def _last_checkpoint(stage: str, worker: Worker) -> Saved | None:
         try:
             with reported.as_directory() as directory:
                 if any(Path(directory).iterdir()):
-                    saved = _read_checkpoint(Path(directory), stage)
+                    saved = _read_checkpoint(Path(directory), stage, worker)
         except FileNotFoundError:
             pass  # it was an earlier stage's, and has made room since
         except CheckpointError as error:
@@ -144,11 +156,12 @@ def _last_checkpoint(stage: str, worker: Worker) -> Saved | None:
     return saved if found else None
 
 
-def _read_checkpoint(directory: Path, stage: str) -> Saved | None:
+def _read_checkpoint(directory: Path, stage: str, worker: Worker) -> Saved | None:
     tensors, metadata = checkpoint.load(directory)
     if metadata["stage"] != stage:
         return None
-    return tensors, checkpoint.load_optimizer(directory), metadata["next_step"]
+    workers = metadata.get("workers", worker.world_size)  # release 0.1 didn't say
+    return tensors, checkpoint.load_optimizer(directory), metadata["next_step"], workers
 
 
 def _share_statistics(

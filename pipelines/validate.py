@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +46,11 @@ class Findings:
     warnings: list[str]
 
 
-def validate(config: Config) -> Findings:
+def validate(config: Config, finished: Collection[str] = ()) -> Findings:
     """Look at both data sets, the weights file and the run folder.
 
-    Of the images, a seeded sample is decoded, and every empty file found.
+    Of the images, a seeded sample is decoded, and every empty file found. What only stages need
+    that are `finished` is passed over: the images that they have read, and the weights file.
 
     Raises:
         DaalError: the run could not work; one sentence says why.
@@ -64,6 +65,8 @@ def validate(config: Config) -> Findings:
     if config.target_only and config.cluster.source_weight:
         raise DataError("cluster.source_weight above 0 needs a source: give source.root=DIR.")
     for domain, settings in config.domains():
+        if f"ingest/{domain}" in finished:
+            continue
         root = root_of(domain, settings)
         records = load_records(settings.layout, root)
         by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
@@ -106,7 +109,9 @@ def validate(config: Config) -> Findings:
             f"{len(shared):,} images are read as source and as target, e.g. {min(shared)}; give "
             "the unlabelled cameras' images alone as target.root."
         )
-    if config.network.weights not in (*IMAGENET_WEIGHTS, "none"):
+    trainings = ["pretrain/train"] + ["supervised/train"] * config.supervised_bound
+    starts = any(stage not in finished for stage in trainings)  # from the backbone's weights
+    if starts and config.network.weights not in (*IMAGENET_WEIGHTS, "none"):
         _check_weights(config)
     return Findings(counts, people, cameras, num_sampled, warnings)
 

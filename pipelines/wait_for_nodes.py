@@ -1,7 +1,6 @@
 """A cluster that is too small for a run gets time to grow: an autoscaler starts nodes on demand."""
 
 import json
-import os
 import time
 from typing import NamedTuple
 

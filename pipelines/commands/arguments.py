@@ -32,11 +32,21 @@ EventsAsJson = Annotated[
 
 @contextmanager
 def ray_errors(remedy: str) -> Iterator[None]:
-    """Turn an error of Ray's own, such as a lost worker, into one line with its remedy."""
+    """Turn an error of Ray's own, such as a lost worker, into one line with its remedy.
+
+    A task's error that would come again is raised in its own words (`pipelines.retries`).
+    """
     from ray.exceptions import RayError
 
     try:
         yield
-    except RayError as error:
+    except (RayError, ImportError) as error:
+        from pipelines.retries import final
+
+        cause = getattr(error, "cause", error if isinstance(error.__cause__, RayError) else None)
+        if isinstance(cause, Exception) and (known := final(cause)):
+            raise known from error
+        if not isinstance(error, RayError):
+            raise
         reason = str(error).strip() or type(error).__name__
         raise ClusterError(f"Ray stopped the run ({reason.splitlines()[-1]}); {remedy}") from error

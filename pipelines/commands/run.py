@@ -93,13 +93,26 @@ def run_adaptation(
     as_json: bool = False,
 ) -> None:
     """Validate, start or join Ray, run, print the table (or JSON)."""
+    from pipelines.kept_images import kept_images, notes_on_images
+    from pipelines.run_folder import RunFolder
     from pipelines.tracking import check_tracking, tracked
+    from pipelines.validate import check_out
     from pipelines.validate import validate as find
 
     if as_json and verbose:
         raise ConfigError("--json can't go with -v, which lets Ray write to the output; use one.")
     check_tracking(config.tracking)
-    findings = find(config)
+    finished: set[str] = set()
+    if not dry_run:
+        check_out(config.out)
+        begun = RunFolder(config.out, create=False)
+        finished = {line["stage"] for line in begun.journal()}
+        finished -= {
+            f"ingest/{domain}"
+            for domain, _ in config.domains()
+            if kept_images(begun, domain) is None
+        }
+    findings = find(config, finished)
     for warning in findings.warnings:
         show("yellow", "warning", warning)
     if dry_run and as_json:
@@ -112,7 +125,6 @@ def run_adaptation(
     from pipelines.adapt import Adaptation
     from pipelines.gauges import Gauges
     from pipelines.progress import Progress, scores_table
-    from pipelines.run_folder import RunFolder
     from pipelines.session import ray_session
 
     run, name = RunFolder(config.out), config.run_name
@@ -128,6 +140,8 @@ def run_adaptation(
     try:
         with run.claimed(), ray_errors(remedy):
             run.keep_config(config)
+            for note in notes_on_images(run, config):
+                show("yellow", "note", note)
             num_stages = len(run.journal())
             with (
                 ray_session(config.ray, verbose, config.common_batch) as resources,

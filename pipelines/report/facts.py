@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-import yaml
-
 from daal.config import Config
 from daal.errors import ConfigError
-from daal.load_config import check_config
+from daal.load_config import differences
 from pipelines import label_health
-from pipelines.run_folder import RunFolder
+from pipelines.kept_config import checked, kept_settings
+from pipelines.run_folder import RunFolder, workers_text
 
 Row = dict[str, Any]
 Points = tuple[list[float], list[float]]  # x and y of a curve
@@ -82,29 +81,20 @@ def read_facts(run: RunFolder) -> Facts:
         ConfigError: the folder isn't a run's.
         StorageError: it can't be read.
     """
-    if not run.exists("config.yaml"):
+    values = kept_settings(run)
+    if values is None:
         raise ConfigError(
             f"{run.uri} is not a run folder: there is no config.yaml in it; give the folder that "
             "daal adapt or daal demo wrote (its out=)."
         )
-    try:
-        values = yaml.safe_load(run.read("config.yaml"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        values = None
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{run.uri}/config.yaml is damaged: it isn't YAML with a run's settings; get the file "
-            "back, or make the run again."
-        )
     journal = run.journal()
-    names = list(dict.fromkeys(line["stage"].partition("/")[0] for line in journal))
-    # "final" is a labelling behind the last iteration, made to judge that one's model.
+    names = _parts_of_the_run([line["stage"] for line in journal])
     scores = [_named(run, name, "evaluation.json") for name in names]
     labellings = [_named(run, name, "clusters.json") for name in names]
     return Facts(
         name=PurePosixPath(run.base).name,
         uri=run.uri,
-        config=check_config(values),
+        config=checked(values),
         values=values,
         summary=_json(run, "summary.json"),
         scores=[row for row in scores if row and row["num_valid_queries"]],
@@ -112,6 +102,12 @@ def read_facts(run: RunFolder) -> Facts:
         events=run.lines("metrics.jsonl"),
         journal=journal,
     )
+
+
+def different_settings(runs: Sequence[Facts]) -> dict[str, list[Any]]:
+    """The keys in which runs differ, each with its value in every one of them."""
+    left_out = set() if all("ray" in run.values for run in runs) else {"ray"}  # as 0.1 did
+    return differences([{k: v for k, v in run.values.items() if k not in left_out} for run in runs])
 
 
 def training_curves(events: Sequence[Row]) -> tuple[dict[str, Points], list[float]]:
@@ -166,6 +162,11 @@ def doubts(facts: Facts) -> list[str]:
         found.append(
             f"Only {adapted['num_valid_queries']} queries could be scored: the figures are rough."
         )
+    if len(kinds := _workers(facts.journal)) > 1:
+        found.append(
+            f"Trained on {' and on '.join(kinds)}: a run on the same workers throughout would "
+            "differ in rounding and in the groups of images that BatchNorm takes together."
+        )
     before = None
     for clusters in facts.labellings:
         name = clusters["name"]
@@ -198,6 +199,12 @@ def times(journal: Sequence[Row]) -> list[tuple[str, float]]:
     return sorted(totals.items(), key=lambda item: -item[1])
 
 
+def _workers(journal: Sequence[Row]) -> list[str]:
+    """What trainings were made on, each kind once. Release 0.1 did not record it."""
+    trained = {line["stage"]: line for line in journal if "workers" in line}
+    return list(dict.fromkeys(workers_text(line) for line in trained.values()))
+
+
 def short_names(uris: Sequence[str]) -> list[str]:
     """As many last parts of each path as tell the runs apart; numbers, if none do."""
     parts = [PurePosixPath(uri.rstrip("/")).parts for uri in uris]
@@ -206,6 +213,22 @@ def short_names(uris: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [f"{'/'.join(part[-1:])} ({number})" for number, part in enumerate(parts, 1)]
+
+
+def _parts_of_the_run(stages: Sequence[str]) -> list[str]:
+    """Names before the stages' slashes, in the order of a run.
+
+    "final" is a labelling after the last iteration, made to judge that one's model. It is none any
+    more once the run was given more iterations.
+    """
+    names = list(dict.fromkeys(stage.partition("/")[0] for stage in stages))
+    if "final" in names:
+        names.remove("final")
+        last = len(stages) - 1 - list(reversed(stages)).index("final/estimate")
+        before = {stage.partition("/")[0] for stage in stages[:last]}
+        if all(name in before for name in names if name.startswith("iteration-")):
+            names.append("final")
+    return names
 
 
 def _named(run: RunFolder, name: str, file: str) -> Row | None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from daal import DISTRIBUTION
 from daal.errors import DaalError, DataError
-from daal.load_config import differences, flat
+from daal.load_config import flat
 from daal.records import Domain
 from pipelines.doctor.machine import version_of
 from pipelines.live import LABELS
@@ -134,7 +134,7 @@ def comparison(runs: Sequence[RunFolder]) -> Report:
             same_data=len(targets) == 1 and None not in targets,
             plots=compared_plots(named),
             seconds=[sum(time for _, time in report_data.times(some.journal)) for some in facts],
-            differences=differences([some.values for some in facts]),
+            differences=report_data.different_settings(facts),
         )
     return Report(page, [])
 

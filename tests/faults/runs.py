@@ -10,7 +10,6 @@ import yaml
 from waiting import wait_until
 
 from daal.config import Config
-from daal.errors import StorageError
 from pipelines.run_folder import RunFolder
 
 
@@ -47,13 +46,8 @@ class Run:
         wait_until(has_begun, f"{stage} isn't reached", pause=0.05)  # its stages are short
 
     def _starts(self, stage: str) -> int:
-        try:
-            if not self.folder.exists("metrics.jsonl"):
-                return 0
-            lines = self.folder.read("metrics.jsonl").decode().splitlines()
-        except StorageError:  # an object store replaces it as we look
-            return 0
-        return sum(f'"stage": "{stage}", "state": "started"' in line for line in lines)
+        lines = self.folder.lines("metrics.jsonl")
+        return sum(line["stage"] == stage and line.get("state") == "started" for line in lines)
 
     def stages(self) -> list[str]:
         """Finished ones, as often as they were finished."""

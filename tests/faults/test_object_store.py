@@ -1,6 +1,5 @@
 """A run folder on S3: killed, continued, whole."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -73,10 +72,11 @@ def test_a_stage_on_s3__is_whole_or_made_again(bucket: str) -> None:
         run.write("stage/a.json", damage)
         assert stage() == content
     assert made == 4 and len(run.journal()) == 4
-    for number in range(3):
-        run.append("metrics.jsonl", {"number": number})
-    lines = run.read("metrics.jsonl").decode().splitlines()
-    assert [json.loads(line)["number"] for line in lines] == [0, 1, 2]
+    for number in range(60):
+        run.append("metrics.jsonl", {"number": number, "pad": "x" * 500})
+    lines = RunFolder(f"{bucket}/runs/one").lines("metrics.jsonl")
+    assert [line["number"] for line in lines] == list(range(60))
+    assert run.exists("metrics.jsonl") and run.exists("metrics.000002.jsonl")
 
 
 @pytest.mark.nightly

@@ -5,8 +5,7 @@ import sys
 from typing import Any
 
 import pytest
-
-from tests.heads import ray_head
+from heads import ray_head
 
 pytestmark = [pytest.mark.ray, pytest.mark.nightly, pytest.mark.timeout(240)]
 CODE = """

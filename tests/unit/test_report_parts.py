@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from drawn_run import SCRIPT, drawn_run
 from typer.testing import CliRunner
 
@@ -19,7 +20,14 @@ from daal.network import DaalNetwork
 from pipelines.cli import app
 from pipelines.commands.report import leave_report
 from pipelines.report import facts as report_data
-from pipelines.report.facts import doubts, read_facts, short_names, times, training_curves
+from pipelines.report.facts import (
+    different_settings,
+    doubts,
+    read_facts,
+    short_names,
+    times,
+    training_curves,
+)
 from pipelines.report.images import columns, features, images, spread
 from pipelines.report.page import comparison, duration, report
 from pipelines.report.pictures import attention_maps, clusters
@@ -200,6 +208,40 @@ def test_comparison__names_that_tell_apart__differences_only__other_data(
         other.read("journal.jsonl").decode().replace('"sha256": "', '"sha256": "0')
     )
     assert "did not read the same target images" in comparison([whole, other]).html
+
+
+def test_comparison__with_a_run_of_release_0_1__which_kept_nothing_of_its_workers(
+    whole: RunFolder, run: RunFolder
+) -> None:
+    settings = yaml.safe_load(run.read("config.yaml"))
+    del settings["ray"]
+    run.write("config.yaml", yaml.safe_dump(settings).encode())
+    assert different_settings([read_facts(whole), read_facts(run)]) == {}
+
+
+def test_a_last_labelling__counts_until_the_run_is_given_more_iterations(run: RunFolder) -> None:
+    clusters = json.loads(run.read("iteration-02/clusters.json"))
+
+    def finish(stage: str) -> list[str]:
+        run.write(f"{stage}/clusters.json", json.dumps(clusters).encode())
+        run.append("journal.jsonl", {"stage": f"{stage}/estimate", "seconds": 1, "files": {}})
+        return [row["name"] for row in read_facts(run).labellings]
+
+    made = ["iteration-01", "iteration-02"]
+    assert finish("final") == [*made, "final"]
+    assert finish("iteration-03") == [*made, "iteration-03"]
+    assert finish("final") == [*made, "iteration-03", "final"]
+    assert finish("iteration-01") == [*made, "iteration-03", "final"], "it was damaged, say"
+
+
+def test_trained_on_other_workers__is_a_doubt(run: RunFolder) -> None:
+    assert "Trained on" not in " ".join(doubts(read_facts(run)))
+    for stage, workers in (("pretrain", 2), ("iteration-01", 2), ("iteration-02", 1)):
+        line = {"workers": workers, "device": "CPU", "seconds": 1, "files": {}}
+        run.append("journal.jsonl", {"stage": f"{stage}/train", **line})
+    assert "Trained on 2 workers on CPUs and on 1 worker on CPUs" in " ".join(
+        doubts(read_facts(run))
+    )
 
 
 def test_short_names() -> None:

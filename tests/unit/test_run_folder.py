@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import yaml
 
 from daal.config import Config
 from daal.errors import ConfigError, StorageError
+from daal.load_config import load_config
+from pipelines.report.facts import read_facts
 from pipelines.run_folder import RunFolder
 
 
@@ -80,6 +84,54 @@ def test_keep_config__names_each_difference(tmp_path: Path) -> None:
         folder.keep_config(config.model_copy(update={"cluster": cluster}))
 
 
+@pytest.mark.parametrize("release", ["0.1", "this"])
+@pytest.mark.parametrize(("workers", "batch"), [(1, 15), (3, 63), (1, 24), (5, 20)])
+def test_keep_config__is_read_on_its_own__whatever_the_workers(
+    tmp_path: Path, workers: int, batch: int, release: str
+) -> None:
+    config = load_config(None, [
+        f"out={tmp_path}/run", f"ray.num_workers={workers}", f"pretrain.batch_source={batch}",
+        f"adapt.batch_source={batch}", f"adapt.batch_target={batch}",
+        f"pretrain.accumulate={8 if batch == 24 else 1}",
+    ])  # fmt: skip
+    run = RunFolder(config.out)
+    run.keep_config(config)
+    file = tmp_path / "run/config.yaml"
+    if release == "0.1":
+        values = yaml.safe_load(file.read_text())
+        del values["ray"]
+        file.write_text(yaml.safe_dump(values))
+    assert read_facts(run).config.pretrain.batch_source == batch
+    RunFolder(config.out).keep_config(config)
+    RunFolder(config.out).keep_config(config)
+    assert load_config(file).ray.num_workers == workers, "it is a recipe, too"
+
+
+def test_keep_config__of_a_damaged_file(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.yaml is damaged"):
+        RunFolder(str(tmp_path)).keep_config(Config())
+
+
+def test_keep_config__iterations_may_grow__and_shrink_to_those_begun(tmp_path: Path) -> None:
+    def given(iterations: int) -> None:
+        RunFolder(str(tmp_path)).keep_config(Config(iterations=iterations))
+
+    given(2)
+    for number in (1, 2):
+        stage = f"iteration-{number:02d}/train"
+        RunFolder(str(tmp_path)).once(stage, ["w"], lambda: {"w": b"w"})
+    (tmp_path / "summary.json").write_text("{}")
+    given(2)
+    assert (tmp_path / "summary.json").exists()
+    given(5)
+    assert not (tmp_path / "summary.json").exists(), "a run with more to do isn't finished"
+    given(3)
+    with pytest.raises(ConfigError, match="has begun iteration 2, and iterations is 1"):
+        given(1)
+    assert load_config(tmp_path / "config.yaml").iterations == 3
+
+
 def test_a_uri_works_like_a_path(tmp_path: Path) -> None:
     calls: list[str] = []
     stage(RunFolder(f"file://{tmp_path}"), calls)
@@ -130,6 +182,31 @@ def test_once__a_journal_from_before_inputs_were_noted(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     two_stages(RunFolder(str(tmp_path)), calls, b"1")
     assert calls == ["first", "score", "second"]
+
+
+def test_following__a_branch_holds_when_the_main_line_grows(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def run(*line: str, as_release_0_1: bool = False) -> None:
+        folder = RunFolder(str(tmp_path))
+        folder.once("images.bin", ["images.bin"], lambda: made("images.bin"))
+        inputs = folder.inputs
+        for name in line:
+            folder.once(name, [name], lambda: made(name))  # noqa: B023
+        with nullcontext() if as_release_0_1 else folder.following(inputs):
+            folder.once("bound.bin", ["bound.bin"], lambda: made("bound.bin"))
+
+    def made(name: str) -> dict[str, bytes]:
+        calls.append(name)
+        return {name: name.encode()}
+
+    run("1.bin", as_release_0_1=True)
+    run("1.bin")
+    assert calls == ["images.bin", "1.bin", "bound.bin"], "as release 0.1 has recorded it"
+    (tmp_path / "bound.bin").unlink()
+    run("1.bin")
+    run("1.bin", "2.bin")
+    assert calls[3:] == ["bound.bin", "2.bin"]
 
 
 def test_claimed__by_one_process_at_a_time__and_free_when_it_is_killed(tmp_path: Path) -> None:

@@ -5,12 +5,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray.train
 import torch
 
 from daal import checkpoint
-from pipelines.train_state import _last_checkpoint
+from daal.load_config import load_config
+from daal.network import DaalNetwork
+from daal.optimizer import make_optimizer
+from daal.plan import Plan
+from pipelines.train_state import TrainState, _last_checkpoint
 
 
 @pytest.fixture
@@ -57,3 +62,29 @@ def test_damaged__its_file_is_named(worker: Any, reported: Path) -> None:
     assert _last_checkpoint("pretrain", worker) is None
     assert "starts from its first step again" in worker.said[0]["note"]
     assert "weights.safetensors" in worker.said[0]["note"]
+
+
+@pytest.mark.parametrize(
+    ("begun_on", "settings", "said"), [(2, [], True), (1, [], False), (None, [], False),
+                                       (2, ["ray.min_workers=1"], False)],
+)  # fmt: skip
+def test_begun_on_other_workers__is_said__but_of_an_elastic_run(
+    worker: Any, reported: Path, begun_on: int | None, settings: list[str], said: bool
+) -> None:
+    config = load_config(None, ["network.backbone=resnet18", "network.weights=none", *settings])
+    network, rows = DaalNetwork(config.network, num_source_ids=2), np.arange(32)
+    optimizer = make_optimizer(network, config.pretrain.optim)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    checkpoint.save(
+        reported,
+        network.state_dict(),
+        {"stage": "pretrain", "next_step": 3} | ({"workers": begun_on} if begun_on else {}),
+        optimizer=checkpoint.optimizer_tensors(optimizer, network.named_parameters()),
+    )
+    plan = Plan(0, 0, 1, 32, 0, rows, rows[:0], rows[:0])
+    state = TrainState.start("pretrain", worker, network, plan, config.pretrain, config)
+    assert state.next_step == 3
+    notes = [event["note"] for event in worker.said]
+    assert [("continues on 1 worker what 2 have begun" in note) for note in notes] == [True] * said

@@ -1,0 +1,145 @@
+"""Images that a run has read, beside those that are in their folder now."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from daal.config import Config
+from daal.datasets import load_records, records_to_read
+from daal.errors import CheckpointError, ConfigError, DataError
+from daal.load_config import load_config
+from daal.records import IMAGE_TABLE, QUARANTINE_TABLE
+from pipelines import artefacts
+from pipelines.kept_images import image_files, notes_on_images
+from pipelines.run_folder import RunFolder
+from pipelines.validate import validate
+
+UNREADABLE = "0002_1_000002.jpg"
+
+
+def config_of(folder: Path, *settings: str) -> Config:
+    return load_config(None, [
+        f"out={folder}/run", f"target.root={folder}/images", "target.layout=folder",
+        "adapt.batch_source=0", *settings,
+    ])  # fmt: skip
+
+
+def begun(folder: Path, *settings: str) -> tuple[RunFolder, Config]:
+    """A run that has read a folder of ten images, one of which was set aside."""
+    for number in range(10):
+        file = folder / "images" / f"{number:04d}_1_{number:06d}.jpg"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(bytes(100 + number))
+        os.utime(file, (1, 1))
+    config = config_of(folder, *settings)
+    run = RunFolder(config.out)
+    run.keep_config(config)
+    records = load_records("folder", config.target.root)
+    records = records_to_read(records, "target", config.target.max_train_images, config.seed)
+    rows = [
+        {
+            "image": (folder / "images" / record.path).read_bytes(),
+            **vars(record),
+            "domain": "target",
+        }
+        for record in records
+        if record.path != UNREADABLE
+    ]
+    aside = [{"path": UNREADABLE, "domain": "target", "reason": "cut off"}]
+    tables = [
+        pa.Table.from_pylist(rows, IMAGE_TABLE),
+        pa.Table.from_pylist(aside[len(rows) == len(records) :], QUARANTINE_TABLE),
+    ]
+    contents = dict(zip(image_files("target"), map(artefacts.table_bytes, tables), strict=True))
+    run.once("ingest/target", list(contents), lambda: contents)
+    return RunFolder(config.out), config
+
+
+def notes(run: RunFolder, config: Config) -> str:
+    return "\n".join(notes_on_images(run, config))
+
+
+def test_the_same_images__nothing_is_said(tmp_path: Path) -> None:
+    run, config = begun(tmp_path)
+    assert notes(run, config) == ""
+    for file in (tmp_path / "images").iterdir():
+        if file.name != UNREADABLE:
+            file.touch()  # written again, as unpacking does
+    assert notes(run, config) == ""
+
+
+def test_new_gone_and_changed_images__are_named(tmp_path: Path) -> None:
+    run, config = begun(tmp_path)
+    images = tmp_path / "images"
+    for number in range(8):
+        (images / f"0077_2_{number:06d}.jpg").write_bytes(b"x")
+    (images / "0004_1_000004.jpg").unlink()
+    (images / "0005_1_000005.jpg").unlink()
+    (images / "0006_1_000006.jpg").write_bytes(b"longer than it was" * 100)
+    said = notes(run, config)
+    assert "8 images are new (e.g. '0077_2_000000.jpg')" in said
+    assert "2 images are gone (e.g. '0004_1_000004.jpg')" in said
+    assert "1 image is changed (e.g. '0006_1_000006.jpg')" in said
+    assert "another out= reads the folder again" in said
+
+
+def test_an_unreadable_image_that_was_repaired__is_named(tmp_path: Path) -> None:
+    run, config = begun(tmp_path)
+    (tmp_path / "images" / UNREADABLE).write_bytes(b"whole")
+    assert f"1 image is changed (e.g. '{UNREADABLE}')" in notes(run, config)
+
+
+def test_a_random_choice_of_images__is_compared_as_a_choice(tmp_path: Path) -> None:
+    run, config = begun(tmp_path, "target.max_train_images=5")
+    assert notes(run, config) == "", "images that were not chosen are not new"
+    for number in range(30):
+        (tmp_path / "images" / f"0077_2_{number:06d}.jpg").write_bytes(b"x")
+    assert "max_train_images would choose others" in notes(run, config)
+
+
+def test_a_folder_that_can_no_longer_be_read__is_said(tmp_path: Path) -> None:
+    run, config = begun(tmp_path)
+    (tmp_path / "images" / "holiday.jpg").write_bytes(b"x")
+    assert "'holiday.jpg') can't be read as folder names" in notes(run, config)
+
+
+def test_images_that_were_moved__are_the_runs_own_or_refused(tmp_path: Path) -> None:
+    run, config = begun(tmp_path)
+    moved = config_of(tmp_path, f"target.root={tmp_path}/moved")
+    shutil.move(tmp_path / "images", tmp_path / "moved")
+    run.keep_config(moved)
+    assert f"root: {tmp_path}/moved" in (tmp_path / "run/config.yaml").read_text()
+
+    shutil.copytree(tmp_path / "moved", tmp_path / "images")  # whose files are written now
+    (tmp_path / "images" / "0007_1_000007.jpg").write_bytes(b"another")
+    with pytest.raises(ConfigError, match=r"target\.root was .*1 image is changed .*'0007_1_0000"):
+        run.keep_config(config)
+    (tmp_path / "images" / "0007_1_000007.jpg").unlink()
+    with pytest.raises(ConfigError, match=r"target\.root was .*1 image is gone .*'0007_1_000007"):
+        run.keep_config(config)
+    with pytest.raises(DataError, match="isn't a folder"):
+        run.keep_config(config_of(tmp_path, f"target.root={tmp_path}/nowhere"))
+    assert f"root: {tmp_path}/moved" in (tmp_path / "run/config.yaml").read_text()
+
+
+def test_images_that_were_read__their_folder_is_not_looked_at(tmp_path: Path) -> None:
+    run, config = begun(tmp_path)
+    shutil.rmtree(tmp_path / "images")
+    finished = {line["stage"] for line in run.journal()}
+    assert validate(config, finished).warnings == []
+    no_file = config_of(tmp_path, f"network.weights={tmp_path}/away.pth")
+    assert validate(no_file, {*finished, "pretrain/train"}).warnings == []
+    with pytest.raises(CheckpointError, match=r"away\.pth"):
+        validate(no_file, finished)
+    assert notes(run, config) == ""
+    with pytest.raises(DataError, match="isn't a folder"):
+        validate(config)
+
+
+def test_before_images_are_read__the_root_may_change(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    run.keep_config(config_of(tmp_path))
+    run.keep_config(config_of(tmp_path, f"target.root={tmp_path}/elsewhere"))

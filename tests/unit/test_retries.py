@@ -1,0 +1,62 @@
+"""Errors that would come again end a run, with a remedy that fits."""
+
+import numpy as np
+import pytest
+from ray.exceptions import RayTaskError
+
+from daal.errors import ClusterError, DataError
+from pipelines.commands.arguments import ray_errors
+from pipelines.retries import cause_of, final
+
+MISSING = ModuleNotFoundError("No module named 'cluster.soft_labels'")
+
+
+def given_up(failure: Exception) -> RuntimeError:
+    """As Ray Train raises it, once a group has failed too often."""
+    error = RuntimeError("Worker group failed")
+    error.worker_failures = {0: failure}  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.mark.parametrize("error", [MISSING, ImportError("numpy.core failed to import")])
+def test_what_can_not_be_imported__is_final(error: ImportError) -> None:
+    found = final(error)
+    assert isinstance(found, ClusterError)
+    assert str(error) in str(found) and "install the same version" in str(found)
+
+
+def test_a_gpu_that_torch_was_not_built_for__is_final() -> None:
+    found = final(RuntimeError("CUDA error: no kernel image is available for execution on the ..."))
+    assert "was built without" in str(found)
+
+
+def test_what_may_pass__is_tried_again() -> None:
+    for error in (RuntimeError("Connection closed by peer"), ValueError("x"), OSError("away")):
+        assert final(error) is None
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [MISSING, RayTaskError("serve", f"Traceback ...\nModuleNotFoundError: {MISSING}", MISSING),
+     RuntimeError(f"Traceback ...\nModuleNotFoundError: {MISSING}\n\nThe above ...")],
+)  # fmt: skip
+def test_a_group_that_could_not_import__is_not_told_to_try_again(failure: Exception) -> None:
+    said = str(cause_of(given_up(failure)))
+    assert "No module named 'cluster.soft_labels'" in said and "install the same version" in said
+    assert "same command" not in said
+
+
+def test_a_group_lost_for_another_reason__is() -> None:
+    assert "the same command continues" in str(cause_of(given_up(RuntimeError("node died"))))
+
+
+def test_errors_of_tasks__keep_their_kind() -> None:
+    """Ray's wrapper of a task's error is both its own and the task's kind."""
+    for cause, kind in ((MISSING, ClusterError), (DataError("no query."), DataError)):
+        wrapped = RayTaskError("evaluate", "Traceback ...", cause).as_instanceof_cause()
+        with pytest.raises(kind) as raised, ray_errors("the same command continues it."):
+            raise wrapped
+        assert type(raised.value) is kind and "same command" not in str(raised.value)
+    with pytest.raises(ClusterError, match="same command"):
+        with ray_errors("the same command continues it."):
+            raise RayTaskError("x", "Traceback ...\nValueError: y", ValueError(np.int64(1)))
