@@ -10,22 +10,21 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from cluster.camera_figures import camera_figures
+from cluster.camera_figures import CameraFigures, camera_figures
 from cluster.outliers import with_singletons
 
 
-@dataclass(frozen=True)
-class ClusterQuality:
-    """Figures of one labelling. Shares are of all images; those of cameras are
-    `cluster.camera_figures.CameraFigures`; the last four and `cross_camera_precision` need known
-    pids.
+@dataclass(frozen=True, kw_only=True)
+class ClusterQuality(CameraFigures):
+    """Figures of one labelling, and those of its cameras. Shares are of all images; the last four
+    need known pids.
 
     `size_histogram` counts clusters by size, in bins that double: "2-3", "4-7", ...
     `ari` and `nmi` count every outlier as a cluster of its own, so dropping images doesn't
     flatter. A pair is predicted if both images are in one cluster: `pair_precision` is the
     share of predicted pairs that are of one person, `pair_recall` the share of all pairs of
     one person that are predicted (None where there is no such pair). Images of nobody in
-    particular (pid 0 or below: distractors, junk, unknown) are left out of these.
+    particular (pid 0 or below: distractors, junk, unknown) are left out of these four.
     """
 
     num_images: int
@@ -35,11 +34,6 @@ class ClusterQuality:
     largest_cluster: int
     largest_cluster_share: float
     size_histogram: dict[str, int]
-    one_camera_share: float | None = None
-    one_camera_chance: float | None = None
-    cross_camera_share: float | None = None
-    cross_camera_chance: float | None = None
-    cross_camera_precision: float | None = None
     ari: float | None = None
     nmi: float | None = None
     pair_precision: float | None = None
