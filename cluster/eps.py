@@ -21,6 +21,7 @@ from cluster.rerank import (
 from cluster.runner import Handle, Runner
 from daal.config import ClusterConfig
 from daal.errors import LabelError
+from daal.method_config import VALUE_OF_RULE
 
 TOLERANCE = 1e-6  # Jaccard distances pile up on fractions, and eps may be one of them
 MAX_PAIRS = 400_000_000  # distances stored: some 10 GB
@@ -28,10 +29,19 @@ SAMPLED_ROWS = 2000  # whose distances tell where eps will be
 EPS_BACKOFF = 0.8
 
 
+def eps_setting(config: ClusterConfig) -> str:
+    """The key whose value decides on eps: "cluster.p", "cluster.q" or "cluster.eps"."""
+    return f"cluster.{VALUE_OF_RULE[config.eps_rule]}"
+
+
 class EpsRule(NamedTuple):
-    """eps is `value`; or, if that is a share, the mean of so many of the smallest distances."""
+    """eps is `value`; or, if that is a share, the mean of so many of the smallest distances.
+
+    `setting` is what a user would change.
+    """
 
     value: float
+    setting: str
     is_share: bool = False
 
     @classmethod
@@ -40,24 +50,21 @@ class EpsRule(NamedTuple):
 
         The paper's p is a share of all N (N - 1) / 2 pairs; q pairs an image are N q of them.
         """
+        setting = eps_setting(config)
         if kept is not None:
-            return cls(kept)
+            return cls(kept, setting if config.eps_rule == "fixed" else f"eps (by {setting})")
         match config.eps_rule:
             case "fixed":
-                return cls(config.eps)
+                return cls(config.eps, setting)
             case "p":
-                return cls(config.p, is_share=True)
+                return cls(config.p, setting, is_share=True)
             case "q":
-                return cls(min(1.0, 2 * config.q / (num_samples - 1)), is_share=True)
+                share = min(1.0, 2 * config.q / (num_samples - 1))
+                return cls(share, setting, is_share=True)
 
     @property
     def p(self) -> float | None:
         return self.value if self.is_share else None
-
-    @property
-    def setting(self) -> str:
-        """Which setting a user would change."""
-        return "q (or p)" if self.is_share else "eps"
 
     def eps(self, distances: npt.NDArray[np.float32], num_samples: int) -> float:
         """From the pairs' distances, each given once, in any order. Raises LabelError."""
@@ -76,7 +83,8 @@ def num_smallest(num_samples: int, num_zero_pairs: int, p: float) -> int:
     num_pairs = num_samples * (num_samples - 1) // 2 - num_zero_pairs
     if num_pairs == 0:
         raise LabelError(
-            f"eps can't be estimated: all {num_samples} samples are at distance 0 from each other."
+            f"eps can't be estimated: the {num_samples} samples have the same neighbours, so that "
+            "all their Jaccard distances are 0; use a smaller cluster.k1, or more images."
         )
     num_selected = int(np.round(p * num_pairs))
     if num_selected == 0:
@@ -133,6 +141,7 @@ def distances_up_to(
     eps: float,
     below: float,
     blocks: list[tuple[int, int]],
+    setting: str,
 ) -> csr_array:
     """Strict upper triangle of the distances smaller than `below`.
 
@@ -140,7 +149,7 @@ def distances_up_to(
     """
     every = max(1, num_samples // SAMPLED_ROWS)
     num_zero, counts = distance_histogram(runner, encodings, index, blocks, every)
-    check_number(every * (num_zero + counts[: int(eps * NUM_BINS)].sum()), num_samples)
+    check_number(every * (num_zero + counts[: int(eps * NUM_BINS)].sum()), num_samples, setting)
     return distances_below(runner, encodings, index, below, blocks)
 
 
@@ -151,6 +160,7 @@ def smallest_distances(
     num_samples: int,
     p: float,
     blocks: list[tuple[int, int]],
+    setting: str = "cluster.p",
 ) -> csr_array:
     """Strict upper triangle of the distances that hold the smallest share p of all pairs.
 
@@ -162,7 +172,7 @@ def smallest_distances(
     num_zero, counts = distance_histogram(runner, encodings, index, blocks, every)
     if every > 1:
         wanted = 1.1 * p * num_samples * (num_samples - 1) / 2
-        check_number(min(wanted, every * counts.sum()) + every * num_zero, num_samples)
+        check_number(min(wanted, every * counts.sum()) + every * num_zero, num_samples, setting)
         cut = distance_at(counts, wanted / every)
         upper = distances_below(runner, encodings, index, cut, blocks)
         num_zero = int((upper.data <= ZERO).sum())
@@ -176,13 +186,13 @@ def smallest_distances(
     return distances_below(runner, encodings, index, cut, blocks)
 
 
-def check_number(num_pairs: float, num_samples: int) -> None:
+def check_number(num_pairs: float, num_samples: int, setting: str) -> None:
     """Refuse to store more pairs than memory may hold. Raises LabelError."""
     if num_pairs > MAX_PAIRS:
         raise LabelError(
             f"eps would make some {num_pairs / num_samples:.0f} pairs an image neighbours, "
-            f"{num_pairs:.2g} in all: one giant cluster. Use eps_rule=q (pairs an image, "
-            "10.35 by default), a smaller p, or a smaller eps."
+            f"{num_pairs:.2g} in all: one giant cluster; use a smaller {setting}"
+            + ("." if setting == "cluster.q" else ", or cluster.eps_rule=q (10.35 pairs an image).")
         )
 
 

@@ -8,25 +8,25 @@ them (`cluster.task_graph` supplies Ray's).
 
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from cluster.approximate import approximate_neighbours
 from cluster.blocks import row_blocks
 from cluster.camera_aware import CameraNeighbours, encode_by_camera
+from cluster.camera_figures import with_known_camera
 from cluster.camera_norm import standardised_by_camera
 from cluster.copies import distinct_rows
 from cluster.core_samples import Labels
 from cluster.dbscan import ask_backend, dbscan
 from cluster.encoding import Reciprocity, encode
 from cluster.eps import EpsRule, distances_up_to, reach, smallest_distances
+from cluster.given_features import check_cameras, normalised_features, number_matrix
 from cluster.neighbours import FIXED_POINT, nearest_neighbours
-from cluster.products import Floats, to_device
+from cluster.products import Floats
 from cluster.quality import graph_silhouette
 from cluster.rerank import distances_below, invert, symmetric
 from cluster.runner import Handle, Runner, StageTime, by_stage, on_threads
@@ -35,11 +35,10 @@ from cluster.source_term import SourceTerm
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
 
-MIN_NORM = 1e-6  # below it a feature has no direction
-MAX_BAD_SHARE = 0.01
+ALONE = ClusterConfig(eps_rule="q")  # for features by themselves: a set of any size
+
 MAX_OUTLIER_SHARE = 0.7  # above it the labels are used, with a warning
 GIANT = 500  # no cluster up to this size is called giant in sets of 1,000 images and more
-ROWS_AT_ONCE = 1024  # that are normalised: a few MB
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,11 @@ class PseudoLabels:
 
     `labels` (N,) int64, -1 = outlier; `centroids` (K, D) float32, means of the members'
     L2-normalised features (as they were clustered); `eps` as used, after `num_backoffs` steps
-    back; `p` the share of pairs that it was found from (None if eps was given); `silhouette` of
-    the clusters by the distances up to eps (`cluster.quality.graph_silhouette`); `num_bad` rows
-    had no usable feature (outliers); `num_copies` samples have an exact copy. `notes` are
-    warnings, a sentence each.
+    back from `first_eps`; `p` the share of pairs that it was found from (None if eps was given);
+    `silhouette` of the clusters by the distances up to eps (`cluster.quality.graph_silhouette`),
+    and `cross_camera_silhouette` by those between cameras (None without two known cameras);
+    `num_bad` rows had no usable feature (outliers); `num_copies` samples have an exact copy.
+    `notes` are warnings, a sentence each.
     """
 
     labels: Labels
@@ -61,6 +61,8 @@ class PseudoLabels:
     outlier_share: float
     largest_cluster_share: float
     silhouette: float = 0.0
+    cross_camera_silhouette: float | None = None
+    first_eps: float | None = None
     num_backoffs: int = 0
     p: float | None = None
     num_bad: int = 0
@@ -74,26 +76,31 @@ class Clustering(NamedTuple):
 
     labels: Labels
     eps: float
+    first_eps: float  # before any step back
     rule: EpsRule
     num_backoffs: int
     silhouette: float
+    cross_camera_silhouette: float | None
 
 
 @on_threads
 def estimate_pseudo_labels(
-    features_ND: npt.NDArray[np.floating],
-    config: ClusterConfig = ClusterConfig(),  # noqa: B008 (frozen)
+    features_ND: npt.ArrayLike,
+    config: ClusterConfig = ALONE,
     eps: float | None = None,
     *,
-    camids_N: npt.NDArray[np.integer] | None = None,
+    camids_N: npt.ArrayLike | None = None,
     source_N: npt.NDArray[np.floating] | None = None,
     runner: Runner | None = None,
     num_blocks: int | None = None,
 ) -> PseudoLabels:
-    """Pseudo-labels of target features (N, D), real numbers of any float type.
+    """Pseudo-labels of target features (N, D): an array, a torch tensor or nested lists of real
+    numbers of any type.
 
-    `eps`, if given, is used in place of the rule (an earlier iteration's). `camids_N`, the
-    camera of each image, is needed by `config.camera_aware` and `camera_norm`, `source_N`
+    `config` is, if not given, what `daal label` uses: eps_rule=q. `eps`, if given, is used in place
+    of the rule (an earlier iteration's). `camids_N`, the camera of each image (below 0: unknown),
+    is needed by `config.camera_aware` and `camera_norm`, and gives a silhouette across cameras;
+    `source_N`
     (`cluster.source_term.source_distance`) by `source_weight`. `runner` (default: this machine's
     threads, and its GPU if it has one) and `num_blocks`, into which it cuts the rows, don't
     change the result.
@@ -107,6 +114,8 @@ def estimate_pseudo_labels(
     if eps is not None and not 0 <= eps <= 1:
         raise ConfigError(f"eps={eps} is not a distance between 0 and 1.")
     assert runner is not None
+    features_ND = number_matrix(features_ND)
+    camids_N = None if camids_N is None else np.asarray(camids_N)
     if config.source_weight and (source_N is None or len(source_N) != len(features_ND)):
         raise ConfigError(
             "cluster.source_weight above 0 needs the distance of every image to the source; there "
@@ -147,9 +156,19 @@ def estimate_pseudo_labels(
         *(runner, features, shared, config, cameras, first_copy_N, num_blocks, blocks, notes)
     )
     to_source = None if source_N is None else source_N[np.sort(rows)]
-    found = cluster_encodings(
-        *(runner, encodings, order, len(features), config, eps, to_source, blocks, notes)
-    )
+    camids = None if camids_N is None else camids_N[np.sort(rows)]
+    try:
+        found = cluster_encodings(
+            *(runner, encodings, order, len(features), config, eps, to_source, camids),
+            *(blocks, notes),
+        )
+    except LabelError as error:
+        if not first_copy_N.any():  # all are copies of the first
+            raise LabelError(
+                f"All {len(features)} features are identical, so that they can be 1 cluster at "
+                "most: whatever made them gives the same for every image; make them again."
+            ) from error
+        raise
 
     labels = np.full(len(features_ND), -1, np.int64)
     labels[np.sort(rows)] = found.labels
@@ -163,7 +182,7 @@ def estimate_pseudo_labels(
     if outlier_share > MAX_OUTLIER_SHARE:
         notes.append(
             f"{outlier_share:.0%} of the images are outliers; a larger {found.rule.setting}, or a "
-            "smaller min_samples, keeps more."
+            "smaller cluster.min_samples, keeps more."
         )
     return PseudoLabels(
         labels=labels,
@@ -173,6 +192,8 @@ def estimate_pseudo_labels(
         outlier_share=outlier_share,
         largest_cluster_share=int(sizes.max()) / len(labels),
         silhouette=found.silhouette,
+        cross_camera_silhouette=found.cross_camera_silhouette,
+        first_eps=found.first_eps,
         num_backoffs=found.num_backoffs,
         p=found.rule.p,
         num_bad=num_bad,
@@ -180,56 +201,6 @@ def estimate_pseudo_labels(
         notes=tuple(notes),
         stages=by_stage(task for task in runner.times() if task.start >= started),
     )
-
-
-def check_cameras(
-    config: ClusterConfig, camids_N: npt.NDArray[np.integer] | None, num_samples: int
-) -> None:
-    """Raise ConfigError if cameras matter and aren't there."""
-    num_camids = 0 if camids_N is None else len(camids_N)
-    for name in ("camera_aware", "camera_norm"):
-        if getattr(config, name) and num_camids != num_samples:
-            raise ConfigError(
-                f"cluster.{name}=true needs the camera of every image: there are {num_camids} "
-                f"camids for {num_samples} features."
-            )
-
-
-def normalised_features(
-    features_ND: npt.NDArray[np.floating],
-    order_N: npt.NDArray[np.intp] | None = None,
-    num_threads: int = 1,
-) -> tuple[Floats, npt.NDArray[np.intp]]:
-    """The usable rows, float32 and of length 1, and which rows these are, in `order_N`.
-
-    Raises LabelError if the array isn't (N, D), if more than 1 % of the rows aren't finite or
-    have no direction, or if fewer than 2 are left.
-    """
-    if features_ND.ndim != 2:
-        raise LabelError(f"Features must be (N, D), not {features_ND.shape}.")
-    features = np.ascontiguousarray(features_ND, np.float32)
-    norms = torch.linalg.vector_norm(to_device(features, "cpu"), dim=1).numpy()
-    is_good = np.isfinite(norms) & (norms >= MIN_NORM)
-    num_good = int(is_good.sum())
-    num_bad = len(features) - num_good
-    if num_bad > MAX_BAD_SHARE * len(features):
-        raise LabelError(
-            f"{num_bad} of {len(features)} features are not finite or zero: the network that "
-            "made them is broken (diverged training, half precision overflow?); extract them again "
-            "with a sound one."
-        )
-    if num_good < 2:
-        raise LabelError(f"Pseudo-labels need at least 2 images, not {num_good}; give more.")
-    rows = np.flatnonzero(is_good) if order_N is None else order_N[is_good[order_N]]
-    unit = np.empty((num_good, features.shape[1]), np.float32)
-
-    def normalise(block: tuple[int, int]) -> None:
-        some = rows[slice(*block)]
-        np.divide(features[some], norms[some, None], out=unit[slice(*block)])
-
-    with ThreadPoolExecutor(num_threads) as pool:  # claiming the memory is most of the work
-        list(pool.map(normalise, row_blocks(num_good, -(-num_good // ROWS_AT_ONCE))))
-    return unit, rows
 
 
 def encode_features(
@@ -275,6 +246,7 @@ def cluster_encodings(
     config: ClusterConfig,
     eps: float | None,
     source_N: npt.NDArray[np.floating] | None,
+    camids_N: npt.NDArray[np.integer] | None,
     blocks: list[tuple[int, int]],
     notes: list[str],
 ) -> Clustering:
@@ -290,13 +262,17 @@ def cluster_encodings(
     if config.source_weight and source_N is not None:
         term = SourceTerm(config.source_weight, source_N[order_N].astype(np.float32))
     if rule.is_share:
-        upper = smallest_distances(runner, encodings, index, num_samples, rule.value, blocks)
+        upper = smallest_distances(
+            *(runner, encodings, index, num_samples, rule.value, blocks, rule.setting)
+        )
         if term is not None:
             below = term.reach_of_share(upper, rule.value)
             upper = distances_below(runner, encodings, index, below, blocks)
     else:
         below = reach(rule.value) if term is None else term.reach(reach(rule.value))
-        upper = distances_up_to(runner, encodings, index, num_samples, rule.value, below, blocks)
+        upper = distances_up_to(
+            *(runner, encodings, index, num_samples, rule.value, below, blocks, rule.setting)
+        )
     if term is not None:
         upper = term.added_to(upper)
     distance = symmetric(upper)
@@ -308,6 +284,8 @@ def cluster_encodings(
             if num_backoffs == 0:
                 raise
             raise LabelError(f"Steps back from a giant cluster led nowhere: {error}") from None
+        if num_backoffs == 0:
+            first_eps = eps_now
         said: list[str] = []
         labels = dbscan(
             *(distance, eps_now, config.min_samples, config.backend),
@@ -322,7 +300,7 @@ def cluster_encodings(
             raise LabelError(
                 f"One cluster holds {sizes.max()} of {num_samples} images even after "
                 f"{num_backoffs} step(s) back, to eps={eps_now:.4f}; use a smaller {rule.setting}, "
-                + ("eps_rule=fixed with eps near 0.5, " if rule.is_share else "")
+                + ("cluster.eps_rule=fixed with an eps near 0.5, " if rule.is_share else "")
                 + "or a better source model."
             )
         num_backoffs += 1
@@ -331,12 +309,16 @@ def cluster_encodings(
         raise LabelError(
             f"DBSCAN found {len(sizes)} cluster(s) at eps={eps_now:.4f}, fewer than "
             f"min_clusters={config.min_clusters}; use a larger {rule.setting}, a smaller "
-            "min_samples, or more images."
+            "cluster.min_samples, or more images."
         )
     notes.extend(said)
     # Of the distances up to eps alone: how many more there are depends on how they were found.
     silhouette = graph_silhouette(distance, labels[order_N], reach(eps_now))
-    return Clustering(labels, eps_now, rule, num_backoffs, silhouette)
+    across = None
+    if camids_N is not None and (known_N := with_known_camera(camids_N)) is not None:
+        known = np.where(known_N, labels, -1)[order_N]
+        across = graph_silhouette(distance, known, reach(eps_now), camids_N[order_N])
+    return Clustering(labels, eps_now, first_eps, rule, num_backoffs, silhouette, across)
 
 
 def giant_size(num_samples: int, max_share: float) -> float:

@@ -20,11 +20,12 @@ def with_singletons(
     return labels_N
 
 
-def in_all_parts(labels_NP: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def in_all_parts(labels_NP: npt.NDArray[np.int64], eps_setting: str) -> npt.NDArray[np.int64]:
     """Labels of P groupings of the same samples, (N, P), with an outlier of any an outlier of all.
 
     Clusters that lose all their samples by that go, and the others are numbered anew, in order.
-    So does the code of Fu et al., "Self-similarity Grouping", ICCV 2019.
+    So does the code of Fu et al., "Self-similarity Grouping", ICCV 2019. `eps_setting` is the key
+    that decides on eps, for the message.
 
     Raises:
         LabelError: no sample is in a cluster of each grouping.
@@ -32,7 +33,7 @@ def in_all_parts(labels_NP: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     kept = (labels_NP >= 0).all(axis=1)
     if not kept.any():
         raise LabelError(
-            "no image is in a cluster of each part of the body; raise cluster.eps, or set "
+            f"no image is in a cluster of each part of the body; raise {eps_setting}, or set "
             "network.stripes=0."
         )
     found_NP = np.full_like(labels_NP, -1)

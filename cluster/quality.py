@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
+from cluster.camera_figures import CameraFigures, camera_figures
 from cluster.outliers import with_singletons
 
 
-@dataclass(frozen=True)
-class ClusterQuality:
-    """Figures of one labelling. Shares are of all images; the last four need known pids.
+@dataclass(frozen=True, kw_only=True)
+class ClusterQuality(CameraFigures):
+    """Figures of one labelling, and those of its cameras. Shares are of all images; the last four
+    need known pids.
 
     `size_histogram` counts clusters by size, in bins that double: "2-3", "4-7", ...
     `ari` and `nmi` count every outlier as a cluster of its own, so dropping images doesn't
@@ -44,9 +46,12 @@ class ClusterQuality:
 
 
 def cluster_quality(
-    labels_N: npt.NDArray[np.integer], pids_N: npt.NDArray[np.integer] | None = None
+    labels_N: npt.NDArray[np.integer],
+    pids_N: npt.NDArray[np.integer] | None = None,
+    camids_N: npt.NDArray[np.integer] | None = None,
 ) -> ClusterQuality:
-    """Figures of pseudo-labels (-1 = outlier), against identities if these are known."""
+    """Figures of pseudo-labels (-1 = outlier): of cameras (below 0 = unknown) and against
+    identities, if these are known. All are (N,)."""
     sizes = np.bincount(labels_N[labels_N >= 0])
     sizes = sizes[sizes > 0]
     num_images, num_outliers = len(labels_N), int((labels_N < 0).sum())
@@ -59,6 +64,7 @@ def cluster_quality(
         largest_cluster=largest,
         largest_cluster_share=largest / max(num_images, 1),
         size_histogram=_size_histogram(sizes),
+        **({} if camids_N is None else asdict(camera_figures(labels_N, camids_N, pids_N))),
         **({} if pids_N is None else _against_pids(labels_N[pids_N > 0], pids_N[pids_N > 0])),
     )
 
@@ -101,36 +107,65 @@ def agreement(labels_N: npt.NDArray[np.integer], others_N: npt.NDArray[np.intege
 
 
 def graph_silhouette(
-    distance: csr_array, labels_N: npt.NDArray[np.integer], below: float = 1.0
+    distance: csr_array,
+    labels_N: npt.NDArray[np.integer],
+    below: float = 1.0,
+    camids_N: npt.NDArray[np.integer] | None = None,
 ) -> float:
     """Mean silhouette (Rousseeuw 1987) of the images in clusters, by a sparse distance: -1 to 1.
 
     Of each image, (b - a) / max(a, b): a is its mean distance to the others of its cluster, b the
     least mean distance to another cluster. Distances that `distance` (N, N) doesn't hold, and those
     that aren't `below`, count as 1, the largest that there is. 0 without clusters.
+
+    With `camids_N` (N,), an image is compared with images of other cameras only, and a is 1 where
+    its cluster has none: so compact clusters of one camera, which a plain silhouette takes for
+    good ones, count 0 at most.
     """
     num_samples, num_clusters = len(labels_N), int(labels_N.max(initial=-1)) + 1
     inside = np.flatnonzero(labels_N >= 0)
     if num_clusters == 0:
         return 0.0
+    # Without cameras, each image is compared with all but itself: as if it had its own camera.
+    camids_N = np.arange(num_samples) if camids_N is None else camids_N
     sizes_K = np.bincount(labels_N[inside], minlength=num_clusters)
     members = csr_array(
         (np.ones(len(inside)), (inside, labels_N[inside])), (num_samples, num_clusters)
     )
     # Nearness 1 - d is 0 where no distance is kept, so that sums over a cluster stay sparse.
     pairs = distance.tocoo()
-    others = (pairs.row != pairs.col) & (pairs.data < below)
+    others = (camids_N[pairs.row] != camids_N[pairs.col]) & (pairs.data < below)
     nearness = csr_array(
         (1.0 - pairs.data[others], (pairs.row[others], pairs.col[others])), distance.shape
     )
     sums = (nearness @ members).tocoo()
     own = labels_N[sums.row] == sums.col
+    num_compared = np.maximum(
+        sizes_K[sums.col] - _num_by_camera(labels_N, camids_N, sums.row, sums.col), 1
+    )
+    means = sums.data / num_compared
     nearest_N, within_N = np.zeros(num_samples), np.zeros(num_samples)
-    np.maximum.at(nearest_N, sums.row[~own], sums.data[~own] / sizes_K[sums.col[~own]])
-    others_of_own = np.maximum(sizes_K[sums.col[own]] - 1, 1)
-    within_N[sums.row[own]] = sums.data[own] / others_of_own
+    np.maximum.at(nearest_N, sums.row[~own], means[~own])
+    within_N[sums.row[own]] = means[own]
     a, b = 1 - within_N[inside], 1 - nearest_N[inside]
     return float(((b - a) / np.maximum(np.maximum(a, b), 1e-12)).mean())
+
+
+def _num_by_camera(
+    labels_N: npt.NDArray[np.integer],
+    camids_N: npt.NDArray[np.integer],
+    images: npt.NDArray[np.integer],
+    clusters: npt.NDArray[np.integer],
+) -> npt.NDArray[np.int64]:
+    """How many images of each given cluster are by the camera of the given image beside it."""
+    cameras, camera_N = np.unique(camids_N, return_inverse=True)
+    inside = labels_N >= 0
+    keys, counts = np.unique(
+        labels_N[inside].astype(np.int64) * len(cameras) + camera_N[inside], return_counts=True
+    )
+    wanted = clusters.astype(np.int64) * len(cameras) + camera_N[images]
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[place] == wanted, counts[place], 0)
 
 
 def _singled_out(labels_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:

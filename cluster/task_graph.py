@@ -24,7 +24,7 @@ import torch
 from ray.exceptions import RayError
 from threadpoolctl import threadpool_limits
 
-from cluster.estimate import PseudoLabels, estimate_pseudo_labels
+from cluster.estimate import ALONE, PseudoLabels, estimate_pseudo_labels
 from cluster.runner import Handle, TaskTime, Threads
 from daal.available_cpus import available_cpus
 from daal.config import ClusterConfig
@@ -39,7 +39,7 @@ POLL_SECONDS = 1.0
 
 def estimate_on_ray(
     features_ND: "npt.NDArray[np.floating] | ray.ObjectRef[Any]",
-    config: ClusterConfig = ClusterConfig(),  # noqa: B008 (frozen)
+    config: ClusterConfig = ALONE,
     eps: float | None = None,
     *,
     camids_N: npt.NDArray[np.integer] | None = None,

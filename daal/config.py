@@ -63,7 +63,8 @@ class Config(Section):
     select: Literal["last", "silhouette"] = Field(
         "last",
         description="Which iteration's model is the result. silhouette: the one whose features "
-        "cluster best, judged on the sparse graph without any target identity. Papers mostly "
+        "cluster best, judged on the sparse graph without any target identity, and across cameras "
+        "where there are several, as clusters that follow cameras are compact too. Papers mostly "
         "report the best by test score, which needs identities that a user doesn't have.",
     )
     warm_start: bool = Field(

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from daal.config import Config
 from daal.errors import ConfigError
+from daal.method_config import VALUE_OF_RULE
 
 Origins = dict[str, str]  # dotted key -> where its value came from
 
@@ -55,8 +56,13 @@ def load_config(
 def apply_overrides(
     values: dict[str, Any], overrides: Iterable[str], origins: Origins | None = None
 ) -> dict[str, Any]:
-    """Lay KEY=VALUE settings over nested values (changed in place, and returned)."""
+    """Lay KEY=VALUE settings over nested values (changed in place, and returned).
+
+    The rule for eps and its value are one choice: settings that make it anew take the place of
+    what `values` say of it, all keys of it together.
+    """
     origins = {} if origins is None else origins
+    layer: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         parts = key.split(".")
@@ -71,7 +77,9 @@ def apply_overrides(
             )
         for part in reversed(parts):
             nested = {part: nested}
-        _merge(values, nested, origins, f'from override "{shown}"')
+        _merge(layer, nested, origins, f'from override "{shown}"')
+    _forget_eps_rule(values.get("cluster"), layer.get("cluster"))
+    _merge(values, layer, {}, "")
     return values
 
 
@@ -247,6 +255,17 @@ def _merge(
         else:
             into[name] = value
             origins[key] = origin
+
+
+def _forget_eps_rule(old: Any, new: Any) -> None:
+    """Drop from `old` settings of `cluster` the rule for eps that `new` ones replace."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return
+    chosen = [rule for rule, value in VALUE_OF_RULE.items() if value in new]
+    rule = new.get("eps_rule", chosen[0] if chosen else None)
+    if rule is not None:
+        for name in ("eps_rule", *(v for r, v in VALUE_OF_RULE.items() if r != rule)):
+            old.pop(name, None)
 
 
 def _sentence(item: Any, origins: Origins) -> str:

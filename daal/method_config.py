@@ -1,12 +1,15 @@
 """The method's settings: network, training, losses, pseudo-labels."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from daal.config_section import Section
 
 Backend = Literal["auto", "sklearn", "components", "cuml"]
+EpsRuleName = Literal["p", "q", "fixed"]
+# Each rule for eps, and the setting of `cluster` whose value it uses.
+VALUE_OF_RULE: dict[EpsRuleName, str] = {"p": "p", "q": "q", "fixed": "eps"}
 
 # torchvision's names of the weights that network.weights can name. They are fixed here, because
 # torchvision's DEFAULT has moved from one to the other before.
@@ -327,10 +330,12 @@ class ClusterConfig(Section):
         description="approximate: a faiss index (pip install daal-reid[faiss]), used only if it "
         "finds 99 % of the true neighbours of sampled images.",
     )
-    eps_rule: Literal["p", "q", "fixed"] = Field(
+    eps_rule: EpsRuleName = Field(
         "p",
         description="p: mean of the smallest share p of all distances (paper). q: the same with "
-        "p = 2q/(N-1), i.e. q pairs an image at any N. fixed: eps as given.",
+        "p = 2q/(N-1), i.e. q pairs an image at any N. fixed: eps as given. Where the rule isn't "
+        "given, it follows from the one of p, q and eps that is; so cluster.eps=0.6 on the command "
+        "line takes the place of a recipe's rule.",
     )
     p: float = Field(1.6e-3, gt=0, lt=1, description="Not given; UDAP and SSG use 1.6e-3.")
     q: float = Field(10.35, gt=0, description="Pairs an image; 10.35 is p=1.6e-3 at N=12,936.")
@@ -338,7 +343,8 @@ class ClusterConfig(Section):
     refit_eps: bool = Field(
         False,
         description="False keeps the first iteration's eps, as the code of UDAP and SSG does; True "
-        "finds it anew in each iteration. Not given.",
+        "finds it again in each iteration. Not given. Kept is the eps before steps back from a "
+        "giant cluster: these are each iteration's own.",
     )
     min_samples: int = Field(
         4, ge=1, description="M, the sample itself counted. Swept 2..18; 4 is usual."
@@ -365,6 +371,34 @@ class ClusterConfig(Section):
         description="Not in the text. drop: left out of training, as by UDAP, SSG and MMT. "
         "singletons: each is a cluster of its own, as in SpCL (Ge et al. 2020).",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _eps_rule_and_its_value(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = [name for name in VALUE_OF_RULE.values() if name in values]
+        if "eps_rule" not in values:
+            if len(given) > 1:
+                rules = (f"cluster.eps_rule={r}" for r, v in VALUE_OF_RULE.items() if v in given)
+                raise ValueError(
+                    f"{' and '.join(f'cluster.{name}' for name in given)} belong to different "
+                    "rules for eps; give only one of them, or say which rule is meant "
+                    f"({', '.join(rules)})"
+                )
+            implied = [rule for rule, value in VALUE_OF_RULE.items() if value in given]
+            return {**values, "eps_rule": implied[0]} if implied else values
+        if len(given) == len(VALUE_OF_RULE):  # a run's own config.yaml, which has every key
+            return values
+        for rule, name in VALUE_OF_RULE.items():
+            default = cls.model_fields[name].default
+            if name in given and rule != values["eps_rule"] and values[name] != default:
+                raise ValueError(
+                    f"cluster.{name}={values[name]} has no effect with "
+                    f"cluster.eps_rule={values['eps_rule']}; leave it out, or set "
+                    f"cluster.eps_rule={rule}"
+                )
+        return values
 
     @model_validator(mode="after")
     def _search_fits(self) -> "ClusterConfig":

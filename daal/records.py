@@ -2,7 +2,7 @@
 
 Known values: `split` is train, query or gallery; `domain` is source or target.
 `pid` is -1 for junk boxes and 0 for distractors (Market-1501's convention), or -2
-where the identity isn't known.
+where the identity isn't known; `camid` is -1 where the camera isn't.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ SPLITS: tuple[Split, ...] = ("train", "query", "gallery")
 JUNK_PID = -1
 DISTRACTOR_PID = 0
 UNKNOWN_PID = -2
+UNKNOWN_CAMID = -1
 
 
 @dataclass(frozen=True)

@@ -132,11 +132,9 @@ def configurations(
         data = _data_settings(row, folders)
         for seed in range(seeds):
             origins: Origins = {}
-            values = apply_overrides(
-                json.loads(json.dumps(base)),
-                [*suite.settings, *row.settings, *settings, *data, f"seed={seed}"],
-                origins,
-            )
+            values = json.loads(json.dumps(base))
+            for layer in (suite.settings, row.settings, settings, [*data, f"seed={seed}"]):
+                apply_overrides(values, layer, origins)
             config = check_config(values | {"out": "-"}, origins)
             key = _digest(config.model_dump(mode="json", exclude={"tracking", "report"}))
             found[row.name, seed] = config.model_copy(update={"out": f"{out}/runs/{key}"})

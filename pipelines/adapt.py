@@ -10,6 +10,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from cluster.eps import eps_setting
 from cluster.outliers import in_all_parts, with_singletons
 from cluster.quality import agreement, cluster_quality
 from cluster.source_term import source_distance
@@ -171,11 +172,11 @@ class Adaptation:
         With no cluster, the previous iteration's labels are kept; in the first there are none.
         """
         to_source_NP = self.source_distance(name, weights, features_NX)
-        first_eps = self.labellings[0]["eps"] if self.labellings else None
-        target = self.target
+        config, target = self.config.cluster, self.target
         files = [f"{name}/pseudo_labels.parquet", f"{name}/clusters.json"]
         rows = target.rows("train")
-        frozen = None if self.config.cluster.refit_eps else first_eps
+        pids, camids = target.column("pid")[rows], target.column("camid")[rows]
+        frozen = label_health.kept_eps(self.labellings, config)
 
         def make() -> dict[str, bytes | pa.Buffer]:
             labels_NP = np.full((len(target.table), 1 + self.config.network.stripes), -1)
@@ -183,9 +184,9 @@ class Adaptation:
                 estimated = [
                     estimate_on_ray(
                         features_NC[rows],
-                        self.config.cluster,
+                        config,
                         None if frozen is None else frozen[part],
-                        camids_N=target.column("camid")[rows],
+                        camids_N=camids,
                         source_N=None if to_source_NP is None else to_source_NP[rows, part],
                         num_threads=self.resources.threads_per_task,
                         gpus_per_task=self.resources.gpus_per_task,
@@ -193,20 +194,27 @@ class Adaptation:
                     )
                     for part, features_NC in enumerate(self._parts(features_NX))
                 ]
-                labels_NP[rows] = in_all_parts(np.stack([found.labels for found in estimated], 1))
-                eps = [found.eps for found in estimated]
-                notes = [note for found in estimated for note in found.notes]
-                figures = {"silhouette": estimated[0].silhouette}
+                labels_NP[rows] = in_all_parts(
+                    np.stack([found.labels for found in estimated], 1), eps_setting(config)
+                )
+                found_now: dict[str, Any] = {
+                    "eps": [found.eps for found in estimated],
+                    "first_eps": [found.first_eps for found in estimated],
+                    "notes": [note for found in estimated for note in found.notes],
+                    "silhouette": estimated[0].silhouette,
+                    "cross_camera_silhouette": estimated[0].cross_camera_silhouette,
+                }
+                if previous is not None:
+                    found_now["agreement"] = agreement(previous[rows, 0], labels_NP[rows, 0])
             except LabelError as error:
-                if previous is None or first_eps is None:
+                if previous is None:
                     raise
-                labels_NP, eps, figures = previous, first_eps, {}
-                notes = [f"kept the previous labels: {error}"]
-            pids = target.column("pid")[rows]
-            quality = cluster_quality(labels_NP[rows, 0], pids if (pids > 0).any() else None)
-            if previous is not None:
-                figures["agreement"] = agreement(previous[rows, 0], labels_NP[rows, 0])
-            clusters = {"eps": eps, "notes": notes, **figures, **quality.as_dict()}
+                labels_NP = previous
+                notes = [f"{label_health.KEPT}: {error}"]
+                found_now = {"eps": self.labellings[-1]["eps"], "notes": notes}
+            known = pids if (pids > 0).any() else None
+            quality = cluster_quality(labels_NP[rows, 0], known, camids)
+            clusters = {**found_now, **quality.as_dict()}
             table = artefacts.parts_table(target.table, "pseudo_label", labels_NP)
             return {
                 files[0]: artefacts.table_bytes(table),
@@ -214,11 +222,11 @@ class Adaptation:
             }
 
         contents = self._once(f"{name}/estimate", files, make)
-        clusters = json.loads(contents[files[1]])
+        clusters = label_health.as_found(json.loads(contents[files[1]]))
         before = self.labellings[-1] if self.labellings else None
         self.labellings.append(clusters)
         self.progress.figures(name, **{k: v for k, v in clusters.items() if k != "notes"})
-        for note in [*clusters["notes"], *label_health.warnings(clusters, before)]:
+        for note in [*clusters["notes"], *label_health.warnings(clusters, before, config)]:
             self.progress.note(note)
         self.progress.say(
             f"{name}: {clusters['num_clusters']} clusters, "

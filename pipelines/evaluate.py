@@ -47,7 +47,7 @@ def evaluate_file(path: Path) -> EvaluationResult:
     Raises:
         DataError: the file isn't such a file, or nothing in it can be scored.
     """
-    given = read_features(path)
+    given = read_features(path, needed=("split", "pid", "camid"))
     splits, pids, camids = given.splits, given.pids, given.camids
     if splits is None or pids is None or camids is None:
         named = {"split": splits, "pid": pids, "camid": camids}

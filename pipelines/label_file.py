@@ -1,44 +1,30 @@
 """Pseudo-labels of a features file, without any training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from cluster.estimate import PseudoLabels, estimate_pseudo_labels
+from cluster.estimate import ALONE, PseudoLabels, estimate_pseudo_labels
 from cluster.quality import cluster_quality
 from cluster.task_graph import OnProgress, estimate_on_ray
-from daal.config import ClusterConfig, RayConfig
-from daal.errors import ConfigError, LabelError
-from daal.load_config import apply_overrides
+from daal.config import ClusterConfig, Config, RayConfig
+from daal.errors import LabelError
+from daal.load_config import Origins, apply_overrides, check_config
 from pipelines.feature_files import Features
 from pipelines.session import ray_session
 
-EPS_RULES = {"p": "p", "q": "q", "eps": "fixed"}  # setting of `cluster` -> the rule that uses it
 
-
-def with_eps_rule(overrides: Sequence[str]) -> list[str]:
-    """KEY=VALUE settings with cluster.eps_rule among them: as given, or the rule that uses the
-    given one of cluster.p, cluster.q and cluster.eps, or else q, which holds for sets of any size.
+def label_config(overrides: Iterable[str] = ()) -> Config:
+    """The settings of `daal label`: as `cluster.estimate.ALONE`, unless `overrides` say otherwise.
 
     Raises:
-        ConfigError: settings of two rules, and no word on which is meant.
+        ConfigError: one line per mistake.
     """
-    # Merged first, as cluster.p=1e-3 may also be written "cluster={p: 1e-3}".
-    section = apply_overrides({}, overrides).get("cluster")
-    settings = section if isinstance(section, dict) else {}
-    if "eps_rule" in settings:
-        return list(overrides)
-    given = [name for name in EPS_RULES if name in settings]
-    if len(given) > 1:
-        rules = ", ".join(f"cluster.eps_rule={EPS_RULES[name]}" for name in given)
-        raise ConfigError(
-            f"{' and '.join(f'cluster.{name}' for name in given)} belong to different rules for "
-            f"eps; give only one of them, or say which rule is meant ({rules})."
-        )
-    rule = EPS_RULES[given[0]] if given else "q"
-    return [f"cluster.eps_rule={rule}", *overrides]
+    origins: Origins = {}
+    values = {"cluster": ALONE.model_dump(exclude_unset=True)}
+    return check_config(apply_overrides(values, overrides, origins), origins)
 
 
 def label(
@@ -86,7 +72,9 @@ def as_dict(features: Features, found: PseudoLabels) -> dict[str, Any]:
         "eps": found.eps,
         "p": found.p,
         "num_backoffs": found.num_backoffs,
-        **cluster_quality(found.labels, features.pids).as_dict(),
+        "silhouette": found.silhouette,
+        "cross_camera_silhouette": found.cross_camera_silhouette,
+        **cluster_quality(found.labels, features.pids, features.camids).as_dict(),
         "notes": list(found.notes),
         "stages": {name: vars(stage) for name, stage in found.stages.items()},
     }

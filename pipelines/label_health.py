@@ -4,25 +4,65 @@ The labelling of iteration n + 1 is made from the features of iteration n's mode
 how good that model is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-# clusters.json: eps, num_clusters, outlier_share; silhouette, agreement (`cluster.quality`)
+from cluster.eps import eps_setting
+from daal.config import ClusterConfig
+
+# clusters.json: eps, first_eps, num_clusters, outlier_share and what else `cluster.quality` counts;
+# silhouettes and agreement where new labels were found
 Clusters = dict[str, Any]
 
+KEPT = "kept the previous labels"  # begins the note where no new ones were found
 FEWER_CLUSTERS = 0.5
 LITTLE_AGREEMENT = 0.1
+MANY_OF_ONE_CAMERA = 0.5  # of the clusters, if it is
+TIMES_CHANCE = 2  # or more
+FEW_CROSS_CAMERA_PAIRS = 0.25  # of those that chance would give
 
 
-def warnings(now: Clusters, before: Clusters | None) -> list[str]:
-    """Signs of collapse, a sentence each, from two successive labellings."""
+def were_kept(clusters: Mapping[str, Any]) -> bool:
+    """Whether no new labels were found, so that these are the previous iteration's."""
+    return any(str(note).startswith(KEPT) for note in clusters.get("notes", ()))
+
+
+def as_found(clusters: Clusters) -> Clusters:
+    """What clusters.json says, and whether labels were `kept`; without an agreement of kept labels
+    with themselves, which release 0.1 wrote."""
+    kept = were_kept(clusters)
+    shown = {name: value for name, value in clusters.items() if not (kept and name == "agreement")}
+    return {**shown, "kept": kept}
+
+
+def kept_eps(labellings: Sequence[Clusters], config: ClusterConfig) -> list[float] | None:
+    """eps of each part of the body to begin the next labelling with; None: by the rule.
+
+    It is the first iteration's, as it was before steps back from a giant cluster (release 0.1
+    noted only the one after them).
+    """
+    if not labellings or config.refit_eps or config.eps_rule == "fixed":
+        return None
+    eps: list[float] = labellings[0].get("first_eps") or labellings[0]["eps"]
+    return eps
+
+
+def warnings(now: Clusters, before: Clusters | None, config: ClusterConfig) -> list[str]:
+    """Signs of collapse, from two successive labellings, and of clusters that follow cameras; a
+    sentence each."""
+    found = camera_warnings(now, config)
+    if were_kept(now):
+        found.append(
+            "clustering found no new labels: the model may be collapsing; use a lower learning "
+            "rate or fewer steps, or select=silhouette, which takes no model without labels."
+        )
     if before is None:
-        return []
-    found = []
+        return found
     if now["num_clusters"] < FEWER_CLUSTERS * before["num_clusters"]:
         found.append(
             f"{now['num_clusters']} clusters after {before['num_clusters']}: identities may be "
-            "merging (collapse); use a smaller eps, a lower learning rate or fewer steps."
+            f"merging (collapse); use a smaller {eps_setting(config)}, a lower learning rate or "
+            "fewer steps."
         )
     if "agreement" in now and now["agreement"] < LITTLE_AGREEMENT:
         found.append(
@@ -33,16 +73,49 @@ def warnings(now: Clusters, before: Clusters | None) -> list[str]:
     return found
 
 
+def camera_warnings(clusters: Mapping[str, Any], config: ClusterConfig) -> list[str]:
+    """A sentence if clusters, or the pairs of images in them, are of one camera far more often than
+    chance would have it; none where cameras are unknown or one only."""
+    figures = ("one_camera_share", "one_camera_chance", "cross_camera_share", "cross_camera_chance")
+    alone, alone_chance, cross, cross_chance = (clusters.get(name) for name in figures)
+    if alone is None or alone_chance is None or cross is None or cross_chance is None:
+        return []
+    of_one_camera = alone > max(MANY_OF_ONE_CAMERA, TIMES_CHANCE * alone_chance)
+    if not of_one_camera and cross >= FEW_CROSS_CAMERA_PAIRS * cross_chance:
+        return []
+    return [
+        f"clusters follow cameras: {alone:.0%} of them are of one camera (by chance "
+        f"{alone_chance:.0%}), and {cross:.0%} of the pairs in them are of two cameras (by chance "
+        f"{cross_chance:.0%}); use {_camera_remedy(config)}."
+    ]
+
+
+def _camera_remedy(config: ClusterConfig) -> str:
+    remedies = []
+    if not config.camera_norm:
+        remedies.append("cluster.camera_norm=true")
+    if not config.camera_aware:
+        exact = " with cluster.search=exact" if config.search == "approximate" else ""
+        remedies.append(f"cluster.camera_aware=true{exact}")
+    return " or ".join(remedies) or "a better source model, or a source with more cameras"
+
+
 def converged(now: Clusters, stop_agreement: float) -> bool:
-    """Whether the newest labels are almost the last ones (a stopping criterion of ours)."""
-    return now.get("agreement", 0.0) > stop_agreement
+    """Whether the newest labels are almost the last ones (a stopping criterion of ours), having
+    been found again."""
+    return not were_kept(now) and now.get("agreement", 0.0) > stop_agreement
 
 
 def best_model(models: Sequence[str], labellings: Sequence[Clusters]) -> str:
     """The model from whose features the labelling with the largest silhouette was made.
 
-    `labellings[n]` is from `models[n]`. Of equal ones the later counts; a labelling without
-    a silhouette (none was found, and the last one kept) never wins over one that has it.
+    It is the silhouette across cameras (`cluster.quality.graph_silhouette`) where every labelling
+    has it, as the plain one is large where clusters follow cameras. `labellings[n]` is from
+    `models[n]`. Of equal ones the later counts; a labelling without a silhouette (none was found,
+    and the last one kept) never wins over one that has it.
     """
+    found = [clusters for clusters in labellings if "silhouette" in clusters]
+    across = all(clusters.get("cross_camera_silhouette") is not None for clusters in found)
+    figure = "cross_camera_silhouette" if across else "silhouette"
     pairs = list(zip(models, labellings, strict=True))
-    return max(reversed(pairs), key=lambda pair: pair[1].get("silhouette", -2.0))[0]
+    return max(reversed(pairs), key=lambda pair: pair[1].get(figure, -2.0))[0]

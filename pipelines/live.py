@@ -34,8 +34,10 @@ class Board:
         elif "extracted" in event:
             self.count("image", event["extracted"], event["num_images"], event["extracted_per_s"])
         if "num_clusters" in event:
+            one_camera = event.get("one_camera_share")
             self._rows["clusters"] = (
                 f"{stage}: K {event['num_clusters']}  outliers {event['outlier_share']:.0%}"
+                + ("" if one_camera is None else f"  of one camera {one_camera:.0%}")
             )
         if "map" in event:
             self._rows["scores"] = f"{stage}: mAP {event['map']:.1%}  Rank-1 {event['rank1']:.1%}"

@@ -31,8 +31,9 @@ ID_FILE = "tracking.json"
 CLOSE_SECONDS = {"finished": 20.0, "failed": 5.0, "stopped": 5.0}  # that the end waits for servers
 
 SCORES = ("map", "rank1", "rank5", "rank10")
-CLUSTERS = ("num_clusters", "outlier_share", "silhouette", "agreement", "ari", "nmi",
-            "pair_precision", "pair_recall")  # fmt: skip
+CLUSTERS = ("num_clusters", "outlier_share", "silhouette", "cross_camera_silhouette", "agreement",
+            "one_camera_share", "cross_camera_share", "cross_camera_chance", "ari", "nmi",
+            "pair_precision", "cross_camera_precision", "pair_recall")  # fmt: skip
 TRAINING = ("lr", "images_per_s", "input_share")
 
 

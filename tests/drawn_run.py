@@ -105,10 +105,12 @@ def _label(
     train = target["split"].to_numpy(zero_copy_only=False) == "train"
     labels = np.where(train, pids // 2, -1)  # two people a cluster, but for the first and last
     labels[rng.permutation(np.flatnonzero(train))[:5]] = -1
-    quality = cluster_quality(labels[train], pids[train]).as_dict()
+    camids = target["camid"].to_numpy()
+    quality = cluster_quality(labels[train], pids[train], camids[train]).as_dict()
     first = stage == "iteration-01"
     agreement = {} if first else {"agreement": 0.9}
     figures = {"eps": [0.5], "notes": ["<b>merged</b>"] if first else [], "silhouette": 0.4,
+               "cross_camera_silhouette": 0.3,
                **agreement, **quality}  # fmt: skip
     _stage(run, f"{stage}/estimate", {
         f"{stage}/pseudo_labels.parquet": artefacts.table_bytes(

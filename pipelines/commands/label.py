@@ -35,16 +35,19 @@ def label(
 
     eps is found by cluster.eps_rule=q here, which holds for sets of any size. Giving cluster.p,
     cluster.q or cluster.eps implies the rule that uses it: p, q or fixed; more than one of them
-    needs cluster.eps_rule.
+    is refused.
     """
-    from daal.load_config import load_config
     from pipelines import label_file as labelling
     from pipelines.artefacts import table_bytes
     from pipelines.feature_files import read_features
+    from pipelines.label_health import camera_warnings
 
-    config = load_config(None, labelling.with_eps_rule(overrides or []))
+    config = labelling.label_config(overrides or [])
     check_file_to_write(out)
-    given = read_features(features, split)
+    needed = ["camid"] if config.cluster.camera_aware or config.cluster.camera_norm else []
+    given = read_features(features, split, needed)
+    for text in given.left_out:
+        show("yellow", "note", text)
     with (
         ray_errors("-v shows what Ray says."),
         errors.status(f"{len(given.features_NC)} features") as status,
@@ -58,7 +61,7 @@ def label(
         )
     figures = labelling.as_dict(given, found)  # first, so that no failure leaves a file behind
     write_whole(out, bytes(table_bytes(labelling.labels_table(given, found))))
-    for note in found.notes:
+    for note in [*found.notes, *camera_warnings(figures, config.cluster)]:
         show("yellow", "note", note)
     if as_json:
         print(json.dumps(figures, indent=1))
@@ -68,10 +71,11 @@ def label(
 
 
 def labels_table_of(figures: dict[str, Any]) -> Table:
-    """Figures of pseudo-labels; the last four only where identities are known."""
+    """Figures of pseudo-labels: of cameras and against identities only where these are known."""
     table = Table("", "", title="Pseudo-labels", show_header=False)
     for name in ("num_images", "num_clusters", "outlier_share", "largest_cluster", "eps", "p",
-                 "ari", "nmi", "pair_precision", "pair_recall"):  # fmt: skip
+                 "one_camera_share", "cross_camera_share", "cross_camera_chance", "ari", "nmi",
+                 "pair_precision", "cross_camera_precision", "pair_recall"):  # fmt: skip
         value = figures[name]
         if value is not None:
             table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))

@@ -98,7 +98,7 @@ def read_facts(run: RunFolder) -> Facts:
         values=values,
         summary=_json(run, "summary.json"),
         scores=[row for row in scores if row and row["num_valid_queries"]],
-        labellings=[row for row in labellings if row],
+        labellings=[label_health.as_found(row) for row in labellings if row],
         events=run.lines("metrics.jsonl"),
         journal=journal,
     )
@@ -170,7 +170,10 @@ def doubts(facts: Facts) -> list[str]:
     before = None
     for clusters in facts.labellings:
         name = clusters["name"]
-        notes = [*clusters.get("notes", ()), *label_health.warnings(clusters, before)]
+        notes = [
+            *clusters.get("notes", ()),
+            *label_health.warnings(clusters, before, facts.config.cluster),
+        ]
         found += [f"{name}: {note}" for note in notes]
         before = clusters
     if before and before["outlier_share"] > 0.5:

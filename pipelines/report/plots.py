@@ -46,11 +46,20 @@ PLOTS: tuple[tuple[str, str, tuple[Series, ...]], ...] = (
     ("Agreement with the labels before", "adjusted Rand index", (
         Series("agreement", "agreement"),
     )),
-    ("Silhouette", "mean over images", (Series("silhouette", "silhouette"),)),
+    ("Silhouette", "mean over images", (
+        Series("silhouette", "silhouette"),
+        Series("cross_camera_silhouette", "across cameras"),
+    )),
+    ("Clusters and cameras", "percent", (
+        Series("one_camera_share", "clusters of one camera", 100),
+        Series("cross_camera_share", "pairs of two cameras", 100),
+        Series("cross_camera_chance", "the same by chance", 100),
+    )),
     ("Labels against the true identities", "0 to 1", (
         Series("ari", "ARI"),
         Series("nmi", "NMI"),
         Series("pair_precision", "precision of pairs"),
+        Series("cross_camera_precision", "precision of pairs of two cameras"),
         Series("pair_recall", "recall of pairs"),
     )),
 )  # fmt: skip

@@ -106,10 +106,11 @@ TABLES: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("a pickle", pickle.dumps(FEATURES), "it is no whole Parquet file"),
     ("only the magic bytes", b"PAR1PAR1", "it is no whole Parquet file"),
     ("a footer longer than the file", b"PAR1" + b"\xff\xff\xff\x7f" + b"PAR1", "no whole Parquet"),
-    ("no column feature", partial(parquet, columns(feature=None)), 'it has 0 columns "feature"'),
+    ("no column feature", partial(parquet, columns(feature=None)),
+     """it has no columns "feature"; it has 'path', 'pid', 'camid', 'split'"""),
     ("features under another name",
      partial(parquet, columns(feature=None, features=FEATURES.tolist())),
-     'it has 0 columns "feature"'),
+     "in pandas .rename(columns={'features': 'feature'}) renames one"),
     ("no rows", partial(parquet, {"feature": pa.array([], pa.list_(pa.float32()))}), "has no rows"),
     ("words", partial(parquet, columns(feature=["a"] * 40)), "is string, not a list of numbers"),
     ("numbers, not lists", partial(parquet, columns(feature=[1.0] * 40)),
@@ -127,6 +128,10 @@ TABLES: list[tuple[str, bytes | Callable[[], bytes], str]] = [
      "or some are missing"),
     ("lists of nothing", partial(parquet, columns(feature=pa.array([[]] * 40,
      pa.list_(pa.float32())))), "its features are of shape (40, 0)"),
+]  # fmt: skip
+
+# Of columns without which nothing can be scored; label leaves them out, or takes them for unknown.
+NEEDED: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("pids that are words", partial(parquet, columns(pid=["seven"] * 40)),
      'its column "pid" is string, not integers'),
     ("pids that are fractions", partial(parquet, columns(pid=PIDS + 0.5)),
@@ -180,7 +185,12 @@ def no_files() -> list[Case]:
                 "it is no file",
             ),
             ("pipe", "x.npy", lambda: os.mkfifo("x.npy"), "it is no file"),
-            ("archive", "x.npz", lambda: np.savez("x.npz", FEATURES), "no whole Parquet file"),
+            (
+                "archive",
+                "x.npz",
+                lambda: np.savez("x.npz", FEATURES),
+                "it is an archive of arrays, of which numpy.save",
+            ),
             ("name with a newline", "a\nb.parquet", lambda: None, "it doesn't exist"),
         ):
             run = partial(make, command, file, prepare)
@@ -201,6 +211,18 @@ def labelling() -> list[Case]:
     good = partial(npy, FEATURES)
     one = partial(case, "label")
     return [
+        one("five rows alike", "features.npy", partial(npy, FEATURES[:1] + 0.01 * FEATURES[:5]),
+            "5 samples have the same neighbours", "cluster.k1", code=7),
+        one("identical rows", "features.npy", partial(npy, np.ones((40, 8), np.float32)),
+            "All 40 features are identical", code=7),
+        one("a camid missing, and needed", "features.parquet",
+            partial(parquet, columns(camid=[None, *CAMIDS[1:].tolist()])),
+            'its column "camid" lacks 1 of 40', settings=("cluster.camera_norm=true",)),
+        one("camids that are words, and needed", "features.parquet",
+            partial(parquet, columns(camid=["c1"] * 40)),
+            'its column "camid" is string, not integers', settings=("cluster.camera_norm=true",)),
+        *(one(f"a file {suffix}", f"x{suffix}", b"1,2", f"x{suffix}'", "makes one")
+          for suffix in (".pt", ".csv", ".safetensors")),
         one("zip named .npy", "features.npy", archive, "no whole array of numbers"),
         one("all NaN", "features.npy", partial(npy, FEATURES * np.nan),
             "40 of 40 features are not finite or zero", code=7),
@@ -219,7 +241,7 @@ def labelling() -> list[Case]:
         one("a split that isn't there", "features.parquet", partial(parquet, columns()),
             "it has no rows of split train", settings=("--split", "train")),
         one("a split of a file without", "features.parquet", partial(parquet, columns(split=None)),
-            'it has 0 columns "split"', settings=("--split", "train")),
+            'it has no columns "split"', settings=("--split", "train")),
         one("a split of an array", "features.npy", good, "it is an array and has no splits",
             settings=("--split", "train")),
     ]  # fmt: skip
@@ -244,6 +266,8 @@ def refused_settings() -> list[Case]:
             "cluster.source_weight above 0 needs the distance"),
         one("two rules for eps", ["cluster.p=1e-3", "cluster.eps=0.5"],
             "cluster.p and cluster.eps belong to different rules"),
+        one("a value that the rule for eps doesn't use", ["cluster.eps_rule=p", "cluster.eps=0.6"],
+            "cluster.eps=0.6 has no effect with cluster.eps_rule=p"),
         one("unknown key", ["cluster.k9=3"], '"cluster.k9" is not a known key'),
         one("no folder to write to", ["--out", "no/labels.parquet"], "there is no folder no"),
         one("a folder in place of the labels", ["--out", "."], "that is a folder"),
@@ -286,6 +310,8 @@ CASES = [
       for name, data, why in ARRAYS),
     *(case(command, name, "features.parquet", data, NO_FEATURES, why)
       for command in ("label", "evaluate") for name, data, why in TABLES),
+    *(case("evaluate", name, "features.parquet", data, NO_FEATURES, why)
+      for name, data, why in NEEDED),
     *truncated(),
     *no_files(),
     *labelling(),

@@ -121,6 +121,18 @@ def test_rows_may_name_their_data_and_recipe() -> None:
         configurations(other, recipe, [], 1, "out", folders)
 
 
+def test_a_rows_rule_for_eps_takes_the_place_of_the_suites__and_the_users_of_both() -> None:
+    rows = [Row(name="q", settings=["cluster.q=8"]), Row(name="the suite's")]
+    suite = Suite(title="eps", settings=["cluster.eps=0.45"], rows=rows)
+
+    def rules(*settings: str) -> list[tuple[str, float]]:
+        found = configurations(suite, recipe, settings, 1, "out").values()
+        return [(c.cluster.eps_rule, getattr(c.cluster, c.cluster.eps_rule, 0)) for c in found]
+
+    assert rules() == [("q", 8), ("fixed", 0)]
+    assert rules("cluster.p=1e-3") == [("p", 1e-3)] * 2
+
+
 def test_a_row_without_a_source_has_none__whatever_the_user_gives() -> None:
     given = ["source.root=/drawn", "target.root=/real"]
     configs = configurations(read_suite("beyond"), recipe, given, 1, "out")

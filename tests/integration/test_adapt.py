@@ -121,10 +121,11 @@ def test_adapt__without_a_source__its_result_chosen_without_identities(
     losses = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert any("triplet" in line.get("loss", {}) for line in losses)
 
-    # Each model is judged by the labels made from its features: those of the next iteration.
+    # Each model is judged by the labels made from its features, across cameras: those of the next
+    # iteration.
     models = ["iteration-01", "iteration-02"]
     judged = {
-        model: json.loads((out / folder / "clusters.json").read_text())["silhouette"]
+        model: json.loads((out / folder / "clusters.json").read_text())["cross_camera_silhouette"]
         for model, folder in zip(models, ["iteration-02", "final"], strict=True)
     }
     assert summary["selected"] == max(models, key=lambda model: judged[model])
@@ -196,7 +197,9 @@ def test_adapt__as_ssg_does__each_part_of_the_body_is_clustered_apart(
     labels = pq.read_table(out / "pseudo_labels.parquet")
     names = ["pseudo_label", "pseudo_label_1", "pseudo_label_2"]
     found = np.stack([labels[name].to_numpy()[train] for name in names], axis=1)
-    assert np.array_equal(found, in_all_parts(np.stack([part.labels for part in again], axis=1)))
+    assert np.array_equal(
+        found, in_all_parts(np.stack([part.labels for part in again], axis=1), "cluster.q")
+    )
     assert (found >= 0).any()
     # eps of the first iteration is kept for each part.
     first, second = (

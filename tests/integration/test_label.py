@@ -1,6 +1,7 @@
 """`daal label`: pseudo-labels of a features file, in a real process where it matters."""
 
 import json
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ import pytest
 
 from cluster.estimate import estimate_pseudo_labels
 from daal.config import ClusterConfig, RayConfig
-from daal.errors import ClusterError, ConfigError
-from daal.load_config import load_config
+from daal.errors import ClusterError, ConfigError, DataError
+from daal.records import UNKNOWN_CAMID, UNKNOWN_PID
 from pipelines import cli
 from pipelines import label_file as labelling
 from pipelines.commands.arguments import ray_errors
@@ -116,28 +117,27 @@ def test_bad_input_names_the_thing_and_the_remedy(file, known, tmp_path, run):
     pq.write_table(pa.table({"feature": ["a"]}), tmp_path / "words.parquet")
     pq.write_table(pa.table({"feature": [[1.0], [1.0, 2.0]]}), tmp_path / "ragged.parquet")
     pq.write_table(pa.table({"feature": [{"a": 1.0}]}), tmp_path / "struct.parquet")
-    for name, values in (("text", ["7", "8"]), ("none", [7, None]), ("real", [7.0, 8.5])):
-        for column in ("pid", "camid"):
-            table = pa.table({"feature": [[1.0], [2.0]], column: values})
-            pq.write_table(table, tmp_path / f"{column}_{name}.parquet")
+    good = known[0].tolist()
+    for name, values in (("text", "7"), ("none", None), ("real", 7.5)):
+        table = pa.table({"feature": good, "camid": [values, *range(1, 300)]} if name != "text"
+                         else {"feature": good, "camid": [values] * 300})  # fmt: skip
+        pq.write_table(table, tmp_path / f"camid_{name}.parquet")
     with open(tmp_path / "archive.npy", "wb") as archive:
         np.savez(archive, known[0])
     np.save(tmp_path / "flat.npy", np.ones(5))
     np.save(tmp_path / "pickle.npy", np.array([{}], object), allow_pickle=True)
     np.save(tmp_path / "nan.npy", np.full((50, 4), np.nan, np.float32))
     np.save(tmp_path / "good.npy", known[0])
+    by = "cluster.camera_norm=true"
     for arguments, code, said in (
         ([tmp_path / "absent.parquet"], 3, "absent.parquet"),
         ([text], 3, "not a features file"),
         ([tmp_path / "words.parquet"], 3, "not a list of numbers"),
         ([tmp_path / "ragged.parquet"], 3, "differ in length"),
         ([tmp_path / "struct.parquet"], 3, "not a list of numbers"),
-        ([tmp_path / "pid_text.parquet"], 3, 'column "pid" is string, not integers'),
-        ([tmp_path / "pid_none.parquet"], 3, 'column "pid" lacks 1 of 2 values'),
-        ([tmp_path / "pid_real.parquet"], 3, 'column "pid" is double, not integers'),
-        ([tmp_path / "camid_text.parquet"], 3, 'column "camid" is string, not integers'),
-        ([tmp_path / "camid_none.parquet"], 3, 'column "camid" lacks 1 of 2 values'),
-        ([tmp_path / "camid_real.parquet"], 3, 'column "camid" is double, not integers'),
+        ([tmp_path / "camid_text.parquet", by], 3, 'column "camid" is string, not integers'),
+        ([tmp_path / "camid_none.parquet", by], 3, 'column "camid" lacks 1 of 300 values'),
+        ([tmp_path / "camid_real.parquet", by], 3, 'column "camid" is double, not integers'),
         ([tmp_path / "archive.npy"], 3, "not a features file"),
         ([tmp_path / "flat.npy"], 3, "shape (5,)"),
         ([tmp_path / "pickle.npy"], 3, "not a features file"),
@@ -155,6 +155,85 @@ def test_bad_input_names_the_thing_and_the_remedy(file, known, tmp_path, run):
         assert message.startswith("error: "), message
         assert said in message.replace("\n", " ")
     assert not (tmp_path / "labels.parquet").exists()
+
+
+OTHER_COLUMNS = {
+    "words": {"pid": [f"person_{n}" for n in range(300)], "camid": ["lobby"] * 300},
+    "fractions": {"pid": np.arange(300) + 0.5},
+    "beyond 64 bits": {"pid": np.full(300, 2**64 - 1, np.uint64)},
+    "a split of numbers": {"split": np.arange(300)},
+    "a split missing": {"split": [None, *["train"] * 299]},
+}
+
+
+@pytest.mark.parametrize("name", OTHER_COLUMNS)
+def test_columns_that_are_not_needed_are_left_out__with_a_note(name, known, tmp_path, run):
+    columns = OTHER_COLUMNS[name]
+    path, out = tmp_path / "features.parquet", tmp_path / "labels.parquet"
+    pq.write_table(pa.table({"feature": known[0].tolist(), **columns}), path)
+    code, printed, message = run(path, "--out", out, "--json", *RULE)
+    assert code == 0, message
+    for column in columns:
+        assert f'its column "{column}"' in message.replace("\n", " ")
+    assert "the column is left out" in message.replace("\n", " ")
+    assert json.loads(printed)["ari"] is None
+    expected = estimate_pseudo_labels(known[0], CONFIG)
+    assert np.array_equal(pq.read_table(out)["pseudo_label"], expected.labels)
+
+
+@pytest.mark.parametrize("kind", ["null", "float", "nothing"])
+def test_missing_pids_and_camids_are_unknown(kind, known, tmp_path):
+    features, pids, camids, _ = known
+    gone = np.arange(300) % 5 == 0
+    if kind == "float":  # as pandas writes integers of which some are missing
+        table = {"pid": np.where(gone, np.nan, pids), "camid": camids.astype(float)}
+    elif kind == "null":
+        table = {"pid": pa.array(pids, mask=gone), "camid": pa.array(camids, mask=gone)}
+    else:
+        gone = np.full(300, True)
+        table = {"pid": pa.nulls(300), "camid": pa.nulls(300)}
+    pq.write_table(pa.table({"feature": features.tolist(), **table}), tmp_path / "some.parquet")
+    read = read_features(tmp_path / "some.parquet")
+    assert read.left_out == ()
+    assert np.array_equal(read.pids, np.where(gone, UNKNOWN_PID, pids))
+    expected = camids if kind == "float" else np.where(gone, UNKNOWN_CAMID, camids)
+    assert np.array_equal(read.camids, expected)
+
+
+def test_figures_of_cameras(file, known, tmp_path, run):
+    code, printed, message = run(file, "--out", tmp_path / "labels.parquet", "--json", *RULE)
+    assert code == 0 and "clusters follow cameras" not in message
+    figures = json.loads(printed)
+    assert figures["one_camera_share"] == 0 and figures["cross_camera_precision"] > 0.9
+    # The same people, but each seen by one camera.
+    alone = pa.table({"feature": known[0].tolist(), "camid": known[1] % 2})
+    pq.write_table(alone, tmp_path / "alone.parquet")
+    code, _, message = run(tmp_path / "alone.parquet", "--out", tmp_path / "labels.parquet", *RULE)
+    assert code == 0 and "clusters follow cameras: 100% of them" in message
+    assert "cluster.camera_norm=true" in message.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("x.pt", "numpy.save('features.npy', torch.load('x.pt').float().numpy())"),
+        ("x.npz", "numpy.save('features.npy', numpy.load('x.npz')['NAME'])"),
+        ("x.CSV", "numpy.save('features.npy', numpy.loadtxt('x.CSV', delimiter=','))"),
+        ("x.pkl", "it is of another format"),
+    ],
+)
+def test_files_of_others__say_how_to_make_one_of_ours(name, said, tmp_path):
+    (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(DataError, match=re.escape(said)):
+        read_features(tmp_path / name)
+
+
+def test_features_under_another_name__say_how_to_rename_them(known, tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": ["a.jpg"] * 300, "embedding": known[0].tolist()}), path)
+    with pytest.raises(DataError, match="it has no columns \"feature\"; it has 'image', ") as error:
+        read_features(path)
+    assert ".rename(columns={'embedding': 'feature'})" in str(error.value)
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.int16()), pa.large_list(pa.int64())])
@@ -175,21 +254,32 @@ def test_integers_count_as_float32(kind, tmp_path):
         ([], "q"),
         (["cluster.k1=10"], "q"),
         (["cluster.q=8"], "q"),
-        (["cluster.p=1e-3"], "p"),
         (["cluster={p: 1e-3}"], "p"),
         (["cluster.eps=0.5"], "fixed"),
-        (["cluster.eps_rule=p", "cluster.p=1e-3", "cluster.eps=0.5"], "p"),
-        (["cluster.q=8", "cluster.eps_rule=fixed"], "fixed"),
+        (["cluster.eps_rule=p"], "p"),
     ],
 )
-def test_rule_of_eps_follows_from_its_setting(settings, rule):
-    config = load_config(None, labelling.with_eps_rule(settings)).cluster
-    assert config.eps_rule == rule
+def test_rule_of_eps_is_q_unless_something_else_is_given(settings, rule):
+    assert labelling.label_config(settings).cluster.eps_rule == rule
 
 
-def test_two_rules_of_eps_need_a_word():
-    with pytest.raises(ConfigError, match=r"cluster\.p and cluster\.eps .*cluster\.eps_rule=fixed"):
-        labelling.with_eps_rule(["cluster.eps=0.5", "cluster.p=1e-3"])
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["cluster.eps=0.5", "cluster.p=1e-3"], r"cluster\.p and cluster\.eps .*eps_rule=fixed"),
+        (["cluster.q=8", "cluster.eps_rule=fixed"], r"cluster\.q=8 has no effect"),
+    ],
+)
+def test_two_rules_of_eps_are_refused(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        labelling.label_config(settings)
+
+
+def test_python_without_a_configuration_labels_as_the_command_does(known):
+    alone = estimate_pseudo_labels(known[0][:120])
+    config = labelling.label_config().cluster
+    assert np.array_equal(alone.labels, estimate_pseudo_labels(known[0][:120], config).labels)
+    assert alone.num_clusters == 8
 
 
 def test_given_eps_is_used(file, tmp_path, run):

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from daal.config import Config
+from daal.config import ClusterConfig, Config
 from daal.errors import ConfigError
 from daal.load_config import PATHS, apply_overrides, check_config, flat, known_keys, load_config
+from daal.method_config import VALUE_OF_RULE
 from pipelines.shipped import read_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
@@ -173,6 +174,64 @@ def test_parts_in_which_the_triplet_loss_would_be_0__are_refused(
     small = ["ray.num_workers=1", "adapt.batch_target=32", "pretrain.batch_source=32"]
     with pytest.raises(ConfigError, match=r"adapt\.batch_target=.*adapt\.images_per_id=4"):
         read_config(recipe, [*small, *overrides])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "rule"),
+    [
+        ("", [], ("p", 1.6e-3)),
+        ("", ["cluster.eps=0.6"], ("fixed", 0.6)),
+        ("", ["cluster.eps=0.5"], ("fixed", 0.5)),
+        ("", ["cluster={q: 8}"], ("q", 8)),
+        ("cluster: {p: 1.0e-3}", [], ("p", 1e-3)),
+        ("cluster: {eps: 0.4}", [], ("fixed", 0.4)),
+        ("cluster: {eps_rule: q, q: 8}", ["cluster.eps=0.6"], ("fixed", 0.6)),
+        ("cluster: {eps_rule: fixed, eps: 0.4}", ["cluster.p=1e-3"], ("p", 1e-3)),
+        ("cluster: {eps_rule: fixed, eps: 0.4}", ["cluster.eps_rule=q"], ("q", 10.35)),
+        ("cluster: {eps: 0.4}", ["cluster.k1=10"], ("fixed", 0.4)),
+        ("cluster: {q: 8}", ["cluster.eps_rule=q"], ("q", 8)),
+        ("", ["cluster.eps_rule=p", "cluster.p=1e-3", "cluster.eps=0.5"], ("p", 1e-3)),
+    ],
+)
+def test_the_rule_of_eps_follows_from_its_value(
+    tmp_path: Path, recipe: str, settings: list[str], rule: tuple[str, float]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(recipe)
+    found = load_config(tmp_path / "mine.yaml", settings).cluster
+    value = {"p": found.p, "q": found.q, "fixed": found.eps}[found.eps_rule]
+    assert (found.eps_rule, value) == rule
+    # What the rule doesn't use is as if it had never been given.
+    assert load_config(tmp_path / "mine.yaml", settings).cluster == ClusterConfig(
+        eps_rule=rule[0], **{VALUE_OF_RULE[rule[0]]: rule[1]}, k1=found.k1
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "said"),
+    [
+        ("", ["cluster.eps_rule=p", "cluster.eps=0.6"],
+         r"cluster\.eps=0\.6 has no effect with cluster\.eps_rule=p; .*cluster\.eps_rule=fixed"),
+        ("cluster: {eps_rule: fixed, q: 8}", [], r"cluster\.q=8 has no effect"),
+        ("", ["cluster.q=8", "cluster.p=1e-3"], r"cluster\.p and cluster\.q belong to different"),
+        ("cluster: {p: 1.0e-3, eps: 0.6}", [], r"cluster\.p and cluster\.eps .*eps_rule=fixed"),
+    ],
+)  # fmt: skip
+def test_a_value_that_the_rule_of_eps_does_not_use_is_refused(
+    tmp_path: Path, recipe: str, settings: list[str], said: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(recipe)
+    with pytest.raises(ConfigError, match=said):
+        load_config(tmp_path / "mine.yaml", settings)
+
+
+def test_a_runs_own_configuration_is_read__also_one_of_release_0_1_with_an_unused_eps() -> None:
+    values = load_config(None, ["cluster.eps_rule=p"]).model_dump(mode="json")
+    values["cluster"]["eps"] = 0.6  # as release 0.1 accepted
+    kept = check_config(values)
+    assert (kept.cluster.eps_rule, kept.cluster.eps) == ("p", 0.6)
+    assert check_config(kept.model_dump(mode="json")) == kept
+    changed = check_config(apply_overrides(kept.model_dump(), ["cluster.q=8"])).cluster
+    assert (changed.eps_rule, changed.q, changed.eps) == ("q", 8, 0.5)
 
 
 def test_independent_attention_needs_its_branch() -> None:

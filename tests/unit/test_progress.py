@@ -14,7 +14,8 @@ TRAINING = {
     "stage": "iteration-01", "epoch": 1, "epochs": 2, "step": 45, "steps": 100,
     "images_per_s": 149.4, "loss": {"source": 0.276, "domain": 0.0, "total": 1.757},
 }  # fmt: skip
-CLUSTERS = {"stage": "iteration-01", "num_clusters": 103, "outlier_share": 0.24}
+CLUSTERS = {"stage": "iteration-01", "num_clusters": 103, "outlier_share": 0.24,
+            "one_camera_share": 0.76}  # fmt: skip
 SCORES = {"stage": "pretrain", "map": 0.413, "rank1": 0.56}
 
 
@@ -35,7 +36,7 @@ def test_the_table_says_how_far_a_run_is() -> None:
         board.show(event)
     text = text_of(board)
     for words in ("iteration-01/train", "epoch 1/2  step 45/100", "149 images/s",
-                  "source 0.276  total 1.757", "K 103  outliers 24%",
+                  "source 0.276  total 1.757", "K 103  outliers 24%  of one camera 76%",
                   "pretrain: mAP 41.3%  Rank-1 56.0%"):  # fmt: skip
         assert words in text
     assert "domain" not in text  # a term that the training doesn't use

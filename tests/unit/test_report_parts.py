@@ -63,6 +63,23 @@ def test_a_whole_run__every_part_is_shown(whole: RunFolder) -> None:
     assert "&lt;b&gt;merged&lt;/b&gt;" in made.html
 
 
+def test_figures_of_cameras__and_labels_of_release_0_1_without_them(run: RunFolder) -> None:
+    assert "Clusters and cameras" in report(run).html
+    file = "iteration-02/clusters.json"
+    figures = json.loads(run.read(file))
+    by_camera = {"one_camera_share": 0.76, "one_camera_chance": 0.01}
+    run.write(file, json.dumps(figures | by_camera).encode())
+    assert "clusters follow cameras: 76% of them are of one camera" in report(run).html
+    old = {name: figure for name, figure in figures.items() if "camera" not in name}
+    kept = old | {"agreement": 1.0, "notes": ["kept the previous labels: DBSCAN found 0"]}
+    for name in ("iteration-01/clusters.json", file):
+        run.write(name, json.dumps(kept).encode())
+    made = report(run)
+    assert made.failures == [] and "Clusters and cameras" not in made.html
+    assert "clustering found no new labels" in made.html
+    assert "Agreement with the labels before" not in made.html  # with themselves, that was
+
+
 @pytest.mark.parametrize(
     ("gone", "said"),
     [

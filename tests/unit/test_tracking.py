@@ -49,7 +49,15 @@ SECOND = [
     scores("pretrain", 0.25),
     scores("iteration-01", 0.5, num_clusters=7, outlier_share=0.1, eps=[0.4]),
     *training("iteration-02", 13, 19, 20),
-    scores("iteration-02", 0.75, num_clusters=9, outlier_share=0.2, eps=[0.4]),
+    scores(
+        "iteration-02",
+        0.75,
+        num_clusters=9,
+        outlier_share=0.2,
+        eps=[0.4],
+        one_camera_share=0.5,
+        cross_camera_share=None,
+    ),
     *training("supervised", 20),
     scores("supervised", 0.9),
 ]
@@ -103,7 +111,7 @@ def test_points__steps_of_all_iterations_in_a_row__each_once() -> None:
     ]  # fmt: skip
     assert [(p.x, dict(p.values)) for p in found if p.group == "clusters"] == [
         (1, {"num_clusters": 7, "outlier_share": 0.1, "eps": 0.4}),
-        (2, {"num_clusters": 9, "outlier_share": 0.2, "eps": 0.4}),
+        (2, {"num_clusters": 9, "outlier_share": 0.2, "eps": 0.4, "one_camera_share": 0.5}),
     ]
     assert found[-1].values == {"supervised_map": 0.9, "supervised_rank1": 0.9}
     assert {p.axis for p in found} == {"pretrain/step", "adapt/step", "supervised/step",

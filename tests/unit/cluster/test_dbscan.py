@@ -64,7 +64,7 @@ def test_the_p_and_the_q_that_the_error_names_select_a_pair(num_samples):
 
 
 def test_eps_of_copies_only():
-    with pytest.raises(LabelError, match="distance 0"):
+    with pytest.raises(LabelError, match="all their Jaccard distances are 0"):
         estimate_eps(sparse({(0, 1): 0.0}, 2), 0.5)
 
 

@@ -6,7 +6,8 @@ import reference
 from support import CPU_BACKENDS, same_partition
 
 from cluster.dbscan import dbscan, estimate_eps
-from cluster.estimate import estimate_pseudo_labels, normalised_features
+from cluster.estimate import estimate_pseudo_labels
+from cluster.given_features import normalised_features
 from cluster.quality import graph_silhouette
 from cluster.rerank import jaccard_distance
 from cluster.runner import Threads

@@ -79,8 +79,9 @@ def test_copies_are_reported(features):
 
 def test_identical_images_are_one_cluster():
     features = np.ones((300, 8), np.float32)
-    with pytest.raises(LabelError, match="1 cluster"):
-        estimate_pseudo_labels(features, ClusterConfig(max_cluster_share=1))
+    for config in (ClusterConfig(max_cluster_share=1), ClusterConfig(eps_rule="q")):
+        with pytest.raises(LabelError, match="^All 300 features are identical"):
+            estimate_pseudo_labels(features, config)
     config = ClusterConfig(max_cluster_share=1, min_clusters=1)
     found = estimate_pseudo_labels(features, config)
     assert found.num_clusters == 1
@@ -124,7 +125,9 @@ def test_a_handful_of_images(num_samples):
 @pytest.mark.parametrize("eps_rule", ["p", "q"])
 def test_p_that_selects_no_pair_names_the_smallest_that_does(eps_rule):
     features = reference.drawn(40, 8, 4, seed=2)
-    config = ClusterConfig(k1=5, eps_rule=eps_rule, p=1e-4, q=1e-3, min_samples=1, min_clusters=1)
+    too_small = {"p": 1e-4} if eps_rule == "p" else {"q": 1e-3}
+    config = ClusterConfig(k1=5, min_samples=1, min_clusters=1, **too_small)
+    assert config.eps_rule == eps_rule
     with pytest.raises(LabelError) as error:
         estimate_pseudo_labels(features, config)
     p, q = map(float, re.search(r"use p=(\S+) \(or q=(\S+)\) or more", str(error.value)).groups())
@@ -136,7 +139,7 @@ def test_p_that_selects_no_pair_names_the_smallest_that_does(eps_rule):
 
 
 def test_two_images_at_distance_zero_have_no_eps():
-    with pytest.raises(LabelError, match="distance 0"):
+    with pytest.raises(LabelError, match=r"2 samples have the same neighbours.*cluster\.k1"):
         estimate_pseudo_labels(np.eye(2), ClusterConfig(p=0.5))
 
 
@@ -144,7 +147,9 @@ def test_two_images_at_distance_zero_have_no_eps():
 
 
 def test_no_cluster_names_remedies(features):
-    with pytest.raises(LabelError, match="0 cluster.*larger eps.*smaller min_samples"):
+    with pytest.raises(
+        LabelError, match=r"0 cluster.*larger eps \(by cluster\.p\).*smaller cluster"
+    ):
         estimate_pseudo_labels(features, CONFIG, eps=1e-4)
 
 
@@ -165,13 +170,14 @@ def test_giant_cluster_steps_back(blurred):
     found = estimate_pseudo_labels(blurred, changed(p=0.08))
     assert 1 <= found.num_backoffs <= CONFIG.max_backoffs
     assert found.p == 0.08 / 2**found.num_backoffs
+    assert found.first_eps > found.eps
     assert found.largest_cluster_share <= 0.5
     note = next(note for note in found.notes if "giant" in note)
     assert f"{found.num_backoffs} step(s)" in note
     assert f"{found.eps:.4f} (p={found.p:.3g})" in note
     there = estimate_pseudo_labels(blurred, changed(p=found.p))
     assert there.num_backoffs == 0
-    assert there.eps == found.eps
+    assert there.eps == there.first_eps == found.eps
     assert np.array_equal(there.labels, found.labels)
 
 
@@ -208,6 +214,18 @@ def test_many_outliers_are_noted(features, estimated):
     assert not any("outliers" in note for note in estimated.notes)
 
 
+@pytest.mark.parametrize(
+    ("rule", "setting"),
+    [({"p": 0.08}, "cluster.p"), ({"q": 20}, "cluster.q"), ({"eps": 0.97}, "cluster.eps")],
+)
+def test_remedies_name_the_setting_that_decides_on_eps(blurred, features, rule, setting):
+    config = ClusterConfig(k1=10, k2=3, **rule)
+    with pytest.raises(LabelError, match=f"use a smaller {re.escape(setting)},"):
+        estimate_pseudo_labels(blurred, config.model_copy(update={"max_backoffs": 0}))
+    with pytest.raises(LabelError, match=f"use a larger {re.escape(setting)},"):
+        estimate_pseudo_labels(features, config.model_copy(update={"min_clusters": 400}))
+
+
 # ---- Configuration ----------------------------------------------------------------------
 
 
@@ -222,8 +240,9 @@ def test_more_pairs_than_memory_holds_are_refused(monkeypatch, rule):
     monkeypatch.setattr("cluster.eps.MAX_PAIRS", 2000)
     monkeypatch.setattr("cluster.eps.SAMPLED_ROWS", 100)
     features = reference.drawn(300, 12, 10, seed=4, noise=0.8)
-    with pytest.raises(LabelError, match="eps_rule=q"):
+    with pytest.raises(LabelError, match="eps_rule=q") as error:
         estimate_pseudo_labels(features, ClusterConfig(**rule))
+    assert f"a smaller cluster.{'p' if 'p' in rule else 'eps'}" in str(error.value)
 
 
 @pytest.mark.parametrize("eps", [-0.1, 1.5, float("nan")])

@@ -18,8 +18,11 @@ def test_all_outliers() -> None:
 
 def test_an_outlier_of_any_part_is_one_of_all__and_clusters_are_numbered_anew() -> None:
     labels = np.array([[0, 2], [1, 0], [1, -1], [-1, 1], [2, 0]])
-    assert in_all_parts(labels).tolist() == [[0, 1], [1, 0], [-1, -1], [-1, -1], [2, 0]]
+    found = in_all_parts(labels, "cluster.p").tolist()
+    assert found == [[0, 1], [1, 0], [-1, -1], [-1, -1], [2, 0]]
     only = np.array([[0], [-1], [1]])
-    assert np.array_equal(in_all_parts(only), only)
-    with pytest.raises(LabelError, match="no image is in a cluster of each part"):
-        in_all_parts(np.array([[0, -1], [-1, 0]]))
+    assert np.array_equal(in_all_parts(only, "cluster.p"), only)
+    with pytest.raises(
+        LabelError, match=r"no image is in a cluster of each part.*raise cluster\.p,"
+    ):
+        in_all_parts(np.array([[0, -1], [-1, 0]]), "cluster.p")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import reference
 
-from cluster.estimate import estimate_pseudo_labels, normalised_features
+from cluster.estimate import estimate_pseudo_labels
+from cluster.given_features import normalised_features
 from cluster.rerank import jaccard_distance
 from cluster.source_term import ROWS, source_distance
 from daal.config import ClusterConfig

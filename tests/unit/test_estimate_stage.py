@@ -1,0 +1,106 @@
+"""Line 4 of Algorithm 1 as the driver runs it: what it writes, keeps and begins with."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from cluster.estimate import estimate_pseudo_labels
+from daal.config import Config
+from daal.load_config import load_config
+from pipelines import adapt, label_health
+from pipelines.adapt import Adaptation
+from pipelines.pixels import Images
+from pipelines.progress import Progress
+from pipelines.resources import Resources
+from pipelines.run_folder import RunFolder
+
+NUM_IMAGES = 300
+PIDS = np.repeat(np.arange(1, 31), 10)
+CAMIDS = np.arange(NUM_IMAGES) % 2
+
+
+def features(noise: float) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    drawn = rng.standard_normal((31, 16))[PIDS] + noise * rng.standard_normal((NUM_IMAGES, 16))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def adaptation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An adaptation with these settings, whose labels are found in this process."""
+
+    def here(features_ND, config, eps, *, camids_N, source_N, **_):
+        return estimate_pseudo_labels(features_ND, config, eps, camids_N=camids_N)
+
+    monkeypatch.setattr(adapt, "estimate_on_ray", here)
+
+    def make(*settings: str) -> Adaptation:
+        config: Config = load_config(None, [f"out={tmp_path}/run", "cluster.k1=10", *settings])
+        resources = Resources(1, 1, 1, False, 1, 1, 1, 0)
+        progress = Progress(console=Console(file=io.StringIO(), width=400))
+        made = Adaptation(config, RunFolder(config.out), resources, progress)
+        table = pa.table({
+            "path": [f"{n}.jpg" for n in range(NUM_IMAGES)], "pid": PIDS, "camid": CAMIDS,
+            "split": ["train"] * NUM_IMAGES,
+        })  # fmt: skip
+        made.target = Images(table, None)
+        return made
+
+    return make
+
+
+def clusters(made: Adaptation, iteration: int) -> dict:
+    return json.loads(made.run.read(f"iteration-{iteration:02d}/clusters.json"))
+
+
+def test_kept_labels_agree_with_nothing__and_do_not_stop_the_run(adaptation) -> None:
+    made = adaptation("cluster.eps=0.5", "cluster.min_clusters=20", "stop_agreement=0.95")
+    first = made.estimate("iteration-01", {}, features(0.3), None)
+    kept = made.estimate("iteration-02", {}, features(30.0), first)
+    assert np.array_equal(kept, first)
+    written = clusters(made, 2)
+    assert written["notes"][0].startswith(f"{label_health.KEPT}: DBSCAN found")
+    assert not {"agreement", "silhouette"} & set(written)
+    assert written["num_clusters"] == clusters(made, 1)["num_clusters"]
+    assert not label_health.converged(made.labellings[-1], 0.95)
+    assert "clustering found no new labels" in made.progress.console.file.getvalue()
+    made.estimate("iteration-03", {}, features(0.3), kept)
+    assert clusters(made, 3)["agreement"] == 1
+    assert label_health.converged(made.labellings[-1], 0.95)
+
+
+def test_each_iteration_begins_with_the_first_eps_before_its_steps_back(adaptation) -> None:
+    made = adaptation("cluster.p=0.08")
+    labels = made.estimate("iteration-01", {}, features(1.0), None)
+    first = clusters(made, 1)
+    assert first["eps"][0] < first["first_eps"][0]  # there were steps back
+    made.estimate("iteration-02", {}, features(0.3), labels)
+    assert clusters(made, 2)["eps"] == first["first_eps"]
+    # The same after an interruption: all that it takes is in the run folder.
+    again = adaptation("cluster.p=0.08")
+    labels = again.estimate("iteration-01", {}, features(1.0), None)
+    again.estimate("iteration-02", {}, features(0.3), labels)
+    again.estimate("iteration-03", {}, features(0.3), labels)
+    assert clusters(again, 3)["eps"] == first["first_eps"]
+
+
+def test_a_fixed_eps_is_as_given__whatever_the_first_iteration_stepped_back_to(adaptation) -> None:
+    made = adaptation("cluster.eps=0.97")
+    labels = made.estimate("iteration-01", {}, features(1.0), None)
+    assert clusters(made, 1)["eps"][0] < 0.97
+    made.estimate("iteration-02", {}, features(0.01), labels)
+    assert clusters(made, 2)["eps"] == [0.97]
+
+
+def test_figures_of_cameras_are_written(adaptation) -> None:
+    made = adaptation("cluster.eps=0.5")
+    made.estimate("iteration-01", {}, features(0.3), None)
+    written = clusters(made, 1)
+    assert written["one_camera_share"] == 0 and written["cross_camera_precision"] == 1
+    assert written["cross_camera_share"] > written["cross_camera_chance"] > 0.5
+    assert written["cross_camera_silhouette"] > 0.5
