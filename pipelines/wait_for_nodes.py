@@ -97,8 +97,8 @@ def _gpus_are_there(config: RayConfig, number: int) -> bool:
 
 
 def _has_autoscaler(last: float) -> bool:
-    # A young cluster has reported nothing yet.
-    last = min(last, time.monotonic() + QUIET_SECONDS)
+    # A young cluster has reported nothing yet; some time must be left to ask it.
+    last = min(last - QUIET_SECONDS, time.monotonic() + QUIET_SECONDS)
     while not (types := autoscaler_report().node_types) and time.monotonic() < last:
         time.sleep(POLL_SECONDS)
     # Without an autoscaler, Ray names each node's type after the node.
