@@ -93,7 +93,8 @@ def _read_parquet(path: Path, split: str | None, needed: Collection[str]) -> Fea
     for name in ("feature", *(["split"] if split is not None else [])):
         if (number := table.column_names.count(name)) != 1:
             others = _other_columns(table, name)
-            raise ValueError(f'it has {number or "no"} columns "{name}"{others}')
+            found = f"{number} columns" if number else "no column"
+            raise ValueError(f'it has {found} "{name}"{others}')
     left_out: list[str] = []
 
     def wanted(name: str, read: Callable[[pa.ChunkedArray, str], Any]) -> Any:

@@ -107,7 +107,7 @@ TABLES: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("only the magic bytes", b"PAR1PAR1", "it is no whole Parquet file"),
     ("a footer longer than the file", b"PAR1" + b"\xff\xff\xff\x7f" + b"PAR1", "no whole Parquet"),
     ("no column feature", partial(parquet, columns(feature=None)),
-     """it has no columns "feature"; it has 'path', 'pid', 'camid', 'split'"""),
+     """it has no column "feature"; it has 'path', 'pid', 'camid', 'split'"""),
     ("features under another name",
      partial(parquet, columns(feature=None, features=FEATURES.tolist())),
      "in pandas .rename(columns={'features': 'feature'}) renames one"),
@@ -241,7 +241,7 @@ def labelling() -> list[Case]:
         one("a split that isn't there", "features.parquet", partial(parquet, columns()),
             "it has no rows of split train", settings=("--split", "train")),
         one("a split of a file without", "features.parquet", partial(parquet, columns(split=None)),
-            'it has no columns "split"', settings=("--split", "train")),
+            'it has no column "split"', settings=("--split", "train")),
         one("a split of an array", "features.npy", good, "it is an array and has no splits",
             settings=("--split", "train")),
     ]  # fmt: skip
