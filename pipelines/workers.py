@@ -113,8 +113,8 @@ def serve(settings: dict[str, Any]) -> None:
         number, posted = ray.get(desk.take.remote(number))
         if not posted:
             return
-        job: Job = ray.get(posted[0])
         try:
+            job: Job = ray.get(posted[0])  # which imports what it is made of
             with worker.watchdog:
                 result = job.run(worker)
         except Exception as error:
