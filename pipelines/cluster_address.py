@@ -56,7 +56,8 @@ def token_refused(address: str, seconds: float) -> str | None:
     import grpc
 
     def status(metadata: list[tuple[str, str]]) -> str:
-        with grpc.insecure_channel(address) as channel:
+        # Not by way of http_proxy: the cluster's own network is meant, and its token.
+        with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
             ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")
             try:
                 ask(b"", timeout=seconds, metadata=metadata)
@@ -81,6 +82,6 @@ def token_refused(address: str, seconds: float) -> str | None:
 
 
 def token_path() -> Path:
-    """Where Ray looks for this user's token."""
+    """Where Ray looks for this user's token. It begins with ~ if the user's home isn't known."""
     given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return Path(given) if given else Path("~/.ray/auth_token").expanduser()
+    return Path(given or os.path.expanduser("~/.ray/auth_token"))

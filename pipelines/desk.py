@@ -22,6 +22,7 @@ class Desk:
         self._finished: list[Any] | DaalError | None = None
         self._events: list[dict[str, Any]] = []
         self._struck: set[Fault] = set()
+        self._mistakes: dict[tuple[int, str], int] = {}  # job number and error -> first attempt
 
     async def post(self, job: list[Any]) -> None:
         """Put a job on the desk: a list with a reference to it, empty for the end of all work."""
@@ -68,6 +69,10 @@ class Desk:
             if number == self._number:
                 self._finished = error
                 self._changed.notify_all()
+
+    async def failed_before(self, number: int, mistake: str) -> bool:
+        """Whether a job has ended with this error in an earlier attempt, too."""
+        return self._mistakes.setdefault((number, mistake), self._attempt) < self._attempt
 
     async def log(self, event: dict[str, Any]) -> None:
         self._events.append(event)

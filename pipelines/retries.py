@@ -19,6 +19,7 @@ from daal.errors import ClusterError, DaalError, first_line
 
 IMPORT_FAILED = re.compile(r"(?:ModuleNotFound|Import)Error: ([^\n]+)")
 NO_KERNEL = "no kernel image is available"  # CUDA's words
+PROGRAM_ERRORS = (TypeError, ValueError, AttributeError, NameError, LookupError, AssertionError)
 
 
 def final(error: Exception) -> DaalError | None:
@@ -39,6 +40,20 @@ def final(error: Exception) -> DaalError | None:
             "torch for it on all nodes, or set ray.use_gpu=false."
         )
     return None
+
+
+def mistake(error: Exception) -> str | None:
+    """What the program has done wrong, in one line; None if another try may mend the error."""
+    is_mistake = isinstance(error, PROGRAM_ERRORS) and not isinstance(error, OSError)
+    return f"{type(error).__name__}: {first_line(error)}" if is_mistake else None
+
+
+def repeated(mistake: str) -> ClusterError:
+    """The error that a mistake ends the run with when it has come again."""
+    return ClusterError(
+        f"the workers have stopped twice with {mistake}: an error of the program, which would come "
+        "again; -v shows where, please report it."
+    )
 
 
 def _import_failed(reason: str) -> ClusterError:

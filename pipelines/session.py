@@ -180,6 +180,9 @@ def ensure_private_token() -> None:
     if mode.lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
         return
     path = token_path()
+    if path.parts[0] == "~":
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        return
     if path.is_file():
         with suppress(PermissionError):  # another user's, whom we may read by their wish
             path.chmod(0o600)

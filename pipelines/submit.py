@@ -65,6 +65,9 @@ class Jobs:
         # Ray follows this variable, or else RAY_ADDRESS, rather than the address it is given: it
         # would send the token to a host that nobody checked.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
+        if _is_loopback(host := urlsplit(address).hostname or ""):
+            # A proxy of the environment would be given the token, and can't reach this machine.
+            os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), host]))
         with self._errors():
             self._client = JobSubmissionClient(address)
         for name in ("ray", "ray.dashboard.modules", "ray._private.runtime_env.packaging"):

@@ -118,7 +118,10 @@ def serve(settings: dict[str, Any]) -> None:
             with worker.watchdog:
                 result = job.run(worker)
         except Exception as error:
-            if reason := retries.final(error):
+            reason, mistake = retries.final(error), retries.mistake(error)
+            if mistake and ray.get(desk.failed_before.remote(number, mistake)):
+                reason = retries.repeated(mistake)
+            if reason:
                 ray.get(desk.fail.remote(number, reason))
             raise  # so that no other worker waits for this one
         reference = ray.put(result)

@@ -134,6 +134,8 @@ def token_facts() -> Facts:
 
 
 def _can_be_made(path: Path) -> bool:
+    if path.parts[0] == "~":  # of a user without a home
+        return False
     there = next(parent for parent in path.absolute().parents if parent.exists())
     return os.access(there, os.W_OK | os.X_OK)
 

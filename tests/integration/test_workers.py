@@ -47,6 +47,14 @@ class OneFails:
 
 
 @dataclass(frozen=True)
+class Mistaken:
+    """A mistake in a program, which every attempt makes again."""
+
+    def run(self, worker: Worker) -> None:
+        raise ValueError("as ever")
+
+
+@dataclass(frozen=True)
 class Crash:
     def run(self, worker: Worker) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -90,6 +98,10 @@ def test_one_group_for_many_jobs__the_same_job_again_for_a_new_group__and_an_err
         assert [(rank, size) for rank, size, _ in first] == [(0, 2), (1, 2)]
         assert first == second, "the second job met other processes"
         assert workers.num_starts() == 2, "the planned fault did not happen"
+        # An error of the program is tried once more, not ray.max_failures times.
+        with pytest.raises(ClusterError, match="stopped twice with ValueError: as ever"):
+            workers.run(Mistaken())
+        assert workers.num_starts() == 3
         # Bad data in one worker ends the job with its message, whatever the others wait for.
         with pytest.raises(DataError, match="row 7"):
             workers.run(OneFails())

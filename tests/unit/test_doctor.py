@@ -282,6 +282,7 @@ def test_a_cluster_s_token(
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
     monkeypatch.setenv("RAY_AUTH_TOKEN", given)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/no/where")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # which isn't asked
     gcs = Gcs(asks_for)
     server = grpc.server(ThreadPoolExecutor(2), handlers=[gcs])
     port = server.add_insecure_port("127.0.0.1:0")

@@ -22,7 +22,7 @@ def given_up(failure: Exception) -> RuntimeError:
 def test_what_can_not_be_imported__is_final(error: ImportError) -> None:
     found = final(error)
     assert isinstance(found, ClusterError)
-    assert str(error) in str(found) and "install the same version" in str(found)
+    assert str(error) in str(found) and "install the same daal-reid" in str(found)
 
 
 def test_a_gpu_that_torch_was_not_built_for__is_final() -> None:
@@ -42,7 +42,7 @@ def test_what_may_pass__is_tried_again() -> None:
 )  # fmt: skip
 def test_a_group_that_could_not_import__is_not_told_to_try_again(failure: Exception) -> None:
     said = str(cause_of(given_up(failure)))
-    assert "No module named 'cluster.soft_labels'" in said and "install the same version" in said
+    assert "No module named 'cluster.soft_labels'" in said and "install the same daal-reid" in said
     assert "same command" not in said
 
 

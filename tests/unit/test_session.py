@@ -46,6 +46,18 @@ def test_a_machine_without_a_home__its_own_ray_has_a_token(
     assert len(bytes.fromhex(os.environ["RAY_AUTH_TOKEN"])) == 32
 
 
+def test_a_user_without_a_home_in_passwd__makes_no_folder_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as of an unknown user
+    ensure_private_token()
+    assert list(tmp_path.iterdir()) == [] and len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
 def test_a_token_s_place_that_was_asked_for_and_can_t_be_written__is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
