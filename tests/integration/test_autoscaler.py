@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from heads import ray_head
 
-pytestmark = [pytest.mark.ray, pytest.mark.nightly, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 CODE = """
 from daal.config import RayConfig
 from pipelines.session import ray_session

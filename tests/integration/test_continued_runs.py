@@ -12,7 +12,7 @@ from daal.errors import ConfigError
 from daal.load_config import check_config
 from pipelines.commands.run import run_adaptation
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.ray
 
 # They say when and where the run was made, or by which of its commands.
 OF_THE_MAKING = (
