@@ -18,24 +18,21 @@ def foreign_package() -> str | None:
     here = Path(__file__).resolve().parents[1]
     for name in ("cluster", "pipelines"):
         spec = find_spec(name)
-        origin = spec.origin if spec else None
-        ours = here / name / "__init__.py"
-        if spec is None or not ours.is_file():
+        if spec is None or spec.origin is None:
+            return f"{DISTRIBUTION}'s package {name} isn't there; install {DISTRIBUTION} again."
+        found = Path(spec.origin).resolve()
+        if f'DISTRIBUTION = "{DISTRIBUTION}"' in found.read_text(encoding="utf-8"):
+            continue
+        if found.parent == here / name:
             return (
-                f"the package {name} of {DISTRIBUTION} isn't there; install {DISTRIBUTION} again."
-            )
-        if origin is None or Path(origin).resolve() != ours:
-            place = origin or next(iter(spec.submodule_search_locations or ()), "?")
-            return (
-                f"another {name}, {place}, hides {DISTRIBUTION}'s own; take its folder out of "
-                "PYTHONPATH, or start the command in another folder."
-            )
-        if f'DISTRIBUTION = "{DISTRIBUTION}"' not in ours.read_text(encoding="utf-8"):
-            return (
-                f"another project's {name} was installed over {DISTRIBUTION}'s, in {ours.parent}; "
+                f"another project's {name} was installed over {DISTRIBUTION}'s, in {found.parent}; "
                 f"pip uninstall {name}, install {DISTRIBUTION} again, and keep the other in an "
                 "environment of its own."
             )
+        return (
+            f"another {name}, {found}, hides {DISTRIBUTION}'s own; take its folder out of "
+            "PYTHONPATH, or start the command in another folder."
+        )
     return None
 
 

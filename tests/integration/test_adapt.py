@@ -319,5 +319,5 @@ def test_broken_images__are_set_aside_with_the_reason(
     assert quarantine["path"].to_pylist() == [f"bounding_box_train/{file.name}" for file in victims]
     assert all(quarantine["reason"].to_pylist())
     assert not set(quarantine["path"].to_pylist()) & set(table["path"].to_pylist())
-    with pytest.raises(Exception, match="can't be read, e.g. bounding_box_train"):
+    with pytest.raises(Exception, match="can't be read, e.g. 'bounding_box_train"):
         ingest(settings.model_copy(update={"max_bad_share": 0.0}), "target", 0)

@@ -225,4 +225,4 @@ def test_synth__leaves_a_folder_of_other_things_alone(tmp_path: Path) -> None:
 
 
 def test_version() -> None:
-    assert daal("--version").stdout == f"daal {version('daal')}\n"
+    assert daal("--version").stdout == f"daal {version('daal-reid')}\n"

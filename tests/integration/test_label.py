@@ -231,7 +231,7 @@ def test_files_of_others__say_how_to_make_one_of_ours(name, said, tmp_path):
 def test_features_under_another_name__say_how_to_rename_them(known, tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": ["a.jpg"] * 300, "embedding": known[0].tolist()}), path)
-    with pytest.raises(DataError, match="it has no columns \"feature\"; it has 'image', ") as error:
+    with pytest.raises(DataError, match="it has no column \"feature\"; it has 'image', ") as error:
         read_features(path)
     assert ".rename(columns={'embedding': 'feature'})" in str(error.value)
 
