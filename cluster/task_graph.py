@@ -35,6 +35,7 @@ OnProgress: TypeAlias = Callable[[str, int, int], None]  # stage, tasks done, ta
 SMALL = {"cpu": 20_000, "cuda": 100_000}  # images: up to here, one task is faster than many
 ROWS_PER_BLOCK = (2048, 65_536)  # not worth a task below; a task takes long to stop above
 POLL_SECONDS = 1.0
+CANCEL_SECONDS = 5.0  # that cancelled tasks may take to end by themselves
 
 
 def estimate_on_ray(
@@ -164,11 +165,18 @@ class RayTasks:
         return ray.get(self._done())
 
     def cancel(self) -> None:
-        """Let go of whatever is still waiting or at work (after a lost task, or Ctrl-C)."""
+        """Let go of whatever is still waiting or at work (after a lost task, or Ctrl-C).
+
+        A task that is just being started may not hear that it is cancelled, and would hold its CPUs
+        to its end: its process is ended then.
+        """
         done = set(self._done())
-        for spent in self._times:
-            if spent not in done:
-                ray.cancel(spent)
+        left = [spent for spent in self._times if spent not in done]
+        for force in (False, True):
+            for spent in left:
+                ray.cancel(spent, force=force)
+            if left:
+                _, left = ray.wait(left, num_returns=len(left), timeout=CANCEL_SECONDS)
 
     def _done(self) -> list[Any]:
         refs = list(self._times)

@@ -17,6 +17,9 @@ OWN_RAY = {
     # Ray's own switch, by the name of where it is the default: all its ports on loopback.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray lowers its workers' priority (nice 15): beside any other program at work they would get
+    # some hundredth of its time, and start for minutes.
+    "RAY_worker_niceness": "0",
     # Ray's C++ side writes warnings about its own actors to our standard error.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }

@@ -20,6 +20,7 @@ from waiting import wait_until
 PATIENCE = {
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "900",
     "RAY_worker_register_timeout_seconds": "900",
+    "RAY_worker_niceness": "0",  # by default, workers hardly get on beside other programs
 }
 
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 from sklearn.cluster import DBSCAN
+from waiting import wait_until
 
 from cluster import task_graph
 from cluster.core_samples import cores_by_dense_blocks
@@ -206,7 +207,8 @@ def test_cancelling_frees_the_cluster(ray_cluster):
     for _ in range(4):  # on all four CPUs
         runner.submit("sleeping", time.sleep, 10_000)  # longer than a test may take
     runner.cancel()
-    assert runner.collect([runner.submit("after", int)]) == [0]
+    assert runner.collect([runner.submit("after", int) for _ in range(8)]) == 8 * [0]
+    wait_until(lambda: not workers_at("ray::sleeping"), "cancelled tasks hold CPUs")
 
 
 @pytest.mark.ray
