@@ -52,7 +52,7 @@ class EpsRule(NamedTuple):
         """
         setting = eps_setting(config)
         if kept is not None:
-            return cls(kept, setting if config.eps_rule == "fixed" else f"eps (by {setting})")
+            return cls(kept, setting)
         match config.eps_rule:
             case "fixed":
                 return cls(config.eps, setting)

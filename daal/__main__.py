@@ -21,7 +21,7 @@ def foreign_package() -> str | None:
         if spec is None or spec.origin is None:
             return f"{DISTRIBUTION}'s package {name} isn't there; install {DISTRIBUTION} again."
         found = Path(spec.origin).resolve()
-        if f'DISTRIBUTION = "{DISTRIBUTION}"' in found.read_text(encoding="utf-8"):
+        if f'DISTRIBUTION = "{DISTRIBUTION}"'.encode() in found.read_bytes():
             continue
         if found.parent == here / name:
             return (

@@ -12,7 +12,7 @@ runs on and who is shown: `daal.service_config`.
 from math import gcd
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from daal.config_section import Section
 from daal.method_config import (
@@ -204,7 +204,9 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _parts_hold_whole_identities(self) -> "Config":
+    def _parts_hold_whole_identities(self, info: ValidationInfo) -> "Config":
+        if info.context and info.context["kept"]:
+            return self
         # With an image of an identity alone, or without any of another, the triplet loss is 0.
         fit, images = self.adapt, self.adapt.images_per_id
         if images is None:

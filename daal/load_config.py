@@ -49,7 +49,7 @@ def load_config(
         _merge(values, read_yaml(recipe), origins, f"from {recipe.name}")
     apply_overrides(values, overrides, origins)
     if expand_home:
-        _expand_home(values)
+        expand_home_folders(values)
     return check_config(values, origins)
 
 
@@ -58,7 +58,7 @@ def apply_overrides(
 ) -> dict[str, Any]:
     """Lay KEY=VALUE settings over nested values (changed in place, and returned).
 
-    The rule for eps and its value are one choice: settings that make it anew take the place of
+    The rule for eps and its value are one choice: settings that make it again take the place of
     what `values` say of it, all keys of it together.
     """
     origins = {} if origins is None else origins
@@ -83,10 +83,16 @@ def apply_overrides(
     return values
 
 
-def check_config(values: dict[str, Any], origins: Origins | None = None) -> Config:
-    """Validate merged values; see `load_config`."""
+def check_config(
+    values: dict[str, Any], origins: Origins | None = None, kept: bool = False
+) -> Config:
+    """Validate merged values; see `load_config`.
+
+    Those that a run has `kept` in its folder are read also if release 0.1 took them and today's
+    rules for batches don't.
+    """
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values, context={"kept": kept})
     except ValidationError as error:
         lines = [_sentence(item, origins or {}) for item in error.errors()]
         raise ConfigError("\n".join(lines)) from None
@@ -226,7 +232,7 @@ def _has_comment(text: str) -> bool:
     return "#" in (text[node.end_mark.index :] if node else text)
 
 
-def _expand_home(values: dict[str, Any]) -> None:
+def expand_home_folders(values: dict[str, Any]) -> None:
     """Replace `~` in paths (in place)."""
     for key in PATHS:
         *sections, name = key.split(".")
@@ -258,11 +264,24 @@ def _merge(
 
 
 def _forget_eps_rule(old: Any, new: Any) -> None:
-    """Drop from `old` settings of `cluster` the rule for eps that `new` ones replace."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
+    """Drop from `old` settings of `cluster` the rule for eps that `new` ones replace.
+
+    Raises:
+        ConfigError: `new` has a value that its rule doesn't use.
+    """
+    if not isinstance(new, dict):
         return
     chosen = [rule for rule, value in VALUE_OF_RULE.items() if value in new]
     rule = new.get("eps_rule", chosen[0] if chosen else None)
+    for other in chosen if "eps_rule" in new else []:
+        if other != rule and rule in VALUE_OF_RULE:
+            name = f"cluster.{VALUE_OF_RULE[other]}"
+            raise ConfigError(
+                f"{name} has no effect with cluster.eps_rule={rule}; leave it out, or set "
+                f"cluster.eps_rule={other}."
+            )
+    if not isinstance(old, dict):
+        return
     if rule is not None:
         for name in ("eps_rule", *(v for r, v in VALUE_OF_RULE.items() if r != rule)):
             old.pop(name, None)

@@ -23,7 +23,14 @@ from rich.console import Console
 from daal.config import Config, RayConfig
 from daal.config_section import Section
 from daal.errors import ConfigError, DaalError
-from daal.load_config import Origins, apply_overrides, check_config, did_you_mean, read_yaml
+from daal.load_config import (
+    Origins,
+    apply_overrides,
+    check_config,
+    did_you_mean,
+    expand_home_folders,
+    read_yaml,
+)
 from pipelines.adapt import Adaptation
 from pipelines.progress import Progress
 from pipelines.resources import cluster_nodes, fitting_workers, place, plan
@@ -135,6 +142,7 @@ def configurations(
             values = json.loads(json.dumps(base))
             for layer in (suite.settings, row.settings, settings, [*data, f"seed={seed}"]):
                 apply_overrides(values, layer, origins)
+            expand_home_folders(values)
             config = check_config(values | {"out": "-"}, origins)
             key = _digest(config.model_dump(mode="json", exclude={"tracking", "report"}))
             found[row.name, seed] = config.model_copy(update={"out": f"{out}/runs/{key}"})

@@ -210,8 +210,8 @@ class Adaptation:
                 if previous is None:
                     raise
                 labels_NP = previous
-                notes = [f"{label_health.KEPT}: {error}"]
-                found_now = {"eps": self.labellings[-1]["eps"], "notes": notes}
+                notes = [f"kept the previous labels: {error}"]
+                found_now = {"eps": self.labellings[-1]["eps"], "notes": notes, "kept": True}
             known = pids if (pids > 0).any() else None
             quality = cluster_quality(labels_NP[rows, 0], known, camids)
             clusters = {**found_now, **quality.as_dict()}

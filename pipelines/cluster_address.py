@@ -11,15 +11,20 @@ from pathlib import Path
 from daal.errors import ClusterError
 
 
+def is_own_ray() -> bool:
+    """Whether RAY_ADDRESS names no cluster, so that a command starts a Ray of its own."""
+    return os.environ.get("RAY_ADDRESS", "").strip() in ("", "local")
+
+
 def cluster_address() -> str | None:
     """RAY_ADDRESS: HOST:PORT, or auto for the one on this machine; None: a Ray of one's own.
 
     Raises:
         ClusterError: it is an address of another kind, which drivers can't join by.
     """
-    address = os.environ.get("RAY_ADDRESS", "").strip()
-    if address in ("", "local"):
+    if is_own_ray():
         return None
+    address = os.environ["RAY_ADDRESS"].strip()
     if address == "auto":
         return address
     scheme, found, _ = address.partition("://")
@@ -83,5 +88,4 @@ def token_refused(address: str, seconds: float) -> str | None:
 
 def token_path() -> Path:
     """Where Ray looks for this user's token. It begins with ~ if the user's home isn't known."""
-    given = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return Path(given or os.path.expanduser("~/.ray/auth_token"))
+    return Path(os.path.expanduser(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"))

@@ -47,7 +47,7 @@ def checked(settings: dict[str, Any]) -> Config:
     Release 0.1 left `ray` out, whose default number of workers need not divide the batches that a
     run was begun with; one worker always does.
     """
-    return check_config({"ray": {"num_workers": 1}} | settings)
+    return check_config({"ray": {"num_workers": 1}} | settings, kept=True)
 
 
 def keep_config(run: "RunFolder", config: Config) -> None:

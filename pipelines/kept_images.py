@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from daal.config import Config, DatasetConfig
 from daal.datasets import load_records, records_to_read
 from daal.errors import DataError
+from daal.jpeg_end import END
 from daal.records import Domain, ImageRecord
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def changes_since(kept: KeptImages, config: Config, moved: bool) -> Changes:
     changed = {path for path in both if kept.records.get(path, now[path]) != now[path]}
     if since := {path for path in both if moved or states[path].st_mtime > kept.read_at}:
         sizes = kept.sizes()
-        changed |= {path for path in since if sizes.get(path, -1) != states[path].st_size}
+        changed |= {path for path in since if not _is_size(sizes.get(path), states[path].st_size)}
         if moved:
             changed -= kept.unreadable  # which have left no size
     return Changes(
@@ -131,6 +132,12 @@ def changes_since(kept: KeptImages, config: Config, moved: bool) -> Changes:
         changed=sorted(changed),
         other_choice=bool(unknown) and {record.path for record in chosen} != kept.paths,
     )
+
+
+def _is_size(kept: int | None, now: int) -> bool:
+    """Whether a file of `now` bytes may be the image of `kept` bytes: a JPEG without the marker at
+    its end has been given it (`daal.jpeg_end`)."""
+    return kept is not None and 0 <= kept - now <= len(END)
 
 
 def notes_on_images(run: "RunFolder", config: Config) -> Iterator[str]:

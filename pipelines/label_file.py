@@ -43,7 +43,7 @@ def label(
             return estimate_pseudo_labels(features.features_NC, config, camids_N=features.camids)
         # Nothing is trained or read here, so don't ask the cluster for the CPUs and GPUs of that.
         ray_config = ray_config.model_copy(update={"num_workers": 1, "data_cpus": 1})
-        with ray_session(ray_config, verbose) as resources:
+        with ray_session(ray_config, verbose, start_gpus=False) as resources:
             return estimate_on_ray(
                 features.features_NC,
                 config,

@@ -14,7 +14,7 @@ from daal.config import ClusterConfig
 # silhouettes and agreement where new labels were found
 Clusters = dict[str, Any]
 
-KEPT = "kept the previous labels"  # begins the note where no new ones were found
+KEPT_NOTE = "kept the previous labels"  # so release 0.1 began the note, and wrote nothing else
 FEWER_CLUSTERS = 0.5
 LITTLE_AGREEMENT = 0.1
 MANY_OF_ONE_CAMERA = 0.5  # of the clusters, if it is
@@ -24,7 +24,8 @@ FEW_CROSS_CAMERA_PAIRS = 0.25  # of those that chance would give
 
 def were_kept(clusters: Mapping[str, Any]) -> bool:
     """Whether no new labels were found, so that these are the previous iteration's."""
-    return any(str(note).startswith(KEPT) for note in clusters.get("notes", ()))
+    notes = clusters.get("notes", ())
+    return bool(clusters.get("kept", any(str(note).startswith(KEPT_NOTE) for note in notes)))
 
 
 def as_found(clusters: Clusters) -> Clusters:

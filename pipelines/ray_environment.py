@@ -8,6 +8,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipelines.cluster_address import is_own_ray
+
 ALWAYS = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab is empty without
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; silences its warning
@@ -37,7 +39,9 @@ def set_for_session() -> Iterator[None]:
     from ray._private import ray_constants
 
     missing = _missing()
-    before = os.environ.get("RAY_AUTH_MODE"), ray_constants.ENABLE_RAY_CLUSTER
+    # A session may set these two, or Ray itself.
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    was_cluster = ray_constants.ENABLE_RAY_CLUSTER
     # Ray has read this one at its import; the processes that it starts read the variable.
     switch = missing.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
     if switch:
@@ -48,13 +52,11 @@ def set_for_session() -> Iterator[None]:
     try:
         yield
     finally:
-        for name in missing:
+        for name in [*missing, *(name for name, value in before.items() if value is None)]:
             os.environ.pop(name, None)
-        if before[0] is None:
-            os.environ.pop("RAY_AUTH_MODE", None)
-        ray_constants.ENABLE_RAY_CLUSTER = before[1]
+        ray_constants.ENABLE_RAY_CLUSTER = was_cluster
 
 
 def _missing() -> dict[str, str]:
-    wanted = ALWAYS if os.environ.get("RAY_ADDRESS", "local") != "local" else ALWAYS | OWN_RAY
+    wanted = ALWAYS | OWN_RAY if is_own_ray() else ALWAYS
     return {name: value for name, value in wanted.items() if name not in os.environ}

@@ -1,9 +1,9 @@
 """A run's folder on any pyarrow.fs file system, and its journal.
 
 A file is written aside and renamed, so it is whole or absent; on an object store it is put, which
-is the same. The journal gets one line per
-finished stage with the size and hash of each file it left, and a digest of all that the stages
-before it left; a stage is not run again if both still match.
+is the same. The journal gets one line per finished stage with the size and hash of each file it
+left, and a digest of all that the stages before it left; a stage is not run again if both still
+match.
 
 Lines are appended to a file on a disk. An object store can't append: there a file of lines is cut
 into parts, NAME.jsonl, NAME.000002.jsonl, ..., of which only the last is written again with each
@@ -142,6 +142,8 @@ class RunFolder:
             else:
                 if len(held) >= PART_BYTES:
                     part, held = _part_after(name, part), b""
+                if held and not held.endswith(b"\n"):  # copied from a disk after a crash
+                    held += b"\n"
                 held += data
                 self.write(part, held)
             self._last_parts[name] = part, held

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 import ray.data
 from ray._private import worker as rays
+from ray._private.services import canonicalize_bootstrap_address_or_die
 from ray.exceptions import RayError
 
 from daal.available_cpus import available_cpus
@@ -30,20 +31,20 @@ from pipelines.ray_environment import set_for_session
 from pipelines.resources import Resources
 from pipelines.wait_for_nodes import place_in_time
 
-_RAYS_PRINT = rays.print_to_stdstream
 KNOCK_SECONDS = 10.0
 LOOK_SECONDS, LOST_SECONDS = 3.0, 40.0  # whether the cluster is there; until it is given up
 
 
 @contextmanager
 def ray_session(
-    config: RayConfig, verbose: bool = False, common_batch: int = 0
+    config: RayConfig, verbose: bool = False, common_batch: int = 0, start_gpus: bool = True
 ) -> Iterator[Resources]:
     """Ray for the length of a run: RAY_ADDRESS's cluster if set, a local one otherwise.
 
     A local Ray listens on loopback only and asks for a token, unless RAY_AUTH_MODE says
     otherwise; it gets as many logical CPUs as the run needs, however few cores there are.
-    The run's workers share batches that `common_batch` divides (`pipelines.resources.plan`).
+    The run's workers share batches that `common_batch` divides (`pipelines.resources.plan`). With
+    ray.use_gpu=auto, an autoscaling cluster is asked for GPUs if `start_gpus`.
 
     Raises:
         ClusterError: the cluster can't be reached, refuses the token, is too small, or has other
@@ -51,6 +52,7 @@ def ray_session(
     """
     with ExitStack() as stack:
         stack.enter_context(set_for_session())
+        stack.enter_context(_reports_on_standard_error())
         ours = not ray.is_initialized()
         address = cluster_address() if ours else "auto"
         if ours:
@@ -62,9 +64,10 @@ def ray_session(
             threading.Thread(target=_watch_cluster, args=(over,), daemon=True).start()
         if not verbose:
             silence_ray_data()
+        resources = place_in_time(config, common_batch, start_gpus)
         if address:
             check_code_on_nodes(code_found(PACKAGES))
-        yield place_in_time(config, common_batch)
+        yield resources
 
 
 def silence_ray_data() -> None:
@@ -74,8 +77,20 @@ def silence_ray_data() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _print_on_standard_error(data: Any, ignore_prefix: bool) -> None:
-    _RAYS_PRINT({**data, "is_err": True}, ignore_prefix)
+@contextmanager
+def _reports_on_standard_error() -> Iterator[None]:
+    """Standard output is for results, and whatever is asked of `ray.init`, Ray prints there what
+    its nodes report: a worker that was ended for want of memory, or that many have started."""
+    rays_print = rays.print_to_stdstream
+
+    def on_standard_error(data: Any, ignore_prefix: bool) -> None:
+        rays_print({**data, "is_err": True}, ignore_prefix)
+
+    rays.print_to_stdstream = on_standard_error
+    try:
+        yield
+    finally:
+        rays.print_to_stdstream = rays_print
 
 
 def _start_or_join(address: str | None, config: RayConfig, verbose: bool) -> None:
@@ -84,13 +99,14 @@ def _start_or_join(address: str | None, config: RayConfig, verbose: bool) -> Non
     # Ray puts the current folder in front of its workers' sys.path, with whatever cluster.py lies
     # there; from here, they find the code that runs this command.
     code = Path(__file__).resolve().parents[1]
-    # Standard output is for results, and whatever is asked of `ray.init`, Ray prints there what its
-    # nodes report: a worker that was ended for want of memory, or that many have started.
-    rays.print_to_stdstream = _print_on_standard_error
+    if os.environ.get("RAY_AUTH_TOKEN_PATH"):  # Ray's processes are in another folder
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path().absolute())
     try:
         with warnings.catch_warnings(), chdir(code):
             warnings.simplefilter("ignore", FutureWarning)
             if address:
+                if address == "auto":
+                    address = canonicalize_bootstrap_address_or_die(address)
                 knock(address, KNOCK_SECONDS)
                 if refused := token_refused(address, KNOCK_SECONDS):
                     raise ClusterError(

@@ -24,11 +24,11 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from daal.config import Config
 from daal.errors import ClusterError, ConfigError
+from pipelines.code_on_nodes import PACKAGES
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 RECIPE = "run.yaml"
 RUN_KEY = "daal_run"  # of a job's metadata
-PACKAGES = ("daal", "cluster", "pipelines")
 
 
 @dataclass(frozen=True)

@@ -83,11 +83,7 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
                 "read."
             )
         if unread := unread_folders(settings.layout, root, records):
-            names = "the folder itself" if unread == ["."] else ", ".join(map(ascii, unread[:3]))
-            found.append(
-                f"images in {names}{', ...' if len(unread) > 3 else ''} of {root} are not read, as "
-                f"layout={settings.layout} has no such folder; rename it if they should be."
-            )
+            found += _unread_warnings(settings.layout, root, unread)
         found += check_names(records)
         if domain == "target":
             found += check_identities(settings.layout, root, records)
@@ -114,6 +110,23 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
     if starts and config.network.weights not in (*IMAGENET_WEIGHTS, "none"):
         _check_weights(config)
     return Findings(counts, people, cameras, num_sampled, warnings)
+
+
+def _unread_warnings(layout: str, root: Path, unread: list[str]) -> list[str]:
+    """Sentences about folders of images that the layout doesn't read; "." is the root itself."""
+    warnings = []
+    if "." in unread:
+        warnings.append(
+            f"images right in {root} are not read, as layout={layout} reads its folders only; "
+            "move them into one of these if they should be."
+        )
+    if folders := [name for name in unread if name != "."]:
+        names = ", ".join(map(ascii, folders[:3])) + (", ..." if len(folders) > 3 else "")
+        warnings.append(
+            f"images in {names} of {root} are not read, as layout={layout} has no such folder; "
+            "rename it if they should be."
+        )
+    return warnings
 
 
 def root_of(domain: Domain, settings: DatasetConfig) -> Path:

@@ -22,9 +22,9 @@ QUIET_SECONDS = 20.0
 POLL_SECONDS = 1.0
 
 
-def place_in_time(config: RayConfig, common_batch: int = 0) -> Resources:
-    """`place`, as soon as there are nodes enough. With ray.use_gpu=auto, GPUs are waited for if
-    the cluster starts nodes that have some.
+def place_in_time(config: RayConfig, common_batch: int = 0, start_gpus: bool = True) -> Resources:
+    """`place`, as soon as there are nodes enough. With ray.use_gpu=auto and `start_gpus`, GPUs are
+    waited for if the cluster starts nodes that have some.
 
     Raises:
         ClusterError: the run doesn't fit, after ray.wait_minutes.
@@ -33,7 +33,8 @@ def place_in_time(config: RayConfig, common_batch: int = 0) -> Resources:
     if not cluster_address() or config.wait_minutes == 0:
         return place(config, common_batch)
     last = time.monotonic() + 60 * config.wait_minutes
-    asked = config.use_gpu == "auto" and _wait_for_gpus(config, common_batch, last)
+    wanted = config.use_gpu == "auto" and start_gpus
+    asked = wanted and _wait_for_gpus(config, common_batch, last)
     try:
         while True:
             try:

@@ -149,6 +149,8 @@ def search(
             )  # fmt: skip
     for path, reason in found.left_out:
         show("yellow", "left out", f"{path}: {reason}")
+    for note in found.notes:
+        show("yellow", "note", note)
     matches = find(query, query_C, found, top)
     if out is not None:
         size = extractor.model.config.input

@@ -213,6 +213,9 @@ def _token(token: Facts, address: str | None) -> Check:
     if permissions is None and address:
         remedy = "copy the cluster's token there (chmod 600), or set RAY_AUTH_TOKEN_PATH"
         return _missing(name, f"{path} is not there", remedy, ClusterError)
+    if permissions is None and not token["can_be_made"] and token["is_asked_for"]:
+        remedy = "set RAY_AUTH_TOKEN_PATH to a file that can be written, or unset it"
+        return _missing(name, f"{path} can't be written", remedy, ClusterError)
     if permissions is None and not token["can_be_made"]:
         return _ok(name, f"{path} can't be written; each run's own Ray has a token of its own")
     if permissions is None:

@@ -126,6 +126,7 @@ def token_facts() -> Facts:
         "in_environment": bool(os.environ.get("RAY_AUTH_TOKEN")),
         "path": str(path),
         "permissions": None,
+        "is_asked_for": bool(os.environ.get("RAY_AUTH_TOKEN_PATH")),
         "can_be_made": _can_be_made(path),
     }
     with suppress(OSError):

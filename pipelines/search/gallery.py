@@ -33,6 +33,7 @@ class Gallery:
     pids: list[int] | None = None
     camids: list[int] | None = None
     left_out: tuple[tuple[str, str], ...] = ()  # path and reason
+    notes: tuple[str, ...] = ()  # on columns of a features file that are left out
 
 
 def records_of(root: Path, layout: str = ANY_LAYOUT) -> list[ImageRecord]:
@@ -107,6 +108,7 @@ def gallery_of_file(extractor: Extractor, root: Path, file: Path) -> Gallery:
         given.features_NC,
         None if given.pids is None else given.pids.tolist(),
         None if given.camids is None else given.camids.tolist(),
+        notes=given.left_out,
     )
     _check_same_model(extractor, gallery, file)
     return gallery

@@ -1,9 +1,12 @@
 """RAY_ADDRESS, as shells, schedulers and clusters set it."""
 
+import os
+
 import pytest
 
 from daal.errors import ClusterError
 from pipelines.cluster_address import cluster_address
+from pipelines.ray_environment import OWN_RAY, set_for_session
 
 
 @pytest.mark.parametrize(
@@ -14,6 +17,11 @@ from pipelines.cluster_address import cluster_address
 def test_addresses(given: str, address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", given)
     assert cluster_address() == address
+    # A Ray of one's own is started with its own variables, and no other is.
+    for name in OWN_RAY:
+        monkeypatch.delenv(name, raising=False)
+    with set_for_session():
+        assert ("RAY_worker_niceness" in os.environ) == (address is None)
 
 
 def test_none_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

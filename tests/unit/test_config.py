@@ -190,7 +190,6 @@ def test_parts_in_which_the_triplet_loss_would_be_0__are_refused(
         ("cluster: {eps_rule: fixed, eps: 0.4}", ["cluster.eps_rule=q"], ("q", 10.35)),
         ("cluster: {eps: 0.4}", ["cluster.k1=10"], ("fixed", 0.4)),
         ("cluster: {q: 8}", ["cluster.eps_rule=q"], ("q", 8)),
-        ("", ["cluster.eps_rule=p", "cluster.p=1e-3", "cluster.eps=0.5"], ("p", 1e-3)),
     ],
 )
 def test_the_rule_of_eps_follows_from_its_value(
@@ -210,7 +209,10 @@ def test_the_rule_of_eps_follows_from_its_value(
     ("recipe", "settings", "said"),
     [
         ("", ["cluster.eps_rule=p", "cluster.eps=0.6"],
-         r"cluster\.eps=0\.6 has no effect with cluster\.eps_rule=p; .*cluster\.eps_rule=fixed"),
+         r"cluster\.eps has no effect with cluster\.eps_rule=p; .*cluster\.eps_rule=fixed"),
+        ("", ["cluster.eps_rule=q", "cluster.eps=0.5"], r"cluster\.eps has no effect"),
+        ("", ["cluster.eps_rule=q", "cluster.eps=0.6", "cluster.p=1e-3", "cluster.q=9"],
+         r"cluster\.p has no effect with cluster\.eps_rule=q"),
         ("cluster: {eps_rule: fixed, q: 8}", [], r"cluster\.q=8 has no effect"),
         ("", ["cluster.q=8", "cluster.p=1e-3"], r"cluster\.p and cluster\.q belong to different"),
         ("cluster: {p: 1.0e-3, eps: 0.6}", [], r"cluster\.p and cluster\.eps .*eps_rule=fixed"),

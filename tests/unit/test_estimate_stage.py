@@ -64,7 +64,7 @@ def test_kept_labels_agree_with_nothing__and_do_not_stop_the_run(adaptation) -> 
     kept = made.estimate("iteration-02", {}, features(30.0), first)
     assert np.array_equal(kept, first)
     written = clusters(made, 2)
-    assert written["notes"][0].startswith(f"{label_health.KEPT}: DBSCAN found")
+    assert written["notes"][0].startswith("kept the previous labels: DBSCAN found")
     assert not {"agreement", "silhouette"} & set(written)
     assert written["num_clusters"] == clusters(made, 1)["num_clusters"]
     assert not label_health.converged(made.labellings[-1], 0.95)

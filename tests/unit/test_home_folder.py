@@ -19,6 +19,7 @@ from pipelines import cli
         (["report", "~/run"], "HOME/run"),
         (["replay", "~/step"], "HOME/step"),
         (["validate", "demo", "target.root=~/data", "source.root=~/data"], "root HOME/data"),
+        (["ablate", "table4", "target.root=~/data", "source.root=~/data"], "root HOME/data"),
         (["ablate", "table1", "--data", "market=~/m", "--data", "duke=~/d"], "root HOME/"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,

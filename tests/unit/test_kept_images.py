@@ -10,6 +10,7 @@ import pytest
 from daal.config import Config
 from daal.datasets import load_records, records_to_read
 from daal.errors import CheckpointError, ConfigError, DataError
+from daal.jpeg_end import END
 from daal.load_config import load_config
 from daal.records import IMAGE_TABLE, QUARANTINE_TABLE
 from pipelines import artefacts
@@ -27,8 +28,9 @@ def config_of(folder: Path, *settings: str) -> Config:
     ])  # fmt: skip
 
 
-def begun(folder: Path, *settings: str) -> tuple[RunFolder, Config]:
-    """A run that has read a folder of ten images, one of which was set aside."""
+def begun(folder: Path, *settings: str, end: bytes = b"") -> tuple[RunFolder, Config]:
+    """A run that has read a folder of ten images, one of which was set aside; `end` is what the
+    others' files lacked."""
     for number in range(10):
         file = folder / "images" / f"{number:04d}_1_{number:06d}.jpg"
         file.parent.mkdir(exist_ok=True)
@@ -41,7 +43,7 @@ def begun(folder: Path, *settings: str) -> tuple[RunFolder, Config]:
     records = records_to_read(records, "target", config.target.max_train_images, config.seed)
     rows = [
         {
-            "image": (folder / "images" / record.path).read_bytes(),
+            "image": (folder / "images" / record.path).read_bytes() + end,
             **vars(record),
             "domain": "target",
         }
@@ -123,6 +125,17 @@ def test_images_that_were_moved__are_the_runs_own_or_refused(tmp_path: Path) -> 
     with pytest.raises(DataError, match="isn't a folder"):
         run.keep_config(config_of(tmp_path, f"target.root={tmp_path}/nowhere"))
     assert f"root: {tmp_path}/moved" in (tmp_path / "run/config.yaml").read_text()
+
+
+def test_jpegs_that_were_given_their_end_marker__are_the_same_images(tmp_path: Path) -> None:
+    run, _ = begun(tmp_path, end=END)
+    moved = config_of(tmp_path, f"target.root={tmp_path}/moved")
+    shutil.copytree(tmp_path / "images", tmp_path / "moved", copy_function=shutil.copyfile)
+    os.utime(tmp_path / "moved" / UNREADABLE, (1, 1))  # it has left no size
+    run.keep_config(moved)
+    assert notes(run, moved) == ""
+    (tmp_path / "moved" / "0007_1_000007.jpg").write_bytes(bytes(106))
+    assert "1 image is changed" in notes(run, moved)
 
 
 def test_images_that_were_read__their_folder_is_not_looked_at(tmp_path: Path) -> None:

@@ -145,4 +145,4 @@ def test_kept_eps__is_the_first_iterations_before_steps_back(
 
 
 def test_the_note_that_says_so() -> None:
-    assert KEPT["notes"][0].startswith(label_health.KEPT)
+    assert KEPT["notes"][0].startswith(label_health.KEPT_NOTE)

@@ -9,6 +9,8 @@ import joblib
 import pytest
 
 from daal.available_cpus import available_cpus
+from daal.config import RayConfig
+from pipelines import session
 from pipelines.session import ensure_private_token, reason
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +69,21 @@ def test_a_token_s_place_that_was_asked_for_and_can_t_be_written__is_an_error(
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file/token"))
     with pytest.raises(OSError, match="file"):
         ensure_private_token()
+
+
+def test_a_relative_place_of_the_token__is_of_the_users_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "secrets/token")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    given = []
+    monkeypatch.setattr(
+        session.ray, "init", lambda **_: given.append(os.environ["RAY_AUTH_TOKEN_PATH"])
+    )
+    session._start_or_join(None, RayConfig(), verbose=True)
+    assert given == [str(tmp_path / "secrets/token")] and Path(given[0]).is_file()
 
 
 def test_other_versions__in_one_line() -> None:
