@@ -297,7 +297,7 @@ def test_figures_that_fail_leave_no_file(file, tmp_path, run, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def lost_worker(*_):
+def lost_worker(*_, **__):
     from ray.exceptions import WorkerCrashedError
 
     raise WorkerCrashedError
@@ -330,7 +330,8 @@ def test_ray_is_asked_for_no_more_than_labelling_needs(file, monkeypatch):
     asked = {}
 
     @contextmanager
-    def session(config, verbose):
+    def session(config, verbose, start_gpus):
+        asked["start_gpus"] = start_gpus
         asked["config"] = config
         yield SimpleNamespace(threads_per_task=3, use_gpu=False)
 
@@ -339,5 +340,5 @@ def test_ray_is_asked_for_no_more_than_labelling_needs(file, monkeypatch):
     training = RayConfig(num_workers=8, data_cpus=4, use_gpu=False)
     labelling.label(read_features(file), CONFIG, training)
     config = asked["config"]
-    assert (config.num_workers, config.data_cpus) == (1, 1)
+    assert (config.num_workers, config.data_cpus, asked["start_gpus"]) == (1, 1, False)
     assert (asked["num_threads"], asked["gpus_per_task"], config.use_gpu) == (3, 0, False)
