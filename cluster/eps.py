@@ -52,7 +52,7 @@ class EpsRule(NamedTuple):
         """
         setting = eps_setting(config)
         if kept is not None:
-            return cls(kept, setting)
+            return cls(kept, setting if config.eps_rule == "fixed" else f"eps (by {setting})")
         match config.eps_rule:
             case "fixed":
                 return cls(config.eps, setting)
@@ -192,7 +192,7 @@ def check_number(num_pairs: float, num_samples: int, setting: str) -> None:
         raise LabelError(
             f"eps would make some {num_pairs / num_samples:.0f} pairs an image neighbours, "
             f"{num_pairs:.2g} in all: one giant cluster; use a smaller {setting}"
-            + ("." if setting == "cluster.q" else ", or cluster.eps_rule=q (10.35 pairs an image).")
+            + ("." if "cluster.q" in setting else ", or cluster.eps_rule=q (10.35 pairs an image).")
         )
 
 
