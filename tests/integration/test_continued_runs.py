@@ -76,6 +76,7 @@ def test_more_iterations__are_those_of_a_run_that_had_them_from_the_start(
     assert stages(tmp_path / "longer") == finished
 
 
+@pytest.mark.nightly  # unit/test_train_state.py has the note
 def test_other_workers__are_said_and_recorded(
     ray_cluster: None, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
