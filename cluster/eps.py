@@ -20,8 +20,8 @@ from cluster.rerank import (
 )
 from cluster.runner import Handle, Runner
 from daal.config import ClusterConfig
+from daal.eps_choice import VALUE_OF_RULE
 from daal.errors import LabelError
-from daal.method_config import VALUE_OF_RULE
 
 TOLERANCE = 1e-6  # Jaccard distances pile up on fractions, and eps may be one of them
 MAX_PAIRS = 400_000_000  # distances stored: some 10 GB

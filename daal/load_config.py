@@ -17,8 +17,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from daal.config import Config
+from daal.eps_choice import replace_eps_rule
 from daal.errors import ConfigError
-from daal.method_config import VALUE_OF_RULE
 
 Origins = dict[str, str]  # dotted key -> where its value came from
 
@@ -78,7 +78,7 @@ def apply_overrides(
         for part in reversed(parts):
             nested = {part: nested}
         _merge(layer, nested, origins, f'from override "{shown}"')
-    _forget_eps_rule(values.get("cluster"), layer.get("cluster"))
+    replace_eps_rule(values.get("cluster"), layer.get("cluster"))
     _merge(values, layer, {}, "")
     return values
 
@@ -261,30 +261,6 @@ def _merge(
         else:
             into[name] = value
             origins[key] = origin
-
-
-def _forget_eps_rule(old: Any, new: Any) -> None:
-    """Drop from `old` settings of `cluster` the rule for eps that `new` ones replace.
-
-    Raises:
-        ConfigError: `new` has a value that its rule doesn't use.
-    """
-    if not isinstance(new, dict):
-        return
-    chosen = [rule for rule, value in VALUE_OF_RULE.items() if value in new]
-    rule = new.get("eps_rule", chosen[0] if chosen else None)
-    for other in chosen if "eps_rule" in new else []:
-        if other != rule and rule in VALUE_OF_RULE:
-            name = f"cluster.{VALUE_OF_RULE[other]}"
-            raise ConfigError(
-                f"{name} has no effect with cluster.eps_rule={rule}; leave it out, or set "
-                f"cluster.eps_rule={other}."
-            )
-    if not isinstance(old, dict):
-        return
-    if rule is not None:
-        for name in ("eps_rule", *(v for r, v in VALUE_OF_RULE.items() if r != rule)):
-            old.pop(name, None)
 
 
 def _sentence(item: Any, origins: Origins) -> str:

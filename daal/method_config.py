@@ -5,11 +5,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from daal.config_section import Section
+from daal.eps_choice import EpsRuleName, with_eps_rule
 
 Backend = Literal["auto", "sklearn", "components", "cuml"]
-EpsRuleName = Literal["p", "q", "fixed"]
-# Each rule for eps, and the setting of `cluster` whose value it uses.
-VALUE_OF_RULE: dict[EpsRuleName, str] = {"p": "p", "q": "q", "fixed": "eps"}
 
 # torchvision's names of the weights that network.weights can name. They are fixed here, because
 # torchvision's DEFAULT has moved from one to the other before.
@@ -377,28 +375,7 @@ class ClusterConfig(Section):
     def _eps_rule_and_its_value(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        given = [name for name in VALUE_OF_RULE.values() if name in values]
-        if "eps_rule" not in values:
-            if len(given) > 1:
-                rules = (f"cluster.eps_rule={r}" for r, v in VALUE_OF_RULE.items() if v in given)
-                raise ValueError(
-                    f"{' and '.join(f'cluster.{name}' for name in given)} belong to different "
-                    "rules for eps; give only one of them, or say which rule is meant "
-                    f"({', '.join(rules)})"
-                )
-            implied = [rule for rule, value in VALUE_OF_RULE.items() if value in given]
-            return {**values, "eps_rule": implied[0]} if implied else values
-        if len(given) == len(VALUE_OF_RULE):  # a run's own config.yaml, which has every key
-            return values
-        for rule, name in VALUE_OF_RULE.items():
-            default = cls.model_fields[name].default
-            if name in given and rule != values["eps_rule"] and values[name] != default:
-                raise ValueError(
-                    f"cluster.{name}={values[name]} has no effect with "
-                    f"cluster.eps_rule={values['eps_rule']}; leave it out, or set "
-                    f"cluster.eps_rule={rule}"
-                )
-        return values
+        return with_eps_rule(values, {k: field.default for k, field in cls.model_fields.items()})
 
     @model_validator(mode="after")
     def _search_fits(self) -> "ClusterConfig":

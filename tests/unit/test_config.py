@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from daal.config import ClusterConfig, Config
+from daal.eps_choice import VALUE_OF_RULE
 from daal.errors import ConfigError
 from daal.load_config import PATHS, apply_overrides, check_config, flat, known_keys, load_config
-from daal.method_config import VALUE_OF_RULE
 from pipelines.shipped import read_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
