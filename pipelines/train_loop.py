@@ -16,11 +16,12 @@ from cluster.soft_labels import hard_label_weights, lsr_weights, soft_label_weig
 from daal.augment import augment, sample_seeds
 from daal.config import Config, FitConfig
 from daal.errors import TrainingDiverged
+from daal.host_copy import HostCopy
 from daal.losses import LossTerms
 from daal.network import DaalNetwork
 from daal.optimizer import set_learning_rate
 from daal.plan import Plan
-from daal.step import HostCopy, TrainBatch, mixed_precision, raise_if_diverged, train_step
+from daal.step import TrainBatch, mixed_precision, raise_if_diverged, train_step
 from pipelines.diverged_step import keep_step
 from pipelines.pixels import pixel_reader
 from pipelines.stream import FedBatch, StreamSource, ahead, kept_batches, streamed_batches
@@ -56,7 +57,7 @@ class FitTimes:
     started: float  # when the first step began, since the epoch
     input: float = 0.0  # waiting for images
     first_step: float = 0.0
-    checkpoints: float = 0.0
+    checkpoints: float = 0.0  # copying them to the host, and waiting for the last one
     total: float = 0.0  # of the first step and all that followed
 
 
@@ -109,6 +110,7 @@ class FitJob:
             times.input += time.monotonic() - clock
             step, epoch = fed.step, plan.epoch_of(fed.step)
             worker.reach(self.stage, step)
+            state.writer.raise_if_failed()
             rate = set_learning_rate(
                 state.optimizer, fit, step, plan.steps_per_epoch, self.iteration
             )
@@ -122,10 +124,9 @@ class FitJob:
             )
             last = step + 1 == plan.num_steps
             end_of_epoch = (step + 1) % plan.steps_per_epoch == 0
-            saves = last or (
-                end_of_epoch
-                and ((epoch + 1) % fit.checkpoint_every_epochs == 0 or worker.must_leave())
-            )
+            leaving = end_of_epoch and worker.must_leave()
+            due = end_of_epoch and (epoch + 1) % fit.checkpoint_every_epochs == 0
+            saves = last or leaving or due
             if earlier is not None:
                 self._check(state, *earlier)
             earlier = HostCopy(state.diverged), terms, step, parts
@@ -138,7 +139,9 @@ class FitJob:
             log.step(step, terms, rate, times.input / (clock - begun))
             if saves:
                 state.report(step + 1)
-                worker.reach(self.stage, step, "saved")
+                worker.reach(self.stage, step, "reported")
+            if last or leaving:
+                state.writer.finish()
             if end_of_epoch:
                 # DDP sorts its buckets anew after its first step, and with them the order of
                 # additions. Wrapped anew wherever a run may be resumed, both go on alike.
