@@ -70,7 +70,9 @@ class RayConfig(Section):
         description="jpeg: decode at every use. decoded: once, kept in the object store. device: "
         "kept in each worker's device memory as well. auto: the last of these that fits.",
     )
-    extract_batch: int = Field(64, ge=1, description="Images of a batch in extraction.")
+    extract_batch: int | None = Field(
+        None, ge=1, description="Images of a batch in extraction. Default: 256 on GPUs, 64 on CPUs."
+    )
     threads_per_worker: int | None = Field(
         None, ge=1, description="Default: a node's cores divided by its workers."
     )
