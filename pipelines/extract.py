@@ -18,7 +18,7 @@ from daal.host_copy import HostCopy
 from daal.step import mixed_precision
 from daal.trained_model import TrainedModel
 from pipelines.pixels import Images, ImageSource, Pixels, decode_rows, pixel_reader
-from pipelines.stream import ahead
+from pipelines.stream import ahead, pinned
 from pipelines.train_state import Weights
 from pipelines.workers import LOG_SECONDS, Worker, Workers
 
@@ -72,7 +72,7 @@ class ExtractJob:
         features_NC = torch.empty((len(rows), model.network.num_features))
         batches = self._batches(worker, rows)
         if worker.device.type == "cuda":
-            batches = ahead(batches, 2)
+            batches = ahead((pinned(images_BHWC, worker.device) for images_BHWC in batches), 2)
         at, begun = 0, time.monotonic()
         shown = begun
         earlier: tuple[HostCopy, int] | None = None  # what a GPU may still be working on
