@@ -180,10 +180,19 @@ def make_teacher(network: DaalNetwork, momentum: float) -> AveragedModel | None:
 
 
 def mixed_precision(device: torch.device, wanted: bool) -> torch.autocast:
-    """bf16 autocast where the device multiplies bf16 natively; does nothing elsewhere."""
+    """bf16 autocast where the device multiplies bf16 natively; does nothing elsewhere.
+
+    Without its cache on a GPU: a captured step (`daal.captured_step`) may not have one, and with it
+    a weight that is used twice would have other gradients.
+    """
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
         native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     else:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=bool(wanted and native))
+    return torch.autocast(
+        device.type,
+        torch.bfloat16,
+        enabled=bool(wanted and native),
+        cache_enabled=device.type == "cpu",
+    )

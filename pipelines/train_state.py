@@ -9,6 +9,7 @@ import ray.train
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -39,6 +40,7 @@ class TrainState:
     next_step: int
     diverged: Tensor  # see `daal.step.train_step`
     writer: CheckpointWriter
+    compress_gradients: bool
 
     @classmethod
     def start(
@@ -78,20 +80,26 @@ class TrainState:
             network.compile()
         diverged = torch.zeros((), device=worker.device)
         writer = CheckpointWriter(stage, worker)
-        return cls(stage, worker, network, optimizer, teacher, next_step, diverged, writer)
+        return cls(
+            *(stage, worker, network, optimizer, teacher, next_step, diverged, writer),
+            config.ray.compress_gradients,
+        )
 
     def distributed(self) -> nn.Module:
         """The network as all workers train it together."""
         if self.worker.world_size == 1:
             return self.network
         on_gpu = self.worker.device.type == "cuda"
-        return DistributedDataParallel(
+        model = DistributedDataParallel(
             self.network,
             device_ids=[self.worker.device] if on_gpu else None,
             # Every worker's BatchNorm keeps statistics of its own; rank 0's are saved.
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
+        if self.compress_gradients:
+            model.register_comm_hook(None, bf16_compress_hook)
+        return model
 
     def report(self, next_step: int) -> None:
         """Hand a checkpoint of what is here now to Ray Train; see `CheckpointWriter.begin`."""
