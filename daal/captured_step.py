@@ -12,8 +12,7 @@ replay runs the same kernels on the same memory, so that it gives the same bits.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -65,15 +64,6 @@ class CudaGraph:
         self._graph.replay()
 
 
-@dataclass(frozen=True)
-class _Recorded:
-    """What a graph reads and writes."""
-
-    parts: list[Any]
-    names: list[str]  # of the loss terms
-    terms_L: Tensor
-
-
 class CapturedStep(Generic[PartT]):
     """`take`, which trains on the parts of a batch, replayed where it can be.
 
@@ -96,7 +86,9 @@ class CapturedStep(Generic[PartT]):
         self._take, self._device, self._graph = take, device, graph
         self._left: float = warm_up  # steps until the capture
         self._on_failure = on_failure
-        self._recorded: _Recorded | None = None
+        self._places: list[PartT] = []  # what the graph reads
+        self._terms_L: Tensor | None = None  # what it writes, in the order of the names
+        self._names: list[str] = []
 
     def __call__(self, parts: Sequence[PartT]) -> LossTerms:
         """Train on one batch. The terms returned are this step's own, whatever follows.
@@ -107,26 +99,26 @@ class CapturedStep(Generic[PartT]):
             self._left -= 1
             with self._graph.beside():
                 return self._take(parts)
-        if self._recorded is None:
+        if not self._places:
+            self._places = [_places_for(part, self._device) for part in parts]
+        for place, part in zip(self._places, parts, strict=True):
+            fill(place, part)
+        if self._terms_L is None:
             try:
-                self._recorded = self._capture(parts)
+                self._terms_L = self._capture()
             except RuntimeError as error:
                 self._on_failure(error)
                 self._left = float("inf")
                 return self(parts)
-        recorded = self._recorded
-        for into, part in zip(recorded.parts, parts, strict=True):
-            fill(into, part)
         self._graph.replay()
-        terms = recorded.terms_L.clone().unbind()
-        return LossTerms(**dict(zip(recorded.names, terms, strict=True)))
+        terms = self._terms_L.clone().unbind()
+        return LossTerms(**dict(zip(self._names, terms, strict=True)))
 
-    def _capture(self, parts: Sequence[PartT]) -> _Recorded:
-        places = [_places(part, self._device) for part in parts]
+    def _capture(self) -> Tensor:
         with self._graph.capture():
-            terms = self._take(places).detached()
-            terms_L = torch.stack(list(terms.values()))
-        return _Recorded(places, list(terms), terms_L)
+            terms = self._take(self._places).detached()
+            self._names = list(terms)
+            return torch.stack(list(terms.values()))
 
 
 def fill(places: Sequence[Tensor | None], part: Sequence[Tensor | None]) -> None:
@@ -143,5 +135,5 @@ def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
     return tensor.shape, tensor.dtype
 
 
-def _places(part: PartT, device: torch.device) -> PartT:
+def _places_for(part: PartT, device: torch.device) -> PartT:
     return type(part)(*(t if t is None else torch.empty_like(t, device=device) for t in part))
