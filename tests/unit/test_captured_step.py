@@ -12,6 +12,7 @@ from torch import Tensor
 from daal import captured_step, checkpoint
 from daal.captured_step import CapturedStep
 from daal.config import Config
+from daal.errors import ConfigError
 from daal.load_config import load_config
 from daal.losses import LossTerms
 from daal.optimizer import make_optimizer, set_learning_rate
@@ -172,6 +173,12 @@ def test_other_shapes_are_refused() -> None:
         step([parts[0]._replace(images_BHWC=parts[0].images_BHWC[1:])])
     with pytest.raises(ValueError, match="shapes it was captured with"):
         step([parts[0]._replace(features_TC=None)])
+
+
+def test_asked_for_without_a_gpu__is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"ray\.cuda_graph=true needs ray\.use_gpu=true"):
+        load_config(None, ["ray.cuda_graph=true"])
+    assert load_config(None, ["ray.cuda_graph=true", "ray.use_gpu=true"]).ray.cuda_graph is True
 
 
 # ---- What must not be -------------------------------------------------------------------
