@@ -20,7 +20,7 @@ class Teacher:
     def __init__(self, network: DaalNetwork, momentum: float) -> None:
         self.module = deepcopy(network).eval()
         self.momentum = momentum
-        self.num_steps = 0  # that it has followed; on the host, so that nobody waits for it
+        self.is_mean = False  # no count of steps: a captured step adds to nothing on the host
 
     @torch.no_grad()
     def __call__(self, images_BCHW: Tensor, num_source: int) -> NetworkOutput:
@@ -31,21 +31,24 @@ class Teacher:
     def follow(self, network: nn.Module) -> None:
         """Take a step of the network into the mean, by one operation on all tensors."""
         means, own = _tensors_of(self.module), _tensors_of(network)
-        if self.num_steps == 0:
-            torch._foreach_copy_(means, own)
-        else:
+        if self.is_mean:
             torch._foreach_lerp_(means, own, 1 - self.momentum)
-        self.num_steps += 1
+        else:
+            torch._foreach_copy_(means, own)
+        self.is_mean = True
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Named as torch's AveragedModel, which release 0.1 used, names them."""
+        """Named as torch's AveragedModel, which release 0.1 used, names them.
+
+        Its count of steps is 0 or 1 here: what is read of it is whether there was one.
+        """
         own = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
-        return {"n_averaged": torch.tensor(self.num_steps), **own}
+        return {"n_averaged": torch.tensor(int(self.is_mean)), **own}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `state_dict` has given."""
         own = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-        self.num_steps = int(own.pop("n_averaged"))
+        self.is_mean = bool(own.pop("n_averaged"))
         self.module.load_state_dict(own)
 
 
