@@ -143,7 +143,7 @@ def test_minus_zero_is_zero():
 
 
 def test_rows_of_equal_hash_are_compared(monkeypatch):
-    monkeypatch.setattr("cluster.copies._hash_rows", lambda bits: np.zeros(len(bits), np.int64))
+    monkeypatch.setattr("cluster.copies._hash_rows", lambda bits, rows: np.zeros(len(rows), np.int64))
     rows = reference.drawn(4, 6, 4, seed=1)
     assert np.array_equal(distinct_rows(rows[FIRST_COPIES]), FIRST_COPIES)
 
