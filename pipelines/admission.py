@@ -59,8 +59,7 @@ def _take_turn(say: Callable[[str], None]) -> Any:
 
 def _wait_for_room(config: RayConfig, resources: Resources, say: Callable[[str], None]) -> None:
     # A placement group is granted whole or not at all, and an autoscaler sees it as demand.
-    gpus = {"GPU": resources.gpus_per_worker} if resources.use_gpu else {}
-    workers = [{"CPU": config.cpus_per_worker} | gpus] * resources.least_workers
+    workers = [resources.per_worker] * resources.least_workers
     room = placement_group([*workers, *[{"CPU": 1.0}] * config.data_cpus])
     started, told = time.monotonic(), False
     try:

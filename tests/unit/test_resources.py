@@ -7,7 +7,7 @@ from daal.config import RayConfig
 from daal.errors import ClusterError
 from pipelines.ablate import room_on_cluster
 from pipelines.elastic import EqualShares
-from pipelines.resources import WORKER_GPU, Node, Resources, cluster_nodes, largest_share, plan
+from pipelines.resources import Node, Resources, cluster_nodes, largest_share, plan
 
 GB = 10**9
 
@@ -110,7 +110,7 @@ def test_a_group_that_lost_a_node__is_of_a_size_that_divides_the_batches(
     from ray.train import ScalingConfig
 
     cluster(monkeypatch, *given)
-    each = {"CPU": 1.0, "GPU": WORKER_GPU} if use_gpu else {"CPU": 3.0}
+    each = {"CPU": 1.0, "GPU": 1.0} if use_gpu else {"CPU": 3.0}
     scaling = ScalingConfig(num_workers=(1, 8), use_gpu=use_gpu, resources_per_worker=each)  # type: ignore[arg-type]
     config = RayConfig(min_workers=1, num_workers=8, cpus_per_worker=each["CPU"])
     reserved = {
