@@ -1,15 +1,13 @@
-"""Whether an error says that a GPU has no memory left."""
-
-import re
+"""What a GPU says when its memory runs out."""
 
 import torch
 
-# cuBLAS, cuSPARSE and cuDNN name their status; CUDA itself says it in words.
-FULL = re.compile(r"out of memory|_ALLOC(ATION)?_FAILED")
+# Of CUDA, cuBLAS, cuDNN, RAPIDS.
+SIGNS = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "bad_alloc")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of torch's allocator, of RAPIDS' (a MemoryError), of CUDA or of one of its libraries."""
+    """Whether an error says that memory ran out: PyTorch, cuBLAS and RAPIDS each have their own."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and FULL.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)

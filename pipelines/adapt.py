@@ -182,7 +182,6 @@ class Adaptation:
             try:
                 parts = [features_NC[rows] for features_NC in self._parts(features_NX)]
                 estimated = estimate_parts(
-                    f"{name}/estimate",
                     parts,
                     config,
                     frozen or [None] * len(parts),

@@ -10,17 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.estimate import PseudoLabels
-from cluster.task_graph import SMALL, OnProgress, estimate_on_ray
+from cluster.task_graph import OnProgress, estimate_on_ray
 from daal.available_cpus import available_cpus
 from daal.config import ClusterConfig
 from daal.evaluation import EvaluationResult, evaluate
 from pipelines.evaluate import both_sides
-from pipelines.gpu_jobs import EstimateJob, EvaluateJob, estimate_on_workers
+from pipelines.gpu_jobs import EvaluateJob, stages_on
 from pipelines.workers import Workers
 
 
 def estimate_parts(
-    stage: str,
     parts: Sequence[NDArray[np.float32]],
     config: ClusterConfig,
     eps: Sequence[float | None],
@@ -33,14 +32,7 @@ def estimate_parts(
 
     Raises what `cluster.estimate.estimate_pseudo_labels` raises, of the first part that has none.
     """
-    resources = workers.resources
-    if resources.use_gpu and len(camids_N) <= SMALL["cuda"]:
-        references = tuple(ray.put(features_NC) for features_NC in parts)
-        job = EstimateJob(
-            *(stage, config, references, tuple(eps), camids_N, to_source_NP),
-            num_threads=resources.threads_per_task,
-        )
-        return estimate_on_workers(workers, job)
+    on_gpus = stages_on(workers) if workers.resources.use_gpu else None
     return [
         estimate_on_ray(
             features_NC,
@@ -48,8 +40,8 @@ def estimate_parts(
             eps[part],
             camids_N=camids_N,
             source_N=None if to_source_NP is None else to_source_NP[:, part],
-            num_threads=resources.threads_per_task,
-            gpus_per_task=0,
+            num_threads=workers.resources.threads_per_task,
+            on_gpus=on_gpus,
             on_progress=on_progress,
         )
         for part, features_NC in enumerate(parts)
