@@ -19,12 +19,13 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import ray
+from ray.air._internal import device_manager
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table, remove_placement_group
 from ray.util.state import list_tasks, list_workers
@@ -70,13 +71,17 @@ def main() -> None:
 
 
 @contextmanager
-def cluster_of(layout: str) -> Iterator[list[str]]:
-    """Joined; gives the ids of the nodes with GPUs. Each GPU has a CPU beside it."""
+def cluster_of(layout: str, dashboard: bool) -> Iterator[list[str]]:
+    """Joined; gives the ids of the nodes with GPUs. Each GPU has a CPU beside it.
+
+    Ray's lists of tasks and processes are made by the dashboard.
+    """
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
             "num_cpus": 2, "num_gpus": 0, "object_store_memory": STORE,
-            "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": free_port(),
+            "include_dashboard": dashboard, "dashboard_host": "127.0.0.1",
+            "dashboard_port": free_port(),
         },
     )  # fmt: skip
     try:
@@ -92,7 +97,7 @@ def cluster_of(layout: str) -> Iterator[list[str]]:
 
 
 def placement(layout: str) -> dict[str, Any]:
-    with cluster_of(layout) as nodes:
+    with cluster_of(layout, dashboard=False) as nodes:
         num_gpus = sum(map(int, layout.split("+")))
         config = RayConfig(num_workers=num_gpus, data_cpus=2)
         resources = place(config)
@@ -110,6 +115,29 @@ def placement(layout: str) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "workers on nodes": "+".join(str(on_nodes[node]) for node in nodes),
     }
+
+
+@dataclass
+class OnCpus(ProcessGroup):
+    """Workers that have GPUs by Ray's count, and compute on CPUs."""
+
+    backend: str | None = "gloo"
+
+    @property
+    def backend_cls(self) -> Any:
+        return _OnCpus
+
+
+class _OnCpus(ProcessGroup().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_compute_on_cpus)
+        super().on_start(worker_group, backend_config)
+
+
+def _compute_on_cpus() -> None:
+    # Ray Train's get_device asks this one, which it would choose by the GPUs that it counts.
+    ray_device: Any = device_manager
+    ray_device._torch_device_manager = ray_device.CPUTorchDeviceManager()
 
 
 class Where:
@@ -141,8 +169,7 @@ def one_run(layout: str, images: Path, scratch: Path) -> dict[str, Any]:
             over = time.time()
 
     progress = Progress(record, Console(file=io.StringIO()))
-    by_gloo = partial(ProcessGroup, backend="gloo")
-    with cluster_of(layout) as nodes, patch.object(workers, "ProcessGroup", by_gloo):
+    with cluster_of(layout, dashboard=True) as nodes, patch.object(workers, "ProcessGroup", OnCpus):
         started = time.monotonic()
         resources = place(config.ray, config.common_batch)
         run = Adaptation(config, RunFolder(str(out)), resources, progress)
@@ -151,7 +178,7 @@ def one_run(layout: str, images: Path, scratch: Path) -> dict[str, Any]:
             run.algorithm_1()
             last = run.workers.run(Where())
         summary = run.finish()
-        late = [each for each in list_workers(detail=True, limit=10_000) if each.start_time_ms]
+        starts = [each.start_time_ms or 0 for each in list_workers(detail=True, limit=10_000)]
         tasks = Counter(task.name for task in list_tasks(limit=10_000, detail=True))
     on_nodes = Counter(node for node, _, _ in first)
     return {
@@ -161,7 +188,7 @@ def one_run(layout: str, images: Path, scratch: Path) -> dict[str, Any]:
         "a GPU each": len({(node, gpus) for node, gpus, _ in first}) == num_gpus
         and all(len(gpus) == 1 for _, gpus, _ in first),
         "same processes": first == last,
-        "started later": sum(each.start_time_ms > 1000 * over for each in late),
+        "started later": sum(start > 1000 * over for start in starts),
         "tasks": " ".join(sorted(name for name in tasks if "." not in name)),
         "mAP": summary["adapted"]["map"],
         "seconds": round(time.monotonic() - started, 1),

@@ -16,8 +16,10 @@ from rich.console import Console
 from torch import distributed
 
 from daal.config import Config
-from daal.errors import ClusterError, DataError
+from daal.errors import ClusterError, DataError, LabelError
+from pipelines.gpu_jobs import stages_on
 from pipelines.planned_faults import FAULTS
+from pipelines.process_group import library_settings
 from pipelines.progress import Progress
 from pipelines.retries import cause_of
 from pipelines.run_folder import RunFolder
@@ -80,6 +82,18 @@ class Meet:
         return int(number)
 
 
+@dataclass(frozen=True)
+class Libraries:
+    """What is set of their variables, as seen from a job."""
+
+    def run(self, worker: Worker) -> dict[str, str | None]:
+        return {name: os.environ.get(name) for name in library_settings(deterministic=True)}
+
+
+def no_labels(device: str, start: int, stop: int) -> None:
+    raise LabelError(f"none in {start} to {stop}")
+
+
 def group(config: Config, folder: Path, **ray_settings: Any) -> Any:
     config = config.model_copy(update={"ray": config.ray.model_copy(update=ray_settings)})
     return config, RunFolder(str(folder)), Progress(console=Console(file=io.StringIO()))
@@ -98,6 +112,11 @@ def test_one_group_for_many_jobs__the_same_job_again_for_a_new_group__and_an_err
         assert [(rank, size) for rank, size, _ in first] == [(0, 2), (1, 2)]
         assert first == second, "the second job met other processes"
         assert workers.num_starts() == 2, "the planned fault did not happen"
+        assert workers.run(Libraries()) == [library_settings(deterministic=True)] * 2
+        # A run may go on without new labels.
+        with pytest.raises(LabelError, match="none in 0 to 4"):
+            stages_on(workers)("neighbours", no_labels, [(0, 4), (4, 8), (8, 9)])
+        assert workers.run(WhoAmI()) == first and workers.num_starts() == 2
         # An error of the program is tried once more, not ray.max_failures times.
         with pytest.raises(ClusterError, match="stopped twice with ValueError: as ever"):
             workers.run(Mistaken())
