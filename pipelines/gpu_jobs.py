@@ -23,15 +23,12 @@ SCORES_BY_CPU = "the GPU's memory ran out; the CPU finds the same scores in more
 
 @dataclass(frozen=True)
 class StageJob:
-    """A stage of pseudo-labels: `function(*shared, device, start, stop)` of each row block.
-
-    Shared values may be references.
-    """
+    """A stage of pseudo-labels: `function(*shared, device, start, stop)` of each row block."""
 
     stage: str
     function: Callable[..., Any]
     blocks: tuple[tuple[int, int], ...]
-    shared: tuple[Any, ...]
+    shared: tuple[ray.ObjectRef[Any], ...]
 
     def run(self, worker: Worker) -> list[Any] | DaalError:
         """The values of this worker's blocks: every `world_size`th, from that of its rank on.
@@ -42,7 +39,7 @@ class StageJob:
         mine = self.blocks[worker.rank :: worker.world_size]
         if not mine:
             return []
-        shared = [ray.get(x) if isinstance(x, ray.ObjectRef) else x for x in self.shared]
+        shared = ray.get(list(self.shared))
         values = []
         with _torch_threads(torch.get_num_threads()):
             for number, block in enumerate(mine):
@@ -60,7 +57,9 @@ def stages_on(workers: Workers) -> OnGpus:
     def on_gpus(
         stage: str, function: Callable[..., Any], blocks: Sequence[tuple[int, int]], *shared: Any
     ) -> list[Any]:
-        by_rank = workers.run(StageJob(stage, function, tuple(blocks), shared))
+        # A worker without a block brings nothing of it to its node.
+        references = tuple(x if isinstance(x, ray.ObjectRef) else ray.put(x) for x in shared)
+        by_rank = workers.run(StageJob(stage, function, tuple(blocks), references))
         values: list[Any] = [None] * len(blocks)
         for rank, found in enumerate(by_rank):
             if isinstance(found, DaalError):

@@ -6,7 +6,8 @@ A node is announced to go: the same, behind a checkpoint at the epoch's end; thi
 A rank stands still: it says where, ends itself (`pipelines.watchdog`), and the group starts anew.
 A job raises an error of ours, a GPU's memory is full, a package is missing, or torch wasn't built
 for the GPU: the run ends; it would come again.
-A Ray task dies (decoding, pseudo-labels, scores): Ray's default, three tries; the same bits.
+A Ray task dies (decoding; on CPUs also pseudo-labels and scores, which are jobs on GPUs): Ray's
+default, three tries; the same bits.
 The driver or its cluster is lost: the same command continues after the last finished stage, which
 the journal knows (`pipelines.run_folder`).
 """

@@ -58,9 +58,10 @@ class Pretended:
         return [job.run(worker) for worker in self.all]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def values_are_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray, "get", lambda given: given)
+    for name in ("get", "put"):
+        monkeypatch.setattr(ray, name, lambda given: given)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 8])
@@ -108,7 +109,7 @@ def test_other_errors_end_the_job() -> None:
 
 @pytest.mark.parametrize("error", FULL, ids=repr)
 def test_a_full_gpu__the_cpu_finds_the_same_scores(
-    error: Exception, values_are_references: None, monkeypatch: pytest.MonkeyPatch
+    error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*sides: Any, device: str) -> Any:
         if device == "cuda":
@@ -128,7 +129,7 @@ def test_a_full_gpu__the_cpu_finds_the_same_scores(
     "error", [RuntimeError("CUDA error: an illegal memory access"), ValueError("out of memory")]
 )
 def test_another_error_of_scores_is_raised(
-    error: Exception, values_are_references: None, monkeypatch: pytest.MonkeyPatch
+    error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*sides: Any, device: str) -> Any:
         raise error
