@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.core.generated.autoscaler_pb2 import DEAD, GetClusterStatusReply
+from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]
+    DEAD,
+    GetClusterStatusReply,
+)
 from ray.experimental.internal_kv import _internal_kv_get
 
 from daal.config import RayConfig

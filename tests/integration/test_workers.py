@@ -7,11 +7,13 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
 import ray
 import torch
+from ray.util.state import list_actors
 from rich.console import Console
 from torch import distributed
 
@@ -24,7 +26,7 @@ from pipelines.progress import Progress
 from pipelines.retries import cause_of
 from pipelines.run_folder import RunFolder
 from pipelines.session import ray_session
-from pipelines.workers import Worker, Workers
+from pipelines.workers import Worker, Workers, serve
 
 # Workers can't import the module of a test.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -178,6 +180,27 @@ def test_a_gpu_without_memory_left__is_not_tried_again(
         with pytest.raises(ClusterError, match=r"ran out \(.* in run 1\..*accumulate"):
             with Workers(config, folder, resources, progress) as workers:
                 workers.run(NoMemory())
+
+
+def test_a_group_whose_work_is_not_there_to_import__is_started_once(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("only_the_driver_has_this")
+    module.serve = FunctionType(serve.__code__, module.__dict__)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    module.serve.__module__ = module.__name__
+    monkeypatch.setattr("pipelines.workers.serve", module.serve)
+
+    def num_started() -> int:
+        return len(list_actors([("class_name", "=", "RayTrainWorker")], limit=10_000))
+
+    before = num_started()
+    config, folder, progress = group(tiny_config, tmp_path, num_workers=1)
+    with ray_session(config.ray) as resources:
+        with pytest.raises(ClusterError, match=r"can't import .*only_the_driver_has_this"):
+            with Workers(config, folder, resources, progress) as workers:
+                workers.run(WhoAmI())
+    assert num_started() - before == 1
 
 
 def test_hosts_whose_names_mean_loopback__are_told_the_remedy() -> None:
