@@ -2,7 +2,8 @@
 
 import torch
 
-SIGNS = ("out of memory", "ALLOC_FAILED", "bad_alloc")  # of CUDA, cuBLAS and cuDNN, RAPIDS
+# Of CUDA, cuBLAS, cuDNN, RAPIDS.
+SIGNS = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "bad_alloc")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,17 +14,16 @@ from cluster.eps import eps_setting
 from cluster.outliers import in_all_parts, with_singletons
 from cluster.quality import agreement, cluster_quality
 from cluster.source_term import source_distance
-from cluster.task_graph import estimate_on_ray
 from daal.config import Config
 from daal.errors import LabelError
 from daal.records import Domain
 from daal.stripes import whole_and_stripes
 from pipelines import artefacts, label_health
-from pipelines.evaluate import evaluate_features
 from pipelines.extract import extract
 from pipelines.fit import Trainer
 from pipelines.ingest import ingest
 from pipelines.kept_images import image_files
+from pipelines.label_and_score import estimate_parts, evaluate_features
 from pipelines.pixels import Images, Pixels
 from pipelines.progress import Progress
 from pipelines.resources import Resources
@@ -181,18 +180,16 @@ class Adaptation:
         def make() -> dict[str, bytes | pa.Buffer]:
             labels_NP = np.full((len(target.table), 1 + self.config.network.stripes), -1)
             try:
-                estimated = [
-                    estimate_on_ray(
-                        features_NC[rows],
-                        config,
-                        None if frozen is None else frozen[part],
-                        camids_N=camids,
-                        source_N=None if to_source_NP is None else to_source_NP[rows, part],
-                        num_threads=self.resources.threads_per_task,
-                        on_progress=self.progress.tasks,
-                    )
-                    for part, features_NC in enumerate(self._parts(features_NX))
-                ]
+                parts = [features_NC[rows] for features_NC in self._parts(features_NX)]
+                estimated = estimate_parts(
+                    parts,
+                    config,
+                    frozen or [None] * len(parts),
+                    camids,
+                    None if to_source_NP is None else to_source_NP[rows],
+                    self.workers,
+                    self.progress.tasks,
+                )
                 labels_NP[rows] = in_all_parts(
                     np.stack([found.labels for found in estimated], 1), eps_setting(config)
                 )
@@ -262,7 +259,9 @@ class Adaptation:
         file = f"{name}/evaluation.json"
 
         def make() -> dict[str, bytes | pa.Buffer]:
-            found = evaluate_features(self.target.table, features_NC, self.resources)
+            found = evaluate_features(
+                f"{name}/evaluate", self.target.table, features_NC, self.workers
+            )
             return {file: artefacts.json_bytes(found.as_dict())}
 
         contents = self._once(f"{name}/evaluate", [file], make, leads_on=False)

@@ -58,10 +58,7 @@ def _take_turn(say: Callable[[str], None]) -> Any:
 
 
 def _wait_for_room(config: RayConfig, resources: Resources, say: Callable[[str], None]) -> None:
-    # A placement group is granted whole or not at all, and an autoscaler sees it as demand.
-    gpus = {"GPU": resources.gpus_per_worker} if resources.use_gpu else {}
-    workers = [{"CPU": config.cpus_per_worker} | gpus] * resources.least_workers
-    room = placement_group([*workers, *[{"CPU": 1.0}] * config.data_cpus])
+    room = ask_for_room(config, resources)
     started, told = time.monotonic(), False
     try:
         while not ray.wait([room.ready()], timeout=POLL_SECONDS)[0]:
@@ -70,6 +67,13 @@ def _wait_for_room(config: RayConfig, resources: Resources, say: Callable[[str],
                 say(_what_is_missing(config, resources))
     finally:
         remove_placement_group(room)
+
+
+def ask_for_room(config: RayConfig, resources: Resources) -> Any:
+    """A placement group of all that a run holds at a time: granted whole or not at all, and seen
+    by an autoscaler as demand."""
+    workers = [resources.per_worker] * resources.least_workers
+    return placement_group([*workers, *[{"CPU": 1.0}] * config.data_cpus])
 
 
 def _what_is_missing(config: RayConfig, resources: Resources) -> str:

@@ -25,7 +25,7 @@ class EqualShares(ElasticScalingPolicy):  # type: ignore[misc]
         """How many workers fit into what Ray Train has reserved on each node, 0 if none do."""
         each = self.scaling_config._resources_per_worker_not_none
         reserved = sum(
-            # Ray's own count loses workers of 0.6 GPUs to rounding.
+            # A worker may reserve a fraction of a CPU, and Ray's own count rounds such sums down.
             min(int(has.get(name, 0.0) / needed + 1e-6) for name, needed in each.items() if needed)
             for has in reserved_resources.values()
         )

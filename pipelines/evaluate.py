@@ -1,40 +1,14 @@
-"""Scores of features, query against gallery: of a run in a Ray task, of a file right here."""
+"""Scores of a features file, query against gallery."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import ray
-import torch
 from numpy.typing import NDArray
 
-from cluster.task_graph import as_task
-from daal.available_cpus import available_cpus
 from daal.errors import DataError
 from daal.evaluation import EvaluationResult, evaluate
 from pipelines.feature_files import read_features
-from pipelines.resources import Resources
-
-
-def evaluate_features(
-    images: pa.Table, features_NC: NDArray[np.float32], resources: Resources
-) -> EvaluationResult:
-    """Market protocol (`daal.evaluation.evaluate`) on the rows of the query and gallery splits.
-
-    Raises:
-        DataError: there is no query or no gallery image.
-    """
-    splits = images["split"].to_numpy(zero_copy_only=False)
-    ids = images["pid"].to_numpy(), images["camid"].to_numpy()
-    sides = both_sides("the target", splits, features_NC, *ids)
-    task = as_task(_evaluate).options(name="evaluate")
-    return ray.get(task.remote(resources.threads_per_task, *map(ray.put, sides)))
-
-
-def _evaluate(num_threads: int, *sides: NDArray[Any]) -> EvaluationResult:
-    torch.set_num_threads(min(num_threads, available_cpus()))
-    return evaluate(*sides, device="cpu")
 
 
 def evaluate_file(path: Path) -> EvaluationResult:

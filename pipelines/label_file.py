@@ -45,16 +45,18 @@ def label(
             return estimate_pseudo_labels(features.features_NC, config, camids_N=features.camids)
         # Nothing is trained or read here, so don't ask the cluster for the CPUs and GPUs of that.
         ray_config = ray_config.model_copy(update={"num_workers": 1, "data_cpus": 1})
-        with ray_session(ray_config, verbose, start_gpus=False) as resources:
-            with GpuActors() if resources.use_gpu else nullcontext() as on_gpus:
-                return estimate_on_ray(
-                    features.features_NC,
-                    config,
-                    camids_N=features.camids,
-                    num_threads=resources.threads_per_task,
-                    on_gpus=on_gpus,
-                    on_progress=on_progress,
-                )
+        with (
+            ray_session(ray_config, verbose, start_gpus=False) as resources,
+            GpuActors() if resources.use_gpu else nullcontext() as on_gpus,
+        ):
+            return estimate_on_ray(
+                features.features_NC,
+                config,
+                camids_N=features.camids,
+                num_threads=resources.threads_per_task,
+                on_gpus=on_gpus,
+                on_progress=on_progress,
+            )
     except LabelError as error:
         raise LabelError(f"{features.path}: {error}") from error
 

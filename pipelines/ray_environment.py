@@ -12,7 +12,9 @@ from pipelines.cluster_address import is_own_ray
 
 ALWAYS = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab is empty without
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; silences its warning
+    # A task without a GPU sees none. By Ray's default it sees all of its node's, and a library
+    # that looks for one would take memory of it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 OWN_RAY = {
     "RAY_AUTH_MODE": "token",  # a local Ray's dashboard and job API ask for a token

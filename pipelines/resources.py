@@ -14,10 +14,6 @@ from daal.available_cpus import available_cpus
 from daal.config import RayConfig
 from daal.errors import ClusterError
 
-# Workers live as long as the run and are idle while tasks make pseudo-labels on the same GPUs. A
-# share above one half puts each worker on a GPU of its own.
-WORKER_GPU, TASK_GPU = 0.6, 0.4
-
 
 @dataclass(frozen=True)
 class Node:
@@ -36,7 +32,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Resources:
-    """What this run takes of the cluster."""
+    """What this run takes of the cluster.
+
+    A worker has a whole GPU. Ray plans groups of workers by each node's sum of GPUs, which says
+    how many find room only if none takes a fraction.
+    """
 
     num_workers: int  # as many as there is room for now
     least_workers: int  # an elastic run continues with these
@@ -49,12 +49,9 @@ class Resources:
     num_gpus: int = 0  # of the whole cluster
 
     @property
-    def gpus_per_worker(self) -> float:
-        return WORKER_GPU if self.use_gpu else 0
-
-    @property
-    def gpus_per_task(self) -> float:
-        return TASK_GPU if self.use_gpu else 0
+    def per_worker(self) -> dict[str, float]:
+        """What Ray reserves for a worker on one node."""
+        return {"CPU": self.cpus_per_worker} | ({"GPU": 1.0} if self.use_gpu else {})
 
     def __str__(self) -> str:
         device = "GPUs" if self.use_gpu else f"CPUs ({self.threads} threads each)"

@@ -6,7 +6,8 @@ A node is announced to go: the same, behind a checkpoint at the epoch's end; thi
 A rank stands still: it says where, ends itself (`pipelines.watchdog`), and the group starts anew.
 A job raises an error of ours, a GPU's memory is full, a package is missing, or torch wasn't built
 for the GPU: the run ends; it would come again.
-A Ray task dies (decoding, pseudo-labels, scores): Ray's default, three tries; the same bits.
+A Ray task dies (decoding; on CPUs also pseudo-labels and scores, which are jobs on GPUs): Ray's
+default, three tries; the same bits.
 The driver or its cluster is lost: the same command continues after the last finished stage, which
 the journal knows (`pipelines.run_folder`).
 """
@@ -15,6 +16,7 @@ import re
 
 import torch
 
+from cluster.out_of_memory import is_out_of_memory
 from daal.errors import ClusterError, DaalError, first_line
 
 IMPORT_FAILED = re.compile(r"(?:ModuleNotFound|Import)Error: ([^\n]+)")
@@ -22,16 +24,23 @@ NO_KERNEL = "no kernel image is available"  # CUDA's words
 PROGRAM_ERRORS = (TypeError, ValueError, AttributeError, NameError, LookupError, AssertionError)
 
 
-def final(error: Exception) -> DaalError | None:
-    """The error that a job's failure ends the run with; None if the job is worth another try."""
+OF_WORKERS = (
+    "double adapt.accumulate and pretrain.accumulate (a part keeps all adapt.images_per_id images "
+    "of an identity), lower ray.extract_batch, set ray.images=decoded, or use more workers"
+)
+OF_TASKS = "end what else uses that GPU, or set ray.use_gpu=false, which takes the CPUs"
+
+
+def final(error: Exception, for_memory: str = OF_WORKERS) -> DaalError | None:
+    """The error that a job's failure ends the run with; None if the job is worth another try.
+
+    `for_memory`: what helps if it is the memory of a GPU.
+    """
     if isinstance(error, DaalError):
         return error
-    if isinstance(error, torch.OutOfMemoryError):
-        return ClusterError(
-            f"the GPU's memory ran out ({str(error).splitlines()[0]}); double adapt.accumulate "
-            "and pretrain.accumulate (a part keeps all adapt.images_per_id images of an identity), "
-            "lower ray.extract_batch, set ray.images=decoded, or use more workers."
-        )
+    if is_out_of_memory(error) and not isinstance(error, MemoryError):  # which is the host's
+        said = first_line(error)
+        return ClusterError(f"the GPU's memory ran out ({said}); {for_memory}.")
     if isinstance(error, ImportError):
         return _import_failed(first_line(error))
     if isinstance(error, RuntimeError) and NO_KERNEL in str(error):

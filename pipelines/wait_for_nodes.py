@@ -2,13 +2,17 @@
 
 import json
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.sdk import request_resources
-from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]
+    DEAD,
+    GetClusterStatusReply,
+)
 from ray.experimental.internal_kv import _internal_kv_get
 
 from daal.config import RayConfig
@@ -20,6 +24,7 @@ from pipelines.resources import Resources, cluster_nodes, count_places, largest_
 # Without word of new nodes for so long, none are coming: autoscalers report every 5 seconds.
 QUIET_SECONDS = 20.0
 POLL_SECONDS = 1.0
+RPC_SECONDS = 10.0
 
 
 def place_in_time(config: RayConfig, common_batch: int = 0, start_gpus: bool = True) -> Resources:
@@ -70,15 +75,17 @@ def _wait_for_gpus(config: RayConfig, common_batch: int, last: float) -> bool:
     )
     heard = time.monotonic()
     while not _gpus_are_there(config, number) and time.monotonic() < last:
-        if autoscaler_report().nodes_are_coming:
+        report = autoscaler_report()
+        if report.nodes_are_coming:
             heard = time.monotonic()
-        elif time.monotonic() - heard > QUIET_SECONDS:
-            # Version 2 of Ray's autoscaler starts no nodes where it can't start all.
+        elif number in report.refused:
             number = largest_share(number - 1, common_batch or config.num_workers)
             if number == 0:
                 break
             _ask_for_nodes(config, number, with_gpus=True)
             heard = time.monotonic()
+        elif time.monotonic() - heard > QUIET_SECONDS:
+            break
         time.sleep(POLL_SECONDS)
     if not count_places(cluster_nodes(), config, use_gpu=True):
         show(
@@ -107,22 +114,43 @@ def _has_autoscaler(last: float) -> bool:
 
 
 class AutoscalerReport(NamedTuple):
-    """What `ray status` shows of the nodes that are there, and of others."""
+    """What an autoscaler says of the nodes that are there, and of others.
+
+    refused: version 2 starts no nodes where it can't start all that a request needs, and says of
+    which requests that is so: here, for how many workers with GPUs. Version 1 starts what it can.
+    """
 
     node_types: list[str]
     nodes_are_coming: bool
+    refused: frozenset[int] = frozenset()
 
 
 def autoscaler_report() -> AutoscalerReport:
     """The last report of the joined cluster, by either version of Ray's autoscaler."""
     if is_autoscaler_v2():
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        types = [node.ray_node_type_name for node in [*status.active_nodes, *status.idle_nodes]]
-        return AutoscalerReport(types, bool(status.pending_launches or status.pending_nodes))
+        return _report_of_version_2(GcsClient(ray.get_runtime_context().gcs_address))
     text = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
     report = json.loads(text or "{}").get("autoscaler_report") or {}
     coming = report.get("pending_launches") or report.get("pending_nodes")
     return AutoscalerReport(list(report.get("active_nodes", {})), bool(coming))
+
+
+def _report_of_version_2(client: Any) -> AutoscalerReport:
+    # Ray's own `get_cluster_status` leaves out what is refused.
+    reply = GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=RPC_SECONDS))
+    nodes, state = reply.cluster_resource_state.node_states, reply.autoscaling_state
+    return AutoscalerReport(
+        [node.ray_node_type_name for node in nodes if node.status != DEAD],
+        bool(state.pending_instance_requests or state.pending_instances),
+        frozenset(
+            sum(asked.count for asked in refused.resource_requests if _has_gpu(asked.request))
+            for refused in state.infeasible_cluster_resource_constraints
+        ),
+    )
+
+
+def _has_gpu(request: Any) -> bool:
+    return request.resources_bundle.get("GPU", 0) > 0
 
 
 def _ask_for_nodes(config: RayConfig, num_workers: int, with_gpus: bool) -> None:

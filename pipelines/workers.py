@@ -3,12 +3,12 @@
 To start a group (processes, imports, the process group of DDP) costs tens of seconds, and each
 iteration of Algorithm 1 needs it twice. So Ray Train's training function is a loop here: a
 worker takes a job from the desk, runs it, delivers what it returns and waits for the next.
-A job is a training or an extraction. If a worker dies, Ray Train starts the group anew, and the
-new workers take the same job again (`pipelines.retries`).
+A job is a training or an extraction; on GPUs, also pseudo-labels and scores. If a worker dies, Ray
+Train restarts the group, and the new workers take the same job again (`pipelines.retries`).
 """
 
 import contextlib
-import os
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +33,7 @@ from pipelines.admission import turn_to_start
 from pipelines.desk import Desk
 from pipelines.elastic import ElasticTrainer, EqualShares
 from pipelines.planned_faults import Fault, Point, planned_faults
+from pipelines.process_group import ProcessGroup, library_settings
 from pipelines.progress import Progress
 from pipelines.resources import Resources
 from pipelines.run_folder import RunFolder
@@ -91,7 +92,6 @@ class Worker:
 def serve(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs: jobs, until there are no more."""
     if settings["deterministic"]:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(settings["threads"])
@@ -126,9 +126,16 @@ def serve(settings: dict[str, Any]) -> None:
             raise  # so that no other worker waits for this one
         reference = ray.put(result)
         del result, job
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # pseudo-labels are made on the same GPU
+        free_memory(device)
         ray.get(desk.deliver.remote(number, int(attempt), rank, world_size, [reference]))
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what a job has left of a GPU's memory: cuML, which has an allocator of its own,
+    finds none of torch's."""
+    if device.type == "cuda":
+        gc.collect()  # DDP and its reducer refer to each other
+        torch.cuda.empty_cache()
 
 
 def _log(desk: Any, event: dict[str, Any]) -> None:
@@ -205,8 +212,7 @@ class Workers:
             num_workers=most if least == most else (least, most),
             elastic_resize_monitor_interval_s=config.ray.resize_seconds,
             use_gpu=resources.use_gpu,
-            resources_per_worker={"CPU": resources.cpus_per_worker}
-            | ({"GPU": resources.gpus_per_worker} if resources.use_gpu else {}),
+            resources_per_worker=resources.per_worker,
         )
         if least != most:
             policy = EqualShares(scaling_config, config.ray, config.common_batch)
@@ -222,6 +228,7 @@ class Workers:
                 "stall_seconds": 60 * config.ray.stall_minutes,
             },
             scaling_config=scaling_config,
+            torch_config=ProcessGroup(environment=library_settings(config.deterministic)),
             run_config=RunConfig(
                 name="workers",
                 storage_path=self._folder.path("ray_train"),

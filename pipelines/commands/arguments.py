@@ -41,10 +41,10 @@ def ray_errors(remedy: str) -> Iterator[None]:
     try:
         yield
     except (RayError, ImportError) as error:
-        from pipelines.retries import final
+        from pipelines.retries import OF_TASKS, final
 
         cause = getattr(error, "cause", error if isinstance(error.__cause__, RayError) else None)
-        if isinstance(cause, Exception) and (known := final(cause)):
+        if isinstance(cause, Exception) and (known := final(cause, OF_TASKS)):
             raise known from error
         if not isinstance(error, RayError):
             raise

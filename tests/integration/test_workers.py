@@ -7,22 +7,26 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
 import ray
 import torch
+from ray.util.state import list_actors
 from rich.console import Console
 from torch import distributed
 
 from daal.config import Config
-from daal.errors import ClusterError, DataError
+from daal.errors import ClusterError, DataError, LabelError
+from pipelines.gpu_jobs import stages_on
 from pipelines.planned_faults import FAULTS
+from pipelines.process_group import library_settings
 from pipelines.progress import Progress
 from pipelines.retries import cause_of
 from pipelines.run_folder import RunFolder
 from pipelines.session import ray_session
-from pipelines.workers import Worker, Workers
+from pipelines.workers import Worker, Workers, serve
 
 # Workers can't import the module of a test.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -80,6 +84,18 @@ class Meet:
         return int(number)
 
 
+@dataclass(frozen=True)
+class Libraries:
+    """What is set of their variables, as seen from a job."""
+
+    def run(self, worker: Worker) -> dict[str, str | None]:
+        return {name: os.environ.get(name) for name in library_settings(deterministic=True)}
+
+
+def no_labels(device: str, start: int, stop: int) -> None:
+    raise LabelError(f"none in {start} to {stop}")
+
+
 def group(config: Config, folder: Path, **ray_settings: Any) -> Any:
     config = config.model_copy(update={"ray": config.ray.model_copy(update=ray_settings)})
     return config, RunFolder(str(folder)), Progress(console=Console(file=io.StringIO()))
@@ -98,6 +114,11 @@ def test_one_group_for_many_jobs__the_same_job_again_for_a_new_group__and_an_err
         assert [(rank, size) for rank, size, _ in first] == [(0, 2), (1, 2)]
         assert first == second, "the second job met other processes"
         assert workers.num_starts() == 2, "the planned fault did not happen"
+        assert workers.run(Libraries()) == [library_settings(deterministic=True)] * 2
+        # A run may go on without new labels.
+        with pytest.raises(LabelError, match="none in 0 to 4"):
+            stages_on(workers)("neighbours", no_labels, [(0, 4), (4, 8), (8, 9)])
+        assert workers.run(WhoAmI()) == first and workers.num_starts() == 2
         # An error of the program is tried once more, not ray.max_failures times.
         with pytest.raises(ClusterError, match="stopped twice with ValueError: as ever"):
             workers.run(Mistaken())
@@ -159,6 +180,27 @@ def test_a_gpu_without_memory_left__is_not_tried_again(
         with pytest.raises(ClusterError, match=r"ran out \(.* in run 1\..*accumulate"):
             with Workers(config, folder, resources, progress) as workers:
                 workers.run(NoMemory())
+
+
+def test_a_group_whose_work_is_not_there_to_import__is_started_once(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("only_the_driver_has_this")
+    module.serve = FunctionType(serve.__code__, module.__dict__)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    module.serve.__module__ = module.__name__
+    monkeypatch.setattr("pipelines.workers.serve", module.serve)
+
+    def num_started() -> int:
+        return len(list_actors([("class_name", "=", "RayTrainWorker")], limit=10_000))
+
+    before = num_started()
+    config, folder, progress = group(tiny_config, tmp_path, num_workers=1)
+    with ray_session(config.ray) as resources:
+        with pytest.raises(ClusterError, match=r"can't import .*only_the_driver_has_this"):
+            with Workers(config, folder, resources, progress) as workers:
+                workers.run(WhoAmI())
+    assert num_started() - before == 1
 
 
 def test_hosts_whose_names_mean_loopback__are_told_the_remedy() -> None:

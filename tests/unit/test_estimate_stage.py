@@ -12,7 +12,7 @@ from rich.console import Console
 from cluster.estimate import estimate_pseudo_labels
 from daal.config import Config
 from daal.load_config import load_config
-from pipelines import adapt, label_health
+from pipelines import label_and_score, label_health
 from pipelines.adapt import Adaptation
 from pipelines.pixels import Images
 from pipelines.progress import Progress
@@ -37,7 +37,7 @@ def adaptation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def here(features_ND, config, eps, *, camids_N, source_N, **_):
         return estimate_pseudo_labels(features_ND, config, eps, camids_N=camids_N)
 
-    monkeypatch.setattr(adapt, "estimate_on_ray", here)
+    monkeypatch.setattr(label_and_score, "estimate_on_ray", here)
 
     def make(*settings: str) -> Adaptation:
         config: Config = load_config(None, [f"out={tmp_path}/run", "cluster.k1=10", *settings])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from ray.exceptions import RayTaskError
 
 from daal.errors import ClusterError, DataError
@@ -30,8 +31,23 @@ def test_a_gpu_that_torch_was_not_built_for__is_final() -> None:
     assert "was built without" in str(found)
 
 
+@pytest.mark.parametrize(
+    "full",
+    [torch.OutOfMemoryError("CUDA full.\nTried"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")],
+)
+def test_a_full_gpu__what_helps_depends_on_what_has_filled_it(full: Exception) -> None:
+    assert "adapt.accumulate" in str(final(full))
+    with pytest.raises(
+        ClusterError, match=r"GPU's memory ran out \(C[^\n]*use_gpu=false"
+    ) as raised:
+        with ray_errors("the same command continues it."):
+            raise RayTaskError("_GpuActor.run", "Traceback ...", full)
+    assert "accumulate" not in str(raised.value), "daal label trains nothing"
+
+
 def test_what_may_pass__is_tried_again() -> None:
-    for error in (RuntimeError("Connection closed by peer"), ValueError("x"), OSError("away")):
+    errors = RuntimeError("Connection closed by peer"), ValueError("x"), OSError("away")
+    for error in (*errors, MemoryError("Unable to allocate 8 GiB")):
         assert final(error) is None
 
 

@@ -1,0 +1,63 @@
+"""Runs on nodes with several GPUs, as Ray counts them; nothing here computes on one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Ray counts no more GPUs than this variable shows.
+SHOWN = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+ENVIRONMENT = SHOWN | {"RAY_AUTH_MODE": "disabled"}
+pytestmark = pytest.mark.ray
+
+
+def measure(*arguments: str) -> dict[str, dict[str, Any]]:
+    """Rows of the benchmark by layout; in a process of its own, for clusters of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.logical_gpus", "--json", *arguments],
+        capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {row["GPUs"]: row for row in json.loads(done.stdout.splitlines()[-1])["rows"]}
+
+
+def test_workers_are_placed__one_on_each_gpu_of_every_node() -> None:
+    layouts = ["8", "4+4", "8+1", "4+2"]
+    rows = measure(*layouts)
+    assert {name: rows[name]["workers on nodes"] for name in layouts} == {
+        name: name for name in layouts
+    }
+
+
+@pytest.mark.parametrize(
+    "layout",
+    ["1+1", *(pytest.param(layout, marks=pytest.mark.nightly) for layout in ("4+4", "8+1"))],
+)
+def test_two_iterations__a_worker_on_each_gpu_does_all_and_no_process_is_started_later(
+    layout: str,
+) -> None:
+    row = measure("--run", layout)[layout]
+    assert row["workers on nodes"] == layout and row["a GPU each"]
+    assert row["same processes"], "the workers were restarted"
+    assert row["tasks"] == "decode", "labels and scores are jobs of the workers"
+    assert row["started later"] == 0
+    assert 0 < row["mAP"] <= 1
+
+
+def test_a_task_without_a_gpu_sees_none() -> None:
+    program = (
+        "from pipelines.ray_environment import set_for_process; set_for_process(); import os, ray; "
+        "ray.init(address='local', num_cpus=1, num_gpus=2, include_dashboard=False); "
+        "seen = lambda: os.environ.get('CUDA_VISIBLE_DEVICES'); "
+        "each = [ray.remote(num_cpus=0, num_gpus=number)(seen) for number in (0, 1)]; "
+        "print([ray.get(task.remote()) for task in each])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT
+    )
+    assert done.stdout.splitlines()[-1:] == ["['', '0']"], done.stderr

@@ -1,0 +1,159 @@
+"""Pseudo-labels and scores as jobs of workers, by workers that are pretended here."""
+
+import gc
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from cluster.estimate import estimate_pseudo_labels
+from cluster.out_of_memory import is_out_of_memory
+from cluster.task_graph import estimate_on_ray
+from daal.config import ClusterConfig
+from daal.errors import LabelError
+from daal.evaluation import evaluate
+from pipelines import gpu_jobs
+from pipelines.gpu_jobs import SCORES_BY_CPU, EvaluateJob, StageJob, stages_on
+from pipelines.watchdog import Watchdog
+from pipelines.workers import Worker, free_memory
+
+CONFIG = ClusterConfig(eps_rule="q", q=8, k1=10)
+PIDS, CAMIDS = np.repeat(np.arange(20), 15), np.arange(300) % 3
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    MemoryError("std::bad_alloc: out_of_memory: CUDA error at: rmm/mr/device.hpp"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("CUDA error: out of memory"),
+]
+
+
+def features() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    drawn = rng.standard_normal((20, 16))[PIDS] + 0.5 * rng.standard_normal((300, 16))
+    return drawn.astype(np.float32)
+
+
+class Pretended:
+    """Workers of one process, on a device that need not be there; they run a job one after
+    the other."""
+
+    def __init__(self, number: int, device: str = "cpu") -> None:
+        self.events: list[dict[str, Any]] = []
+        log = SimpleNamespace(remote=self.events.append)
+        self.all = [
+            Worker(
+                *(rank, number, torch.device(device), SimpleNamespace(log=log), None),
+                Watchdog(0, self.events.append),
+            )
+            for rank in range(number)
+        ]
+
+    def run(self, job: Any) -> list[Any]:
+        return [job.run(worker) for worker in self.all]
+
+
+@pytest.fixture(autouse=True)
+def values_are_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("get", "put"):
+        monkeypatch.setattr(ray, name, lambda given: given)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 8])
+def test_blocks_are_dealt_out__values_come_in_their_order(number: int) -> None:
+    blocks = [(7 * block, 7 * block + 7) for block in range(5)]
+
+    def stage(shared: list[int], device: str, start: int, stop: int) -> tuple[Any, ...]:
+        return shared, device, start, stop
+
+    workers = Pretended(number, "cuda:1")
+    found = stages_on(workers)("x", stage, blocks, [3])  # type: ignore[arg-type]
+    assert found == [([3], "cuda", *block) for block in blocks]
+    steps = [worker.watchdog._where.get("step") for worker in workers.all]
+    assert steps[0] == (5 - 1) // number and steps[5:] == [None] * (number - 5)
+
+
+def test_labels_on_workers__those_of_this_process_alone() -> None:
+    workers, threads = Pretended(2), torch.get_num_threads()
+    found = estimate_on_ray(
+        features(), CONFIG, camids_N=CAMIDS, num_threads=threads + 1,
+        on_gpus=stages_on(workers),  # type: ignore[arg-type]
+    )  # fmt: skip
+    alone = estimate_pseudo_labels(features(), CONFIG, camids_N=CAMIDS)
+    assert np.array_equal(found.labels, alone.labels) and found.eps == alone.eps
+    assert found.cross_camera_silhouette == alone.cross_camera_silhouette
+    assert torch.get_num_threads() == threads, "the next training would have others"
+
+
+def test_an_error_of_ours_is_a_result__and_raised_by_the_driver() -> None:
+    def stage(device: str, start: int, stop: int) -> None:
+        raise LabelError("no pair")
+
+    assert isinstance(Pretended(1).run(StageJob("x", stage, ((0, 1),), ()))[0], LabelError)
+    with pytest.raises(LabelError, match="no pair"):
+        stages_on(Pretended(2))("x", stage, [(0, 1), (1, 2)])  # type: ignore[arg-type]
+
+
+def test_other_errors_end_the_job() -> None:
+    def stage(device: str, start: int, stop: int) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        Pretended(1).run(StageJob("x", stage, ((0, 1),), ()))
+
+
+@pytest.mark.parametrize("error", FULL, ids=repr)
+def test_a_full_gpu__the_cpu_finds_the_same_scores(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*sides: Any, device: str) -> Any:
+        if device == "cuda":
+            raise error
+        return evaluate(*sides, device=device)
+
+    monkeypatch.setattr(gpu_jobs, "evaluate", full)
+    side = (features(), PIDS, CAMIDS)
+    workers, threads = Pretended(2, "cuda:1"), torch.get_num_threads()
+    first, second = workers.run(EvaluateJob("x/evaluate", (*side, *side), threads + 1))
+    assert first.map == evaluate(*side, *side).map and second is None
+    assert [event["note"] for event in workers.events] == [SCORES_BY_CPU]
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: an illegal memory access"), ValueError("out of memory")]
+)
+def test_another_error_of_scores_is_raised(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*sides: Any, device: str) -> Any:
+        raise error
+
+    monkeypatch.setattr(gpu_jobs, "evaluate", broken)
+    assert not is_out_of_memory(error)
+    with pytest.raises(type(error)):
+        Pretended(1, "cuda").run(EvaluateJob("x", (), 1))
+
+
+def test_memory_is_given_back__also_what_refers_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reducer:
+        pass
+
+    reducer = Reducer()
+    reducer.itself = reducer  # type: ignore[attr-defined]
+    left, when_emptied = weakref.ref(reducer), []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: when_emptied.append(left()))
+    gc.disable()
+    try:
+        del reducer
+        free_memory(torch.device("cpu"))
+        assert when_emptied == []
+        free_memory(torch.device("cuda"))
+    finally:
+        gc.enable()
+    assert when_emptied == [None]
