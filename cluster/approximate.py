@@ -20,16 +20,16 @@ import numpy as np
 
 from cluster.blocks import kernel, row_blocks
 from cluster.copies import Longs
-from cluster.neighbours import (
+from cluster.neighbours import join
+from cluster.products import NUM_FARTHEST, SLACK, Candidates, Floats, Ints
+from cluster.refine import (
     FIXED_POINT,
     SEARCH_PRODUCTS,
     Neighbours,
     Search,
-    join,
     refine,
     squared_distance,
 )
-from cluster.products import NUM_FARTHEST, SLACK, Candidates, Floats, Ints
 from cluster.runner import Handle, Runner
 from daal.errors import ConfigError
 
@@ -234,7 +234,7 @@ def search_lists(
     opposite_RD = -features_ND[row_start:row_stop]
     products_RF, far_RF = look_up(features_ND, lists, opposite_RD, FIRST_NPROBE, NUM_FARTHEST)
     candidates = Candidates(row_start, 2 - 2 * products_RC, near_RC, 2 + 2 * products_RF, far_RF)
-    return refine(features_ND, search, "cpu", candidates)
+    return refine(features_ND, search, candidates)
 
 
 # ---- Parts of the tasks -----------------------------------------------------------------

@@ -28,8 +28,9 @@ from cluster.encoding import (
     stack,
 )
 from cluster.locality import locality_order, renumbered
-from cluster.neighbours import Groups, Neighbours, nearest_in_groups
+from cluster.neighbours import nearest_in_groups
 from cluster.products import Floats, Ints, Precision
+from cluster.refine import Groups, Neighbours
 from cluster.runner import Handle, Runner
 from daal.errors import ConfigError
 
@@ -99,17 +100,10 @@ def camera_weights(
     inter: Neighbours,
     intra_flags: Flags,
     inter_flags: Flags,
-    device: str,
     row_start: int,
     row_stop: int,
 ) -> csr_array:
     """softmax(-d2) over the reciprocal neighbours of both lists, rows row_start..row_stop."""
-    if device != "cpu":
-        from cluster import on_gpu  # which imports this package's other stages
-
-        return on_gpu.camera_weights(
-            *(intra, inter, intra_flags, inter_flags, row_start, row_stop, device)
-        )
     indptr, indices, data = _camera_weights_kernel(
         *(intra.indices_NK, intra.sq_distances_NK, intra_flags),
         *(inter.indices_NK, inter.sq_distances_NK, inter_flags),
@@ -124,7 +118,6 @@ def average_cameras(
     intra: Neighbours,
     inter: Neighbours,
     counts: CameraNeighbours,
-    device: str,
     row_start: int,
     row_stop: int,
 ) -> csr_array:
@@ -133,7 +126,7 @@ def average_cameras(
     averaged_RK = np.hstack(
         [intra.indices_NK[rows, : counts.k2_intra], inter.indices_NK[rows, : counts.k2_inter]]
     )
-    return average_rows(raw, averaged_RK, device)
+    return average_rows(raw, averaged_RK)
 
 
 @kernel

@@ -5,7 +5,7 @@ neighbour is, how clusters are numbered and where border samples go is settled h
 that all backends give the same labels.
 """
 
-from typing import Any, Literal, assert_never, get_args
+from typing import Any, Literal, NamedTuple, assert_never, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +13,8 @@ import torch
 from scipy.sparse import csr_array
 
 from cluster.blocks import kernel
-from cluster.core_samples import (
-    Cores,
-    Labels,
-    cores_by_components,
-    cores_by_dense_blocks,
-    cores_of,
-    cuml_cores,
-)
+from cluster.core_samples import Cores, Labels, cores_by_components
+from cluster.dense_blocks import cores_by_dense_blocks, cuml_labels, most_dense
 from cluster.eps import TOLERANCE
 from cluster.eps import estimate_eps as estimate_eps
 from cluster.rerank import row_of_entry
@@ -28,7 +22,12 @@ from cluster.runner import Runner, on_threads
 from daal.errors import ConfigError
 from daal.method_config import Backend
 
-Resolved = Literal["sklearn", "components", "cuml"]  # a backend that is no question any more
+
+class Clusterer(NamedTuple):
+    """A backend that is no question any more, and how many samples a dense block of it holds."""
+
+    name: Literal["sklearn", "components", "cuml"]
+    max_dense: int = 0
 
 
 @on_threads
@@ -36,7 +35,7 @@ def dbscan(
     distance: csr_array,
     eps: float,
     min_samples: int,
-    backend: Backend = "auto",
+    backend: Backend | Clusterer = "auto",
     *,
     order_N: npt.NDArray[np.integer] | None = None,
     runner: Runner | None = None,
@@ -48,36 +47,32 @@ def dbscan(
     itself counted. Clusters are numbered by their lowest core index; a border sample goes to
     the smallest label among its core neighbours.
     `distance`: symmetric, absent means 1; the diagonal may be absent. With `order_N`, its row r
-    is sample order_N[r]. `runner` runs cuML's blocks, side by side. `notes` takes sentences that
-    a user should read.
+    is sample order_N[r]. `backend` may be a `Clusterer` that was found before; `runner` runs
+    cuML's blocks. `notes` takes sentences that a user should read.
     Raises ConfigError if `backend` is cuml and there is no cuML or no GPU.
     """
     assert runner is not None
-    if backend not in get_args(Backend):
-        raise ConfigError(
-            f"backend={backend} is unknown; use one of {', '.join(get_args(Backend))}."
-        )
-    resolved = ask_backend(runner, backend)
+    clusterer = backend if isinstance(backend, Clusterer) else find_clusterer(runner, backend)
     if eps + TOLERANCE >= 1:  # the pairs that aren't stored are neighbours, too
         all_in_one = distance.shape[0] >= min_samples
         return np.full(distance.shape[0], 0 if all_in_one else -1, np.int64)
     graph = neighbour_graph(distance, eps)
-    match resolved:
+    match clusterer.name:
         case "sklearn":
             is_core, component = _cores_by_sklearn(graph, min_samples)
         case "components":
             is_core, component = cores_by_components(graph, min_samples)
         case "cuml":
             (is_core, component), num_large = cores_by_dense_blocks(
-                runner, graph, min_samples, cuml_cores
+                runner, graph, min_samples, cuml_labels, clusterer.max_dense
             )
             if num_large and notes is not None:
                 notes.append(
-                    f"{num_large} component(s) of the eps-graph were too large for a dense block "
-                    "of cuML, and were clustered on the CPU."
+                    f"{num_large} component(s) of the eps-graph were too large for a dense matrix "
+                    "on the GPU, and were clustered on the CPU."
                 )
         case _:
-            assert_never(resolved)
+            assert_never(clusterer.name)
     if order_N is None:
         order_N = np.arange(graph.shape[0])
     return number_clusters(graph, is_core, component, order_N)
@@ -94,27 +89,33 @@ def cuml_available() -> bool:
     return True
 
 
-def ask_backend(runner: Runner, backend: Backend) -> Resolved:
-    """`resolve_backend` where the tasks will run; at once if it is no question."""
+def find_clusterer(runner: Runner, backend: Backend) -> Clusterer:
+    """Who clusters where the runner computes: `auto` is cuml on a GPU that has it, else components.
+
+    Raises ConfigError; see `dbscan`.
+    """
+    if backend not in get_args(Backend):
+        raise ConfigError(
+            f"backend={backend} is unknown; use one of {', '.join(get_args(Backend))}."
+        )
     if backend == "sklearn" or backend == "components":
-        return backend
-    asked = runner.submit(
-        "dbscan: backend", resolve_backend, backend, runner.device, on_device=True
-    )
-    resolved: Resolved = runner.collect([asked])[0]
-    return resolved
-
-
-def resolve_backend(backend: Backend, device: str) -> Resolved:
-    """`auto` is cuml on a GPU that has it, else components. Raises ConfigError; see `dbscan`."""
-    if backend == "auto":
-        return "cuml" if device != "cpu" and cuml_available() else "components"
-    if backend == "cuml" and not cuml_available():
+        return Clusterer(backend)
+    if runner.device != "cpu":
+        found: Clusterer | None
+        for found in runner.on_device("dbscan: backend", cuml_there, [(0, 1)]) or []:
+            if found is not None:
+                return found
+    if backend == "cuml":
         raise ConfigError(
             "cluster.backend=cuml needs a GPU and the package cuml, and one of them is missing "
             "here; use auto, components or sklearn, which give the same labels."
         )
-    return backend
+    return Clusterer("components")
+
+
+def cuml_there(device: str, *_: int) -> Clusterer | None:
+    """cuML with the room that it has, if it is there."""
+    return Clusterer("cuml", most_dense(device)) if cuml_available() else None
 
 
 def neighbour_graph(distance: csr_array, eps: float) -> csr_array:
@@ -176,4 +177,6 @@ def _cores_by_sklearn(graph: csr_array, min_samples: int) -> Cores:
     fitted = DBSCAN(eps=1.0, min_samples=min_samples, metric="precomputed").fit(
         graph.astype(np.float64)
     )
-    return cores_of(fitted.core_sample_indices_, fitted.labels_)
+    is_core = np.zeros(graph.shape[0], np.bool_)
+    is_core[fitted.core_sample_indices_] = True
+    return is_core, fitted.labels_.astype(np.int64)

@@ -4,7 +4,7 @@
 
 Weights are integers in units of 2^-30, and the exponential comes from tables. Sums of integers
 don't depend on their order, so the same bits come out of any number of blocks, any numbering of
-the samples, any CPU and any GPU, and rows that are equal on paper are equal.
+the samples and any CPU, and rows that are equal on paper are equal.
 
 Samples are renumbered first, so that neighbours lie near each other in memory
 (`cluster.locality`): from here to the labels, row r is sample order[r].
@@ -21,8 +21,8 @@ from scipy.sparse import csr_array, vstack
 
 from cluster.blocks import kernel
 from cluster.locality import locality_order, renumbered
-from cluster.neighbours import Neighbours, squared_distance
 from cluster.products import Floats, Ints
+from cluster.refine import Neighbours, squared_distance
 from cluster.runner import Handle, Runner, over_blocks
 
 ONE = 1 << 30  # a weight of 1
@@ -102,22 +102,15 @@ def stack(*parts: csr_array) -> csr_array:
 
 # ---- Functions of a row block -----------------------------------------------------------
 
-# `cluster.on_gpu`, which does the same on other devices, builds on this module: hence the imports
-# inside functions.
-
 
 def reciprocal_flags(
-    neighbours: Neighbours, counts: Reciprocity, device: str, row_start: int, row_stop: int
+    neighbours: Neighbours, counts: Reciprocity, row_start: int, row_stop: int
 ) -> Flags:
     """Which neighbours have the sample among theirs, (rows, num_full) uint8.
 
     FULL: within the first num_full of both lists, R(i, k1). HALF: within the first num_half,
     R(i, k1/2).
     """
-    if device != "cpu":
-        from cluster import on_gpu
-
-        return on_gpu.reciprocal_flags(neighbours, counts, row_start, row_stop, device)
     flags: Flags = _flags_kernel(
         neighbours.indices_NK, counts.num_full, counts.num_half, row_start, row_stop
     )
@@ -131,7 +124,6 @@ def weights(
     neighbours: Neighbours,
     flags_NK: Flags,
     counts: Reciprocity,
-    device: str,
     row_start: int,
     row_stop: int,
 ) -> csr_array:
@@ -142,13 +134,6 @@ def weights(
     3.2-3.3; distances divided by the row's largest as in their code), or their softmax
     (`Reciprocity`).
     """
-    if device != "cpu":
-        from cluster import on_gpu
-
-        return on_gpu.weights(
-            *(features_ND, scale, order_N, neighbours, flags_NK, counts),
-            *(row_start, row_stop, device),
-        )
     num_samples = len(neighbours.indices_NK)
     indptr, indices, data = _weights_kernel(
         *(features_ND, scale, order_N, *neighbours, flags_NK, counts.num_half, counts.by_farthest),
@@ -158,21 +143,17 @@ def weights(
 
 
 def average_nearest(
-    raw: csr_array, neighbours: Neighbours, k2: int, device: str, row_start: int, row_stop: int
+    raw: csr_array, neighbours: Neighbours, k2: int, row_start: int, row_stop: int
 ) -> csr_array:
     """Mean of the weights of each sample's k2 nearest (Zhong et al. 2017, sec. 3.4)."""
-    return average_rows(raw, neighbours.indices_NK[row_start:row_stop, :k2], device)
+    return average_rows(raw, neighbours.indices_NK[row_start:row_stop, :k2])
 
 
-def average_rows(raw: csr_array, averaged_RK: Ints, device: str) -> csr_array:
+def average_rows(raw: csr_array, averaged_RK: Ints) -> csr_array:
     """For every row of `averaged_RK` the mean of those rows of `raw`, -1 standing for no row.
 
     Rounded, so that rows sum to `ONE` but for half a unit of each entry.
     """
-    if device != "cpu":
-        from cluster import on_gpu
-
-        return on_gpu.average_rows(raw, averaged_RK, device)
     indptr, indices, data = _average_kernel(
         raw.indptr, raw.indices, raw.data, np.ascontiguousarray(averaged_RK)
     )

@@ -21,13 +21,14 @@ from cluster.camera_figures import with_known_camera
 from cluster.camera_norm import standardised_by_camera
 from cluster.copies import distinct_rows
 from cluster.core_samples import Labels
-from cluster.dbscan import ask_backend, dbscan
+from cluster.dbscan import Clusterer, dbscan, find_clusterer
 from cluster.encoding import Reciprocity, encode
 from cluster.eps import EpsRule, distances_up_to, reach, smallest_distances
 from cluster.given_features import check_cameras, normalised_features, number_matrix
-from cluster.neighbours import FIXED_POINT, nearest_neighbours
+from cluster.neighbours import nearest_neighbours
 from cluster.products import Floats
 from cluster.quality import graph_silhouette
+from cluster.refine import FIXED_POINT
 from cluster.rerank import distances_below, invert, symmetric
 from cluster.runner import Handle, Runner, StageTime, by_stage, on_threads
 from cluster.soft_labels import centroids
@@ -122,8 +123,8 @@ def estimate_pseudo_labels(
             "is no source here."
         )
     started = time.time()
-    if config.backend == "cuml":  # say now rather than in the end that there is none
-        ask_backend(runner, "cuml")
+    num_notes = len(runner.notes)
+    clusterer = find_clusterer(runner, config.backend)  # say now, not in the end, if it isn't there
     check_cameras(config, camids_N, len(features_ND))
     if config.camera_norm and camids_N is not None:
         features_ND = standardised_by_camera(features_ND, camids_N)
@@ -159,7 +160,7 @@ def estimate_pseudo_labels(
     camids = None if camids_N is None else camids_N[np.sort(rows)]
     try:
         found = cluster_encodings(
-            *(runner, encodings, order, len(features), config, eps, to_source, camids),
+            *(runner, clusterer, encodings, order, len(features), config, eps, to_source, camids),
             *(blocks, notes),
         )
     except LabelError as error:
@@ -198,7 +199,7 @@ def estimate_pseudo_labels(
         p=found.rule.p,
         num_bad=num_bad,
         num_copies=num_copies,
-        notes=tuple(notes),
+        notes=(*notes, *dict.fromkeys(runner.notes[num_notes:])),
         stages=by_stage(task for task in runner.times() if task.start >= started),
     )
 
@@ -240,6 +241,7 @@ def encode_features(
 
 def cluster_encodings(
     runner: Runner,
+    clusterer: Clusterer,
     encodings: Handle,
     order: Handle,
     num_samples: int,
@@ -288,7 +290,7 @@ def cluster_encodings(
             first_eps = eps_now
         said: list[str] = []
         labels = dbscan(
-            *(distance, eps_now, config.min_samples, config.backend),
+            *(distance, eps_now, config.min_samples, clusterer),
             order_N=order_N,
             runner=runner,
             notes=said,

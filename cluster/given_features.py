@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 
 from cluster.blocks import row_blocks
-from cluster.products import Floats, to_device
+from cluster.device_arrays import to_device
+from cluster.products import Floats
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
 

@@ -8,8 +8,8 @@ order changes no result.
 import numpy as np
 
 from cluster.blocks import kernel
-from cluster.neighbours import Neighbours
 from cluster.products import Ints
+from cluster.refine import Neighbours
 
 STEPS = 8  # neighbours that are followed
 

@@ -1,82 +1,27 @@
 """Exact k-nearest neighbours of every sample, without an N x N matrix.
 
 1. Many copies are set aside first, as they would fill every list (`distinct_rows`).
-2. Row blocks meet in pairs and keep running lists of candidates (`cluster.products`).
+2. Candidates: on CPUs, row blocks meet in pairs and keep running lists (`cluster.products`); a GPU
+   searches its rows among all others (`cluster.search_on_device`).
 3. Candidates are measured again exactly and ordered by (distance, index). A certificate shows
-   that rounding can't have hidden a nearer sample; rows without it are searched again.
+   that rounding can't have hidden a nearer sample; rows without it are searched again
+   (`cluster.refine`).
 4. Copies come back, each as near as its like.
-
-Exact distances are sums of integers (`squared_distance`), so neither a bit nor a tie depends on
-the tiles, the number of blocks, the machine or the device.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from cluster.blocks import kernel, row_blocks, tournament
+from cluster.blocks import row_blocks, tournament
 from cluster.copies import Longs, copy_rows, distinct_rows
-from cluster.products import (
-    SLACK,
-    Candidates,
-    Floats,
-    Ints,
-    Precision,
-    meet,
-    meet_itself,
-    no_candidates,
-    squared_distances,
-    to_device,
-)
+from cluster.products import SLACK, Floats, Ints, Precision, meet, meet_itself, no_candidates
+from cluster.refine import Groups, Neighbours, Search, fixed_point_scale, refine
 from cluster.runner import Handle, Runner
+from cluster.search_on_device import ROWS_ON_DEVICE, search_rows
 
-# How far an operand of a product is rounded off, relatively: by half a unit of its last place with
-# bf16, by a whole one with TF32, as matrix units may cut off what doesn't fit.
-OPERANDS: dict[Precision, float] = {"fp32": 0.0, "tf32": 1.01 * 2**-10, "bf16": 1.01 * 2**-8}
-SEARCH_PRODUCTS = 1 << 24  # products held at once while rows are searched again
 MANY_COPIES = 0.01  # of the rows; a few cost less in place than a copy of the features
-FIXED_POINT = 1 << 30  # of a coordinate; its square, 2^60, leaves room for |x - y|^2 <= 4
-
-
-class Neighbours(NamedTuple):
-    """`indices_NK` int32: the sample itself first, then by (distance, index); -1 where there are
-    no more. `sq_distances_NK` float32, which is what they are ordered by; `max_sq_distance_N`
-    float32, to the farthest sample."""
-
-    indices_NK: Ints
-    sq_distances_NK: Floats
-    max_sq_distance_N: Floats
-
-
-class Groups(NamedTuple):
-    """Restricts a search: to samples of the same group (`same`), or to those of other groups.
-
-    `of_N` int32, ascending: rows are ordered by group (camera).
-    """
-
-    of_N: Ints
-    same: bool
-
-
-NO_GROUPS = Groups(np.empty(0, np.int32), True)  # all samples are one
-
-
-class Search(NamedTuple):
-    """What is searched: `k` neighbours, the sample itself counted if it may be one."""
-
-    k: int
-    scale: float  # coordinates times this are below `FIXED_POINT`
-    precision: Precision = "fp32"
-    groups: Groups = NO_GROUPS
-    certify: bool = True  # False: the candidates are all there is, right or not
-
-    def meet(self, row: int, other: int) -> bool:
-        """Whether two rows can be neighbours."""
-        of_N, same = self.groups
-        return len(of_N) == 0 or bool(of_N[row] == of_N[other]) == same
 
 
 def nearest_neighbours(
@@ -100,11 +45,12 @@ def nearest_neighbours(
     if has_copies:
         features_ND, features = features_ND[is_first], None
     num_distinct = len(features_ND)
-    found = search_blocks(
+    found = search_all(
         runner,
         runner.share(features_ND) if features is None else features,
         Search(min(k, num_distinct), fixed_point_scale(features_ND), precision),
-        row_blocks(num_distinct, num_blocks),
+        [0, num_distinct],
+        num_blocks,
     )
     if not has_copies:
         return found
@@ -127,29 +73,44 @@ def nearest_in_groups(
 ) -> Handle:
     """The same within the samples' own groups (the sample itself first), or among all others."""
     num_samples = len(groups.of_N)
-    size = -(-num_samples // num_blocks)
     edges = [0, *(np.flatnonzero(np.diff(groups.of_N)) + 1).tolist(), num_samples]
-    blocks = [
+    search = Search(min(k, num_samples), scale, precision, groups)
+    return search_all(runner, features, search, edges, num_blocks)
+
+
+def search_all(
+    runner: Runner, features: Handle, search: Search, edges: list[int], num_blocks: int
+) -> Handle:
+    """Neighbours of all rows, on the runner's device or by its CPUs; groups lie between `edges`."""
+    num_samples = edges[-1]
+    if runner.device != "cpu":
+        blocks = blocks_between(edges, ROWS_ON_DEVICE)
+        parts = runner.on_device("neighbours: search", search_rows, blocks, features, search)
+        if parts is not None:
+            return runner.share(join(*parts))
+    blocks = blocks_between(edges, -(-num_samples // num_blocks))
+    return search_on_cpus(runner, features, search, blocks)
+
+
+def blocks_between(edges: list[int], most_rows: int) -> list[tuple[int, int]]:
+    """Row blocks of at most so many rows, none across an edge."""
+    return [
         (first + start, first + stop)
         for first, last in pairwise(edges)
-        for start, stop in row_blocks(last - first, -(-(last - first) // size))
+        for start, stop in row_blocks(last - first, -(-(last - first) // most_rows))
     ]
-    search = Search(min(k, num_samples), scale, precision, groups)
-    return search_blocks(runner, features, search, blocks)
 
 
-def search_blocks(
+def search_on_cpus(
     runner: Runner, features: Handle, search: Search, blocks: Sequence[tuple[int, int]]
 ) -> Handle:
     """Blocks meet in pairs, round by round, and each is refined once it has met all it can."""
     num_samples = blocks[-1][1]
     # A list of N has a place too many, which shows that nobody was turned away.
     num_near = min(search.k + SLACK[search.precision], num_samples)
-    options = (features, search.precision, runner.device)
+    options = (features, search.precision)
     lists: list[Handle] = [
-        runner.submit(
-            "neighbours: products", meet_itself, *options, block, num_near, on_device=True
-        )
+        runner.submit("neighbours: products", meet_itself, *options, block, num_near)
         if search.groups.same
         else no_candidates(block, num_near)
         for block in blocks
@@ -158,79 +119,16 @@ def search_blocks(
         for a, b in pairs:
             if search.meet(blocks[a][0], blocks[b][0]):
                 lists[a], lists[b] = runner.submit(
-                    *("neighbours: products", meet, *options, lists[a], lists[b]),
-                    num_results=2,
-                    on_device=True,
+                    "neighbours: products", meet, *options, lists[a], lists[b], num_results=2
                 )
     shared = runner.share(search)
-    parts = [
-        runner.submit(
-            "neighbours: refine", refine, features, shared, runner.device, own, on_device=True
-        )
-        for own in lists
-    ]
+    parts = [runner.submit("neighbours: refine", refine, features, shared, own) for own in lists]
     return runner.submit("neighbours: join", join, *parts)
 
 
 def join(*parts: Neighbours) -> Neighbours:
     """Neighbours of all rows from those of the row blocks, in order."""
     return Neighbours(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-
-
-def rounding_bound(precision: Precision, dims: int) -> float:
-    """Bound on the rounding of a product's squared distance, relative to the two squared norms.
-
-    The worst case: both operands rounded, and every addition of the product's fp32 sum and of
-    those of the two norms, in any order (Higham 2002, sec. 3.1).
-    """
-    return 2 * OPERANDS[precision] + 2 * (dims + 4) * 2**-24
-
-
-def fixed_point_scale(features_ND: Floats) -> float:
-    """A power of two: the same for all features of about the same largest norm."""
-    largest = float(np.sqrt(np.einsum("nd,nd->n", features_ND, features_ND).max(initial=0)))
-    # Norms just above 1 are 1, rounded; the fixed point has room for them.
-    _, exponent = np.frexp(largest / 1.1)
-    return float(np.ldexp(FIXED_POINT, -int(exponent)))
-
-
-# ---- Functions of a row block -----------------------------------------------------------
-
-
-def refine(features_ND: Floats, search: Search, device: str, candidates: Candidates) -> Neighbours:
-    """Exact neighbours of one row block from its candidates."""
-    num_rows = len(candidates.near_RC)
-    found = Neighbours(
-        np.full((num_rows, search.k), -1, np.int32),
-        np.zeros((num_rows, search.k), np.float32),
-        np.zeros(num_rows, np.float32),
-    )
-    certified_R = np.zeros(num_rows, np.bool_)
-    arguments = (
-        *(features_ND, search.scale, rounding_bound(search.precision, features_ND.shape[1])),
-        search.groups.same,
-        *(*candidates, *found, certified_R),
-    )
-    if device == "cpu":
-        _refine_rows(*arguments)
-    else:
-        from cluster import on_gpu  # which builds on this module
-
-        on_gpu.refine_rows(*arguments, device)
-    doubtful = np.flatnonzero(~certified_R & search.certify)
-    if len(doubtful) == 0:
-        return found
-    fp32 = rounding_bound("fp32", features_ND.shape[1])
-    features = features_ND if device == "cpu" else to_device(features_ND, device)
-    rows_at_once = max(1, SEARCH_PRODUCTS // len(features_ND))
-    for start in range(0, len(doubtful), rows_at_once):
-        some = doubtful[start : start + rows_at_once]
-        sq_RN = squared_distances(features, some + candidates.row_start)
-        _search_rows(
-            *(features_ND, search.scale, fp32, *search.groups, candidates.row_start, some, sq_RN),
-            *found,
-        )
-    return found
 
 
 def with_copies(
@@ -249,140 +147,3 @@ def with_copies(
         *(row_start, row_stop),
     )
     return Neighbours(indices_RK, sq_RK, distinct.max_sq_distance_N[copy_of_N[row_start:row_stop]])
-
-
-# ---- Kernels ----------------------------------------------------------------------------
-
-
-@kernel
-def squared_distance(features_ND: Floats, i: int, j: int, scale: float) -> np.float32:
-    """|x_i - x_j|^2, float32: a sum of integers (units of scale^-2), whose order can't matter."""
-    total = np.int64(0)
-    for d in range(features_ND.shape[1]):
-        difference = (np.float64(features_ND[i, d]) - np.float64(features_ND[j, d])) * scale
-        total += np.int64(difference * difference)
-    return np.float32(total * scale**-2)
-
-
-@kernel
-def _norm(row: Floats) -> float:
-    sq_norm = 0.0
-    for value in row:
-        sq_norm += np.float64(value) ** 2
-    return np.sqrt(sq_norm)  # type: ignore[no-any-return]
-
-
-@kernel
-def _rounding(norm: float, sq: float, scale: float, rounding: float) -> float:
-    """How far products may be off the squared distance `sq` from a sample of length `norm`.
-
-    The error grows with |x_i|^2 + |x_j|^2. |x_j| is at most |x_i| + |x_i - x_j|, and what
-    `scale` leaves room for.
-    """
-    other_norm = min(norm + np.sqrt(sq), 1.1 * FIXED_POINT / scale)
-    return rounding * (norm * norm + other_norm * other_norm)  # type: ignore[no-any-return]
-
-
-@kernel
-def _insert(sq: Floats, indices: Ints, num_held: int, value: np.float32, index: int) -> int:
-    """Insert into a list ordered by (value, index); returns how many it holds now."""
-    last = min(num_held, len(sq) - 1)
-    if num_held == len(sq) and (sq[last] < value or (sq[last] == value and indices[last] < index)):
-        return num_held
-    place = last
-    while place > 0 and (
-        sq[place - 1] > value or (sq[place - 1] == value and indices[place - 1] > index)
-    ):
-        sq[place] = sq[place - 1]
-        indices[place] = indices[place - 1]
-        place -= 1
-    sq[place] = value
-    indices[place] = index
-    return min(num_held + 1, len(sq))
-
-
-@kernel
-def _refine_rows(
-    features_ND: Floats,
-    scale: float,
-    rounding: float,
-    itself_first: bool,
-    row_start: int,
-    near_sq: Floats,
-    near: Ints,
-    far_sq: Floats,
-    far: Ints,
-    indices_RK: Ints,
-    sq_RK: Floats,
-    max_sq_R: Floats,
-    certified_R: npt.NDArray[np.bool_],
-) -> None:
-    k, num_near, num_far = indices_RK.shape[1], near.shape[1], far.shape[1]
-    first = 1 if itself_first else 0
-    for r in range(len(near)):
-        i = row_start + r
-        if itself_first:
-            indices_RK[r, 0] = i
-        # Whoever comes after a candidate is at least (or, among the farthest, at most) as far as
-        # it, but for rounding: from some candidate on, nobody can change the result any more. A
-        # list that ends before holds everybody, or leaves it open who was turned away.
-        norm = _norm(features_ND[i])
-        num_held = 0
-        certified = k == first
-        for c in range(num_near):
-            j = near[r, c]
-            if certified or j < 0:
-                certified = True
-                break
-            sq = squared_distance(features_ND, i, j, scale)
-            num_held = _insert(sq_RK[r, first:], indices_RK[r, first:], num_held, sq, j)
-            kth_sq = sq_RK[r, -1]
-            off = _rounding(norm, kth_sq, scale, rounding)
-            certified = num_held == k - first and kth_sq < near_sq[r, c] - off
-        far_certified = False
-        for c in range(num_far):
-            if far_certified or far[r, c] < 0:
-                far_certified = True
-                break
-            max_sq_R[r] = max(max_sq_R[r], squared_distance(features_ND, i, far[r, c], scale))
-            off = _rounding(norm, max_sq_R[r], scale, rounding)
-            far_certified = max_sq_R[r] > far_sq[r, c] + off
-        certified_R[r] = certified and far_certified
-
-
-@kernel
-def _search_rows(
-    features_ND: Floats,
-    scale: float,
-    rounding: float,
-    group_N: Ints,
-    same_group: bool,
-    row_start: int,
-    rows: npt.NDArray[np.intp],
-    sq_RN: Floats,
-    indices_RK: Ints,
-    sq_RK: Floats,
-    max_sq_R: Floats,
-) -> None:
-    """Search whole rows again, with their fp32 distances `sq_RN` to all samples at hand."""
-    first = 1 if same_group else 0
-    k = indices_RK.shape[1]
-    for place, r in enumerate(rows):
-        i = row_start + r
-        norm = _norm(features_ND[i])
-        near_bound = sq_RK[r, -1] + _rounding(norm, sq_RK[r, -1], scale, rounding)
-        far_bound = max_sq_R[r] - _rounding(norm, max_sq_R[r], scale, rounding)
-        # A list that isn't full holds everybody.
-        is_open = k > first and indices_RK[r, -1] >= 0
-        num_held = 0
-        for j in range(sq_RN.shape[1]):
-            if j == i or (len(group_N) > 0 and (group_N[j] == group_N[i]) != same_group):
-                continue
-            is_near = is_open and sq_RN[place, j] <= near_bound
-            is_far = sq_RN[place, j] >= far_bound
-            if is_near or is_far:
-                sq = squared_distance(features_ND, i, j, scale)
-                if is_near:
-                    num_held = _insert(sq_RK[r, first:], indices_RK[r, first:], num_held, sq, j)
-                if is_far:
-                    max_sq_R[r] = max(max_sq_R[r], sq)

@@ -20,8 +20,9 @@ from cluster.blocks import kernel, row_blocks
 from cluster.copies import Longs
 from cluster.encoding import Dialect, Reciprocity, encode, stack
 from cluster.near_pairs import distance_of, index_kernel, pairs_kernel
-from cluster.neighbours import fixed_point_scale, nearest_neighbours
+from cluster.neighbours import nearest_neighbours
 from cluster.products import Ints
+from cluster.refine import fixed_point_scale
 from cluster.runner import Handle, Runner, on_threads, over_blocks
 from daal.errors import LabelError
 
@@ -87,7 +88,7 @@ def jaccard_distance(
 
 def invert(runner: Runner, encodings: Handle) -> Handle:
     """Handle of the encodings' `InvertedIndex`."""
-    return runner.submit("jaccard: index", inverted_index, encodings, runner.device, on_device=True)
+    return runner.submit("jaccard: index", inverted_index, encodings)
 
 
 def distances_below(
@@ -135,15 +136,9 @@ def row_of_entry(matrix: csr_array) -> npt.NDArray[np.int32]:
 
 # ---- Stages -----------------------------------------------------------------------------
 
-# As in `cluster.encoding`, what other devices do is imported where it is called.
 
-
-def inverted_index(encodings: csr_array, device: str) -> InvertedIndex:
+def inverted_index(encodings: csr_array) -> InvertedIndex:
     """The encodings by column."""
-    if device != "cpu":
-        from cluster import on_gpu
-
-        return on_gpu.inverted_index(encodings, device)
     # NumPy asks for huge pages where numba doesn't: claiming the memory takes half as long.
     # Sample and weight side by side: whoever looks at a column waits for memory once.
     entries = np.empty((encodings.nnz, 2), np.int32)
@@ -158,7 +153,6 @@ def pairs_below(
     encodings: csr_array,
     index: InvertedIndex,
     max_distance: float,
-    device: str,
     row_start: int,
     row_stop: int,
 ) -> csr_array:
@@ -166,10 +160,6 @@ def pairs_below(
 
     Only samples that are met in a common column are ever touched.
     """
-    if device != "cpu":
-        from cluster import on_gpu
-
-        return on_gpu.pairs_below(encodings, index, max_distance, row_start, row_stop, device)
     indptr, indices, distances = pairs_kernel(
         *(encodings.indptr, encodings.indices, encodings.data, *index),
         *(max_distance, row_start, row_stop),
@@ -182,15 +172,10 @@ def histogram_block(
     encodings: csr_array,
     index: InvertedIndex,
     every: int,
-    device: str,
     row_start: int,
     row_stop: int,
 ) -> Longs:
     """Counts of the same distances: first the zeros, then `NUM_BINS` equal bins of (0, 1)."""
-    if device != "cpu":
-        from cluster import on_gpu
-
-        return on_gpu.histogram_block(encodings, index, every, row_start, row_stop, device)
     counts: Longs = _histogram_kernel(
         *(encodings.indptr, encodings.indices, encodings.data, *index),
         *(every, row_start, row_stop),

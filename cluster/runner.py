@@ -18,9 +18,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from cluster.blocks import Function
+from cluster.out_of_memory import is_out_of_memory
 
-TASKS_ON_DEVICE = 2  # at a time: the memory of a GPU is small, and one task nearly fills it
-ROWS_ON_DEVICE = 8192  # of a block: most stages bring all features there for each block
+FULL = "The GPU's memory ran out; the CPU found the same in more time."
 
 Handle: TypeAlias = Any  # of a value that may not be there yet: a Future, or Ray's ObjectRef
 
@@ -35,10 +35,12 @@ class TaskTime(NamedTuple):
 
 
 class Runner(Protocol):
-    """Runs stages. `device` is where those that can use a GPU compute: "cpu" or "cuda"."""
+    """Runs stages. `device` is where those that gain by a GPU compute: "cpu" or "cuda". `notes`
+    are sentences on what happened there."""
 
     device: str
     num_workers: int
+    notes: list[str]
 
     def default_num_blocks(self, num_samples: int) -> int:
         """Row blocks that keep all workers busy, none tiny. Half of them meet the other half at
@@ -53,12 +55,22 @@ class Runner(Protocol):
         function: Callable[..., Any],
         *arguments: Any,
         num_results: int = 1,
-        on_device: bool = False,
     ) -> Any:
-        """A handle of `function(*arguments)`, or a list of `num_results` of them.
+        """A handle of `function(*arguments)` on a CPU, or a list of `num_results` of them.
 
-        Arguments may be handles. `stage` names the work for whoever watches it; `on_device`
-        says that it computes on `device`.
+        Arguments may be handles. `stage` names the work for whoever watches it.
+        """
+
+    def on_device(
+        self,
+        stage: str,
+        function: Callable[..., Any],
+        blocks: Sequence[tuple[int, int]],
+        *shared: Any,
+    ) -> list[Any] | None:
+        """Values of `function(*shared, device, start, stop)` of all row blocks, in order.
+
+        `shared` may be handles. None, and a note, if the device's memory ran out.
         """
 
     def collect(self, handles: Sequence[Handle]) -> list[Any]:
@@ -75,11 +87,26 @@ def over_blocks(
     *arguments: Any,
     blocks: Iterable[tuple[int, int]],
 ) -> list[Handle]:
-    """Handles of `function(*arguments, device, start, stop)` of each row block, on the device."""
-    return [
-        runner.submit(stage, function, *arguments, runner.device, *block, on_device=True)
-        for block in blocks
-    ]
+    """Handles of `function(*arguments, start, stop)` of each row block."""
+    return [runner.submit(stage, function, *arguments, *block) for block in blocks]
+
+
+class Full(NamedTuple):
+    """In the place of a value: the device's memory ran out, as it said."""
+
+    said: str
+
+
+def run_block(stage: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, TaskTime]:
+    """A block's value (`Full` if there was no memory for it), and what it took."""
+    start, cpu = time.time(), time.thread_time()
+    try:
+        value = function(*arguments)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        value = Full(str(error))
+    return value, TaskTime(stage, start, time.time(), time.thread_time() - cpu)
 
 
 @dataclass
@@ -111,14 +138,15 @@ class Threads:
     """A `Runner` in this process: a context manager, as it holds a pool of threads.
 
     Inside, BLAS and OpenMP are kept to one thread each: `num_threads` (default: as many as torch
-    uses) tasks side by side keep all cores at work. `device` defaults to a GPU if there is one.
+    uses) tasks side by side keep all cores at work. `device` defaults to a GPU if there is one;
+    its blocks are computed one after the other, by the thread that asks for them.
     """
 
     def __init__(self, num_threads: int | None = None, device: str | None = None) -> None:
         self.num_workers = num_threads or torch.get_num_threads()
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.notes: list[str] = []
         self._times: list[TaskTime] = []
-        self._on_device = threading.Semaphore(TASKS_ON_DEVICE if self.device != "cpu" else 1 << 30)
         self._is_open = False
 
     def __enter__(self) -> "Threads":
@@ -136,8 +164,6 @@ class Threads:
         torch.set_num_threads(self._torch_threads)
 
     def default_num_blocks(self, num_samples: int) -> int:
-        if self.device != "cpu":
-            return max(1, -(-num_samples // ROWS_ON_DEVICE))
         return max(1, min(4 * self.num_workers, num_samples // 256))
 
     def share(self, value: Any) -> Handle:
@@ -149,18 +175,35 @@ class Threads:
         function: Callable[..., Any],
         *arguments: Any,
         num_results: int = 1,
-        on_device: bool = False,
     ) -> Any:
         if not self._is_open:
             raise RuntimeError("Threads take tasks only inside their with block.")
         results: list[Future[Any]] = [Future() for _ in range(num_results)]
-        task = _Task(self, stage, function, arguments, results, on_device)
+        task = _Task(self, stage, function, arguments, results)
         missing = [argument for argument in arguments if isinstance(argument, Future)]
         task.num_missing = len(missing) + 1
         for argument in missing:
             argument.add_done_callback(task.one_is_there)
         task.one_is_there()
         return results if num_results > 1 else results[0]
+
+    def on_device(
+        self,
+        stage: str,
+        function: Callable[..., Any],
+        blocks: Sequence[tuple[int, int]],
+        *shared: Any,
+    ) -> list[Any] | None:
+        values = []
+        there = self.collect(shared)
+        for block in blocks:
+            value, took = run_block(stage, function, *there, self.device, *block)
+            self._times.append(took)
+            if isinstance(value, Full):
+                self.notes.append(FULL)
+                return None
+            values.append(value)
+        return values
 
     def collect(self, handles: Sequence[Handle]) -> list[Any]:
         return [handle.result() if isinstance(handle, Future) else handle for handle in handles]
@@ -180,8 +223,7 @@ class Threads:
         start, cpu = time.time(), time.thread_time()
         try:
             values = [a.result() if isinstance(a, Future) else a for a in arguments]
-            with self._on_device if task.on_device else nullcontext():
-                found = function(*values)
+            found = function(*values)
             pairs = list(zip(results, found if len(results) > 1 else [found], strict=True))
         except BaseException as error:
             for result in results:
@@ -217,10 +259,8 @@ class _Task:
         function: Callable[..., Any],
         arguments: tuple[Any, ...],
         results: list[Future[Any]],
-        on_device: bool,
     ) -> None:
         self._runner, self._all = runner, (stage, function, arguments, results)
-        self.on_device = on_device
         self.num_missing = 0
         self._lock = threading.Lock()
 

@@ -1,20 +1,20 @@
 """The estimate as a graph of Ray tasks: the only file of `cluster` that knows Ray.
 
-    products of pairs of blocks -> refine -> encodings -> distances -> eps -> DBSCAN
+    neighbours -> encodings -> distances -> eps -> DBSCAN
 
 The stages are those of `cluster.estimate`, and give the same bits however the rows are cut and
 whoever runs them; so a task that is lost with its worker or node is run again by Ray, and nothing
 changes. Features are put into the object store once (those in another order, by camera or without
 copies, once more) and read there in place, once per node; what travels between tasks are lists
-and sparse rows. Tasks bear their stage's name in the dashboard.
+and sparse rows. Tasks bear their stage's name in the dashboard. Where somebody has GPUs, what gains
+by them is computed there (`OnGpus`).
 A small set is one task.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,14 +25,18 @@ from ray.exceptions import RayError
 from threadpoolctl import threadpool_limits
 
 from cluster.estimate import ALONE, PseudoLabels, estimate_pseudo_labels
-from cluster.runner import Handle, TaskTime, Threads
+from cluster.runner import FULL, Full, Handle, TaskTime, Threads, run_block
 from daal.available_cpus import available_cpus
 from daal.config import ClusterConfig
 from daal.errors import ConfigError
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]  # stage, tasks done, tasks submitted
+# Called as `on_gpus(stage, function, blocks, *shared)`: the values of
+# `function(*shared, device, start, stop)` of all row blocks, in order. What is shared may be
+# references into the object store.
+OnGpus: TypeAlias = Callable[..., list[Any]]
 
-SMALL = {"cpu": 20_000, "cuda": 100_000}  # images: up to here, one task is faster than many
+SMALL, SMALL_ON_GPU = 20_000, 100_000  # images: up to here, one task is faster than many
 ROWS_PER_BLOCK = (2048, 65_536)  # not worth a task below; a task takes long to stop above
 POLL_SECONDS = 1.0
 CANCEL_SECONDS = 5.0  # that cancelled tasks may take to end by themselves
@@ -47,45 +51,43 @@ def estimate_on_ray(
     source_N: npt.NDArray[np.floating] | None = None,
     num_threads: int = 1,
     num_blocks: int | None = None,
-    gpus_per_task: float = 1,
+    on_gpus: OnGpus | None = None,
     on_progress: OnProgress | None = None,
 ) -> PseudoLabels:
     """`cluster.estimate.estimate_pseudo_labels` on the Ray cluster we are connected to.
 
-    `features_ND` may be a reference into the object store. Up to 20,000 images (100,000 if there
-    are GPUs) are one task with `num_threads` threads; beyond that, or with `num_blocks`, tasks of
-    one thread keep the whole cluster at work. Where there are GPUs, tasks of stages that gain by
-    it take `gpus_per_task` of one (0: none), and no CPU, which its node may not have left; others
-    take one CPU. `on_progress` is called about once a second while there are several tasks.
+    `features_ND` may be a reference into the object store. Up to 20,000 images (100,000 with
+    `on_gpus`) are one task with `num_threads` threads; beyond that, or with `num_blocks`, tasks of
+    one CPU and one thread keep the whole cluster at work. The neighbour search and cuML are
+    computed by `on_gpus`, if it is given. `on_progress` is called about once a second while there
+    are several tasks.
 
     Raises what the local function raises, ConfigError if `config.backend` is cuml and there is
     no GPU to use, and RayError if Ray gives a task up.
     """
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_gpus = int(resources.get("GPU", 0)) if gpus_per_task else 0
-    if config.backend == "cuml" and num_gpus == 0:
+    if config.backend == "cuml" and on_gpus is None:
         raise ConfigError(
             "cluster.backend=cuml needs a GPU and this run has none; use auto, components "
             "or sklearn, which give the same labels."
         )
-    device = "cuda" if num_gpus else "cpu"
     features: npt.NDArray[np.floating] = (
         ray.get(features_ND) if isinstance(features_ND, ray.ObjectRef) else features_ND
     )
     of_images: dict[str, Any] = {"camids_N": camids_N, "source_N": source_N}
-    if num_blocks is None and len(features) <= SMALL[device]:
-        one_task = as_task(_run_whole, gpus_per_task if num_gpus else 0)
-        reference = one_task.options(name="pseudo-labels").remote(
-            num_threads, device, features_ND, config, eps, **of_images
-        )
+    if num_blocks is None and len(features) <= (SMALL if on_gpus is None else SMALL_ON_GPU):
+        whole = (num_threads, config, eps, of_images, features_ND)
+        if on_gpus is not None:
+            found: PseudoLabels = on_gpus("pseudo-labels", _run_whole, [(0, 1)], *whole)[0]
+            return found
+        reference = as_task(_run_whole).options(name="pseudo-labels").remote(*whole, "cpu")
         try:
-            found: PseudoLabels = _result(reference)
+            found = _result(reference)
             return found
         except KeyboardInterrupt:
             ray.cancel(reference)
             raise
-    num_workers = num_gpus or int(resources.get("CPU", 1))
-    runner = RayTasks(device, num_workers, on_progress, gpus_per_task)
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    runner = RayTasks(int(resources.get("CPU", 1)), on_gpus, on_progress)
     try:
         return estimate_pseudo_labels(
             features, config, eps, runner=runner, num_blocks=num_blocks, **of_images
@@ -98,15 +100,8 @@ def estimate_on_ray(
 
 
 @cache
-def as_task(function: Callable[..., Any], num_gpus: float) -> Any:
-    """A function as a task of `num_gpus` of a GPU, or of one CPU if that is 0.
-
-    A task with a GPU has a process to itself (`max_calls`; Ray's own choice only where `num_gpus`
-    isn't an option of the call): an idle one would keep the GPU's memory, and the next task would
-    stay on the GPU that it saw first.
-    """
-    if num_gpus:
-        return ray.remote(num_cpus=0, num_gpus=num_gpus, max_calls=1)(function)
+def as_task(function: Callable[..., Any]) -> Any:
+    """A function as a task of one CPU."""
     return ray.remote(num_cpus=1)(function)
 
 
@@ -114,17 +109,15 @@ class RayTasks:
     """`cluster.runner.Runner` on Ray: handles are object references."""
 
     def __init__(
-        self,
-        device: str,
-        num_workers: int,
-        on_progress: OnProgress | None,
-        gpus_per_task: float = 1,
+        self, num_workers: int, on_gpus: OnGpus | None = None, on_progress: OnProgress | None = None
     ) -> None:
-        self.device = device
+        self.device = "cpu" if on_gpus is None else "cuda"
         self.num_workers = num_workers
-        self._gpus_per_task = gpus_per_task
+        self.notes: list[str] = []
+        self._on_gpus = on_gpus
         self._on_progress = on_progress
         self._times: dict[Any, str] = {}  # the reference of each task's time, and its stage
+        self._times_on_gpus: list[TaskTime] = []
         self._shown: Counter[str] = Counter()
 
     def default_num_blocks(self, num_samples: int) -> int:
@@ -140,13 +133,27 @@ class RayTasks:
         function: Callable[..., Any],
         *arguments: Any,
         num_results: int = 1,
-        on_device: bool = False,
     ) -> Any:
-        gpus = self._gpus_per_task if on_device and self.device == "cuda" else 0
-        task = as_task(_run_stage, gpus).options(name=stage, num_returns=num_results + 1)
+        task = as_task(_run_stage).options(name=stage, num_returns=num_results + 1)
         *results, spent = task.remote(stage, function, num_results, *arguments)
         self._times[spent] = stage
         return results if num_results > 1 else results[0]
+
+    def on_device(
+        self,
+        stage: str,
+        function: Callable[..., Any],
+        blocks: Sequence[tuple[int, int]],
+        *shared: Any,
+    ) -> list[Any] | None:
+        assert self._on_gpus is not None
+        done = self._on_gpus(stage, partial(_run_block, stage, function), blocks, *shared)
+        self._times_on_gpus += [took for _, took in done]
+        values = [value for value, _ in done]
+        if any(isinstance(value, Full) for value in values):
+            self.notes.append(FULL)
+            return None
+        return values
 
     def collect(self, handles: Sequence[Handle]) -> list[Any]:
         pending = [handle for handle in handles if isinstance(handle, ray.ObjectRef)]
@@ -162,7 +169,7 @@ class RayTasks:
         ]
 
     def times(self) -> list[TaskTime]:
-        return ray.get(self._done())
+        return [*self._times_on_gpus, *ray.get(self._done())]
 
     def cancel(self) -> None:
         """Let go of whatever is still waiting or at work (after a lost task, or Ctrl-C).
@@ -212,15 +219,21 @@ def _run_stage(
     return [*found, spent] if num_results > 1 else [found, spent]
 
 
-def _run_whole(num_threads: int, device: str, *arguments: Any, **options: Any) -> PseudoLabels:
+def _run_block(stage: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, TaskTime]:
+    there = [ray.get(a) if isinstance(a, ray.ObjectRef) else a for a in arguments]
+    return run_block(stage, function, *there)
+
+
+def _run_whole(
+    num_threads: int,
+    config: ClusterConfig,
+    eps: float | None,
+    of_images: dict[str, Any],
+    features_ND: npt.NDArray[np.floating],
+    device: str,
+    *_: int,
+) -> PseudoLabels:
     num_threads = min(num_threads, available_cpus())
     torch.set_num_threads(num_threads)
-    try:
-        with Threads(num_threads, device) as runner:
-            return estimate_pseudo_labels(*arguments, runner=runner, **options)
-    except torch.OutOfMemoryError:
-        if device == "cpu":
-            raise
-    found = _run_whole(num_threads, "cpu", *arguments, **options)
-    note = "The GPU's memory ran out; the CPU found the same labels in more time."
-    return replace(found, notes=(*found.notes, note))
+    with Threads(num_threads, device) as runner:
+        return estimate_pseudo_labels(features_ND, config, eps, runner=runner, **of_images)

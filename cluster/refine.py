@@ -1,0 +1,266 @@
+"""Exact neighbours from candidates: measured again, and shown to hide nobody.
+
+Exact distances are sums of integers (`squared_distance`), so neither a bit nor a tie depends on
+the tiles, the number of blocks, the machine or the device.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.blocks import kernel
+from cluster.products import Candidates, Floats, Ints, Precision, squared_distances
+
+# How far an operand of a product is rounded off, relatively: by half a unit of its last place with
+# bf16, by a whole one with TF32, as matrix units may cut off what doesn't fit.
+OPERANDS: dict[Precision, float] = {"fp32": 0.0, "tf32": 1.01 * 2**-10, "bf16": 1.01 * 2**-8}
+SEARCH_PRODUCTS = 1 << 24  # products held at once while rows are searched again
+FIXED_POINT = 1 << 30  # of a coordinate; its square, 2^60, leaves room for |x - y|^2 <= 4
+
+
+# fp32 products of some rows with all samples, (rows, N).
+SquaredDistances: TypeAlias = Callable[[npt.NDArray[np.intp]], Floats]
+
+
+class Neighbours(NamedTuple):
+    """`indices_NK` int32: the sample itself first, then by (distance, index); -1 where there are
+    no more. `sq_distances_NK` float32, which is what they are ordered by; `max_sq_distance_N`
+    float32, to the farthest sample."""
+
+    indices_NK: Ints
+    sq_distances_NK: Floats
+    max_sq_distance_N: Floats
+
+
+class Groups(NamedTuple):
+    """Restricts a search: to samples of the same group (`same`), or to those of other groups.
+
+    `of_N` int32, ascending: rows are ordered by group (camera).
+    """
+
+    of_N: Ints
+    same: bool
+
+
+NO_GROUPS = Groups(np.empty(0, np.int32), True)  # all samples are one
+
+
+class Search(NamedTuple):
+    """What is searched: `k` neighbours, the sample itself counted if it may be one."""
+
+    k: int
+    scale: float  # coordinates times this are below `FIXED_POINT`
+    precision: Precision = "fp32"
+    groups: Groups = NO_GROUPS
+    certify: bool = True  # False: the candidates are all there is, right or not
+
+    def meet(self, row: int, other: int) -> bool:
+        """Whether two rows can be neighbours."""
+        of_N, same = self.groups
+        return len(of_N) == 0 or bool(of_N[row] == of_N[other]) == same
+
+    def columns(self, row: int, num_samples: int) -> list[tuple[int, int]]:
+        """(start, stop) of the samples that a row is searched among, itself included."""
+        of_N, same = self.groups
+        if len(of_N) == 0:
+            return [(0, num_samples)]
+        first, last = (int(np.searchsorted(of_N, of_N[row], side)) for side in ("left", "right"))
+        return [(first, last)] if same else [(0, first), (last, num_samples)]
+
+
+def rounding_bound(precision: Precision, dims: int) -> float:
+    """Bound on the rounding of a product's squared distance, relative to the two squared norms.
+
+    The worst case: both operands rounded, and every addition of the product's fp32 sum and of
+    those of the two norms, in any order (Higham 2002, sec. 3.1).
+    """
+    return 2 * OPERANDS[precision] + 2 * (dims + 4) * 2**-24
+
+
+def fixed_point_scale(features_ND: Floats) -> float:
+    """A power of two: the same for all features of about the same largest norm."""
+    largest = float(np.sqrt(np.einsum("nd,nd->n", features_ND, features_ND).max(initial=0)))
+    # Norms just above 1 are 1, rounded; the fixed point has room for them.
+    _, exponent = np.frexp(largest / 1.1)
+    return float(np.ldexp(FIXED_POINT, -int(exponent)))
+
+
+def refine(features_ND: Floats, search: Search, candidates: Candidates) -> Neighbours:
+    """Exact neighbours of one row block from its candidates."""
+    found = no_neighbours(len(candidates.near_RC), search.k)
+    certified_R = np.zeros(len(candidates.near_RC), np.bool_)
+    rounding = rounding_bound(search.precision, features_ND.shape[1])
+    options = (features_ND, search.scale, rounding, search.groups.same)
+    _refine_rows(*options, *candidates, *found, certified_R)
+    doubtful = np.flatnonzero(~certified_R & search.certify)
+    measure = partial(squared_distances, features_ND)
+    search_again(features_ND, search, candidates.row_start, doubtful, found, measure)
+    return found
+
+
+def no_neighbours(num_rows: int, k: int) -> Neighbours:
+    """Room for those of so many rows."""
+    return Neighbours(
+        np.full((num_rows, k), -1, np.int32),
+        np.zeros((num_rows, k), np.float32),
+        np.zeros(num_rows, np.float32),
+    )
+
+
+def search_again(
+    features_ND: Floats,
+    search: Search,
+    row_start: int,
+    rows: npt.NDArray[np.intp],
+    found: Neighbours,
+    measure: SquaredDistances,
+) -> None:
+    """Put those `rows` of `found`, counted from `row_start`, right that no candidates settled."""
+    fp32 = rounding_bound("fp32", features_ND.shape[1])
+    rows_at_once = max(1, SEARCH_PRODUCTS // len(features_ND))
+    for start in range(0, len(rows), rows_at_once):
+        some = rows[start : start + rows_at_once]
+        sq_RN = measure(some + row_start)
+        _search_rows(
+            *(features_ND, search.scale, fp32, *search.groups, row_start, some, sq_RN), *found
+        )
+
+
+# ---- Kernels ----------------------------------------------------------------------------
+
+
+@kernel
+def squared_distance(features_ND: Floats, i: int, j: int, scale: float) -> np.float32:
+    """|x_i - x_j|^2, float32: a sum of integers (units of scale^-2), whose order can't matter."""
+    total = np.int64(0)
+    for d in range(features_ND.shape[1]):
+        difference = (np.float64(features_ND[i, d]) - np.float64(features_ND[j, d])) * scale
+        total += np.int64(difference * difference)
+    return np.float32(total * scale**-2)
+
+
+@kernel
+def _norm(row: Floats) -> float:
+    sq_norm = 0.0
+    for value in row:
+        sq_norm += np.float64(value) ** 2
+    return np.sqrt(sq_norm)  # type: ignore[no-any-return]
+
+
+@kernel
+def _rounding(norm: float, sq: float, scale: float, rounding: float) -> float:
+    """How far products may be off the squared distance `sq` from a sample of length `norm`.
+
+    The error grows with |x_i|^2 + |x_j|^2. |x_j| is at most |x_i| + |x_i - x_j|, and what
+    `scale` leaves room for.
+    """
+    other_norm = min(norm + np.sqrt(sq), 1.1 * FIXED_POINT / scale)
+    return rounding * (norm * norm + other_norm * other_norm)  # type: ignore[no-any-return]
+
+
+@kernel
+def _insert(sq: Floats, indices: Ints, num_held: int, value: np.float32, index: int) -> int:
+    """Insert into a list ordered by (value, index); returns how many it holds now."""
+    last = min(num_held, len(sq) - 1)
+    if num_held == len(sq) and (sq[last] < value or (sq[last] == value and indices[last] < index)):
+        return num_held
+    place = last
+    while place > 0 and (
+        sq[place - 1] > value or (sq[place - 1] == value and indices[place - 1] > index)
+    ):
+        sq[place] = sq[place - 1]
+        indices[place] = indices[place - 1]
+        place -= 1
+    sq[place] = value
+    indices[place] = index
+    return min(num_held + 1, len(sq))
+
+
+@kernel
+def _refine_rows(
+    features_ND: Floats,
+    scale: float,
+    rounding: float,
+    itself_first: bool,
+    row_start: int,
+    near_sq: Floats,
+    near: Ints,
+    far_sq: Floats,
+    far: Ints,
+    indices_RK: Ints,
+    sq_RK: Floats,
+    max_sq_R: Floats,
+    certified_R: npt.NDArray[np.bool_],
+) -> None:
+    k, num_near, num_far = indices_RK.shape[1], near.shape[1], far.shape[1]
+    first = 1 if itself_first else 0
+    for r in range(len(near)):
+        i = row_start + r
+        if itself_first:
+            indices_RK[r, 0] = i
+        # Whoever comes after a candidate is at least (or, among the farthest, at most) as far as
+        # it, but for rounding: from some candidate on, nobody can change the result any more. A
+        # list that ends before holds everybody, or leaves it open who was turned away.
+        norm = _norm(features_ND[i])
+        num_held = 0
+        certified = k == first
+        for c in range(num_near):
+            j = near[r, c]
+            if certified or j < 0:
+                certified = True
+                break
+            sq = squared_distance(features_ND, i, j, scale)
+            num_held = _insert(sq_RK[r, first:], indices_RK[r, first:], num_held, sq, j)
+            kth_sq = sq_RK[r, -1]
+            off = _rounding(norm, kth_sq, scale, rounding)
+            certified = num_held == k - first and kth_sq < near_sq[r, c] - off
+        far_certified = False
+        for c in range(num_far):
+            if far_certified or far[r, c] < 0:
+                far_certified = True
+                break
+            max_sq_R[r] = max(max_sq_R[r], squared_distance(features_ND, i, far[r, c], scale))
+            off = _rounding(norm, max_sq_R[r], scale, rounding)
+            far_certified = max_sq_R[r] > far_sq[r, c] + off
+        certified_R[r] = certified and far_certified
+
+
+@kernel
+def _search_rows(
+    features_ND: Floats,
+    scale: float,
+    rounding: float,
+    group_N: Ints,
+    same_group: bool,
+    row_start: int,
+    rows: npt.NDArray[np.intp],
+    sq_RN: Floats,
+    indices_RK: Ints,
+    sq_RK: Floats,
+    max_sq_R: Floats,
+) -> None:
+    """Search whole rows again, with their fp32 distances `sq_RN` to all samples at hand."""
+    first = 1 if same_group else 0
+    k = indices_RK.shape[1]
+    for place, r in enumerate(rows):
+        i = row_start + r
+        norm = _norm(features_ND[i])
+        near_bound = sq_RK[r, -1] + _rounding(norm, sq_RK[r, -1], scale, rounding)
+        far_bound = max_sq_R[r] - _rounding(norm, max_sq_R[r], scale, rounding)
+        # A list that isn't full holds everybody.
+        is_open = k > first and indices_RK[r, -1] >= 0
+        num_held = 0
+        for j in range(sq_RN.shape[1]):
+            if j == i or (len(group_N) > 0 and (group_N[j] == group_N[i]) != same_group):
+                continue
+            is_near = is_open and sq_RN[place, j] <= near_bound
+            is_far = sq_RN[place, j] >= far_bound
+            if is_near or is_far:
+                sq = squared_distance(features_ND, i, j, scale)
+                if is_near:
+                    num_held = _insert(sq_RK[r, first:], indices_RK[r, first:], num_held, sq, j)
+                if is_far:
+                    max_sq_R[r] = max(max_sq_R[r], sq)
