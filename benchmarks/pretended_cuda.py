@@ -82,7 +82,8 @@ class PretendedCuda(TorchDispatchMode):
         kwargs.pop("pin_memory", None)
         if not there and not goes_there:
             return func(*args, **kwargs)
-        self.launches[name] += not func.is_view
+        if not func.is_view:
+            self.launches[name] += 1
         if name in COPYING:
             self._note_copy(*args[:2] if name == "copy_" else (None, args[0]), goes_there)
         else:
