@@ -16,6 +16,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 from unittest.mock import patch
 
@@ -81,7 +82,7 @@ def fake_cuda(num_workers: int = 1) -> Iterator[None]:
 
 
 def _synchronize(*_: Any) -> None:
-    raise HostWaits(f"torch.cuda.synchronize at {_place()}")
+    raise HostWaits(f"torch.cuda.synchronize at {place()}")
 
 
 _pinned: set[StorageWeakRef] = set()
@@ -158,7 +159,7 @@ class Watch(TorchDispatchMode):
             raise self._wait(f"a copy of {what} from memory that isn't pinned")
 
     def _wait(self, what: str) -> HostWaits:
-        return HostWaits(f"{self.phase}: {what}, at {_place()}")
+        return HostWaits(f"{self.phase}: {what}, at {place()}")
 
 
 def _is_cuda(tensor: Tensor) -> bool:
@@ -166,14 +167,15 @@ def _is_cuda(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor) and tensor.fake_device.type == "cuda"
 
 
-def _place() -> str:
-    """The innermost lines of the code that led here, torch's and this module's apart."""
-    frames = [
-        f"{frame.filename}:{frame.lineno}"
-        for frame in reversed(traceback.extract_stack())
-        if "/torch/" not in frame.filename and frame.filename != __file__
-    ]
-    return " <- ".join(frames[:3])
+def place() -> str:
+    """The innermost lines of the code that led here, torch's and the pretence's own apart."""
+    frames = (
+        f"{frame.f_code.co_filename}:{line}"
+        for frame, line in traceback.walk_stack(None)
+        if frame.f_globals.get("__name__", "").partition(".")[0] != "torch"
+        and not frame.f_globals.get("__name__", "").endswith("_cuda")
+    )
+    return " <- ".join(islice(frames, 3))
 
 
 # ---- Backward --------------------------------------------------------------------------
@@ -186,11 +188,12 @@ def backward(loss: Tensor) -> None:
     The nodes are the real ones, in the engine's order. The engine itself asks the driver which of
     its devices are in use.
     """
-    waiting = _edges(loss.grad_fn)
-    inputs: dict[Any, dict[int, Tensor]] = {loss.grad_fn: {0: torch.ones_like(loss)}}
-    ready = [loss.grad_fn]
+    root: Any = loss.grad_fn
+    waiting = _edges(root)
+    inputs: dict[Any, dict[int, Tensor]] = {root: {0: torch.ones_like(loss)}}
+    ready = [root]
     while ready:
-        node: Any = max(ready, key=lambda node: node._sequence_nr())
+        node = max(ready, key=lambda node: node._sequence_nr())
         ready.remove(node)
         gradients = inputs.pop(node, {})
         if type(node).__name__ == "AccumulateGrad":

@@ -47,16 +47,12 @@ class FakeFit:
         workers = config.ray.num_workers
         self.shares = self.fit.batch_source // workers, self.fit.batch_target // workers
         labels = _drawn_labels(config, stage, has_source=self.fit.batch_source > 0)
-        worker = SimpleNamespace(rank=0, world_size=workers, device=CUDA, kept={})
-        plan = Plan(
-            *(0, 1, 1, self.fit.batch_source, self.fit.batch_target),
-            *[np.arange(NUM_ROWS)] * 3,
-            num_parts=self.fit.accumulate,
-        )
+        worker: Any = SimpleNamespace(rank=0, world_size=workers, device=CUDA, kept={})
+        rows, batches = np.arange(NUM_ROWS), (self.fit.batch_source, self.fit.batch_target)
+        plan = Plan(0, 1, 1, *batches, rows, rows, rows, num_parts=self.fit.accumulate)
+        network = _memory_only(config, labels)
         with patch.object(train_state, "_last_checkpoint", lambda *_: None):
-            self.state = TrainState.start(
-                stage, worker, _memory_only(config, labels), plan, self.fit, config  # type: ignore[arg-type]
-            )
+            self.state = TrainState.start(stage, worker, network, plan, self.fit, config)
         self.state.network.train()
         self.autocast = mixed_precision(CUDA, config.mixed_precision)
         self.maker = BatchMaker(labels, config, 1, CUDA)
@@ -139,9 +135,7 @@ def by_phase(launches: dict[str, Counter[str]]) -> dict[str, int]:
 
 
 @contextmanager
-def phases(
-    network: DaalNetwork, optimizer: torch.optim.Optimizer, watch: Watch
-) -> Iterator[None]:
+def phases(network: DaalNetwork, optimizer: torch.optim.Optimizer, watch: Watch) -> Iterator[None]:
     """Notes in which part of `train_step` an operation is done."""
 
     def enter(phase: str) -> None:

@@ -6,7 +6,6 @@ both devices raises a RuntimeError, as on a GPU; waits of the host, and what is 
 and the device, are counted.
 """
 
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,8 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-CUDA = torch.device("cuda:0")
+from benchmarks.fake_cuda import CUDA, place
+
 MEMORY = 140 * 10**9  # of the device, all of it free
 # Operations that look at values, or whose results' shapes depend on them.
 LOOKING = {
@@ -36,7 +36,7 @@ COPYING = {"_to_copy", "copy_"}
 class PretendedTensor(Tensor):
     """A tensor on `CUDA` whose values are those of `held`, on the CPU."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, held: Tensor) -> "PretendedTensor":
@@ -54,7 +54,7 @@ class PretendedTensor(Tensor):
         self.held = held
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         raise RuntimeError(f"{func} of a pretended tensor outside of pretended_cuda, or its thread")
@@ -85,7 +85,9 @@ class PretendedCuda(TorchDispatchMode):
         if not func.is_view:
             self.launches[name] += 1
         if name in COPYING:
-            self._note_copy(*args[:2] if name == "copy_" else (None, args[0]), goes_there)
+            if name == "copy_":
+                goes_there = isinstance(args[0], PretendedTensor)
+            self._note_copy(args[name == "copy_"], goes_there)
         else:
             for tensor in tensors:
                 if not isinstance(tensor, PretendedTensor) and tensor.ndim > 0:
@@ -105,8 +107,7 @@ class PretendedCuda(TorchDispatchMode):
 
         return tree_map(claimed, found)
 
-    def _note_copy(self, into: Tensor | None, source: Tensor, goes_there: bool) -> None:
-        goes_there = goes_there if into is None else isinstance(into, PretendedTensor)
+    def _note_copy(self, source: Tensor, goes_there: bool) -> None:
         if isinstance(source, PretendedTensor) == goes_there:
             return
         self.waits[f"copy {'up' if goes_there else 'down'} at {place()}"] += 1
@@ -131,16 +132,6 @@ def _kernel(func: OpOverload) -> Callable[..., Any]:
     if func is torch.ops.aten.mm.dtype:  # CUDA's alone
         return lambda a, b, dtype: a.to(dtype) @ b.to(dtype)
     return func
-
-
-def place() -> str:
-    """The innermost lines of the code that led here, torch's and this module's apart."""
-    frames = [
-        f"{frame.filename}:{frame.lineno}"
-        for frame in reversed(traceback.extract_stack())
-        if "/torch/" not in frame.filename and frame.filename != __file__
-    ]
-    return " <- ".join(frames[:2])
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.pretended_cuda import PretendedCuda, PretendedTensor, pretended_cuda
 from numpy.typing import NDArray
 from planted import planted
 from sklearn.cluster import DBSCAN
 
+from benchmarks.pretended_cuda import PretendedCuda, PretendedTensor, pretended_cuda
 from cluster import dbscan, device_arrays, neighbours, search_on_device
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
 from cluster.runner import Threads
@@ -133,7 +133,7 @@ def test_a_look_at_each_sample(estimate: Estimate) -> None:
     bug = planted(
         *(search_on_device, "_refined"),
         "    itself_first, scale",
-        "    [float(row.sum()) for row in features]; itself_first, scale",
+        "    [float(row.sum()) for row in features[:50]]; itself_first, scale",
     )
     with pretended_cuda() as cuda, bug:
         estimate("cuda")

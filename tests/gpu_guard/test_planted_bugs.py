@@ -3,11 +3,11 @@
 from typing import Any, NamedTuple
 
 import pytest
-from benchmarks.fake_cuda import HostWaits
-from benchmarks.fake_steps import watched_step
 from planted import planted
 from test_training_step import BUDGETS, SMALL, config_of, launches
 
+from benchmarks.fake_cuda import HostWaits
+from benchmarks.fake_steps import watched_step
 from daal import augment, losses, step
 from daal.memory_head import ClusterMemory
 from pipelines.train_batch import BatchMaker, HostBatch
@@ -105,8 +105,8 @@ BUGS = {
     ),
     "a boolean mask that is written to": Bug(
         *(losses, "soft_label_loss"),
-        "log_probabilities_BK = ",
-        "logits_BK = logits_BK.clone(); logits_BK[weights_BK[:, 0] < 0] = logits_BK[0]; log_probabilities_BK = ",
+        "logits_BK.float()",
+        "logits_BK.index_put((weights_BK[:, 0] < 0,), logits_BK[0]).float()",
         "losses: a boolean mask is counted",
     ),
     "an index of the host": Bug(
@@ -154,7 +154,9 @@ def test_bug(name: str) -> None:
 
 
 def test_a_loop_over_samples() -> None:
-    loop = "torch.cat([normalise(image_HWC[None].permute(0, 3, 1, 2)) for image_HWC in pixels_BHWC])"
+    loop = (
+        "torch.cat([normalise(image_HWC[None].permute(0, 3, 1, 2)) for image_HWC in pixels_BHWC])"
+    )
     with planted(augment, "augment", "normalise(pixels_BHWC.permute(0, 3, 1, 2))", loop):
         assert launches("paper", "adapt") > BUDGETS["paper"]
 

@@ -5,8 +5,8 @@ their layout, and the launches of kernels stay within a budget.
 """
 
 import pytest
-from benchmarks.fake_steps import Stage, by_phase, watched_step
 
+from benchmarks.fake_steps import Stage, by_phase, watched_step
 from daal.config import Config
 from pipelines.shipped import read_config, shipped_names
 
