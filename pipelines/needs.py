@@ -112,7 +112,8 @@ def _needs(
 ) -> Needs:
     weight_bytes = 4 * probe.num_parameters
     # Each sends and receives almost twice the gradients (ring all-reduce).
-    bytes_per_step = int(2 * weight_bytes * (workers - 1) / workers)
+    gradient_bytes = weight_bytes // 2 if config.ray.compress_gradients else weight_bytes
+    bytes_per_step = int(2 * gradient_bytes * (workers - 1) / workers)
     batch = config.adapt.batch_source + config.adapt.batch_target
     share = -(-batch // (workers * config.adapt.accumulate))
     momenta = 2 if config.adapt.optim.optimizer == "adam" else 1

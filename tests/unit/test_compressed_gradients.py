@@ -1,0 +1,70 @@
+"""Gradients that travel as bf16 (`ray.compress_gradients`)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from one_step import SGD, setting, step
+from torch import Tensor, distributed
+
+from daal.config import Config
+from daal.errors import ConfigError
+from daal.load_config import load_config
+from daal.optimizer import make_optimizer
+from pipelines.checkpoint_writer import CheckpointWriter
+from pipelines.train_state import TrainState
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    yield
+    distributed.destroy_process_group()
+
+
+def state(compressed: bool) -> TrainState:
+    """Of one worker of two, whose partner is left out."""
+    worker = SimpleNamespace(world_size=2, rank=0, device=torch.device("cpu"))
+    network, _ = setting()
+    optimizer, writer = make_optimizer(network, SGD), CheckpointWriter("", worker)  # type: ignore[arg-type]
+    return TrainState(
+        *("", worker, network, optimizer, None, 0, torch.zeros(()), writer, compressed)  # type: ignore[arg-type]
+    )
+
+
+def gradients(trained: TrainState) -> dict[str, Tensor]:
+    _, batch = setting()
+    step(trained.distributed(), batch, trained.optimizer)
+    found = {name: p.grad for name, p in trained.network.named_parameters()}
+    return {name: gradient for name, gradient in found.items() if gradient is not None}
+
+
+def test_gradients_are_rounded_to_bf16(process_group: None) -> None:
+    exact, rounded = gradients(state(False)), gradients(state(True))
+    for name, gradient in rounded.items():
+        assert gradient.equal(exact[name].bfloat16().float()), name
+    assert not all(gradient.equal(exact[name]) for name, gradient in rounded.items())
+
+
+def test_it_trains(process_group: None) -> None:
+    trained = state(True)
+    model, (_, batch) = trained.distributed(), setting()
+    first = step(model, batch, trained.optimizer).as_dict()
+    for _ in range(10):
+        last = step(model, batch, trained.optimizer).as_dict()
+    assert last["total"] < first["total"]
+
+
+@pytest.mark.parametrize("workers", [["num_workers=2"], ["num_workers=4", "min_workers=1"]])
+def test_for_several_workers__also_if_they_may_become_one(workers: list[str]) -> None:
+    settings = ["ray.compress_gradients=true", *(f"ray.{setting}" for setting in workers)]
+    assert isinstance(load_config(None, settings), Config)
+
+
+def test_of_one_worker__is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"ray\.compress_gradients=true needs ray\.num_workers"):
+        load_config(None, ["ray.compress_gradients=true", "ray.num_workers=1"])
