@@ -62,6 +62,7 @@ def fake_cuda(num_workers: int = 1) -> Iterator[None]:
             (torch.cuda, "current_device", lambda: 0),
             (torch.cuda, "is_current_stream_capturing", lambda: False),
             (torch.cuda, "synchronize", _synchronize),
+            (torch.cuda, "Event", FakeEvent),
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             # Fake tensors are of a class of their own, for which it would take loops.
             (torch.nn.utils.clip_grad, "_has_foreach_support", lambda tensors, device: True),
@@ -82,7 +83,15 @@ def fake_cuda(num_workers: int = 1) -> Iterator[None]:
 
 
 def _synchronize(*_: Any) -> None:
-    raise HostWaits(f"torch.cuda.synchronize at {place()}")
+    raise HostWaits(f"a synchronisation at {place()}")
+
+
+class FakeEvent:
+    """In the place of `torch.cuda.Event`."""
+
+    def record(self) -> None: ...
+
+    synchronize = _synchronize
 
 
 _pinned: set[StorageWeakRef] = set()
@@ -112,13 +121,17 @@ INDEXING = {"index", "_unsafe_index", "index_put", "index_put_", "_unsafe_index_
 class Watch(TorchDispatchMode):
     """Counts the operations that launch, by phase. Raises `HostWaits` where the host waits.
 
-    `phase` is what the next operations belong to. Use it inside `fake_cuda`.
+    `phase` is what the next operations belong to. Use it inside `fake_cuda`, as often as needed.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.phase = ""
         self.launches: dict[str, Counter[str]] = {}
+        self.captures = False  # into a CUDA graph
+
+    def count(self, name: str) -> None:
+        self.launches.setdefault(self.phase, Counter())[name] += 1
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
@@ -132,7 +145,9 @@ class Watch(TorchDispatchMode):
         tensors = [x for x in tree_leaves((args, kwargs, found)) if isinstance(x, Tensor)]
         if any(map(_is_cuda, tensors)):
             if not (func.is_view or name in NO_KERNEL):
-                self.launches.setdefault(self.phase, Counter())[name] += 1
+                self.count(name)
+            if self.captures and not all(map(_is_cuda, tensors)):
+                raise self._wait(f"{name} in a CUDA graph reads the host's memory")
             if name in INDEXING:
                 self._look_at_index([x for x in tree_leaves(args[1]) if isinstance(x, Tensor)])
             if name == "_to_copy":
@@ -160,6 +175,26 @@ class Watch(TorchDispatchMode):
 
     def _wait(self, what: str) -> HostWaits:
         return HostWaits(f"{self.phase}: {what}, at {place()}")
+
+
+class FakeGraph:
+    """In the place of `daal.captured_step.CudaGraph`: a replay is one launch."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        with patch.object(self._watch, "captures", True):
+            yield
+
+    def replay(self) -> None:
+        self._watch.phase = "replay"
+        self._watch.count("cuda_graph")
 
 
 def _is_cuda(tensor: Tensor) -> bool:
@@ -259,7 +294,8 @@ def fake_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
 
     packet = getattr(torch.ops.aten, function.__name__)
-    register_op_impl(packet.default)(run)
+    for overload in packet.overloads():
+        register_op_impl(getattr(packet, overload))(run)
     return function
 
 
@@ -267,6 +303,11 @@ def fake_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 def _fused_sgd_(parameters: list[Tensor], gradients: list[Tensor], *_: Any, **__: Any) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
         assert parameter.stride() == gradient.stride(), "a gradient unlike its parameter"
+
+
+@fake_kernel
+def _fused_adam_(parameters: list[Tensor], gradients: list[Tensor], *_: Any, **__: Any) -> None:
+    _fused_sgd_(parameters, gradients)
 
 
 def _channels(images_BCHW: Tensor) -> Tensor:

@@ -12,8 +12,10 @@ import torch
 from planted import planted
 from test_training_step import SMALL, config_of
 
+from benchmarks.fake_cuda import CUDA
 from benchmarks.fake_steps import FakeFit, process
 from daal.network import DaalNetwork
+from daal.step import mixed_precision
 
 
 def num_graphs(recipe: str) -> int:
@@ -27,10 +29,12 @@ def num_graphs(recipe: str) -> int:
     try:
         with process(config_of(recipe, *SMALL)):
             fit = FakeFit(config_of(recipe, *SMALL), "adapt")
-            (batch,) = fit.on_device(fit.on_host(0))
+            (part,) = fit.on_host(0)
+            batch = fit.maker.on_device(part.to(CUDA))
+            autocast = mixed_precision(CUDA, True)
             network = torch.compile(fit.state.network, backend=backend, fullgraph=True)
             # Asked, the compiler would look at the state of a GPU's random numbers.
-            with fit.autocast, patch.object(torch.cuda, "is_available", lambda: False):
+            with autocast, patch.object(torch.cuda, "is_available", lambda: False):
                 out = network(batch.images_BCHW, batch.num_source)
             assert out.shared_BC.is_cuda
     finally:

@@ -50,7 +50,7 @@ BUGS = {
         *(step, "train_step"),
         "optimizer.step()",
         "torch.cuda.synchronize(); optimizer.step()",
-        "torch.cuda.synchronize at ",
+        "a synchronisation at ",
     ),
     "statistics on the host": Bug(
         *(augment, "_statistics"),

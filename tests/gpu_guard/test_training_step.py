@@ -38,8 +38,9 @@ TECHNIQUES = {
 
 
 def config_of(recipe: str, *settings: str, workers: int = 1) -> Config:
-    given = ["source.root=x", "target.root=x", f"ray.num_workers={workers}", *settings]
-    return read_config(recipe, given)
+    """Without a CUDA graph, unless `settings` ask for it."""
+    given = ["source.root=x", "target.root=x", f"ray.num_workers={workers}"]
+    return read_config(recipe, [*given, "ray.cuda_graph=false", *settings])
 
 
 def launches(recipe: str, stage: Stage, *settings: str, workers: int = 1) -> int:
