@@ -32,12 +32,16 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.distributed._meta_registrations import create_fakework
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CUDA = torch.device("cuda:0")
+# One for the process, as code keeps constants of a device. Tensors made outside become fake ones
+# where they meet these.
+MODE = FakeTensorMode(allow_non_fake_inputs=True)
 
 
 class HostWaits(Exception):
@@ -53,8 +57,7 @@ def fake_cuda(num_workers: int = 1) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by deepcopy
-        # Tensors made outside become fake ones where they meet these.
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(MODE)
         # After the mode has been entered, which looks for a GPU itself and there is none.
         for owner, name, value in (
             (torch.cuda, "is_available", lambda: True),
@@ -234,12 +237,7 @@ def backward(loss: Tensor) -> None:
         if type(node).__name__ == "AccumulateGrad":
             _accumulate(node.variable, gradients[0])
             continue
-        function = node if callable(node) else node.apply  # an autograd.Function has the latter
-        found = function(*(gradients.get(place) for place in range(len(node._input_metadata))))
-        found = found if isinstance(found, tuple) else (found,)
-        for (follower, place), gradient in zip(node.next_functions, found, strict=False):
-            if follower is None:
-                continue
+        for (follower, place), gradient in _run(node, gradients):
             if gradient is not None:
                 gradient = _like(gradient, follower._input_metadata[place])
                 known = inputs.setdefault(follower, {})
@@ -247,6 +245,23 @@ def backward(loss: Tensor) -> None:
             waiting[follower] -= 1
             if waiting[follower] == 0:
                 ready.append(follower)
+
+
+def _run(
+    node: Any, gradients: dict[int, Tensor]
+) -> Iterator[tuple[tuple[Any, int], Tensor | None]]:
+    """Edges to a node's followers, each with the gradient that goes there."""
+    given = [gradients.get(place) for place in range(len(node._input_metadata))]
+    if callable(node):
+        found = node(*given)
+        found = found if isinstance(found, tuple) else (found,)
+    else:  # a Function written in Python; it gives a None for what isn't a tensor, too
+        returned = node.apply(*given)
+        found = iter(g for g, needs in zip(returned, node.needs_input_grad, strict=True) if needs)
+        found = [next(found) if follower else None for follower, _ in node.next_functions]
+    for edge, gradient in zip(node.next_functions, found, strict=True):
+        if edge[0] is not None:
+            yield edge, gradient
 
 
 def _edges(root: Any) -> Counter[Any]:
@@ -344,8 +359,8 @@ def batch_norm_gather_stats_with_counts(
 
 
 @fake_kernel
-def batch_norm_elemt(images_BCHW: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(images_BCHW)
+def batch_norm_elemt(images_BCHW: Tensor, *_: Any, out: Tensor | None = None) -> Tensor:
+    return torch.empty_like(images_BCHW) if out is None else out
 
 
 @fake_kernel
@@ -378,3 +393,9 @@ def batch_norm_backward_elemt(
 ) -> Tensor:
     assert counts_G.dtype == torch.int32 and grad_BCHW.stride() == images_BCHW.stride()
     return torch.empty_like(images_BCHW)
+
+
+@register_op_impl(torch.ops.c10d.allgather_into_tensor_coalesced_.default)
+@register_op_impl(torch.ops.c10d.allreduce_coalesced_.default)
+def _collective(mode: FakeTensorMode, func: OpOverload, *args: Any) -> Any:
+    return create_fakework(args, return_first_arg=False)

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from benchmarks.fake_cuda import CUDA, FakeGraph, Watch, backward, fake_cuda
-from daal import augment
 from daal.config import Config
 from daal.host_copy import HostCopy
 from daal.network import DaalNetwork
@@ -88,7 +87,6 @@ class FakeFit:
             dtype=torch.uint8,
             device="cpu" if streamed else CUDA,
         )
-        augment._statistics.cache_clear()  # those of the CPU, or of an earlier pretence
 
     def on_host(self, step: int) -> list[HostBatch]:
         """What the host prepares of a step's batch, beside the training."""

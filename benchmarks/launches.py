@@ -31,7 +31,7 @@ def main() -> None:
 def row(recipe: str, stage: Stage, workers: int, settings: list[str]) -> dict[str, Any]:
     given = ["source.root=.", "target.root=.", "ray.cuda_graph=false", f"ray.num_workers={workers}"]
     given += settings
-    launches = watched_step(read_config(recipe, given), stage).launches
+    launches = watched_step(read_config(recipe, given), stage, number=1).launches
     return {"step": f"{recipe}, {stage}", "workers": workers, **by_phase(launches)}
 
 
