@@ -34,7 +34,8 @@ class ClusterMemory(nn.Module):
         self.memory_KC.copy_(F.normalize(centroids_KC.float(), dim=1))
 
     def forward(self, features_TC: Tensor) -> Tensor:
-        return self.scale * F.linear(F.normalize(features_TC.float(), dim=1), self.memory_KC)
+        with torch.autocast(features_TC.device.type, enabled=False):  # or the product is of bf16
+            return self.scale * F.linear(F.normalize(features_TC.float(), dim=1), self.memory_KC)
 
     @torch.no_grad()
     def update(self, features_TC: Tensor, labels_T: Tensor, unless: Tensor) -> None:

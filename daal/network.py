@@ -36,7 +36,8 @@ class IdentityHead(nn.Module):
     """FC from the shared feature to identities (Eq. 3 and Eq. 5).
 
     identity_head "linear" is the paper's FC. "unit" normalises the feature first and multiplies
-    it by head_scale.
+    it by head_scale; its logits are float32, also under autocast: the scale would make much of
+    bf16's rounding.
     """
 
     def __init__(self, config: NetworkConfig, num_features: int, num_ids: int) -> None:
@@ -59,10 +60,11 @@ class IdentityHead(nn.Module):
         self.fc.weight.copy_(F.normalize(centroids_KC.float(), dim=1))
 
     def forward(self, features_BC: Tensor) -> Tensor:
-        if self.unit:
-            features_BC = self.scale * F.normalize(features_BC.float(), dim=1)
-        logits: Tensor = self.fc(features_BC)
-        return logits
+        if not self.unit:
+            logits: Tensor = self.fc(features_BC)
+            return logits
+        with torch.autocast(features_BC.device.type, enabled=False):
+            return F.linear(self.scale * F.normalize(features_BC.float(), dim=1), self.fc.weight)
 
 
 class DaalNetwork(nn.Module):

@@ -13,13 +13,13 @@ from typing import SupportsFloat
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from daal import losses
 from daal.config import LossConfig
 from daal.errors import TrainingDiverged
 from daal.memory_head import ClusterMemory
-from daal.network import DaalNetwork, NetworkOutput
+from daal.network import NetworkOutput
+from daal.teacher import Teacher
 from daal.whole_batch import whole_batch
 
 
@@ -57,7 +57,7 @@ def train_step(
     diverged: Tensor,
     agree: Callable[[Tensor], None],
     autocast: torch.autocast,
-    teacher: AveragedModel | None = None,
+    teacher: Teacher | None = None,
 ) -> losses.LossTerms:
     """Forward, Eq. 7 and backward of each micro-batch, then one update by their mean.
 
@@ -102,7 +102,7 @@ def train_step(
                 raise ValueError("a cluster memory needs target_labels_T in every batch")
             network.target_head.update(whole_batch(features_TC), whole_batch(labels_T), diverged)
     if teacher is not None:
-        teacher.update_parameters(network)
+        teacher.follow(network)
     return terms
 
 
@@ -133,7 +133,7 @@ def _loss_terms(out: NetworkOutput, batch: TrainBatch, weights: LossConfig) -> l
 
 
 def _learn_from(
-    teacher: AveragedModel,
+    teacher: Teacher,
     terms: losses.LossTerms,
     out: NetworkOutput,
     batch: TrainBatch,
@@ -143,7 +143,7 @@ def _learn_from(
     """The terms with the cross entropy on the teacher's predictions, as soft labels (Eq. 5)."""
     if out.target_logits_BK is None:
         return terms
-    with torch.no_grad(), autocast:
+    with autocast:
         taught = teacher(batch.images_BCHW, batch.num_source)
     soft_TK = taught.target_logits_BK.float().softmax(1)
     term = losses.soft_label_loss(out.target_logits_BK, soft_TK)
@@ -166,23 +166,13 @@ def raise_if_diverged(diverged: SupportsFloat, terms: losses.LossTerms, step: in
         )
 
 
-def make_teacher(network: DaalNetwork, momentum: float) -> AveragedModel | None:
-    """The running mean of a network's weights and statistics, starting as its copy; None at 0.
-
-    Source: Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017.
-    """
-    if momentum == 0:
-        return None
-    mean = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
-    teacher = AveragedModel(network, multi_avg_fn=mean, use_buffers=True)
-    teacher.module.eval()
-    return teacher
-
-
 def mixed_precision(device: torch.device, wanted: bool) -> torch.autocast:
     """bf16 autocast where the device multiplies bf16 natively; does nothing elsewhere.
 
-    Without its cache on a GPU: a captured step (`daal.captured_step`) may not have one, and with it
+    Without it, all is float32. A GPU's convolutions would take TF32 by themselves, which has bf16's
+    precision but for three bits, so that this process is told here whether they may.
+
+    On a GPU it has no cache: a captured step (`daal.captured_step`) may not have one, and with it
     a weight that is used twice would have other gradients.
     """
     if device.type == "cpu":
@@ -190,6 +180,7 @@ def mixed_precision(device: torch.device, wanted: bool) -> torch.autocast:
         native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     else:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
+        torch.backends.cudnn.allow_tf32 = wanted
     return torch.autocast(
         device.type,
         torch.bfloat16,

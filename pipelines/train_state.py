@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from daal import checkpoint
 from daal.batch_norm import group_size, synchronise
@@ -20,7 +19,7 @@ from daal.errors import CheckpointError
 from daal.network import DaalNetwork
 from daal.optimizer import make_optimizer
 from daal.plan import Plan
-from daal.step import make_teacher
+from daal.teacher import Teacher
 from pipelines.checkpoint_writer import CheckpointWriter
 from pipelines.workers import Worker
 
@@ -36,7 +35,7 @@ class TrainState:
     worker: Worker
     network: DaalNetwork
     optimizer: torch.optim.Optimizer
-    teacher: AveragedModel | None
+    teacher: Teacher | None
     next_step: int
     diverged: Tensor  # see `daal.step.train_step`
     writer: CheckpointWriter
@@ -54,7 +53,8 @@ class TrainState:
     ) -> "TrainState":
         """From the network as it is, or from the last whole checkpoint of the stage, if any."""
         network = network.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        teacher = make_teacher(network, fit.teacher_momentum)  # a copy; groups of workers have none
+        # A copy from before workers share statistics: it takes none.
+        teacher = Teacher(network, fit.teacher_momentum) if fit.teacher_momentum else None
         _share_statistics(network, worker, plan, fit, config)
         saved = _last_checkpoint(stage, worker)
         next_step = 0

@@ -7,11 +7,8 @@ from daal import checkpoint
 from daal.config import LossConfig, NetworkConfig, OptimConfig
 from daal.losses import LossTerms
 from daal.network import DaalNetwork
-from daal.step import (
-    TrainBatch,
-    mixed_precision,
-    train_step,
-)
+from daal.step import TrainBatch, mixed_precision, train_step
+from daal.teacher import Teacher
 
 OFF = mixed_precision(torch.device("cpu"), wanted=False)
 SGD = OptimConfig(lr_backbone=0.02, lr_new=0.02)
@@ -39,11 +36,14 @@ def step(
     weights: LossConfig = LossConfig(),  # noqa: B008 (frozen)
     diverged: Tensor | None = None,
     autocast: torch.autocast = OFF,
+    teacher: Teacher | None = None,
 ) -> LossTerms:
     """A step of the only worker."""
     batches = [batches] if isinstance(batches, TrainBatch) else batches
     diverged = torch.zeros(()) if diverged is None else diverged
-    return train_step(model, batches, optimizer, weights, diverged, lambda _: None, autocast)
+    return train_step(
+        *(model, batches, optimizer, weights, diverged, lambda _: None, autocast, teacher)
+    )
 
 
 def everything(network: DaalNetwork, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

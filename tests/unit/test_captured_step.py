@@ -16,7 +16,8 @@ from daal.errors import ConfigError
 from daal.load_config import load_config
 from daal.losses import LossTerms
 from daal.optimizer import make_optimizer, set_learning_rate
-from daal.step import make_teacher, mixed_precision, train_step
+from daal.step import mixed_precision, train_step
+from daal.teacher import Teacher
 from pipelines.shipped import RECIPES
 from pipelines.stream import FedBatch
 from pipelines.train_batch import BatchMaker, HostBatch, Labels
@@ -69,7 +70,8 @@ class Training:
         config, known = self.config, labels(self.config.network.stripes)
         self.maker = BatchMaker(known, config, 1, CPU)
         self.network = build_network(config, known, {})
-        self.teacher = make_teacher(self.network, config.adapt.teacher_momentum)
+        momentum = config.adapt.teacher_momentum
+        self.teacher = Teacher(self.network, momentum) if momentum else None
         self.network.train()
         self.optimizer = make_optimizer(self.network, config.adapt.optim, self.capturable)
         self.diverged = torch.zeros(())

@@ -14,16 +14,16 @@ from torch.nn.parallel import DistributedDataParallel
 from daal.config import AttentionConfig, FitConfig, LossConfig, NetworkConfig, OptimConfig
 from daal.errors import TrainingDiverged
 from daal.host_copy import HostCopy
-from daal.losses import LossTerms, soft_label_loss
+from daal.losses import LossTerms
 from daal.network import DaalNetwork
 from daal.optimizer import make_optimizer, set_learning_rate
 from daal.step import (
     TrainBatch,
-    make_teacher,
     mixed_precision,
     raise_if_diverged,
     train_step,
 )
+from daal.teacher import Teacher
 
 
 def test_steps_lower_every_term_of_eq7() -> None:
@@ -156,13 +156,14 @@ def test_host_copy__as_the_flag_was() -> None:
     assert (float(before), float(HostCopy(diverged))) == (0.0, 1.0)
 
 
-def test_no_step_waits_for_the_device() -> None:
+def test_no_step_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fake tensors have no values: whatever asks for one on the host raises an error."""
+    monkeypatch.setattr("daal.teacher.deepcopy", lambda _: setting()[0])  # nor have they copies
     with FakeTensorMode():
         network, batch = setting()
-        optimizer = make_optimizer(network, SGD)
+        optimizer, teacher = make_optimizer(network, SGD), Teacher(network, 0.9)
         for _ in range(2):
-            terms = step(network, halves(batch), optimizer)
+            terms = step(network, halves(batch), optimizer, teacher=teacher)
         with pytest.raises(DataDependentOutputException):
             raise_if_diverged(torch.zeros(()) + 0, terms, 0)
 
@@ -219,45 +220,6 @@ def test_compiled_extraction(dynamo: None) -> None:
 # ---- Schedule, precision, batches -------------------------------------------------------
 
 
-def test_teacher__is_the_running_mean_of_weights_and_statistics() -> None:
-    network, batch = setting()
-    optimizer, teacher = make_optimizer(network, SGD), make_teacher(network, momentum=0.75)
-    assert teacher is not None and make_teacher(network, 0) is None
-    names = ("backbone.conv1.weight", "backbone.bn1.running_mean", "source_head.fc.weight")
-    mean: dict[str, Tensor] = {}
-    for _ in range(3):
-        train_step(
-            *(network, [batch], optimizer, LossConfig(), torch.zeros(())),
-            *(lambda _: None, OFF, teacher),
-        )
-        own = network.state_dict()
-        # The first step's result is where the mean begins.
-        mean = {n: 0.75 * mean.get(n, own[n]) + 0.25 * own[n] for n in names}
-    for name in names:
-        torch.testing.assert_close(teacher.module.state_dict()[name], mean[name], msg=name)
-    assert network.training and not teacher.module.training
-
-
-def test_teacher__its_predictions_are_soft_labels() -> None:
-    network, batch = setting()
-    teacher = make_teacher(network, momentum=0.5)
-    assert teacher is not None
-    with torch.no_grad():
-        taught = teacher(batch.images_BCHW, batch.num_source).target_logits_BK.softmax(1)
-        own = network(batch.images_BCHW, batch.num_source).target_logits_BK
-    expected = float(soft_label_loss(own, taught))
-    network, batch = setting()  # the forward above moved statistics
-    teacher = make_teacher(network, momentum=0.5)
-    weights = LossConfig(source_weight=0, target_weight=0, domain_weight=0, teacher_weight=2.0)
-    terms = train_step(
-        *(network, [batch], make_optimizer(network, SGD), weights, torch.zeros(())),
-        *(lambda _: None, OFF, teacher),
-    )
-    assert terms.teacher is not None
-    assert float(terms.teacher) == pytest.approx(expected, rel=1e-4)
-    assert float(terms.total) == pytest.approx(2 * expected, rel=1e-4)
-
-
 def test_bf16_on_cpus__no_garbage_gradient_on_maps_one_pixel_wide() -> None:
     """Without the fp32 depthwise layer, most of these steps have gradients of 1e15 and more."""
     torch.manual_seed(0)
@@ -274,6 +236,29 @@ def test_bf16_on_cpus__no_garbage_gradient_on_maps_one_pixel_wide() -> None:
         step(network, batch, optimizer, autocast=bf16)
         worst = max(float(p.grad.abs().max()) for p in network.parameters() if p.grad is not None)
         assert worst < 100, number
+
+
+@pytest.mark.parametrize("heads", [{"identity_head": "unit"}, {"target_head": "memory"}])
+def test_scaled_logits_are_float32_under_autocast(heads: dict[str, str]) -> None:
+    """Of 20 to 64 times a cosine, bf16 would lose up to a quarter."""
+    network, _ = setting(**heads)
+    features_BC = torch.randn(4, network.num_features).bfloat16()
+    for head in (network.source_head, network.target_head):
+        if getattr(head, "unit", True):
+            expected_BK = head(features_BC)  # type: ignore[misc]
+            with torch.autocast("cpu", torch.bfloat16):
+                found_BK = head(features_BC)  # type: ignore[misc]
+            assert found_BK.dtype is torch.float32
+            assert found_BK.equal(expected_BK)
+
+
+def test_without_mixed_precision__a_gpu_takes_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch, "autocast", lambda *_, enabled: enabled)
+    for wanted in (False, True):
+        assert mixed_precision(torch.device("cuda"), wanted) is wanted
+        assert torch.backends.cudnn.allow_tf32 is wanted
 
 
 def test_domains__source_rows_first() -> None:

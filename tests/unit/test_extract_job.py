@@ -1,0 +1,97 @@
+"""A worker's part of an extraction: features in the rows' order, copied batch by batch."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from torch import Tensor
+
+from daal.config import Config
+from daal.host_copy import HostCopy
+from daal.load_config import load_config
+from daal.network import DaalNetwork
+from daal.trained_model import TrainedModel
+from pipelines import extract
+from pipelines.extract import BATCH, ExtractJob
+from pipelines.pixels import ImageSource
+
+NUM_IMAGES = 7
+
+
+def config(*settings: str) -> Config:
+    return load_config(None, [
+        "network.backbone=resnet18", "network.weights=none", "input.height=32", "input.width=16",
+        "mixed_precision=false", *settings,
+    ])  # fmt: skip
+
+
+@pytest.fixture
+def pixels_NHWC(monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Kept pixels of all images, which any reader of them finds by row."""
+    draw = np.random.default_rng(0)
+    found = torch.from_numpy(draw.integers(0, 256, (NUM_IMAGES, 32, 16, 3), np.uint8))
+    reader = SimpleNamespace(read=lambda rows: found[rows])
+    monkeypatch.setattr(extract, "pixel_reader", lambda *_: reader)
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    return found
+
+
+def job(config: Config) -> ExtractJob:
+    torch.manual_seed(0)
+    weights: Any = {n: t.numpy() for n, t in DaalNetwork(config.network).state_dict().items()}
+    source = ImageSource(None, (), np.arange(NUM_IMAGES))  # type: ignore[arg-type]
+    return ExtractJob("extract", config, source, NUM_IMAGES, weights)
+
+
+def worker() -> Any:
+    return SimpleNamespace(
+        rank=0, world_size=1, device=torch.device("cpu"), reach=lambda *_: None, log=print
+    )
+
+
+@pytest.mark.parametrize("batch", [2, 3, 7, 100])
+def test_features_are_in_the_rows_order(pixels_NHWC: Tensor, batch: int) -> None:
+    asked = job(config(f"ray.extract_batch={batch}"))
+    rows, features_NC = asked.run(worker())
+    assert rows.tolist() == list(range(NUM_IMAGES))
+    tensors = {name: torch.from_numpy(array) for name, array in asked.weights.items()}  # type: ignore[attr-defined]
+    with torch.inference_mode():
+        expected_NC = TrainedModel(asked.config, tensors)(pixels_NHWC.permute(0, 3, 1, 2))
+    assert features_NC.dtype == np.float32
+    np.testing.assert_allclose(features_NC, expected_NC, rtol=1e-4, atol=1e-5)
+
+
+def test_two_batches_of_features_are_on_their_way_at_most(
+    pixels_NHWC: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU each of them is pinned memory."""
+    waiting = most = 0
+
+    class Counted(HostCopy):
+        def __init__(self, *tensors: Tensor) -> None:
+            nonlocal waiting, most
+            assert [len(tensor) for tensor in tensors] in ([1], [2])
+            super().__init__(*tensors)
+            waiting += 1
+            most = max(most, waiting)
+
+        def tensors(self) -> tuple[Tensor, ...]:
+            nonlocal waiting
+            waiting -= 1
+            return super().tensors()
+
+    monkeypatch.setattr(extract, "HostCopy", Counted)
+    job(config("ray.extract_batch=2")).run(worker())
+    assert (waiting, most) == (0, 2)
+
+
+def test_batches_are_larger_on_gpus(pixels_NHWC: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BATCH, "cpu", 4)
+    reached: list[int] = []
+    counting = worker()
+    counting.reach = lambda stage, number: reached.append(number)
+    job(config()).run(counting)
+    assert reached == [0, 1] and BATCH["cuda"] == 256
