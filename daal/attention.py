@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from daal.batch_norm import BatchNorm2d
+
 
 def split_features(features_BCHW: Tensor, attention_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """Domain-shared part A(F) x F (Eq. 1) and domain-specific part (1 - A(F)) x F (Eq. 2)."""
@@ -36,23 +38,23 @@ class AttentionMap(nn.Module):
     ) -> None:
         super().__init__()
         spatial, squeezed = channels // spatial_reduction, channels // channel_reduction
-        between = [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)] if norm_after_depthwise else []
+        between = [BatchNorm2d(channels), nn.ReLU(inplace=True)] if norm_after_depthwise else []
         self.depthwise = nn.Conv2d(
             channels, channels, 3, stride=2, padding=1, groups=channels, bias=False
         )
         self.pointwise = nn.Sequential(
             *between,
             nn.Conv2d(channels, spatial, 1, bias=False),
-            nn.BatchNorm2d(spatial),
+            BatchNorm2d(spatial),
             nn.ReLU(inplace=True),
         )
         self.channel = nn.Sequential(
             nn.Conv2d(spatial, squeezed, 1, bias=False),
-            nn.BatchNorm2d(squeezed),
+            BatchNorm2d(squeezed),
             nn.ReLU(inplace=True),
             nn.Conv2d(squeezed, channels, 1, bias=False),
         )
-        self.last_norm = nn.BatchNorm2d(channels)
+        self.last_norm = BatchNorm2d(channels)
         self.relu_before_sigmoid = relu_before_sigmoid
         self.pool_channels = pool_channels
         if zero_init:

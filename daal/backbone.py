@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from daal.batch_norm import BatchNorm2d
 from daal.checkpoint import unpacked
 from daal.config import NetworkConfig
 from daal.errors import CheckpointError
@@ -27,7 +28,7 @@ def build_backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
     Raises CheckpointError if the weights can't be had or don't fit.
     """
     name = config.backbone
-    resnet = getattr(torchvision.models, name)(weights=None)
+    resnet = getattr(torchvision.models, name)(weights=None, norm_layer=BatchNorm2d)
     if config.weights in IMAGENET_WEIGHTS:
         published = torchvision.models.get_model_weights(name)[IMAGENET_WEIGHTS[config.weights]]
         try:

@@ -4,6 +4,8 @@ A worker's share of a batch may be too small for statistics of its own: results 
 with the number of workers. Workers are cut into groups, and each group normalises as one
 worker with all its images would. Every worker of a group has the same number of images.
 
+GPUs have kernels for this (`daal.batch_norm_kernels`); CPUs and compilers get the formulas.
+
 Shapes: B images of one worker, C channels, H x W pixels, G workers of a group.
 """
 
@@ -14,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from daal.batch_norm_kernels import has_kernels, layout_of, normalise_together
 
 
 def group_size(images_per_worker: int, world_size: int, at_least: int) -> int:
@@ -33,12 +37,28 @@ def synchronise(network: nn.Module, process_group: dist.ProcessGroup) -> nn.Modu
     """
     for parent in list(network.modules()):
         for name, layer in parent.named_children():
-            if type(layer) is nn.BatchNorm2d and layer.weight.requires_grad:
+            if type(layer) is BatchNorm2d and layer.weight.requires_grad:
                 setattr(parent, name, GroupBatchNorm2d(layer, process_group))
     return network
 
 
-class GroupBatchNorm2d(nn.BatchNorm2d):
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's, which also counts the batches it has seen: a launch a layer and step on a GPU.
+
+    Nobody reads the count, unless statistics are a cumulative average. `num_batches_tracked` stays
+    in the state dict, as it was loaded.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) of any float type and layout, which the result has too."""
+        assert self.momentum is not None, "a cumulative average is not implemented"
+        return F.batch_norm(
+            *(input, self.running_mean, self.running_var, self.weight, self.bias),
+            *(self.training, self.momentum, self.eps),
+        )
+
+
+class GroupBatchNorm2d(BatchNorm2d):
     """`layer`, with statistics over a process group in training.
 
     Not torch's SyncBatchNorm, which refuses CPU tensors and makes the host wait for the GPU in
@@ -46,7 +66,6 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     """
 
     def __init__(self, layer: nn.BatchNorm2d, process_group: dist.ProcessGroup) -> None:
-        assert layer.momentum is not None, "a cumulative average is not implemented"
         super().__init__(layer.num_features, layer.eps, layer.momentum)
         self.weight, self.bias = layer.weight, layer.bias
         self.running_mean, self.running_var = layer.running_mean, layer.running_var
@@ -58,6 +77,8 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         """(B, C, H, W) of any float type and layout, which the result has too."""
         if not self.training:
             return super().forward(input)
+        if has_kernels(input):
+            return normalise_together(input, [len(input)], [self], self.process_group)
         normalised_BCHW, mean_C, var_C = _Normalise.apply(
             input, self.weight, self.bias, self.eps, self.process_group
         )
@@ -67,9 +88,8 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     @torch.no_grad()
     def _update(self, mean_C: Tensor, var_C: Tensor, count: int) -> None:
         """Running statistics; the variance without bias, as BatchNorm's."""
-        assert self.momentum is not None and self.num_batches_tracked is not None
+        assert self.momentum is not None
         assert self.running_mean is not None and self.running_var is not None
-        self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean_C, self.momentum)
         self.running_var.lerp_(var_C * (count / (count - 1)), self.momentum)
 
@@ -131,20 +151,8 @@ def _per_channel(images_BCHW: Tensor) -> int:
     return images_BCHW.numel() // images_BCHW.shape[1]
 
 
-def layout_of(images_BCHW: Tensor) -> torch.memory_format:
-    is_last = images_BCHW.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if is_last else torch.contiguous_format
-
-
-def _has_kernels(images_BCHW: Tensor) -> bool:
-    """Those made for SyncBatchNorm, which CPUs and the compiler lack (it fuses the formulas)."""
-    return images_BCHW.is_cuda and not torch.compiler.is_compiling()
-
-
 def _moments(input_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and (biased) variance of each channel, float32."""
-    if _has_kernels(input_BCHW):
-        return torch.batch_norm_update_stats(input_BCHW, None, None, 0.0)  # one pass
     var_C, mean_C = torch.var_mean(input_BCHW.float(), dim=(0, 2, 3), correction=0)
     return mean_C, var_C
 
@@ -160,12 +168,6 @@ def _input_gradient(
 ) -> Tensor:
     """`sums_2C`: the group's gradients of weight and bias, from `count` values a channel."""
     grad_weight_C, grad_bias_C = sums_2C.unbind()
-    if _has_kernels(input_BCHW):  # one pass
-        return torch.batch_norm_backward_elemt(
-            *(grad_BCHW, input_BCHW, mean_C, invstd_C, weight_C),
-            *(grad_bias_C, grad_weight_C / invstd_C),
-            torch.full((1,), count, dtype=torch.int32, device=input_BCHW.device),
-        )
     slope_C = invstd_C * grad_weight_C / count
     scale_C11, slope_C11, mean_C11, offset_C11 = (
         values_C[:, None, None]

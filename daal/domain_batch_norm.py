@@ -18,7 +18,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from daal.batch_norm import layout_of
+from daal.batch_norm import BatchNorm2d, GroupBatchNorm2d
+from daal.batch_norm_kernels import has_kernels, layout_of, normalise_together
 
 
 class Border:
@@ -41,11 +42,15 @@ class DomainBatchNorm2d(nn.Module):
         self.border = border
 
     def forward(self, input_BCHW: Tensor) -> Tensor:
-        num_source = self.border.num_source
-        both_BCHW = torch.cat([
-            _normalised(self.source, input_BCHW[:num_source]),
-            _normalised(self.target, input_BCHW[num_source:]),
-        ])  # fmt: skip
+        sizes = [self.border.num_source, len(input_BCHW) - self.border.num_source]
+        source, target = self.source, self.target
+        is_shared = source.training and all(sizes) and has_kernels(input_BCHW)
+        if is_shared and isinstance(source, GroupBatchNorm2d):
+            group = source.process_group
+            return normalise_together(input_BCHW, sizes, [source, target], group)
+        # The gradient of a split is one operation; two slices have one each, and their sum.
+        source_BCHW, target_BCHW = torch.split(input_BCHW, sizes)
+        both_BCHW = torch.cat([_normalised(source, source_BCHW), _normalised(target, target_BCHW)])
         # Nothing to do unless one part is empty: `cat` looks at its layout, too.
         return both_BCHW.contiguous(memory_format=layout_of(input_BCHW))
 
@@ -67,7 +72,7 @@ def separate_domains(network: nn.Module, border: Border) -> None:
     """
     for parent in list(network.modules()):
         for name, layer in parent.named_children():
-            if type(layer) is nn.BatchNorm2d and layer.weight.requires_grad:
+            if type(layer) is BatchNorm2d and layer.weight.requires_grad:
                 parent.add_module(name, DomainBatchNorm2d(layer, border))
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from daal.batch_norm import layout_of
+from daal.batch_norm import BatchNorm2d
+from daal.batch_norm_kernels import layout_of
 
 
 class InstanceBatchNorm(nn.Module):
@@ -25,7 +26,7 @@ class InstanceBatchNorm(nn.Module):
         super().__init__()
         half = channels // 2
         self.IN = nn.InstanceNorm2d(half, affine=True)
-        self.BN = nn.BatchNorm2d(channels - half)
+        self.BN = BatchNorm2d(channels - half)
 
     @torch.no_grad()
     def start_from(self, norm: nn.BatchNorm2d) -> None:

@@ -6,6 +6,8 @@ Shapes: B images, C channels, H x W pixels of the feature map.
 import torch
 from torch import Tensor, nn
 
+from daal.batch_norm import BatchNorm2d
+
 
 class AveragePooling(nn.Module):
     """The paper's global average pooling: (B, C, H, W) -> (B, C), in float32."""
@@ -47,7 +49,7 @@ class BatchNormNeck(nn.Module):
     def __init__(self, num_features: int) -> None:
         super().__init__()
         # 2d: workers in groups and domains are handled by what handles the other BatchNorms.
-        self.norm = nn.BatchNorm2d(num_features)
+        self.norm = BatchNorm2d(num_features)
         self.norm.bias.requires_grad_(False)
 
     def forward(self, features_BC: Tensor) -> Tensor:

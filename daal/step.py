@@ -144,8 +144,9 @@ def _learn_from(
     if out.target_logits_BK is None:
         return terms
     with autocast:
-        taught = teacher(batch.images_BCHW, batch.num_source)
-    soft_TK = taught.target_logits_BK.float().softmax(1)
+        taught_TK = teacher(batch.images_BCHW, batch.num_source).target_logits_BK
+    assert taught_TK is not None  # it has the network's heads
+    soft_TK = taught_TK.float().softmax(1)
     term = losses.soft_label_loss(out.target_logits_BK, soft_TK)
     return terms.add("teacher", term, weights.teacher_weight)
 
