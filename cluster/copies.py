@@ -10,18 +10,32 @@ from cluster.products import Floats, Ints
 
 Longs: TypeAlias = npt.NDArray[np.int64]
 
+FEW_COLUMNS = 128
 MINUS_ZERO = np.uint32(1 << 31)  # its bits
 GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # in units of 2^-64: scatters bits
 
 
 def distinct_rows(features_ND: Floats) -> Longs:
     """For every row the lowest index of a row that is equal to it (as values: -0 is 0)."""
-    hashes = _hash_rows(features_ND.view(np.uint32))
-    order = np.argsort(hashes, kind="stable")
-    first_copy_N = np.arange(len(features_ND))
-    if (hashes[order[1:]] == hashes[order[:-1]]).any():
-        _find_copies(features_ND, hashes, order, first_copy_N)
+    bits_ND = features_ND.view(np.uint32)
+    # Nearly all rows differ in the first columns already.
+    rows, _ = _alike(bits_ND[:, :FEW_COLUMNS], np.arange(len(bits_ND)))
+    rows, hashes = _alike(bits_ND, np.sort(rows))
+    first_copy_N = np.arange(len(bits_ND))
+    _find_copies(features_ND, hashes, rows, first_copy_N)
     return first_copy_N
+
+
+def _alike(bits_ND: npt.NDArray[np.uint32], rows: Longs) -> tuple[Longs, Longs]:
+    """Those `rows` whose hash another one has, too, and their hashes, ordered by hash and row."""
+    hashes = _hash_rows(bits_ND, rows)
+    order = np.argsort(hashes, kind="stable")
+    rows, hashes = rows[order], hashes[order]
+    is_like_next = hashes[1:] == hashes[:-1]
+    is_alike = np.zeros(len(rows), np.bool_)
+    is_alike[:-1] |= is_like_next
+    is_alike[1:] |= is_like_next
+    return rows[is_alike], hashes[is_alike]
 
 
 @kernel
@@ -70,30 +84,28 @@ def copy_rows(
 
 
 @kernel
-def _hash_rows(bits_ND: npt.NDArray[np.uint32]) -> Longs:
-    hashes = np.empty(len(bits_ND), np.int64)
-    for i in range(len(bits_ND)):
+def _hash_rows(bits_ND: npt.NDArray[np.uint32], rows: Longs) -> Longs:
+    hashes = np.empty(len(rows), np.int64)
+    for r, i in enumerate(rows):
         total = np.uint64(0)
         for d in range(bits_ND.shape[1]):
             # A sum, with a multiplier for each place, compiles to vector instructions.
             value = np.uint64(bits_ND[i, d] if bits_ND[i, d] != MINUS_ZERO else np.uint32(0))
             total += (value + np.uint64(d)) * (value ^ (GOLDEN_RATIO * np.uint64(2 * d + 1)))
-        hashes[i] = np.int64(total)
+        hashes[r] = np.int64(total)
     return hashes
 
 
 @kernel
-def _find_copies(
-    features_ND: Floats, hashes: Longs, order: npt.NDArray[np.intp], first_copy_N: Longs
-) -> None:
+def _find_copies(features_ND: Floats, hashes: Longs, rows: Longs, first_copy_N: Longs) -> None:
     start = 0
-    for stop in range(1, len(order) + 1):
-        if stop < len(order) and hashes[order[stop]] == hashes[order[start]]:
+    for stop in range(1, len(rows) + 1):
+        if stop < len(rows) and hashes[stop] == hashes[start]:
             continue
         for a in range(start + 1, stop):
-            i = order[a]
-            for b in range(start, a):  # ascending, as the sort is stable
-                j = order[b]
+            i = rows[a]
+            for b in range(start, a):  # ascending
+                j = rows[b]
                 if first_copy_N[j] == j and (features_ND[i] == features_ND[j]).all():
                     first_copy_N[i] = j
                     break

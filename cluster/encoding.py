@@ -262,11 +262,19 @@ def _weights_kernel(
     # What a sample is to the row at work: a member of R or of R* if it bears the row's mark.
     in_core = np.full(num_samples, -1, np.int32)
     in_expanded = np.full(num_samples, -1, np.int32)
+    # Likewise whether its distance is known, and which.
+    is_near = np.full(num_samples, -1, np.int32)
+    near_sq = np.empty(num_samples, np.float32)
     end = 0
     for i in range(row_start, row_stop):
         start = end
         if end + most > len(out_indices):
             out_indices, out_weights = grown(out_indices, end), grown(out_weights, end)
+        for place in range(indices_NK.shape[1]):
+            j = indices_NK[i, place]
+            if j >= 0:
+                is_near[j] = i
+                near_sq[j] = sq_NK[i, place]
         num_reciprocal = 0
         for place in range(num_full):
             if flags_NK[i, place] & FULL:
@@ -298,12 +306,10 @@ def _weights_kernel(
         if largest == 0.0:  # all samples are identical
             largest = 1.0
         for m in range(len(members)):
-            sq = np.float32(-1)
-            for place in range(num_full):
-                if indices_NK[i, place] == members[m]:
-                    sq = sq_NK[i, place]
-            if sq < 0:
-                sq = squared_distance(features_ND, order_N[i], order_N[members[m]], scale)
+            j = members[m]
+            sq = near_sq[j]
+            if is_near[j] != i:
+                sq = squared_distance(features_ND, order_N[i], order_N[j], scale)
             gaussian[m] = exponential(np.float64(sq) / largest, tables)
         normalise_row(gaussian, len(members), out_weights[start:end])
         indptr[i - row_start + 1] = end

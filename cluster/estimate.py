@@ -19,6 +19,7 @@ from cluster.blocks import row_blocks
 from cluster.camera_aware import CameraNeighbours, encode_by_camera
 from cluster.camera_figures import with_known_camera
 from cluster.camera_norm import standardised_by_camera
+from cluster.centroids import centroids
 from cluster.copies import distinct_rows
 from cluster.core_samples import Labels
 from cluster.dbscan import Clusterer, dbscan, find_clusterer
@@ -31,7 +32,6 @@ from cluster.quality import graph_silhouette
 from cluster.refine import FIXED_POINT
 from cluster.rerank import distances_below, invert, symmetric
 from cluster.runner import Handle, Runner, StageTime, by_stage, on_threads
-from cluster.soft_labels import centroids
 from cluster.source_term import SourceTerm
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
@@ -234,7 +234,7 @@ def encode_features(
         notes.append(f"Neighbours are approximate: {recall}.")
     else:
         neighbours = nearest_neighbours(
-            runner, features_ND, k, num_blocks, config.products, features, first_copy_N
+            runner, features_ND, k, num_blocks, config.products, features, first_copy_N, scale
         )
     return encode(runner, features, scale, neighbours, reciprocity, config.k2, blocks)
 

@@ -82,9 +82,10 @@ def normalised_features(
         raise LabelError(f"Pseudo-labels need at least 2 images, not {num_good}; give more.")
     rows = np.flatnonzero(is_good) if order_N is None else order_N[is_good[order_N]]
     unit = np.empty((num_good, features.shape[1]), np.float32)
+    as_they_are = order_N is None and num_bad == 0  # a slice isn't copied first
 
     def normalise(block: tuple[int, int]) -> None:
-        some = rows[slice(*block)]
+        some = slice(*block) if as_they_are else rows[slice(*block)]
         np.divide(features[some], norms[some, None], out=unit[slice(*block)])
 
     with ThreadPoolExecutor(num_threads) as pool:  # claiming the memory is most of the work

@@ -32,12 +32,13 @@ def nearest_neighbours(
     precision: Precision = "fp32",
     features: Handle | None = None,
     first_copy_N: Longs | None = None,
+    scale: float | None = None,
 ) -> Handle:
     """Handle of the `Neighbours`: the `min(k, N)` nearest samples by Euclidean distance.
 
-    `features_ND` is float32, finite, with norms up to 1e15; `features` is a handle of it and
-    `first_copy_N` its `distinct_rows`, if they are there already. Memory: O(N k), and a few
-    tiles for each task.
+    `features_ND` is float32, finite, with norms up to 1e15; `features` is a handle of it,
+    `first_copy_N` its `distinct_rows` and `scale` its `fixed_point_scale`, if they are there
+    already. Memory: O(N k), and a few tiles for each task.
     """
     first_copy_N = distinct_rows(features_ND) if first_copy_N is None else first_copy_N
     is_first = first_copy_N == np.arange(len(features_ND))
@@ -45,10 +46,11 @@ def nearest_neighbours(
     if has_copies:
         features_ND, features = features_ND[is_first], None
     num_distinct = len(features_ND)
+    scale = fixed_point_scale(features_ND) if scale is None else scale
     found = search_all(
         runner,
         runner.share(features_ND) if features is None else features,
-        Search(min(k, num_distinct), fixed_point_scale(features_ND), precision),
+        Search(min(k, num_distinct), scale, precision),
         [0, num_distinct],
         num_blocks,
     )

@@ -28,7 +28,11 @@ SquaredDistances: TypeAlias = Callable[[npt.NDArray[np.intp]], Floats]
 class Neighbours(NamedTuple):
     """`indices_NK` int32: the sample itself first, then by (distance, index); -1 where there are
     no more. `sq_distances_NK` float32, which is what they are ordered by; `max_sq_distance_N`
-    float32, to the farthest sample."""
+    float32, to the farthest sample.
+
+    The first k columns are the k nearest that were asked for; after them may come others whose
+    distance is known.
+    """
 
     indices_NK: Ints
     sq_distances_NK: Floats
@@ -93,8 +97,11 @@ def refine(features_ND: Floats, search: Search, candidates: Candidates) -> Neigh
     found = no_neighbours(len(candidates.near_RC), search.k)
     certified_R = np.zeros(len(candidates.near_RC), np.bool_)
     rounding = rounding_bound(search.precision, features_ND.shape[1])
-    options = (features_ND, search.scale, rounding, search.groups.same)
-    _refine_rows(*options, *candidates, *found, certified_R)
+    arguments = (
+        *(features_ND, search.scale, rounding, search.groups.same),
+        *(*candidates, *found, certified_R),
+    )
+    _refine_rows(*arguments)
     doubtful = np.flatnonzero(~certified_R & search.certify)
     measure = partial(squared_distances, features_ND)
     search_again(features_ND, search, candidates.row_start, doubtful, found, measure)

@@ -30,7 +30,8 @@ _precision_lock = threading.Lock()  # torch has one precision for the whole proc
 def search_rows(
     features_ND: Floats, search: Search, device: str, row_start: int, row_stop: int
 ) -> Neighbours:
-    """Exact neighbours of rows row_start..row_stop, which are of one group."""
+    """Exact neighbours of rows row_start..row_stop, which are of one group, and after them the
+    other candidates, as they are measured already."""
     features = kept_on_device(features_ND, device)
     near, far = _candidates(features, search, row_start, row_stop)
     found, certified_R = _refined(features, search, row_start, near, far)
@@ -148,23 +149,23 @@ def _refined(
     # Floats from 0 on are ordered as their bits are: (distance, index) is one integer.
     key_RX = sq_RX.view(torch.int32).long() << 32 | candidate_RX
     key_RC = torch.where(is_there_RX, key_RX, NOBODY)[:, :num_near]
-    key_RK = key_RC.sort(1).values[:, :num_others]
-    is_found_RK = key_RK != NOBODY
-    index_RK = torch.where(is_found_RK, key_RK & LOW_HALF, -1).int()
-    nearest_sq_RK = torch.where(is_found_RK, key_RK >> 32, 0).int().view(torch.float32)
+    key_RC = key_RC.sort(1).values
+    is_found_RC = key_RC != NOBODY
+    index_RC = torch.where(is_found_RC, key_RC & LOW_HALF, -1).int()
+    nearest_sq_RC = torch.where(is_found_RC, key_RC >> 32, 0).int().view(torch.float32)
     farthest_sq_R = torch.where(is_there_RX, sq_RX, 0)[:, num_near:].amax(1)
 
     norm_R = torch.linalg.vector_norm(features[row_R], dim=1, dtype=torch.float64)
     off_R = _rounding(norm_R, farthest_sq_R, scale, rounding)
     certified = ~is_there_RX[:, -1] | (farthest_sq_R > far.sq_RC[:, -1] + off_R)
     if num_others > 0:
-        kth_sq_R = nearest_sq_RK[:, -1]
+        kth_sq_R = nearest_sq_RC[:, num_others - 1]
         off_R = _rounding(norm_R, kth_sq_R, scale, rounding)
         certified &= ~is_there_RX[:, num_near - 1] | (kth_sq_R < near.sq_RC[:, -1] - off_R)
     if itself_first:
-        index_RK = torch.cat([row_R[:, None].int(), index_RK], 1)
-        nearest_sq_RK = torch.cat([nearest_sq_RK.new_zeros(num_rows, 1), nearest_sq_RK], 1)
-    found = (index_RK, nearest_sq_RK, farthest_sq_R, certified)
+        index_RC = torch.cat([row_R[:, None].int(), index_RC], 1)
+        nearest_sq_RC = torch.cat([nearest_sq_RC.new_zeros(num_rows, 1), nearest_sq_RC], 1)
+    found = (index_RC, nearest_sq_RC, farthest_sq_R, certified)
     *lists, certified_R = (tensor.cpu().numpy() for tensor in found)
     return Neighbours(*lists), certified_R
 

@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from daal.errors import LabelError
-
 # numpy in, numpy out; torch in, torch out on the same device
 Array = TypeVar("Array", torch.Tensor, npt.NDArray[np.generic])
 
@@ -69,26 +67,6 @@ def lsr_weights(labels_N: Array, num_clusters: int, epsilon: float = 0.1) -> Arr
     elsewhere (Szegedy et al. 2016)."""
     one_hot = _one_hot(torch.as_tensor(labels_N), num_clusters).float()
     return _like(labels_N, (1 - epsilon) * one_hot + epsilon / num_clusters)
-
-
-def centroids(
-    features_ND: npt.NDArray[np.float32], labels_N: npt.NDArray[np.integer]
-) -> npt.NDArray[np.float32]:
-    """Mean feature of every cluster, (K, D): arithmetic, not normalised again, outliers left out.
-
-    Means are taken in float64, then rounded. K is the largest label + 1 (0 rows if all samples
-    are outliers). Raises LabelError if a label below it has no sample.
-    """
-    order = np.argsort(labels_N, kind="stable")
-    num_clusters = int(labels_N.max(initial=-1)) + 1
-    edges = np.searchsorted(labels_N[order], np.arange(num_clusters + 1))
-    means = np.empty((num_clusters, features_ND.shape[1]), np.float32)
-    for k in range(num_clusters):
-        members = order[edges[k] : edges[k + 1]]
-        if len(members) == 0:
-            raise LabelError(f"Cluster {k} has no sample; number clusters 0..K-1 without gaps.")
-        means[k] = features_ND[members].mean(axis=0, dtype=np.float64)
-    return means
 
 
 def _one_hot(labels_N: torch.Tensor, num_clusters: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from cluster.soft_labels import centroids
+from cluster.centroids import centroids
 from daal.config import Config, FitConfig
 from daal.errors import DataError
 from daal.network import DaalNetwork

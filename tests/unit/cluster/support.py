@@ -3,12 +3,12 @@
 from typing import get_args
 
 import numpy as np
+import torch
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_array
 from sklearn.cluster import DBSCAN
 
-from cluster.core_samples import cores_of
 from cluster.rerank import distances_below, invert, symmetric
 from daal.method_config import Backend
 
@@ -49,11 +49,11 @@ def same_partition(a, b):
     return np.array_equal(*together)
 
 
-def dense_cores(distance_BB, min_samples):
-    """A CPU stand-in for cuML's DBSCAN on a dense block."""
-    assert distance_BB.dtype == np.float32
-    fitted = DBSCAN(eps=0.5, min_samples=min_samples, metric="precomputed").fit(distance_BB)
-    return cores_of(fitted.core_sample_indices_, fitted.labels_)
+def dense_labels(distance_BB, min_samples):
+    """A CPU stand-in for cuML's DBSCAN on a dense matrix."""
+    assert distance_BB.dtype == torch.float32
+    dense_BB = distance_BB.cpu().numpy()
+    return DBSCAN(eps=0.5, min_samples=min_samples, metric="precomputed").fit(dense_BB).labels_
 
 
 def in_given_order(runner, handles):

@@ -11,7 +11,7 @@ from cluster.blocks import row_blocks
 from cluster.camera_aware import CameraNeighbours, encode_by_camera
 from cluster.encoding import ONE
 from cluster.estimate import estimate_pseudo_labels
-from cluster.neighbours import FIXED_POINT
+from cluster.refine import FIXED_POINT
 from cluster.runner import Threads
 from daal.config import ClusterConfig
 from daal.errors import ConfigError

@@ -10,8 +10,9 @@ import reference
 from scipy.sparse import csr_array
 from support import CPU_BACKENDS, dense, sparse
 
-from cluster.dbscan import cuml_available, dbscan, estimate_eps, resolve_backend
+from cluster.dbscan import Clusterer, cuml_available, dbscan, estimate_eps, find_clusterer
 from cluster.rerank import jaccard_distance
+from cluster.runner import Threads
 from daal.errors import ConfigError, LabelError
 
 
@@ -128,10 +129,12 @@ def test_no_neighbours_at_all():
 @pytest.mark.parametrize(("available", "expected"), [(True, "cuml"), (False, "components")])
 def test_auto_is_cuml_where_it_runs(monkeypatch, available, expected):
     monkeypatch.setattr("cluster.dbscan.cuml_available", lambda: available)
-    assert resolve_backend("auto", "cuda") == expected
-    assert resolve_backend("auto", "cpu") == "components"
-    assert resolve_backend("sklearn", "cuda") == "sklearn"
-    assert resolve_backend("components", "cuda") == "components"
+    monkeypatch.setattr("cluster.dbscan.most_dense", lambda device: 7)
+    with Threads(1, "cpu") as on_cpus, Threads(1, "cpu:0") as on_a_device:
+        assert find_clusterer(on_a_device, "auto") == Clusterer(expected, 7 * available)
+        assert find_clusterer(on_cpus, "auto").name == "components"
+        assert find_clusterer(on_a_device, "sklearn").name == "sklearn"
+        assert find_clusterer(on_a_device, "components").name == "components"
 
 
 def test_cuml_without_gpu_says_so(distance, monkeypatch):
@@ -150,7 +153,7 @@ def test_a_cuml_that_fails_on_import_is_none(monkeypatch, tmp_path, broken):
     monkeypatch.delitem(sys.modules, "cuml")
     (tmp_path / "cuml.py").write_text(broken)
     importlib.invalidate_caches()
-    assert resolve_backend("auto", "cuda") == "components"
+    assert not cuml_available()
 
 
 @pytest.mark.gpu
@@ -159,3 +162,5 @@ def test_cuml_agrees(distance):
     for eps in (0.1, 0.25, 0.4, 0.6):
         expected = dbscan(distance, eps, 4, "components")
         assert np.array_equal(dbscan(distance, eps, 4, "cuml"), expected)
+        blocks = dbscan(distance, eps, 4, Clusterer("cuml", 100))
+        assert np.array_equal(blocks, expected)

@@ -11,7 +11,8 @@ from support import in_given_order, lattice
 
 from cluster.blocks import row_blocks
 from cluster.encoding import ONE, Reciprocity, encode, exp_tables, exponential
-from cluster.neighbours import fixed_point_scale, nearest_neighbours
+from cluster.neighbours import nearest_neighbours
+from cluster.refine import fixed_point_scale
 
 
 def encoded(runner, features, k1, k2, dialect="zhong", num_blocks=3):

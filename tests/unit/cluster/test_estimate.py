@@ -5,13 +5,13 @@ import pytest
 import reference
 from support import CPU_BACKENDS, same_partition
 
+from cluster.centroids import centroids
 from cluster.dbscan import dbscan, estimate_eps
 from cluster.estimate import estimate_pseudo_labels
 from cluster.given_features import normalised_features
 from cluster.quality import graph_silhouette
 from cluster.rerank import jaccard_distance
 from cluster.runner import Threads
-from cluster.soft_labels import centroids
 from daal.config import ClusterConfig
 
 CONFIG = ClusterConfig(k1=10, k2=3, p=0.02)

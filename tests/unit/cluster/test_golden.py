@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from support import CPU_BACKENDS
 
+from cluster.centroids import centroids
 from cluster.dbscan import dbscan, estimate_eps
 from cluster.estimate import estimate_pseudo_labels
 from cluster.rerank import jaccard_distance
-from cluster.soft_labels import centroids, soft_label_weights
+from cluster.soft_labels import soft_label_weights
 from daal.config import ClusterConfig
 
 FOLDER = Path(os.environ.get("DAAL_GOLDEN", "")) if os.environ.get("DAAL_GOLDEN") else None

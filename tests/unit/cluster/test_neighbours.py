@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import lattice, same_bits
 
-from cluster import neighbours, products
-from cluster.copies import distinct_rows
-from cluster.neighbours import Groups, fixed_point_scale, nearest_neighbours
+from cluster import neighbours, products, refine
+from cluster.copies import FEW_COLUMNS, distinct_rows
+from cluster.neighbours import nearest_neighbours
+from cluster.refine import Groups, fixed_point_scale
 from cluster.runner import by_stage
 
 FIRST_COPIES = np.array([0, 1, 0, 3, 1, 0])
@@ -35,13 +36,13 @@ def assert_is_exact(found, features, k):
 def searched_rows(monkeypatch):
     """How many rows each search of whole rows took on, filled while the test runs."""
     calls = []
-    search = neighbours._search_rows
+    search = refine._search_rows
 
     def counting(*arguments):
         calls.append(len(arguments[6]))  # their distances to all samples
         search(*arguments)
 
-    monkeypatch.setattr(neighbours, "_search_rows", counting)
+    monkeypatch.setattr(refine, "_search_rows", counting)
     return calls
 
 
@@ -86,9 +87,9 @@ def test_one_dimension(runner):
 def test_fixed_point_is_a_power_of_two_and_has_room(largest):
     scale = fixed_point_scale(np.float32([[largest, 0], [0, 0.01 * largest]]))
     assert np.frexp(scale)[0] == 0.5
-    assert 0.5 <= largest * scale / neighbours.FIXED_POINT < 1.2
+    assert 0.5 <= largest * scale / refine.FIXED_POINT < 1.2
     if largest in (1.0, 1.0000001, 1.09):
-        assert scale == neighbours.FIXED_POINT
+        assert scale == refine.FIXED_POINT
 
 
 # ---- What must not change a bit ---------------------------------------------------------
@@ -101,20 +102,11 @@ def test_blocks_change_no_bit(runner, num_blocks):
     assert same_bits(nearest(runner, features, 12, num_blocks), expected)
 
 
-def test_tiles_and_the_gpus_selection_change_no_bit(runner, monkeypatch):
+def test_tiles_change_no_bit(runner, monkeypatch):
     features = reference.drawn(300, 24, 20, seed=4, num_copies=30)
     expected = nearest(runner, features, 12)
     monkeypatch.setattr(products, "TILE", 37)
-    monkeypatch.setattr(products, "TILE_ON_GPU", 41)
     assert same_bits(nearest(runner, features, 12), expected)
-    select = products._select_pair
-    monkeypatch.setattr(
-        products,
-        "_scan_pair",
-        lambda features, precision, *pair: select(features, precision, "cpu", *pair),
-    )
-    assert same_bits(nearest(runner, features, 12, num_blocks=2), expected)
-    assert same_bits(nearest(runner, features, 12, precision="tf32"), expected)
 
 
 def test_training_precision_does_not_leak_in(runner, monkeypatch):
@@ -137,13 +129,22 @@ def test_distinct_rows_are_the_first_of_their_like():
     assert np.array_equal(distinct_rows(rows), np.arange(4))
 
 
+def test_rows_that_differ_late_are_no_copies():
+    features = np.ones((6, FEW_COLUMNS + 40), np.float32)
+    features[[1, 4], -1] = 2
+    features[3, -2] = 3
+    assert distinct_rows(features).tolist() == [0, 1, 0, 3, 1, 0]
+
+
 def test_minus_zero_is_zero():
     features = np.float32([[0, 1], [-0.0, 1], [0, -1], [-0.0, -0.0], [0, 0]])
     assert distinct_rows(features).tolist() == [0, 0, 2, 3, 3]
 
 
 def test_rows_of_equal_hash_are_compared(monkeypatch):
-    monkeypatch.setattr("cluster.copies._hash_rows", lambda bits: np.zeros(len(bits), np.int64))
+    monkeypatch.setattr(
+        "cluster.copies._hash_rows", lambda bits, rows: np.zeros(len(rows), np.int64)
+    )
     rows = reference.drawn(4, 6, 4, seed=1)
     assert np.array_equal(distinct_rows(rows[FIRST_COPIES]), FIRST_COPIES)
 
@@ -256,7 +257,7 @@ def test_fp32_leaves_no_doubt_where_distances_differ(runner, searched_rows):
 def test_a_search_of_a_few_rows_at_a_time(runner, searched_rows, monkeypatch):
     expected = nearest(runner, tight_cluster(), 12)
     searched_rows.clear()
-    monkeypatch.setattr(neighbours, "SEARCH_PRODUCTS", 1500)
+    monkeypatch.setattr(refine, "SEARCH_PRODUCTS", 1500)
     assert same_bits(nearest(runner, tight_cluster(), 12), expected)
     assert max(searched_rows) == 7
     assert len(searched_rows) >= 60 / 7

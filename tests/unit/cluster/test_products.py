@@ -6,7 +6,7 @@ import reference
 import torch
 
 from cluster import products
-from cluster.products import matmul_precision, meet, meet_itself, rounded
+from cluster.products import meet, meet_itself, rounded
 
 
 def values():
@@ -40,26 +40,17 @@ def nearest_and_farthest(features, precision, row, columns, num_near):
 
 
 @pytest.mark.parametrize("tile", [640, 13])
-@pytest.mark.parametrize("by_selection", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_blocks_that_meet_know_the_best_of_both(monkeypatch, precision, by_selection, tile):
+def test_blocks_that_meet_know_the_best_of_both(monkeypatch, precision, tile):
     monkeypatch.setattr(products, "TILE", tile)
-    monkeypatch.setattr(products, "TILE_ON_GPU", tile)
-    if by_selection:  # the GPU's way, on the CPU
-        select = products._select_pair
-        monkeypatch.setattr(
-            products,
-            "_scan_pair",
-            lambda features, precision, *pair: select(features, precision, "cpu", *pair),
-        )
     features = reference.drawn(90, 16, 9, seed=1)
-    first = meet_itself(features, precision, "cpu", (10, 50), 12)
-    second = meet_itself(features, precision, "cpu", (50, 90), 12)
+    first = meet_itself(features, precision, (10, 50), 12)
+    second = meet_itself(features, precision, (50, 90), 12)
     for row in (0, 39):
         near, far = nearest_and_farthest(features, precision, 10 + row, range(10, 50), 12)
         assert (first.near_RC[row].tolist(), first.far_RF[row].tolist()) == (near, far)
     before = [array.copy() for array in first[1:]]
-    for met in meet(features, precision, "cpu", first, second):
+    for met in meet(features, precision, first, second):
         assert (np.diff(met.near_sq_RC) >= 0).all()
         assert (np.diff(met.far_sq_RF) <= 0).all()
         for row in range(40):
@@ -73,23 +64,9 @@ def test_blocks_that_meet_know_the_best_of_both(monkeypatch, precision, by_selec
 
 def test_lists_end_where_there_are_no_more():
     features = reference.drawn(5, 4, 2, seed=2)
-    found = meet_itself(features, "fp32", "cpu", (0, 3), 5)
+    found = meet_itself(features, "fp32", (0, 3), 5)
     assert (found.near_RC[:, :2] >= 0).all()
     assert (found.near_RC[:, 2:] == -1).all()
     assert np.isposinf(found.near_sq_RC[:, 2:]).all()
     assert (found.far_RF[:, 2:] == -1).all()
     assert np.isneginf(found.far_sq_RF[:, 2:]).all()
-
-
-@pytest.mark.parametrize(
-    ("precision", "expected"), [("fp32", "highest"), ("tf32", "high"), ("bf16", "highest")]
-)
-def test_products_have_their_own_precision_and_training_keeps_its(precision, expected):
-    torch.set_float32_matmul_precision("medium")
-    try:
-        with pytest.raises(KeyError), matmul_precision(precision):
-            assert torch.get_float32_matmul_precision() == expected
-            raise KeyError
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")

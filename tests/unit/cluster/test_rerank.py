@@ -11,7 +11,8 @@ from support import CPU_BACKENDS, dense, lattice, same_bits
 from cluster.blocks import row_blocks
 from cluster.dbscan import dbscan, estimate_eps
 from cluster.encoding import ONE, Reciprocity, encode
-from cluster.neighbours import fixed_point_scale, nearest_neighbours
+from cluster.neighbours import nearest_neighbours
+from cluster.refine import fixed_point_scale
 from cluster.rerank import (
     NUM_BINS,
     distance_histogram,

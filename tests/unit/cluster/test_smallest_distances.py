@@ -11,7 +11,8 @@ from cluster.blocks import row_blocks
 from cluster.encoding import ONE, Reciprocity, encode
 from cluster.eps import TOLERANCE, eps_of_pairs, smallest_distances
 from cluster.estimate import estimate_pseudo_labels
-from cluster.neighbours import FIXED_POINT, nearest_neighbours
+from cluster.neighbours import nearest_neighbours
+from cluster.refine import FIXED_POINT
 from cluster.rerank import distances_below, invert
 from daal.config import ClusterConfig
 from daal.errors import LabelError

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.soft_labels import centroids, hard_label_weights, lsr_weights, soft_label_weights
+from cluster.centroids import centroids
+from cluster.soft_labels import hard_label_weights, lsr_weights, soft_label_weights
 from daal.errors import LabelError
 
 

@@ -1,21 +1,29 @@
-"""Components packed into dense blocks, with scikit-learn in the place of cuML."""
-
-from functools import partial
+"""cuML's dense matrices, with scikit-learn in its place."""
 
 import numpy as np
 import pytest
 import reference
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
-from support import CPU_BACKENDS, dense, dense_cores, sparse
+from support import CPU_BACKENDS, dense, dense_labels, sparse
 
-from cluster.core_samples import cores_by_components, cores_by_dense_blocks, pack_components
-from cluster.dbscan import dbscan, neighbour_graph
+from cluster import dense_blocks
+from cluster.core_samples import cores_by_components
+from cluster.dbscan import Clusterer, dbscan, neighbour_graph
+from cluster.dense_blocks import cores_by_dense_blocks, labels_of_block, pack
 from cluster.estimate import estimate_pseudo_labels
 from cluster.rerank import jaccard_distance
-from cluster.runner import by_stage
+from cluster.runner import FULL, Threads, by_stage
 from daal.config import ClusterConfig
+
+
+@pytest.fixture(scope="module")
+def runner():
+    """To torch "cpu:0" is the CPU; to the stages it is a device that isn't called cpu."""
+    with Threads(num_threads=2, device="cpu:0") as threads:
+        yield threads
 
 
 @pytest.fixture(scope="module")
@@ -24,34 +32,58 @@ def distance():
 
 
 def pretend_cuml(monkeypatch, max_dense):
-    """Backend cuml on the CPU, with blocks of that size at most."""
-    monkeypatch.setattr("cluster.dbscan.resolve_backend", lambda backend, device: backend)
-    monkeypatch.setattr("cluster.dbscan.cuml_cores", dense_cores)
-    monkeypatch.setattr(
-        "cluster.dbscan.cores_by_dense_blocks", partial(cores_by_dense_blocks, max_dense=max_dense)
-    )
+    """cuML is there, and has room for matrices of that size."""
+    monkeypatch.setattr("cluster.dbscan.cuml_available", lambda: True)
+    monkeypatch.setattr("cluster.dbscan.cuml_labels", dense_labels)
+    monkeypatch.setattr("cluster.dbscan.most_dense", lambda device: max_dense)
+
+
+def test_what_fits_into_one_matrix_is_one_block(distance):
+    packing = pack(neighbour_graph(distance, 0.25), 4, 400)
+    assert packing.blocks == [(0, 400)]
+    assert np.array_equal(packing.order_M, np.arange(400))
+    assert packing.num_too_large == 0
 
 
 def test_packing_keeps_components_whole_and_blocks_small(distance):
     graph = neighbour_graph(distance, 0.25)
-    blocks = list(pack_components(graph, 4, 40))
-    members = np.concatenate(blocks)
-    assert len(np.unique(members)) == len(members)
+    order, blocks, too_large, num_too_large = pack(graph, 4, 40)
+    assert len(np.unique(order)) == len(order)
     assert len(blocks) > 1
-    for block in blocks:
-        assert np.array_equal(block, np.unique(block))
+    assert [start for start, _ in blocks] == [0, *(stop for _, stop in blocks[:-1])]
+    for start, stop in blocks:
+        block = order[start:stop]
         outside = np.setdiff1d(np.arange(400), block)
         assert graph[block][:, outside].nnz == 0
-        assert len(block) <= 40 or connected_components(graph[block][:, block])[0] == 1
+        assert 0 < len(block) <= 40
+    _, component = connected_components(graph)
+    sizes = np.bincount(component)
+    assert np.array_equal(too_large, np.flatnonzero(sizes[component] > 40))
+    assert num_too_large == (sizes > 40).sum()
 
 
 def test_packing_leaves_out_what_is_too_small_for_a_core_sample(distance):
     graph = neighbour_graph(distance, 0.25)
     _, component = connected_components(graph)
     sizes = np.bincount(component)[component]
-    packed = np.sort(np.concatenate(list(pack_components(graph, 4, 40))))
+    order, _, too_large, _ = pack(graph, 4, 40)
+    packed = np.sort(np.concatenate([order, too_large]))
     assert np.array_equal(packed, np.flatnonzero(sizes >= 4))
     assert len(packed) < 400
+
+
+def test_the_matrix_is_zero_for_neighbours_and_the_samples_themselves(distance):
+    graph = neighbour_graph(distance, 0.25)
+    seen = []
+
+    def look(distance_BB, min_samples):
+        seen.append(distance_BB)
+        return np.zeros(len(distance_BB))
+
+    labels_of_block(graph.indptr, graph.indices, look, 4, "cpu", 0, 400)
+    expected = 1 - graph.toarray().astype(np.float32)
+    np.fill_diagonal(expected, 0)
+    assert torch.equal(seen[0], torch.from_numpy(expected))
 
 
 @pytest.mark.parametrize("max_dense", [1, 30, 100, 10_000])
@@ -61,21 +93,54 @@ def test_labels_are_those_of_components(runner, monkeypatch, distance, eps, min_
     pretend_cuml(monkeypatch, max_dense)
     expected = dbscan(distance, eps, min_samples, "components", runner=runner)
     assert np.array_equal(dbscan(distance, eps, min_samples, "cuml", runner=runner), expected)
-    assert np.array_equal(dbscan(distance, eps, min_samples, "cuml"), expected)
 
 
-def test_dense_and_sparse_blocks_are_tasks_side_by_side(runner, distance):
+def test_components_too_large_for_a_matrix_are_solved_on_the_graph(runner, distance):
     graph = neighbour_graph(distance, 0.25)
     _, component = connected_components(graph)
     sizes = np.bincount(component)
     max_dense = int(np.sort(sizes)[-3])  # two are larger, unless they tie
     before = len(runner.times())
-    (is_core, _), num_large = cores_by_dense_blocks(runner, graph, 4, dense_cores, max_dense)
+    (is_core, found), num_large = cores_by_dense_blocks(runner, graph, 4, dense_labels, max_dense)
     stages = by_stage(runner.times()[before:])
     assert num_large == (sizes > max_dense).sum() > 0
-    assert stages["dbscan: sparse block"].num_tasks == num_large
     assert stages["dbscan: dense block"].num_tasks > 1
-    assert np.array_equal(is_core, cores_by_components(graph, 4)[0])
+    expected_is_core, expected = cores_by_components(graph, 4)
+    assert np.array_equal(is_core, expected_is_core)
+    pairs = {(a, b) for a, b in zip(found[is_core], expected[is_core], strict=True)}
+    assert len(pairs) == len(set(found[is_core])) == len(set(expected[is_core]))
+
+
+def test_a_full_gpu__the_components_give_the_same_labels(runner, monkeypatch, distance):
+    pretend_cuml(monkeypatch, 1000)
+
+    def full(*_):
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr("cluster.dbscan.cuml_labels", full)
+    expected = dbscan(distance, 0.25, 4, "components")
+    num_notes = len(runner.notes)
+    assert np.array_equal(dbscan(distance, 0.25, 4, "cuml", runner=runner), expected)
+    assert runner.notes[num_notes:] == [FULL]
+
+
+def test_cuml_is_asked_about_once_in_an_estimate(monkeypatch):
+    blurred = reference.drawn(500, 12, 30, seed=4, noise=1.0)
+    config = ClusterConfig(k1=10, k2=3, p=0.08)
+    pretend_cuml(monkeypatch, 10_000)
+    with Threads(2, "cpu:0") as threads:
+        found = estimate_pseudo_labels(blurred, config, runner=threads)
+    assert found.num_backoffs >= 1
+    assert found.stages["dbscan: backend"].num_tasks == 1
+    assert found.stages["dbscan: dense block"].num_tasks == 1 + found.num_backoffs
+    expected = estimate_pseudo_labels(blurred, config)
+    assert np.array_equal(found.labels, expected.labels)
+
+
+def test_the_largest_matrix_takes_half_of_the_free_memory(monkeypatch):
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (8 * 30_000**2, 1 << 40))
+    assert dense_blocks.most_dense("cuda") == 30_000
 
 
 def test_border_samples_and_numbers_are_those_of_components(runner, monkeypatch):
@@ -83,9 +148,9 @@ def test_border_samples_and_numbers_are_those_of_components(runner, monkeypatch)
     cliques = ([1, 2, 3, 4], [5, 6, 7, 8], [10, 11, 12, 13])
     pairs = {(i, j): 0.1 for clique in cliques for i in clique for j in clique if i < j}
     distance = sparse(pairs | {(0, 1): 0.3, (0, 5): 0.1, (8, 9): 0.1}, 15)
+    monkeypatch.setattr("cluster.dbscan.cuml_labels", dense_labels)
     for max_dense in (3, 4, 9, 10, 100):
-        pretend_cuml(monkeypatch, max_dense)
-        labels = dbscan(distance, 0.3, 4, "cuml", runner=runner)
+        labels = dbscan(distance, 0.3, 4, Clusterer("cuml", max_dense), runner=runner)
         assert labels.tolist() == [0] * 5 + [1] * 5 + [2] * 4 + [-1]
 
 
@@ -120,8 +185,9 @@ def test_all_backends_agree_on_any_small_graph(runner, graph, eps, min_samples, 
     with pytest.MonkeyPatch.context() as monkeypatch:
         pretend_cuml(monkeypatch, max_dense)
         for backend in (*CPU_BACKENDS, "cuml"):
-            found = dbscan(distance, eps, min_samples, backend, runner=runner)
-            assert np.array_equal(found, expected)
+            assert np.array_equal(
+                dbscan(distance, eps, min_samples, backend, runner=runner), expected
+            )
             found = dbscan(reordered, eps, min_samples, backend, order_N=order, runner=runner)
             assert np.array_equal(found, expected)
 
@@ -141,22 +207,23 @@ def test_components_too_large_for_a_block_are_noted(runner, monkeypatch, distanc
     assert "CPU" in notes[0]
 
 
-def test_the_estimate_notes_what_was_clustered_on_the_cpu(monkeypatch):
+def test_the_estimate_notes_what_was_clustered_on_the_cpu(monkeypatch, runner):
     features = reference.drawn(300, 16, 20, seed=2, noise=0.3)
     config = ClusterConfig(k1=10, k2=3, p=0.02, backend="components")
     expected = estimate_pseudo_labels(features, config)
     pretend_cuml(monkeypatch, max_dense=5)
-    found = estimate_pseudo_labels(features, config.model_copy(update={"backend": "cuml"}))
+    config = config.model_copy(update={"backend": "cuml"})
+    found = estimate_pseudo_labels(features, config, runner=runner)
     assert np.array_equal(found.labels, expected.labels)
     assert expected.notes == ()
     assert len(found.notes) == 1
     assert "were clustered on the CPU" in found.notes[0]
 
 
-def test_notes_of_clusterings_that_were_given_up_are_not_kept(monkeypatch):
+def test_notes_of_clusterings_that_were_given_up_are_not_kept(monkeypatch, runner):
     blurred = reference.drawn(500, 12, 30, seed=4, noise=1.0)
     config = ClusterConfig(k1=10, k2=3, p=0.08, backend="cuml")
     pretend_cuml(monkeypatch, max_dense=5)
-    found = estimate_pseudo_labels(blurred, config)
+    found = estimate_pseudo_labels(blurred, config, runner=runner)
     assert found.num_backoffs >= 1
     assert sum("clustered on the CPU" in note for note in found.notes) == 1
