@@ -80,7 +80,7 @@ def test_same_labels(
     assert_same(found, expected)
     assert cuda.launches["topk"] > 0
     assert_few_uploads(cuda, features_ND)
-    assert cuda.bytes_down < 40 * 8 * len(features_ND)  # some 30 neighbours of each image
+    assert cuda.bytes_down < 100 * 8 * len(features_ND)  # neighbours or candidates of each image
     # By blocks, whatever the number of tiles. Cameras have blocks of their own, in two searches.
     num_blocks = 8 if "camera_aware" in settings else len(features_ND) // ROWS
     assert cuda.waits.total() <= 8 * num_blocks
