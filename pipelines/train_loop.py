@@ -136,7 +136,7 @@ class FitJob:
         self, state: TrainState, maker: BatchMaker
     ) -> Callable[[Sequence[HostBatch]], LossTerms]:
         """`train_step` on the parts of a batch, with all workers; captured where that is wanted."""
-        worker, wanted = state.worker, self.config.ray.cuda_graph
+        worker = state.worker
         autocast = mixed_precision(worker.device, self.config.mixed_precision)
 
         def take(parts: Sequence[HostBatch]) -> LossTerms:
@@ -146,9 +146,7 @@ class FitJob:
                 *(state.diverged, _agree, autocast, state.teacher),
             )
 
-        if worker.device.type != "cuda" or not (
-            wanted is True or (wanted == "auto" and worker.world_size == 1)
-        ):
+        if not is_captured(worker, self.config):
             model = state.distributed()
             return take
         graph = CudaGraph()
@@ -240,6 +238,13 @@ class _Log:
             "input_share": round(input_share, 4),
         })  # fmt: skip
         self.shown, self.num_steps = now, 0
+
+
+def is_captured(worker: Worker, config: Config) -> bool:
+    """Whether this worker's steps become a CUDA graph."""
+    wanted = config.ray.cuda_graph
+    by_itself = wanted == "auto" and worker.world_size == 1
+    return worker.device.type == "cuda" and (wanted is True or by_itself)
 
 
 def build_network(config: Config, labels: Labels, start: Weights) -> DaalNetwork:

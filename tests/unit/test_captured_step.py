@@ -1,118 +1,21 @@
 """Replayed steps equal steps that run as they are, to the bit; and what would show if not."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-import torch
 from recorded_graph import RecordedGraph
+from small_training import CASES, CPU, STEPS, Training, config_of, same
 from torch import Tensor
 
-from daal import captured_step, checkpoint
+from daal import captured_step
 from daal.captured_step import CapturedStep
-from daal.config import Config
 from daal.errors import ConfigError
 from daal.load_config import load_config
 from daal.losses import LossTerms
-from daal.optimizer import make_optimizer, set_learning_rate
-from daal.step import mixed_precision, train_step
-from daal.teacher import Teacher
-from pipelines.shipped import RECIPES
-from pipelines.stream import FedBatch
-from pipelines.train_batch import BatchMaker, HostBatch, Labels
-from pipelines.train_loop import build_network
+from pipelines.train_batch import HostBatch
 
-CPU = torch.device("cpu")
-SMALL = [
-    "network.backbone=resnet18", "network.weights=none", "input.height=32", "input.width=16",
-    "augment.pad=2", "mixed_precision=false", "adapt.batch_source=4", "adapt.batch_target=8",
-    "adapt.steps_per_epoch=3", "adapt.optim.warmup_steps=6", "ray.num_workers=1",
-    "pretrain.batch_source=4",
-]  # fmt: skip
-CASES = {
-    "paper": ("paper", []),
-    "paper, accumulate=2": ("paper", ["adapt.accumulate=2"]),
-    "paper, teacher": ("paper", ["adapt.teacher_momentum=0.9", "loss.teacher_weight=0.5"]),
-    "modern": ("modern", []),
-    "udap": ("udap", []),
-}
-WARM_UP, STEPS = 2, 7
-
-
-def config_of(case: str) -> Config:
-    recipe, settings = CASES[case]
-    return load_config(RECIPES / f"{recipe}.yaml", [*SMALL, *settings])
-
-
-def labels(num_stripes: int) -> Labels:
-    draw = np.random.default_rng(0)
-    clusters = np.arange(40) // 8
-    return Labels(
-        np.arange(12) % 3,
-        3,
-        clusters,
-        draw.standard_normal((40, 512)).astype(np.float32),
-        draw.standard_normal((5, 512)).astype(np.float32),
-        np.tile(clusters[:, None], num_stripes) if num_stripes else None,
-    )
-
-
-@dataclass
-class Training:
-    """One worker's training, as `pipelines.train_loop` runs it."""
-
-    config: Config
-    capturable: bool = True
-    terms: list[dict[str, float]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        config, known = self.config, labels(self.config.network.stripes)
-        self.maker = BatchMaker(known, config, 1, CPU)
-        self.network = build_network(config, known, {})
-        momentum = config.adapt.teacher_momentum
-        self.teacher = Teacher(self.network, momentum) if momentum else None
-        self.network.train()
-        self.optimizer = make_optimizer(self.network, config.adapt.optim, self.capturable)
-        self.diverged = torch.zeros(())
-
-    def take(self, parts: Sequence[HostBatch]) -> LossTerms:
-        return train_step(
-            self.network,
-            [self.maker.on_device(part) for part in parts],
-            *(self.optimizer, self.config.loss, self.diverged, lambda _: None),
-            *(mixed_precision(CPU, False), self.teacher),
-        )
-
-    def everything(self) -> dict[str, Tensor]:
-        """By reference, all that a step changes."""
-        tensors = dict(self.network.state_dict(keep_vars=True))
-        tensors |= checkpoint.optimizer_tensors(self.optimizer, self.network.named_parameters())
-        if self.teacher is not None:
-            tensors |= {f"teacher.{n}": t for n, t in self.teacher.state_dict().items()}
-        return tensors | {"diverged": self.diverged}
-
-    def parts(self, step: int, poisoned: bool = False) -> list[HostBatch]:
-        draw, fit = np.random.default_rng(step), self.config.adapt
-        source, target = draw.permutation(12)[: fit.batch_source], draw.permutation(40)
-        size = (fit.batch_source + fit.batch_target, 32, 16, 3)
-        images = torch.from_numpy(draw.integers(0, 256, size, np.uint8))
-        fed = FedBatch(step, images, source, target[: fit.batch_target])
-        parts = [
-            self.maker.on_host(fed.part(at, fit.accumulate), step // 3)
-            for at in range(fit.accumulate)
-        ]
-        if poisoned:
-            assert parts[0].features_TC is not None
-            parts[0].features_TC.fill_(torch.nan)
-        return parts
-
-    def run(self, take: Callable[[Sequence[HostBatch]], LossTerms], poisoned: int = -1) -> None:
-        kept = []
-        for step in range(STEPS):
-            set_learning_rate(self.optimizer, self.config.adapt, step, 3)
-            kept.append(take(self.parts(step, step == poisoned)))
-        self.terms = [terms.as_dict() for terms in kept]
+WARM_UP = 2
 
 
 def never(error: RuntimeError) -> None:
@@ -136,10 +39,6 @@ def differences(one: Training, other: Training) -> list[str]:
         if found.tobytes() != expected.tobytes():
             names.append(f"terms of step {step}")
     return names
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    return one.detach().numpy().tobytes() == other.detach().numpy().tobytes()
 
 
 @pytest.mark.parametrize("case", CASES)

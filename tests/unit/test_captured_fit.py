@@ -1,0 +1,127 @@
+"""Which trainings are captured, and that a whole one gives what an eager one gives."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import ray.train
+import torch
+from recorded_graph import RecordedGraph
+from small_training import CPU, SMALL, kept_by, labels, same
+from torch import Tensor
+
+from daal.config import Config
+from daal.errors import ClusterError
+from daal.load_config import load_config
+from daal.plan import Plan
+from pipelines import train_loop, train_state
+from pipelines.checkpoint_writer import CheckpointWriter
+from pipelines.pixels import ImageSource
+from pipelines.shipped import RECIPES
+from pipelines.stream import StreamSource
+from pipelines.train_loop import FitJob, is_captured
+from pipelines.train_state import TrainState
+
+
+@pytest.mark.parametrize(
+    ("device", "world_size", "settings", "captured"),
+    [
+        ("cuda", 1, [], True),
+        ("cuda", 2, [], False),
+        ("cuda", 2, ["ray.cuda_graph=true", "ray.use_gpu=true"], True),
+        ("cuda", 1, ["ray.cuda_graph=false"], False),
+        ("cpu", 1, [], False),
+    ],
+)
+def test_which_workers_capture(
+    device: str, world_size: int, settings: list[str], captured: bool
+) -> None:
+    worker: Any = SimpleNamespace(device=torch.device(device), world_size=world_size)
+    assert is_captured(worker, load_config(None, settings)) == captured
+
+
+def test_a_capture_that_fails__is_noted_by_auto__and_ends_what_asked_for_it() -> None:
+    said: list[dict[str, Any]] = []
+    worker: Any = SimpleNamespace(log=said.append)
+    error = RuntimeError("operation not permitted\nwhen stream is capturing")
+    fit_job("pretrain", load_config(None))._not_captured(worker)(error)
+    assert "can't be captured as a CUDA graph (operation not permitted)" in said[0]["note"]
+    asked = load_config(None, ["ray.cuda_graph=true", "ray.use_gpu=true"])
+    with pytest.raises(ClusterError, match="not permitted.*set ray.cuda_graph=false"):
+        fit_job("pretrain", asked)._not_captured(worker)(error)
+
+
+def fit_job(stage: str, config: Config, plan: Any = None, known: Any = None) -> FitJob:
+    everything_kept = ImageSource(None, (), np.arange(40))  # type: ignore[arg-type]
+    stream = StreamSource(plan, everything_kept, everything_kept, config.input)
+    return FitJob(stage, config, config.adapt, 1, stream, known, {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("settings", [[], ["adapt.accumulate=2", "adapt.teacher_momentum=0.9"]])
+def test_a_whole_fit__the_weights_and_checkpoints_of_an_eager_one(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three epochs of three steps, of which the first two are a warm-up."""
+    config = load_config(
+        RECIPES / "paper.yaml",
+        [*SMALL, "adapt.epochs=3", "adapt.checkpoint_every_epochs=1", *settings],
+    )
+    eager, graphs = run(config, False, monkeypatch)
+    assert not graphs
+    replayed, graphs = run(config, True, monkeypatch)
+    assert [graph.num_replays for graph in graphs] == [7]
+    assert len(eager) == len(replayed) == 4
+    for ours, theirs in zip(replayed, eager, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert [name for name, tensor in ours.items() if not same(tensor, theirs[name])] == []
+
+
+def run(
+    config: Config, captured: bool, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[dict[str, Tensor]], list[RecordedGraph]]:
+    """Its checkpoints, its weights at the end, and the graphs that it made."""
+    draw, rows, fit = np.random.default_rng(0), np.arange(40), config.adapt
+    images = torch.from_numpy(draw.integers(0, 256, (40, 32, 16, 3), np.uint8))
+    reader = SimpleNamespace(device=CPU, on_device=False, read=lambda rows: images[rows])
+    plan = Plan(
+        *(0, 1, fit.epochs, fit.batch_source, fit.batch_target, rows[:12], rows, rows),
+        steps_per_epoch=3,
+        num_parts=fit.accumulate,
+    )
+    saved: list[dict[str, Tensor]] = []
+    graphs: list[RecordedGraph] = []
+    states: list[TrainState] = []
+    start, make_optimizer = TrainState.start, train_state.make_optimizer
+
+    def started(*given: Any) -> TrainState:
+        states.append(start(*given))
+        return states[0]
+
+    def graph() -> RecordedGraph:
+        graphs.append(RecordedGraph(lambda: list(kept_by(states[0]).values())))
+        return graphs[-1]
+
+    def begin(_: Any, step: int, tensors: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+        saved.append({n: t.detach().clone() for n, t in (tensors | optimizer).items()})
+
+    worker: Any = SimpleNamespace(
+        rank=0, world_size=1, device=CPU, reach=lambda *_: None, log=lambda _: None,
+        must_leave=lambda: False,
+    )  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(train_loop, "pixel_reader", lambda *_: reader)
+        patch.setattr(ray, "get", lambda value: value)
+        patch.setattr(ray.train, "get_checkpoint", lambda: None)
+        patch.setattr(TrainState, "start", started)
+        patch.setattr(
+            train_state, "make_optimizer", lambda *of: make_optimizer(*of, capturable=True)
+        )
+        patch.setattr(CheckpointWriter, "begin", begin)
+        patch.setattr(train_loop, "is_captured", lambda *_: captured)
+        patch.setattr(train_loop, "CudaGraph", graph)
+        patch.setattr(train_loop, "WARM_UP", 2)
+        outcome = fit_job("fit", config, plan, labels(0)).run(worker)
+    assert outcome.weights is not None
+    return [*saved, {n: torch.from_numpy(w) for n, w in outcome.weights.items()}], graphs
