@@ -11,8 +11,8 @@ import torch
 from benchmarks.gpu_support import Bench, Drawn, drawn_features
 from cluster.dbscan import cuml_available
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
-from cluster.products import matmul_precision
 from cluster.runner import Threads
+from cluster.search_on_device import matmul_precision
 from daal.config import ClusterConfig
 from daal.evaluation import EvaluationResult, evaluate
 

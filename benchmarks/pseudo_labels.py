@@ -78,14 +78,18 @@ def warm_up(given: argparse.Namespace) -> None:
 
 def estimate(features: Floats, config: ClusterConfig, given: argparse.Namespace) -> PseudoLabels:
     if given.ray:
+        import ray
+
+        from cluster.gpu_actors import GpuActors
         from cluster.task_graph import RayTasks, estimate_on_ray
 
-        num_blocks = RayTasks("cpu", os.cpu_count() or 1, None).default_num_blocks(len(features))
-        return estimate_on_ray(
-            features, config, num_blocks=num_blocks,
-            gpus_per_task=0 if given.device == "cpu" else 1,
-            on_progress=None if given.json else show_progress,
-        )  # fmt: skip
+        num_blocks = RayTasks(os.cpu_count() or 1).default_num_blocks(len(features))
+        has_gpu = given.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+        with GpuActors() if has_gpu else contextlib.nullcontext() as on_gpus:
+            return estimate_on_ray(
+                features, config, num_blocks=num_blocks, on_gpus=on_gpus,
+                on_progress=None if given.json else show_progress,
+            )  # fmt: skip
     with Threads(device=given.device) as runner:
         return estimate_pseudo_labels(features, config, runner=runner)
 

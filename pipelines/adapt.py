@@ -189,7 +189,6 @@ class Adaptation:
                         camids_N=camids,
                         source_N=None if to_source_NP is None else to_source_NP[rows, part],
                         num_threads=self.resources.threads_per_task,
-                        gpus_per_task=self.resources.gpus_per_task,
                         on_progress=self.progress.tasks,
                     )
                     for part, features_NC in enumerate(self._parts(features_NX))

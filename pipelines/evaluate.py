@@ -28,17 +28,13 @@ def evaluate_features(
     splits = images["split"].to_numpy(zero_copy_only=False)
     ids = images["pid"].to_numpy(), images["camid"].to_numpy()
     sides = both_sides("the target", splits, features_NC, *ids)
-    task = as_task(_evaluate, resources.gpus_per_task).options(name="evaluate")
-    device = "cuda" if resources.use_gpu else "cpu"
-    return ray.get(task.remote(resources.threads_per_task, device, *map(ray.put, sides)))
+    task = as_task(_evaluate).options(name="evaluate")
+    return ray.get(task.remote(resources.threads_per_task, *map(ray.put, sides)))
 
 
-def _evaluate(num_threads: int, device: str, *sides: NDArray[Any]) -> EvaluationResult:
+def _evaluate(num_threads: int, *sides: NDArray[Any]) -> EvaluationResult:
     torch.set_num_threads(min(num_threads, available_cpus()))
-    try:
-        return evaluate(*sides, device=device)
-    except torch.OutOfMemoryError:
-        return evaluate(*sides, device="cpu")  # the same bits, in more time
+    return evaluate(*sides, device="cpu")
 
 
 def evaluate_file(path: Path) -> EvaluationResult:

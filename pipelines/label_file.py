@@ -1,12 +1,14 @@
 """Pseudo-labels of a features file, without any training."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.estimate import ALONE, PseudoLabels, estimate_pseudo_labels
+from cluster.gpu_actors import GpuActors
 from cluster.quality import cluster_quality
 from cluster.task_graph import OnProgress, estimate_on_ray
 from daal.config import ClusterConfig, Config, RayConfig
@@ -44,14 +46,15 @@ def label(
         # Nothing is trained or read here, so don't ask the cluster for the CPUs and GPUs of that.
         ray_config = ray_config.model_copy(update={"num_workers": 1, "data_cpus": 1})
         with ray_session(ray_config, verbose, start_gpus=False) as resources:
-            return estimate_on_ray(
-                features.features_NC,
-                config,
-                camids_N=features.camids,
-                num_threads=resources.threads_per_task,
-                gpus_per_task=1 if resources.use_gpu else 0,
-                on_progress=on_progress,
-            )
+            with GpuActors() if resources.use_gpu else nullcontext() as on_gpus:
+                return estimate_on_ray(
+                    features.features_NC,
+                    config,
+                    camids_N=features.camids,
+                    num_threads=resources.threads_per_task,
+                    on_gpus=on_gpus,
+                    on_progress=on_progress,
+                )
     except LabelError as error:
         raise LabelError(f"{features.path}: {error}") from error
 

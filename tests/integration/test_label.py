@@ -341,4 +341,4 @@ def test_ray_is_asked_for_no_more_than_labelling_needs(file, monkeypatch):
     labelling.label(read_features(file), CONFIG, training)
     config = asked["config"]
     assert (config.num_workers, config.data_cpus, asked["start_gpus"]) == (1, 1, False)
-    assert (asked["num_threads"], asked["gpus_per_task"], config.use_gpu) == (3, 0, False)
+    assert (asked["num_threads"], asked["on_gpus"], config.use_gpu) == (3, None, False)

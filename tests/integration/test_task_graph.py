@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,16 +14,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
-from sklearn.cluster import DBSCAN
 from waiting import wait_until
 
-from cluster import task_graph
-from cluster.core_samples import cores_by_dense_blocks
-from cluster.dbscan import dbscan, neighbour_graph, number_clusters
 from cluster.estimate import estimate_pseudo_labels
-from cluster.rerank import jaccard_distance
-from cluster.runner import Threads
+from cluster.runner import FULL, Full, TaskTime
 from cluster.task_graph import SMALL, RayTasks, estimate_on_ray
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
@@ -75,37 +70,39 @@ def test_same_bits_by_camera(ray_cluster):
     assert_same(found, estimate_pseudo_labels(features, config, camids_N=camids))
 
 
-def test_a_gpu_gets_few_large_blocks() -> None:
-    assert Threads(60, "cuda").default_num_blocks(12_936) == 2
-    assert Threads(60, "cpu").default_num_blocks(12_936) == 50
-
-
 @pytest.mark.ray
-def test_a_task_with_a_gpu_has_a_process_to_itself() -> None:
+@pytest.mark.parametrize("changes", [{}, {"camera_aware": True}])
+def test_same_bits_with_gpus(changes) -> None:
+    """Two logical GPUs, which to torch are CPUs."""
+    features, camids = drawn_features(), np.arange(500) % 3
+    config = CONFIG.model_copy(update=changes)
     program = (
-        "import os, ray; from cluster.task_graph import as_task; "
-        "ray.init(num_cpus=1, num_gpus=1, include_dashboard=False); "
-        "mine = lambda: os.getpid(); "
-        "pids = lambda gpus: [ray.get(as_task(mine, gpus).options(name='x').remote()) "
-        "for _ in range(3)]; "
-        "print(len(set(pids(0.4))), len(set(pids(0))))"
+        "import sys, pickle, time, ray, cluster.neighbours\n"
+        "from cluster.gpu_actors import GpuActors\n"
+        "from cluster.task_graph import estimate_on_ray\n"
+        "features, config, camids = pickle.loads(sys.stdin.buffer.read())\n"
+        "cluster.neighbours.ROWS_ON_DEVICE = 90\n"
+        "ray.init(num_cpus=2, num_gpus=2, include_dashboard=False)\n"
+        "free = lambda: ray.available_resources().get('GPU', 0)\n"
+        "with GpuActors('cpu:0') as on_gpus:\n"
+        "    found = [estimate_on_ray(features, config, camids_N=camids, num_blocks=blocks,\n"
+        "             on_gpus=on_gpus) for blocks in (3, None)]\n"
+        "    num_actors = len(on_gpus._actors)\n"
+        "while free() < 2: time.sleep(0.1)\n"
+        "sys.stdout.buffer.write(pickle.dumps((found, num_actors)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.split() == ["3", "1"], done.stderr
-
-
-def test_a_full_gpu__the_cpu_makes_the_same_labels(monkeypatch) -> None:
-    def full(*arguments, runner, **options):
-        if runner.device == "cuda":
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return estimate_pseudo_labels(*arguments, runner=runner, **options)
-
-    monkeypatch.setattr(task_graph, "estimate_pseudo_labels", full)
-    found = task_graph._run_whole(2, "cuda", drawn_features(), CONFIG)
-    *others, note = found.notes
-    assert "the CPU found the same labels" in note
-    alone = estimate_pseudo_labels(drawn_features(), CONFIG)
-    assert_same(dataclasses.replace(found, notes=tuple(others)), alone)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=pickle.dumps((features, config, camids)), capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    (by_tasks, by_one), num_actors = pickle.loads(done.stdout)
+    expected = estimate_pseudo_labels(features, config, camids_N=camids)
+    assert num_actors == 2
+    for found in (by_tasks, by_one):
+        assert_same(found, expected)
+        assert "neighbours: search" in found.stages
+    assert by_tasks.stages["neighbours: search"].num_tasks > 5
 
 
 @pytest.mark.ray
@@ -182,28 +179,21 @@ def test_number_of_workers_changes_no_bit(num_cpus, tmp_path):
 
 
 @pytest.mark.ray
-def test_dense_blocks_are_tasks_side_by_side(ray_cluster):
-    """With a CPU stand-in for cuML."""
+def test_a_gpu_without_memory__the_tasks_make_the_same_labels(ray_cluster):
+    def full(stage, function, blocks, *shared):
+        return [(Full("CUDA out of memory"), TaskTime(stage, 0, 0, 0)) for _ in blocks]
 
-    def dense_cores(distance_BB, min_samples):
-        fitted = DBSCAN(eps=0.5, min_samples=min_samples, metric="precomputed").fit(distance_BB)
-        is_core = np.zeros(len(distance_BB), bool)
-        is_core[fitted.core_sample_indices_] = True
-        return is_core, fitted.labels_.astype(np.int64)
-
-    distance = jaccard_distance(drawn_features(), 10, 3)
-    graph = neighbour_graph(distance, 0.3)
-    runner = RayTasks("cpu", 4, None)
-    cores, num_large = cores_by_dense_blocks(runner, graph, 4, dense_cores, max_dense=100)
-    assert num_large == 0
-    assert sum(task.stage == "dbscan: dense block" for task in runner.times()) > 2
-    labels = number_clusters(graph, *cores, np.arange(500))
-    assert np.array_equal(labels, dbscan(distance, 0.3, 4, "components"))
+    features = drawn_features()
+    found = estimate_on_ray(features, CONFIG, num_blocks=3, on_gpus=full)
+    *others, note = found.notes
+    assert note == FULL
+    alone = estimate_pseudo_labels(features, CONFIG)
+    assert_same(dataclasses.replace(found, notes=tuple(others)), alone)
 
 
 @pytest.mark.ray
 def test_cancelling_frees_the_cluster(ray_cluster):
-    runner = RayTasks("cpu", 4, None)
+    runner = RayTasks(4)
     for _ in range(4):  # on all four CPUs
         runner.submit("sleeping", time.sleep, 10_000)  # longer than a test may take
     runner.cancel()
@@ -219,18 +209,14 @@ def test_errors_arrive_as_they_are(ray_cluster):
 
 
 @pytest.mark.ray
-def test_cuml_on_a_cluster_without_gpus(ray_cluster):
-    import ray
-
-    if ray.cluster_resources().get("GPU"):
-        pytest.skip("the cluster has a GPU")
+def test_cuml_without_gpus(ray_cluster):
     with pytest.raises(ConfigError, match="has none"):
         estimate_on_ray(drawn_features(), ClusterConfig(backend="cuml"))
 
 
 @pytest.mark.parametrize(
     ("num_samples", "num_workers", "num_blocks"),
-    [(SMALL["cpu"], 64, 9), (1_000_000, 2, 16), (1_000_000, 64, 256), (100, 64, 1)],
+    [(SMALL, 64, 9), (1_000_000, 2, 16), (1_000_000, 64, 256), (100, 64, 1)],
 )
 def test_default_num_blocks(num_samples, num_workers, num_blocks):
-    assert RayTasks("cpu", num_workers, None).default_num_blocks(num_samples) == num_blocks
+    assert RayTasks(num_workers).default_num_blocks(num_samples) == num_blocks

@@ -145,7 +145,7 @@ def test_index_is_the_transpose(num_samples):
     weights = rng.integers(1, 1000, len(rows)).astype(np.int32)
     encodings = csr_array((weights, (rows, columns)), shape=(num_samples, num_samples))
     by_column = encodings.tocsc()
-    starts, entries, sums = inverted_index(encodings, "cpu")
+    starts, entries, sums = inverted_index(encodings)
     assert np.array_equal(starts, by_column.indptr)
     assert np.array_equal(entries, np.stack([by_column.indices, by_column.data], 1))
     assert np.array_equal(sums, encodings.sum(axis=1))
@@ -163,9 +163,9 @@ def test_samples_that_share_a_rough_sum_are_told_apart(max_distance):
     dense_weights = (ONE * shares / shares.sum(axis=1, keepdims=True)).astype(np.int32)
     encodings = csr_array(dense_weights)
     encodings.resize(20_000, 20_000)
-    index = inverted_index(encodings, "cpu")
+    index = inverted_index(encodings)
     start, stop = 70, 90
-    found = pairs_below(encodings, index, max_distance, "cpu", start, stop)
+    found = pairs_below(encodings, index, max_distance, start, stop)
     for i in range(start, stop):
         overlap = np.minimum(dense_weights[i], dense_weights).sum(axis=1, dtype=np.int64)
         both_sums = index.sums_N[i].astype(np.int64) + index.sums_N

@@ -11,7 +11,8 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 from waiting import wait_until
 
-from cluster.runner import TaskTime, Threads, by_stage
+from cluster.out_of_memory import is_out_of_memory
+from cluster.runner import FULL, TaskTime, Threads, by_stage
 
 
 def add(*numbers):
@@ -125,6 +126,47 @@ def test_as_many_workers_as_torch_uses():
 def test_device_is_a_gpu_if_there_is_one():
     assert Threads().device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert Threads(device="cpu").device == "cpu"
+
+
+def test_blocks_on_the_device_come_in_order_with_their_times():
+    def seen(number, device, start, stop):
+        return number, device, start, stop
+
+    with Threads(2, "cpu:0") as runner:
+        number = runner.submit("number", int, 7)
+        found = runner.on_device("block", seen, [(0, 3), (3, 5)], number)
+        stages = by_stage(runner.times())
+    assert found == [(7, "cpu:0", 0, 3), (7, "cpu:0", 3, 5)]
+    assert stages["block"].num_tasks == 2
+    assert runner.notes == []
+
+
+def test_blocks_without_memory_are_none_and_a_note():
+    def full(device, start, stop):
+        if start > 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with Threads(2, "cpu:0") as runner:
+        assert runner.on_device("block", full, [(0, 3), (3, 5), (5, 7)]) is None
+        assert runner.notes == [FULL]
+        with pytest.raises(ValueError, match="broken stage"):
+            runner.on_device("block", fail, [(0, 3)])
+
+
+@pytest.mark.parametrize(
+    ("error", "is_that"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError("std::bad_alloc: out_of_memory: CUDA error at: cuda_memory_resource"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_signs_of_full_memory(error, is_that):
+    assert is_out_of_memory(error) == is_that
 
 
 def test_times_tell_stage_and_duration():
