@@ -13,10 +13,13 @@ BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 PARTS = {
     "__init__",
     "drawn",
+    "fake_cuda",
+    "fake_steps",
     "gpu_checks",
     "gpu_search",
     "gpu_support",
     "gpu_training",
+    "pretended_cuda",
     "small_run",
     "tables",
 }

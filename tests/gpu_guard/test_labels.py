@@ -1,0 +1,140 @@
+"""Pseudo-labels on tensors that say "cuda": the CPU's, by the branches of a GPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from planted import planted
+from sklearn.cluster import DBSCAN
+
+from benchmarks.pretended_cuda import PretendedCuda, PretendedTensor, pretended_cuda
+from cluster import dbscan, device_arrays, neighbours, search_on_device
+from cluster.estimate import PseudoLabels, estimate_pseudo_labels
+from cluster.runner import Threads
+from daal.config import ClusterConfig
+
+ROWS, COLUMNS = 200, 250  # of a block, and of a tile
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as printed": {},
+    "faiss's dialect": {"dialect": "faiss"},
+    "tf32": {"products": "tf32"},
+    "bf16": {"products": "bf16"},
+    "cameras apart": {"camera_aware": True},
+    "cameras' own mean": {"camera_norm": True},
+}
+Estimate = Callable[..., PseudoLabels]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "ROWS_ON_DEVICE", ROWS)
+    monkeypatch.setattr(search_on_device, "COLUMNS_ON_DEVICE", COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def features_ND() -> NDArray[np.float32]:
+    """40 people and some noise. Some images have copies."""
+    rng = np.random.default_rng(0)
+    centres_KD = rng.standard_normal((40, 64))
+    features_ND = centres_KD[rng.integers(0, 40, 600)] + 0.6 * rng.standard_normal((600, 64))
+    features_ND[:10] = features_ND[590:]
+    return features_ND.astype(np.float32)
+
+
+@pytest.fixture
+def estimate(features_ND: NDArray[np.float32]) -> Estimate:
+    camids_N = np.arange(len(features_ND)) % 4
+
+    def run(device: str, **settings: Any) -> PseudoLabels:
+        config = ClusterConfig(**{"backend": "components", "eps_rule": "q", "q": 6, **settings})
+        with Threads(1, device) as runner:
+            return estimate_pseudo_labels(
+                features_ND, config, camids_N=camids_N, runner=runner, num_blocks=2
+            )
+
+    return run
+
+
+def assert_same(found: PseudoLabels, expected: PseudoLabels) -> None:
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_array_equal(found.centroids, expected.centroids)
+    assert (found.eps, found.notes) == (expected.eps, expected.notes)
+    assert 20 < found.num_clusters < 60
+
+
+def assert_few_uploads(cuda: PretendedCuda, features_ND: NDArray[np.float32]) -> None:
+    """Features go up once, whatever the number of blocks."""
+    assert cuda.bytes_up < 1.02 * features_ND.nbytes
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_same_labels(
+    estimate: Estimate, features_ND: NDArray[np.float32], settings: dict[str, Any]
+) -> None:
+    expected = estimate("cpu", **settings)
+    with pretended_cuda() as cuda:
+        found = estimate("cuda", **settings)
+    assert_same(found, expected)
+    assert cuda.launches["topk"] > 0
+    assert_few_uploads(cuda, features_ND)
+    assert cuda.bytes_down < 100 * 8 * len(features_ND)  # neighbours or candidates of each image
+    # By blocks, whatever the number of tiles. Cameras have blocks of their own, in two searches.
+    num_blocks = 8 if "camera_aware" in settings else len(features_ND) // ROWS
+    assert cuda.waits.total() <= 8 * num_blocks
+
+
+def test_cuml__only_edges_go_up(
+    estimate: Estimate, features_ND: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_sklearn(distance_BB: torch.Tensor, min_samples: int) -> NDArray[np.integer]:
+        assert isinstance(distance_BB, PretendedTensor)
+        fitted = DBSCAN(eps=0.5, min_samples=min_samples, metric="precomputed")
+        return fitted.fit(distance_BB.held.numpy()).labels_
+
+    monkeypatch.setattr(dbscan, "cuml_available", lambda: True)
+    monkeypatch.setattr(dbscan, "cuml_labels", by_sklearn)
+    expected = estimate("cpu")
+    with pretended_cuda() as cuda:
+        found = estimate("cuda", backend="cuml")
+    assert_same(found, expected)
+    num_pairs = len(features_ND) ** 2
+    assert cuda.bytes_up < features_ND.nbytes + num_pairs  # of 4 bytes each
+    assert {stage for stage in found.stages if "dense" in stage}
+
+
+@pytest.mark.parametrize(
+    ("function", "old", "new"),
+    [
+        ("_refined", "num_rows, device=features.device)", "num_rows)"),
+        ("_refined", ".cpu().numpy()", ".numpy()"),
+        ("search_rows", ".to(features.device)", ""),
+    ],
+)
+def test_planted_bug(estimate: Estimate, function: str, old: str, new: str) -> None:
+    with pretended_cuda(), planted(search_on_device, function, old, new):
+        with pytest.raises((RuntimeError, TypeError), match=r"two different devices|cuda:0"):
+            estimate("cuda", products="bf16")
+
+
+def test_features_that_go_up_for_each_block(
+    estimate: Estimate, features_ND: NDArray[np.float32]
+) -> None:
+    bug = planted(device_arrays, "kept_on_device", "if key not in _kept:", "if True:")
+    with pretended_cuda() as cuda, bug:
+        estimate("cuda")
+    with pytest.raises(AssertionError):
+        assert_few_uploads(cuda, features_ND)
+
+
+def test_a_look_at_each_sample(estimate: Estimate) -> None:
+    bug = planted(
+        *(search_on_device, "_refined"),
+        "    itself_first, scale",
+        "    [float(row.sum()) for row in features[:50]]; itself_first, scale",
+    )
+    with pretended_cuda() as cuda, bug:
+        estimate("cuda")
+    assert cuda.waits.total() > 100
