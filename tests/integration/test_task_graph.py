@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from heads import LOGICAL_GPUS
 from sklearn.cluster import DBSCAN
 from waiting import wait_until
 
@@ -90,7 +91,10 @@ def test_a_task_with_a_gpu_has_a_process_to_itself() -> None:
         "for _ in range(3)]; "
         "print(len(set(pids(0.4))), len(set(pids(0))))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | LOGICAL_GPUS, capture_output=True,
+        text=True,
+    )  # fmt: skip
     assert done.stdout.split() == ["3", "1"], done.stderr
 
 
