@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.gpu_search import device_name, estimate, same
 from benchmarks.gpu_support import Bench, drawn_features
 from benchmarks.gpu_training import Ours
-from daal.augment import augment, sample_seeds
+from daal.augment import augment, draw_table, sample_seeds
 from daal.batch_norm import GroupBatchNorm2d
 from daal.config import AugmentConfig
 from daal.evaluation import evaluate
@@ -52,10 +52,10 @@ def _exact() -> Iterator[None]:
 
 def _augmentation(bench: Bench) -> dict[str, Any]:
     images_BCHW = torch.randint(256, (64, 3, 64, 32), dtype=torch.uint8)
-    seeds_B = sample_seeds(0, 1, 2, 3, torch.arange(64))
+    seeds_B = sample_seeds(0, 1, 2, 3, np.arange(64))
+    table_BX = torch.from_numpy(draw_table(seeds_B, 64, 32, AugmentConfig()))
     found, expected = (
-        augment(images_BCHW.to(device), seeds_B.to(device), AugmentConfig()).cpu()
-        for device in (bench.device, CPU)
+        augment(images_BCHW.to(device), table_BX.to(device)).cpu() for device in (bench.device, CPU)
     )
     return {"ok": torch.equal(found, expected)}
 

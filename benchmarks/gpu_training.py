@@ -22,6 +22,7 @@ from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.gpu_support import Bench, Shape, drawn_people
 from cluster.soft_labels import soft_label_weights
 from daal import losses
-from daal.augment import augment, normalise, sample_seeds
+from daal.augment import augment, draw_table, normalise, sample_seeds
 from daal.config import AugmentConfig, LossConfig, NetworkConfig, OptimConfig
 from daal.evaluation import evaluate
 from daal.network import DaalNetwork
@@ -71,11 +72,13 @@ class Ours:
         self.host_images_BHWC = images_BHWC.pin_memory() if bench.on_gpu else images_BHWC
         self.network = network.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.network, OPTIM)
-        self.images_BHWC, self.labels_S, self.pseudo_labels_T, self.centroids_KC, self.samples_B = (
+        seeds_B = sample_seeds(0, 0, 0, 0, np.arange(shape.batch))
+        table_BX = draw_table(seeds_B, shape.height, shape.width, AugmentConfig())
+        self.images_BHWC, self.labels_S, self.pseudo_labels_T, self.centroids_KC, self.table_BX = (
             tensor.to(self.device)
             for tensor in (
                 images_BHWC, labels_S, pseudo_labels_T, F.normalize(centroids_KC),
-                torch.arange(shape.batch),
+                torch.from_numpy(table_BX),
             )
         )  # fmt: skip
         self.features_TC = self.centroids_KC[self.pseudo_labels_T]
@@ -88,9 +91,8 @@ class Ours:
 
     def batch(self, images_BHWC: Tensor | None = None) -> TrainBatch:
         images_BHWC = self.images_BHWC if images_BHWC is None else images_BHWC
-        seeds_B = sample_seeds(0, 0, 0, 0, self.samples_B)
         return TrainBatch(
-            augment(images_BHWC.permute(0, 3, 1, 2), seeds_B, AugmentConfig()),
+            augment(images_BHWC.permute(0, 3, 1, 2), self.table_BX),
             self.labels_S,
             soft_label_weights(
                 self.features_TC, self.centroids_KC, self.pseudo_labels_T, 0.9, "normalized", 1e-3

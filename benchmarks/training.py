@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.drawn import Group, Run, drawn_run
 from benchmarks.tables import parse, parser_of, tell
 from cluster.soft_labels import soft_label_weights
-from daal.augment import augment, sample_seeds
+from daal.augment import augment, draw_table, sample_seeds
 from daal.config import Config
 from daal.images import decode
 from daal.losses import total_loss
@@ -164,8 +164,10 @@ def _process(
     steady = first = saving = 0.0
     begun = time.monotonic()
     for step, (pixels, source, target) in enumerate(loader):
-        seeds = sample_seeds(0, 1, 0, step, torch.cat([source, target + len(source_labels)]))
-        batch = augment(pixels.permute(0, 3, 1, 2), seeds, config.augment)
+        samples = torch.cat([source, target + len(source_labels)]).numpy()
+        seeds = sample_seeds(0, 1, 0, step, samples)
+        table = draw_table(seeds, config.input.height, config.input.width, config.augment)
+        batch = augment(pixels.permute(0, 3, 1, 2), torch.from_numpy(table))
         weights = soft_label_weights(
             features[target], centroids, pseudo_labels[target], form="normalized"
         )

@@ -1,18 +1,21 @@
-"""Augmentation of whole batches on the device that trains: flip, padded crop, random erasing.
+"""Augmentation of whole batches: drawn on the host, done on the device that trains.
 
-Shapes: B samples, C = 3 channels, H x W pixels, T tries at an erasing rectangle.
+Shapes: B samples, C = 3 channels, H x W pixels, T tries at an erasing rectangle, D draws.
+X = 2 (H + W) columns of the table, which says where the device finds each pixel.
 
 Every random number is a pure function of the sample's seed and of the draw's name: there is no
 generator with a state. So a sample at a given step of a run looks the same in any batch,
-on any number of workers, on a CPU or a GPU, and after any restart. To keep the devices
-equal to the last bit, nothing here uses a function whose rounding they don't share: integer
-arithmetic, + - * / and sqrt are exact or correctly rounded everywhere; exp and log aren't.
+on any number of workers, on a CPU or a GPU, and after any restart. The seeds depend on nothing that
+the device knows, so the host draws all numbers of a batch at once. The device gets a small table of
+integers and does with it what is exact everywhere: a look-up, a subtraction, a division.
 """
 
 from enum import IntEnum
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from daal.config import AugmentConfig
@@ -29,6 +32,8 @@ ERASE_ASPECT = (0.3, 1 / 0.3)
 # less than one sample in a billion, which then stays whole.
 ERASE_TRIES = 10
 
+MAX_SIDE = 2**15 - 1  # the table is of int16
+
 
 class Draw(IntEnum):
     """What a random number is for. ERASE_* take ERASE_TRIES numbers each from their value on."""
@@ -43,24 +48,82 @@ class Draw(IntEnum):
     ERASE_ASPECT = 200
 
 
-def sample_seeds(seed: int, iteration: int, epoch: int, step: int, sample_ids_B: Tensor) -> Tensor:
-    """A seed for each sample of a step: int64 (B,), on the device of `sample_ids_B`.
+def sample_seeds(
+    seed: int, iteration: int, epoch: int, step: int, sample_ids_B: NDArray[np.integer]
+) -> NDArray[np.uint64]:
+    """A seed for each sample of a step: uint64 (B,).
 
     `sample_ids_B` (integers) says which sample it is in terms that don't depend on the worker:
     its place in the step's global batch, or its row in the data set. Equal ids give equal
     seeds, hence equal augmentations.
     """
-    state_B = torch.zeros_like(sample_ids_B, dtype=torch.int64)
+    state_B = np.zeros(len(sample_ids_B), np.uint64)
     for word in (seed, iteration, epoch, step):
-        state_B = _mix(state_B + _signed(word + _GOLDEN))
-    return _mix(state_B + sample_ids_B.to(torch.int64) + _signed(_GOLDEN))
+        state_B = _mix(state_B + np.uint64((word + _GOLDEN) % 2**64))
+    return _mix(state_B + sample_ids_B.astype(np.uint64) + np.uint64(_GOLDEN))
 
 
-def uniforms(seeds_B: Tensor, draw: int) -> Tensor:
-    """A number in [0, 1) for each seed, different for each draw: float64, shaped as the seeds."""
-    bits_B = _mix(seeds_B + _signed((draw + 1) * _GOLDEN))
+def uniforms(seeds_B: NDArray[np.uint64], *draws: int) -> NDArray[np.float64]:
+    """A number in [0, 1) of each draw for each seed: float64 (D, B)."""
+    steps_D = np.array([(draw + 1) * _GOLDEN % 2**64 for draw in draws], np.uint64)
+    bits_DB = _mix(seeds_B + steps_D[:, None])
     # The highest 53 bits fill a float64's significand exactly.
-    return _shift_right(bits_B, 11).double() * 2.0**-53
+    return (bits_DB >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def draw_table(
+    seeds_B: NDArray[np.uint64], height: int, width: int, config: AugmentConfig
+) -> NDArray[np.int16]:
+    """All that `augment` needs to know of a batch of images of one size: int16 (B, X).
+
+    `seeds_B` is uint64, from `sample_seeds`. The columns, after each other:
+
+        H   the row of the image that each row of the result comes from, -1 in the padding
+        W   the same of its columns
+        H   -1 for the rows of the erased rectangle, or else 0
+        W   the same of its columns
+
+    Raises ValueError for other seeds, or sides of 2^15 pixels and more.
+    """
+    if seeds_B.ndim != 1 or seeds_B.dtype != np.uint64:
+        raise ValueError(f"seeds must be uint64 (B,), not {seeds_B.dtype} {seeds_B.shape}")
+    if max(height, width) > MAX_SIDE:
+        raise ValueError(f"images of {height}x{width}: at most {MAX_SIDE} pixels a side")
+    columns = [*_crop(seeds_B, height, width, config), *_erasure(seeds_B, height, width, config)]
+    return np.concatenate(columns, axis=1, dtype=np.int16, casting="same_kind")
+
+
+def augment(images_BCHW: Tensor, table_BX: Tensor) -> Tensor:
+    """Flip, pad and crop, normalise, erase: float32 (B, 3, H, W) in channels_last layout.
+
+    `images_BCHW` is uint8, `table_BX` the int16 of `draw_table`; both on the same device. The
+    crop is of the images' own size, out of the image with `config.pad` black pixels on each
+    side; black is before normalisation, as torchvision's Pad does it. Erased pixels are 0
+    after normalisation, that is ImageNet's mean colour, one of the fills of the erasing paper
+    (random pixels do slightly better there; the mean is what re-ID code uses).
+
+    With no padding and both probabilities 0 this equals `normalise`.
+
+    Raises ValueError for other dtypes and shapes.
+    """
+    _check(images_BCHW)
+    batch, _, height, width = images_BCHW.shape
+    if table_BX.shape != (batch, 2 * (height + width)) or table_BX.dtype != torch.int16:
+        raise ValueError(
+            f"the table must be int16 of shape ({batch}, {2 * (height + width)}), not "
+            f"{table_BX.dtype} of shape {tuple(table_BX.shape)}"
+        )
+    sides = [height, width, height, width]
+    y_BH, x_BW, _, _ = torch.split(table_BX.long(), sides, 1)
+    is_padding_BH, is_padding_BW, is_erased_BH, is_erased_BW = torch.split(table_BX < 0, sides, 1)
+    samples_B = torch.arange(batch, device=images_BCHW.device)
+    pixels_BHWC = images_BCHW.permute(0, 2, 3, 1)[  # -1 finds the last: any will do in the padding
+        samples_B[:, None, None], y_BH[:, :, None], x_BW[:, None, :]
+    ]
+    padding_BHW = is_padding_BH[:, :, None] | is_padding_BW[:, None, :]
+    pixels_BHWC.masked_fill_(padding_BHW[..., None], 0)
+    erased_BHW = is_erased_BH[:, :, None] & is_erased_BW[:, None, :]
+    return normalise(pixels_BHWC.permute(0, 3, 1, 2)).masked_fill_(erased_BHW[:, None], 0.0)
 
 
 def normalise(images_BCHW: Tensor) -> Tensor:
@@ -84,31 +147,6 @@ def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     return mean_C11, std_C11
 
 
-def augment(images_BCHW: Tensor, seeds_B: Tensor, config: AugmentConfig) -> Tensor:
-    """Flip, pad and crop, normalise, erase: float32 (B, 3, H, W) in channels_last layout.
-
-    `images_BCHW` is uint8, `seeds_B` int64 from `sample_seeds`; both on the same device. The
-    crop is of the images' own size, out of the image with `config.pad` black pixels on each
-    side; black is before normalisation, as torchvision's Pad does it. Erased pixels are 0
-    after normalisation, that is ImageNet's mean colour, one of the fills of the erasing paper
-    (random pixels do slightly better there; the mean is what re-ID code uses).
-
-    With no padding and both probabilities 0 this equals `normalise`.
-
-    Raises ValueError for other dtypes and shapes.
-    """
-    _check(images_BCHW)
-    if seeds_B.shape != images_BCHW.shape[:1] or seeds_B.dtype != torch.int64:
-        raise ValueError(
-            f"seeds must be int64 of shape ({len(images_BCHW)},), not {seeds_B.dtype} "
-            f"of shape {tuple(seeds_B.shape)}"
-        )
-    cropped_BCHW = _flip_and_crop(images_BCHW, seeds_B, config)
-    height, width = images_BCHW.shape[2:]
-    erased_BHW = _erasing_mask(seeds_B, height, width, config.erase)
-    return normalise(cropped_BCHW).masked_fill_(erased_BHW[:, None], 0.0)
-
-
 def _check(images_BCHW: Tensor) -> None:
     shape = tuple(images_BCHW.shape)
     if images_BCHW.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3:
@@ -117,85 +155,65 @@ def _check(images_BCHW: Tensor) -> None:
         )
 
 
-def _flip_and_crop(images_BCHW: Tensor, seeds_B: Tensor, config: AugmentConfig) -> Tensor:
-    """The uint8 pixels of the crop. Each output pixel looks up where it comes from."""
-    device = images_BCHW.device
-    height, width = images_BCHW.shape[2:]
-    flipped_B = uniforms(seeds_B, Draw.FLIP) < config.flip
-    top_B, left_B = (
-        _integers(uniforms(seeds_B, draw), 2 * config.pad + 1) - config.pad
-        for draw in (Draw.CROP_Y, Draw.CROP_X)
-    )
-    y_BH = torch.arange(height, device=device) + top_B[:, None]
-    x_BW = torch.arange(width, device=device) + left_B[:, None]
-    x_BW = (width - 1 - x_BW).where(flipped_B[:, None], x_BW)
-    padding_BHW = _outside(y_BH, height)[:, :, None] | _outside(x_BW, width)[:, None, :]
-    pixels_BHWC = images_BCHW.permute(0, 2, 3, 1)[
-        torch.arange(len(images_BCHW), device=device)[:, None, None],
-        y_BH.clamp(0, height - 1)[:, :, None],
-        x_BW.clamp(0, width - 1)[:, None, :],
-    ]
-    return pixels_BHWC.masked_fill_(padding_BHW[..., None], 0).permute(0, 3, 1, 2)
+# ---- Drawing, on the host ---------------------------------------------------------------
 
 
-def _outside(index: Tensor, size: int) -> Tensor:
-    return (index < 0) | (index >= size)
+def _crop(
+    seeds_B: NDArray[np.uint64], height: int, width: int, config: AugmentConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where each row (B, H) and each column (B, W) comes from; -1 in the padding."""
+    flip_B, y_B, x_B = uniforms(seeds_B, Draw.FLIP, Draw.CROP_Y, Draw.CROP_X)
+    top_B, left_B = (_integers(u_B, 2 * config.pad + 1) - config.pad for u_B in (y_B, x_B))
+    y_BH = np.arange(height) + top_B[:, None]
+    x_BW = np.arange(width) + left_B[:, None]
+    x_BW = np.where(flip_B[:, None] < config.flip, width - 1 - x_BW, x_BW)
+    return _inside(y_BH, height), _inside(x_BW, width)
 
 
-def _erasing_mask(seeds_B: Tensor, height: int, width: int, probability: float) -> Tensor:
-    """True where a pixel is erased: one rectangle, or none, for each sample: bool (B, H, W)."""
-    tries_T = torch.arange(ERASE_TRIES, device=seeds_B.device)
-    area_BT, aspect_BT = (
-        _tries(seeds_B, draw) * (high - low) + low
+def _inside(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    return np.where((index >= 0) & (index < size), index, -1)
+
+
+def _erasure(
+    seeds_B: NDArray[np.uint64], height: int, width: int, config: AugmentConfig
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """-1 for each row (B, H) and column (B, W) of one rectangle; no rows if there is none."""
+    erase_B, y_B, x_B = uniforms(seeds_B, Draw.ERASE, Draw.ERASE_Y, Draw.ERASE_X)
+    area_TB, aspect_TB = (
+        uniforms(seeds_B, *range(draw, draw + ERASE_TRIES)) * (high - low) + low
         for draw, (low, high) in ((Draw.ERASE_AREA, ERASE_AREA), (Draw.ERASE_ASPECT, ERASE_ASPECT))
     )
-    area_BT = area_BT * (height * width)
-    tall_BT = (area_BT * aspect_BT).sqrt().round().long()
-    wide_BT = (area_BT / aspect_BT).sqrt().round().long()
-    fits_BT = (tall_BT > 0) & (wide_BT > 0) & (tall_BT < height) & (wide_BT < width)
-    # The first try that fits; argmin is of distinct numbers, so that all devices agree on it.
-    first_B1 = tries_T.where(fits_BT, tries_T + ERASE_TRIES).argmin(1, keepdim=True)
-    tall_B, wide_B = (size_BT.gather(1, first_B1).squeeze(1) for size_BT in (tall_BT, wide_BT))
-    erase_B = (uniforms(seeds_B, Draw.ERASE) < probability) & fits_BT.any(1)
-
-    top_B = _integers(uniforms(seeds_B, Draw.ERASE_Y), height - tall_B + 1)
-    left_B = _integers(uniforms(seeds_B, Draw.ERASE_X), width - wide_B + 1)
-    rows_BH = _within(height, top_B, tall_B)
-    columns_BW = _within(width, left_B, wide_B)
-    return erase_B[:, None, None] & rows_BH[:, :, None] & columns_BW[:, None, :]
+    area_TB *= height * width
+    tall_TB = np.sqrt(area_TB * aspect_TB).round().astype(np.int64)
+    wide_TB = np.sqrt(area_TB / aspect_TB).round().astype(np.int64)
+    fits_TB = (tall_TB > 0) & (wide_TB > 0) & (tall_TB < height) & (wide_TB < width)
+    first_1B = fits_TB.argmax(0)[None]
+    tall_B, wide_B = (np.take_along_axis(size_TB, first_1B, 0)[0] for size_TB in (tall_TB, wide_TB))
+    top_B, left_B = _integers(y_B, height - tall_B + 1), _integers(x_B, width - wide_B + 1)
+    tall_B = np.where((erase_B < config.erase) & fits_TB.any(0), tall_B, 0)
+    return _marked(height, top_B, tall_B), _marked(width, left_B, wide_B)
 
 
-def _tries(seeds_B: Tensor, draw: Draw) -> Tensor:
-    return torch.stack([uniforms(seeds_B, draw + t) for t in range(ERASE_TRIES)], dim=1)
+def _marked(
+    size: int, start_B: NDArray[np.int64], length_B: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """-1 from `start_B` on, `length_B` times: (B, size)."""
+    position_N = np.arange(size)
+    is_in_BN = (position_N >= start_B[:, None]) & (position_N < (start_B + length_B)[:, None])
+    return np.where(is_in_BN, -1, 0)
 
 
-def _integers(uniforms_B: Tensor, count: int | Tensor) -> Tensor:
+def _integers(uniforms_B: NDArray[np.float64], count: int | NDArray[np.int64]) -> NDArray[np.int64]:
     """0..count-1, evenly. The product stays below `count`, which is far below 2^52."""
-    return (uniforms_B * count).long()
-
-
-def _within(size: int, start_B: Tensor, length_B: Tensor) -> Tensor:
-    position_N = torch.arange(size, device=start_B.device)
-    return (position_N >= start_B[:, None]) & (position_N < (start_B + length_B)[:, None])
+    return (uniforms_B * count).astype(np.int64)
 
 
 # The mixer of SplitMix64 (Steele, Lea and Flood 2014, "Fast Splittable Pseudorandom Number
-# Generators"; constants by Stafford, variant 13), counted along with the golden ratio. int64
-# arithmetic wraps like uint64's; only the right shift differs.
+# Generators"; constants by Stafford, variant 13), counted along with the golden ratio.
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def _mix(bits: Tensor) -> Tensor:
-    bits = (bits ^ _shift_right(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
-    bits = (bits ^ _shift_right(bits, 27)) * _signed(0x94D049BB133111EB)
-    return bits ^ _shift_right(bits, 31)
-
-
-def _shift_right(bits: Tensor, count: int) -> Tensor:
-    """Shift in zeros, where int64's own shift copies the sign."""
-    return (bits >> count) & ((1 << (64 - count)) - 1)
-
-
-def _signed(word: int) -> int:
-    """The int64 of the same lowest 64 bits."""
-    return (word + 2**63) % 2**64 - 2**63
+def _mix(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

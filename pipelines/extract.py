@@ -17,7 +17,7 @@ from daal.errors import DataError
 from daal.step import mixed_precision
 from daal.trained_model import TrainedModel
 from pipelines.pixels import Images, ImageSource, Pixels, decode_rows, pixel_reader
-from pipelines.stream import ahead
+from pipelines.stream import ahead, pinned
 from pipelines.train_state import Weights
 from pipelines.workers import LOG_SECONDS, Worker, Workers
 
@@ -70,7 +70,7 @@ class ExtractJob:
         batches = self._batches(worker, rows)
         if worker.device.type == "cuda":
             features_NC = features_NC.pin_memory()
-            batches = ahead(batches, 2)
+            batches = ahead((pinned(images_BHWC, worker.device) for images_BHWC in batches), 2)
         at, begun = 0, time.monotonic()
         shown = begun
         for number, images_BHWC in enumerate(batches):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from cluster.soft_labels import hard_label_weights
-from daal.augment import augment, normalise, sample_seeds
+from daal.augment import augment, draw_table, normalise, sample_seeds
 from daal.config import Config, FitConfig
 from daal.datasets import load_records
 from daal.images import decode
@@ -159,14 +159,15 @@ def run_probe(config: Config) -> Probe:
     height, width = config.input.height, config.input.width
     num_images = min(64, max(8, PROBE_PIXELS // (height * width)))  # small images go by many
     pixels = torch.randint(256, (num_images, 3, height, width), dtype=torch.uint8, device=device)
-    seeds = sample_seeds(0, 1, 0, 0, torch.arange(num_images, device=device))
+    seeds = sample_seeds(0, 1, 0, 0, np.arange(num_images))
+    table = torch.from_numpy(draw_table(seeds, height, width, config.augment)).to(device)
     num_source = 0 if config.target_only else num_images // 2
     labels = torch.arange(num_images - num_source, device=device)
     saved: list[int] = []
 
     def step() -> None:
         batch = TrainBatch(
-            augment(pixels, seeds, config.augment),
+            augment(pixels, table),
             torch.arange(num_source, device=device),
             hard_label_weights(labels, num_clusters),
             labels,

@@ -129,6 +129,15 @@ class _BatchReader:
         }
 
 
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor in memory from which a copy to the device waits for nothing.
+
+    Pinned memory if the device is a GPU; what is there already, or stays on the host, as it is.
+    Pinning is a copy that takes time: best done by the thread of `ahead`.
+    """
+    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+
+
 def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
     """The same items, made by a thread up to `depth` ahead of their use."""
     made: queue.Queue[tuple[str, Any]] = queue.Queue(depth)

@@ -6,14 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, distributed
 
-from cluster.soft_labels import hard_label_weights, lsr_weights, soft_label_weights
-from daal.augment import augment, sample_seeds
 from daal.config import Config, FitConfig
 from daal.errors import TrainingDiverged
 from daal.losses import LossTerms
@@ -24,29 +20,9 @@ from daal.step import HostCopy, TrainBatch, mixed_precision, raise_if_diverged, 
 from pipelines.diverged_step import keep_step
 from pipelines.pixels import pixel_reader
 from pipelines.stream import FedBatch, StreamSource, ahead, kept_batches, streamed_batches
+from pipelines.train_batch import BatchMaker, HostBatch, Labels
 from pipelines.train_state import TrainState, Weights
 from pipelines.workers import LOG_SECONDS, Worker
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What the losses know about every row, by domain.
-
-    source_N: class index of each source row. features_NC, pseudo_labels_N, centroids_KC: the
-    target's features and clusters as they were before this fit (line 5 of Algorithm 1), of the
-    whole body.
-    """
-
-    source_N: NDArray[np.int64]
-    num_source_ids: int
-    pseudo_labels_N: NDArray[np.int64] | None = None
-    features_NC: NDArray[np.float32] | None = None
-    centroids_KC: NDArray[np.float32] | None = None
-    stripe_labels_NS: NDArray[np.int64] | None = None  # clusters of each stripe (SSG)
-
-    @property
-    def num_clusters(self) -> int:
-        return 0 if self.centroids_KC is None else len(self.centroids_KC)
 
 
 @dataclass
@@ -96,26 +72,26 @@ class FitJob:
         network = build_network(config, labels, ray.get(self.start))
         state = TrainState.start(self.stage, worker, network, plan, fit, config)
         autocast = mixed_precision(worker.device, config.mixed_precision)
-        targets = TargetLabels(labels, config, worker.device)
+        maker = BatchMaker(labels, config, self.iteration, worker.device)
         first_step = state.next_step
-        images, batches = self._batches(worker, plan, first_step)
+        images, fed_batches = self._fed(worker, plan, first_step)
+        batches = self._on_host(fed_batches, plan, maker)
+        if worker.device.type == "cuda":
+            batches = ahead(batches, 2)  # on a CPU, the thread would take the step's own core
         earlier = None  # the step before, which a GPU may still be working on
 
         state.network.train()
         model = state.distributed()
         times, log = FitTimes(time.time()), _Log(self.stage, worker, plan)
         clock = begun = time.monotonic()
-        for fed in batches:
+        for step, given in batches:
             times.input += time.monotonic() - clock
-            step, epoch = fed.step, plan.epoch_of(fed.step)
+            epoch = plan.epoch_of(step)
             worker.reach(self.stage, step)
             rate = set_learning_rate(
                 state.optimizer, fit, step, plan.steps_per_epoch, self.iteration
             )
-            parts = [
-                self._train_batch(fed.part(at, fit.accumulate), targets, epoch, worker.device)
-                for at in range(fit.accumulate)
-            ]
+            parts = [maker.on_device(part.to(worker.device)) for part in given]
             terms = train_step(
                 *(model, parts, state.optimizer, config.loss),
                 *(state.diverged, _agree, autocast, state.teacher),
@@ -178,9 +154,7 @@ class FitJob:
                 distributed.barrier()  # the first to raise ends the others
             raise TrainingDiverged(f"{error}{where}") from None
 
-    def _batches(
-        self, worker: Worker, plan: Plan, first_step: int
-    ) -> tuple[str, Iterator[FedBatch]]:
+    def _fed(self, worker: Worker, plan: Plan, first_step: int) -> tuple[str, Iterator[FedBatch]]:
         stream, share = self.stream, (worker.rank, worker.world_size)
         if stream.source.keeps(plan.source_rows) and stream.target.keeps(plan.target_rows):
             source = pixel_reader(worker, stream.source, self.config)
@@ -190,26 +164,17 @@ class FitJob:
         else:
             images = "jpeg"
             batches = streamed_batches(stream, first_step, plan.num_steps, *share)
-        if worker.device.type == "cuda":
-            batches = ahead(batches, 2)  # on a CPU, the thread would take the step's own core
         return images, batches
 
-    def _train_batch(
-        self, fed: FedBatch, targets: "TargetLabels", epoch: int, device: torch.device
-    ) -> TrainBatch:
-        """Pixels and row numbers -> augmented images, labels and Eq. 4's weights."""
-        config, labels = self.config, targets.labels
-        images_BCHW = fed.images_BHWC.to(device, non_blocking=True).permute(0, 3, 1, 2)
-        # Target rows are numbered behind the source's, so that no two samples share a seed.
-        samples = np.concatenate([fed.source_rows, len(labels.source_N) + fed.target_rows])
-        seeds_B = sample_seeds(
-            config.seed, self.iteration, epoch, fed.step, copied_to(samples, device)
-        )
-        return TrainBatch(
-            augment(images_BCHW, seeds_B, config.augment),
-            copied_to(labels.source_N[fed.source_rows], device),
-            *targets.of(fed.target_rows),
-        )
+    def _on_host(
+        self, batches: Iterator[FedBatch], plan: Plan, maker: BatchMaker
+    ) -> Iterator[tuple[int, list[HostBatch]]]:
+        """Steps, and the parts of each one's batch."""
+        num_parts = self.fit.accumulate
+        for fed in batches:
+            epoch = plan.epoch_of(fed.step)
+            parts = [maker.on_host(fed.part(at, num_parts), epoch) for at in range(num_parts)]
+            yield fed.step, parts
 
 
 @dataclass
@@ -236,50 +201,6 @@ class _Log:
             "input_share": round(input_share, 4),
         })  # fmt: skip
         self.shown, self.num_steps = now, 0
-
-
-class TargetLabels:
-    """Clusters of a batch's target rows, and Eq. 4's weights (or Table 4's other two kinds)."""
-
-    def __init__(self, labels: Labels, config: Config, device: torch.device) -> None:
-        self.labels = labels
-        self._config = config.soft_labels
-        self._device = device
-        if labels.centroids_KC is not None:
-            self._centroids_KC = torch.tensor(labels.centroids_KC, device=device)
-
-    def of(self, rows: NDArray[np.int64]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Weights (T, K), clusters (T,) and those of stripes (T, S), on the device.
-
-        Each is None where there is none: pretraining has no clusters.
-        """
-        labels, config = self.labels, self._config
-        if labels.pseudo_labels_N is None or labels.features_NC is None:
-            return None, None, None
-        pseudo_labels_T = copied_to(labels.pseudo_labels_N[rows], self._device)
-        match config.target_labels:
-            case "hard":
-                weights_TK = hard_label_weights(pseudo_labels_T, labels.num_clusters)
-            case "lsr":
-                weights_TK = lsr_weights(pseudo_labels_T, labels.num_clusters)
-            case _:
-                weights_TK = soft_label_weights(
-                    copied_to(labels.features_NC[rows], self._device),
-                    self._centroids_KC,
-                    pseudo_labels_T,
-                    config.epsilon,
-                    config.form,
-                    config.min_sq_distance,
-                )
-        if labels.stripe_labels_NS is None:
-            return weights_TK, pseudo_labels_T, None
-        return weights_TK, pseudo_labels_T, copied_to(labels.stripe_labels_NS[rows], self._device)
-
-
-def copied_to(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A copy on the device; from pinned memory, so that a GPU's queue is not waited for."""
-    tensor = torch.tensor(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def build_network(config: Config, labels: Labels, start: Weights) -> DaalNetwork:

@@ -30,7 +30,8 @@ from pipelines.progress import Progress
 from pipelines.run_folder import RunFolder
 from pipelines.session import ray_session
 from pipelines.stream import FedBatch
-from pipelines.train_loop import FitJob, TargetLabels, build_network
+from pipelines.train_batch import BatchMaker
+from pipelines.train_loop import build_network
 from pipelines.validate import validate
 from pipelines.workers import Workers
 
@@ -250,8 +251,7 @@ def test_two_workers__equal_one_process_on_the_same_batches(
             config.seed, 1, 1, 8, 8, class_labels(source)[1], rows, pseudo_labels[rows],
             steps_per_epoch=config.adapt.steps_per_epoch,
         )  # fmt: skip
-        job = FitJob("ddp", config, config.adapt, 1, None, None, None)  # type: ignore[arg-type]
-        targets = TargetLabels(labels, config, torch.device("cpu"))
+        maker = BatchMaker(labels, config, 1, torch.device("cpu"))
         network = build_network(config, labels, {}).to(memory_format=torch.channels_last).train()
         untrained = {n: p.detach().clone().numpy() for n, p in network.named_parameters()}
         optimizer = make_optimizer(network, config.adapt.optim)
@@ -263,7 +263,7 @@ def test_two_workers__equal_one_process_on_the_same_batches(
                 decode_rows(target.reference, whole.target, config.input),
             ])  # fmt: skip
             fed = FedBatch(step, torch.tensor(images), whole.source, whole.target)
-            batch = job._train_batch(fed, targets, 0, torch.device("cpu"))
+            batch = maker.on_device(maker.on_host(fed, epoch=0))
             train_step(
                 network, [batch], optimizer, config.loss, torch.zeros(()), lambda flag: None,
                 mixed_precision(torch.device("cpu"), False),
