@@ -1,4 +1,4 @@
-"""Section "checks" of benchmarks/gpu.py: each row is right (`ok`) or not.
+"""Section "checks" of benchmarks/gpu_first.py: each row is right (`ok`) or not.
 
 On a machine without a GPU the same checks run, most of them of the CPU against itself.
 """

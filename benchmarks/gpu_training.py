@@ -1,4 +1,4 @@
-"""Sections of benchmarks/gpu.py on the network: training, its parts, extraction.
+"""Sections of benchmarks/gpu_first.py on the network: training, its parts, extraction.
 
 DAAL's step is all that a worker does for a batch that is on its device: uint8 images ->
 augmentation, Eq. 4's weights, forward and Eq. 7 through DAAM, backward, finite check, update. The
