@@ -37,9 +37,10 @@ from daal import losses
 from daal.augment import augment, draw_table, normalise, sample_seeds
 from daal.config import AugmentConfig, LossConfig, NetworkConfig, OptimConfig
 from daal.evaluation import evaluate
+from daal.host_copy import HostCopy
 from daal.network import DaalNetwork
 from daal.optimizer import make_optimizer
-from daal.step import HostCopy, TrainBatch, mixed_precision, train_step
+from daal.step import TrainBatch, mixed_precision, train_step
 
 PASSES_OF_RESULTS = 5
 BYTES_PER_PARAMETER = 4 + 3 * 2 + 4 + 5 * 4

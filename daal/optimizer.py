@@ -1,26 +1,42 @@
 """The optimizer with the paper's two rates, and the learning rate of each step."""
 
 import torch
+from torch import Tensor
 
 from daal.config import FitConfig, OptimConfig
 from daal.network import DaalNetwork
 
 
-def make_optimizer(network: DaalNetwork, config: OptimConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    network: DaalNetwork, config: OptimConfig, capturable: bool | None = None
+) -> torch.optim.Optimizer:
     """The paper's two rates: backbone layers, and all others.
 
     `network` is on its device and in its memory format already, as the state is made like it.
+    `capturable`, by default on GPUs: rates are float32 tensors on the device, which
+    `set_learning_rate` fills, so that a captured step (`daal.captured_step`) sees them change.
     """
     backbone, new = network.parameter_groups()
+    device = (backbone + new)[0].device
+    if capturable is None:
+        capturable = device.type == "cuda"
     groups = [
-        {"params": backbone, "base_lr": config.lr_backbone},
-        {"params": new, "base_lr": config.lr_new},
+        {
+            "params": parameters,
+            "base_lr": rate,
+            "lr": torch.tensor(rate, device=device) if capturable else rate,
+        }
+        for parameters, rate in ((backbone, config.lr_backbone), (new, config.lr_new))
+        if parameters
     ]
-    groups = [group for group in groups if group["params"]]
     # Only fused kernels can leave a step out by a flag on the device (`found_inf`).
     if config.optimizer == "adam":
         return torch.optim.Adam(
-            groups, lr=config.lr_new, weight_decay=config.weight_decay, fused=True
+            groups,
+            lr=config.lr_new,
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=capturable,
         )
     optimizer = torch.optim.SGD(
         groups,
@@ -60,5 +76,9 @@ def set_learning_rate(
     if step < config.warmup_steps:
         factor *= (step + 1) / config.warmup_steps
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-    return float(optimizer.param_groups[-1]["lr"])
+        rate = group["base_lr"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+    return float(rate)

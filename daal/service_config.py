@@ -70,7 +70,19 @@ class RayConfig(Section):
         description="jpeg: decode at every use. decoded: once, kept in the object store. device: "
         "kept in each worker's device memory as well. auto: the last of these that fits.",
     )
-    extract_batch: int = Field(64, ge=1, description="Images of a batch in extraction.")
+    extract_batch: int | None = Field(
+        None, ge=1, description="Images of a batch in extraction. Default: 256 on GPUs, 64 on CPUs."
+    )
+    cuda_graph: bool | Literal["auto"] = Field(
+        "auto",
+        description="A training step is captured as a CUDA graph and replayed, with the same bits. "
+        "auto: with one worker, on a GPU. true: with several, too, which has not been proven.",
+    )
+    compress_gradients: bool = Field(
+        False,
+        description="Workers send each other gradients rounded to bf16: half the bytes, for slow "
+        "networks.",
+    )
     threads_per_worker: int | None = Field(
         None, ge=1, description="Default: a node's cores divided by its workers."
     )
@@ -98,6 +110,19 @@ class RayConfig(Section):
         it would wait for ever, and say nothing.
         """
         return self.least_workers * self.cpus_per_worker + self.data_cpus
+
+    @model_validator(mode="after")
+    def _have_an_effect(self) -> "RayConfig":
+        if self.cuda_graph is True and self.use_gpu is not True:
+            raise ValueError(
+                "ray.cuda_graph=true needs ray.use_gpu=true; without a GPU nothing is captured"
+            )
+        if self.compress_gradients and self.num_workers == 1:
+            raise ValueError(
+                "ray.compress_gradients=true needs ray.num_workers above 1; one worker sends no "
+                "gradients"
+            )
+        return self
 
     @model_validator(mode="after")
     def _range_of_workers(self) -> "RayConfig":

@@ -150,29 +150,10 @@ def _learn_from(
     return terms.add("teacher", term, weights.teacher_weight)
 
 
-class HostCopy:
-    """A scalar of the device as it is now, on its way to the host.
-
-    `float` of it waits for that copy alone; `float` of the tensor would wait for all the work that
-    the device was given since.
-    """
-
-    def __init__(self, scalar: Tensor) -> None:
-        self._event = torch.cuda.Event() if scalar.is_cuda else None  # type: ignore[no-untyped-call]
-        self._copy = scalar.to("cpu", non_blocking=True, copy=True)  # from a GPU to pinned memory
-        if self._event is not None:
-            self._event.record()
-
-    def __float__(self) -> float:
-        if self._event is not None:
-            self._event.synchronize()
-        return float(self._copy)
-
-
 def raise_if_diverged(diverged: SupportsFloat, terms: losses.LossTerms, step: int) -> None:
     """Look at `train_step`'s flag behind `step` (counted from 0), whose loss terms are `terms`.
 
-    To keep a GPU busy, make a `HostCopy` of the flag behind each step, and look behind the next.
+    To keep a GPU busy, make a `HostCopy` of the flag after each step, and look after the next.
 
     Raises:
         TrainingDiverged: the flag is set. The workers agree on it, so that all of them raise.
@@ -199,10 +180,19 @@ def make_teacher(network: DaalNetwork, momentum: float) -> AveragedModel | None:
 
 
 def mixed_precision(device: torch.device, wanted: bool) -> torch.autocast:
-    """bf16 autocast where the device multiplies bf16 natively; does nothing elsewhere."""
+    """bf16 autocast where the device multiplies bf16 natively; does nothing elsewhere.
+
+    Without its cache on a GPU: a captured step (`daal.captured_step`) may not have one, and with it
+    a weight that is used twice would have other gradients.
+    """
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
         native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     else:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast(device.type, torch.bfloat16, enabled=bool(wanted and native))
+    return torch.autocast(
+        device.type,
+        torch.bfloat16,
+        enabled=bool(wanted and native),
+        cache_enabled=device.type == "cpu",
+    )

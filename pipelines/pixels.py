@@ -24,7 +24,7 @@ from pipelines.workers import Worker
 
 BLOCK = 512  # images in a block
 STORE_SHARE = 0.4  # of a node's object store may hold kept pixels; the rest is for what passes
-DEVICE_SHARE = 0.25  # of a GPU's memory, for all sets together; the rest is for training
+DEVICE_SHARE = 0.25  # of what a GPU has free for us, for all sets together
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,10 @@ def pixel_reader(worker: Worker, source: ImageSource, config: Config) -> PixelRe
     if key not in worker.kept:
         room = 0.0
         if worker.device.type == "cuda":
-            room = DEVICE_SHARE * torch.cuda.get_device_properties(worker.device).total_memory
-        readers = (kept for kept in worker.kept.values() if isinstance(kept, PixelReader))
-        room -= sum(reader.device_bytes for reader in readers)
+            readers = (kept for kept in worker.kept.values() if isinstance(kept, PixelReader))
+            taken = sum(reader.device_bytes for reader in readers)
+            free, _ = torch.cuda.mem_get_info(worker.device)  # beside what others hold there
+            room = DEVICE_SHARE * (free + taken) - taken
         worker.kept[key] = PixelReader(source, worker.device, config.ray.images, room)
     return worker.kept[key]
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 FAULTS = "DAAL_FAULTS"
 
-# Before a step of a training or a batch of an extraction; while a checkpoint is on its way to
-# Ray Train behind a step, and when it has arrived.
-Point = Literal["step", "saving", "saved"]
+# Before a step of a training or a batch of an extraction; while a checkpoint is on its way to the
+# run folder, and when the training continues beside it.
+Point = Literal["step", "saving", "reported"]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,13 +10,15 @@ import ray
 import torch
 from torch import Tensor, distributed
 
+from daal.captured_step import WARM_UP, WARM_UP_OF_DDP, CapturedStep, CudaGraph
 from daal.config import Config, FitConfig
-from daal.errors import TrainingDiverged
+from daal.errors import ClusterError, TrainingDiverged, first_line
+from daal.host_copy import HostCopy
 from daal.losses import LossTerms
 from daal.network import DaalNetwork
 from daal.optimizer import set_learning_rate
 from daal.plan import Plan
-from daal.step import HostCopy, TrainBatch, mixed_precision, raise_if_diverged, train_step
+from daal.step import mixed_precision, raise_if_diverged, train_step
 from pipelines.diverged_step import keep_step
 from pipelines.pixels import pixel_reader
 from pipelines.stream import FedBatch, StreamSource, ahead, kept_batches, streamed_batches
@@ -32,7 +34,7 @@ class FitTimes:
     started: float  # when the first step began, since the epoch
     input: float = 0.0  # waiting for images
     first_step: float = 0.0
-    checkpoints: float = 0.0
+    checkpoints: float = 0.0  # copying them to the host, and waiting for the last one
     total: float = 0.0  # of the first step and all that followed
 
 
@@ -71,7 +73,6 @@ class FitJob:
         plan: Plan = ray.get(self.stream.plan)
         network = build_network(config, labels, ray.get(self.start))
         state = TrainState.start(self.stage, worker, network, plan, fit, config)
-        autocast = mixed_precision(worker.device, config.mixed_precision)
         maker = BatchMaker(labels, config, self.iteration, worker.device)
         first_step = state.next_step
         images, fed_batches = self._fed(worker, plan, first_step)
@@ -81,32 +82,28 @@ class FitJob:
         earlier = None  # the step before, which a GPU may still be working on
 
         state.network.train()
-        model = state.distributed()
+        train = self._training(state, maker)
         times, log = FitTimes(time.time()), _Log(self.stage, worker, plan)
         clock = begun = time.monotonic()
-        for step, given in batches:
+        for step, parts in batches:
             times.input += time.monotonic() - clock
             epoch = plan.epoch_of(step)
             worker.reach(self.stage, step)
+            state.writer.raise_if_failed()
             rate = set_learning_rate(
                 state.optimizer, fit, step, plan.steps_per_epoch, self.iteration
             )
-            parts = [maker.on_device(part.to(worker.device)) for part in given]
-            terms = train_step(
-                *(model, parts, state.optimizer, config.loss),
-                *(state.diverged, _agree, autocast, state.teacher),
-            )
+            terms = train(parts)
             last = step + 1 == plan.num_steps
             end_of_epoch = (step + 1) % plan.steps_per_epoch == 0
-            saves = last or (
-                end_of_epoch
-                and ((epoch + 1) % fit.checkpoint_every_epochs == 0 or worker.must_leave())
-            )
+            leaving = end_of_epoch and worker.must_leave()
+            due = end_of_epoch and (epoch + 1) % fit.checkpoint_every_epochs == 0
+            saves = last or leaving or due
             if earlier is not None:
-                self._check(state, *earlier)
+                self._check(state, maker, *earlier)
             earlier = HostCopy(state.diverged), terms, step, parts
             if saves or worker.device.type == "cpu":
-                self._check(state, *earlier)
+                self._check(state, maker, *earlier)
 
             clock = time.monotonic()
             if step == first_step:
@@ -114,11 +111,14 @@ class FitJob:
             log.step(step, terms, rate, times.input / (clock - begun))
             if saves:
                 state.report(step + 1)
-                worker.reach(self.stage, step, "saved")
+                worker.reach(self.stage, step, "reported")
+            if last or leaving:
+                state.writer.finish()
             if end_of_epoch:
-                # DDP sorts its buckets anew after its first step, and with them the order of
-                # additions. Wrapped anew wherever a run may be resumed, both go on alike.
-                model = state.distributed()
+                # DDP sorts its buckets after its first step, and with them the order of additions.
+                # Wrapped again wherever a run may be resumed, both continue alike.
+                if worker.world_size > 1:
+                    train = self._training(state, maker)
                 times.checkpoints += time.monotonic() - clock
                 clock = time.monotonic()
         times.total = time.monotonic() - begun
@@ -132,13 +132,51 @@ class FitJob:
             times,
         )
 
+    def _training(
+        self, state: TrainState, maker: BatchMaker
+    ) -> Callable[[Sequence[HostBatch]], LossTerms]:
+        """`train_step` on the parts of a batch, with all workers; captured where that is wanted."""
+        worker, wanted = state.worker, self.config.ray.cuda_graph
+        autocast = mixed_precision(worker.device, self.config.mixed_precision)
+
+        def take(parts: Sequence[HostBatch]) -> LossTerms:
+            batches = [maker.on_device(part.to(worker.device)) for part in parts]
+            return train_step(
+                *(model, batches, state.optimizer, self.config.loss),
+                *(state.diverged, _agree, autocast, state.teacher),
+            )
+
+        if worker.device.type != "cuda" or not (
+            wanted is True or (wanted == "auto" and worker.world_size == 1)
+        ):
+            model = state.distributed()
+            return take
+        graph = CudaGraph()
+        with graph.beside():  # where DDP's own work is to be captured
+            model = state.distributed()
+        warm_up = WARM_UP if worker.world_size == 1 else WARM_UP_OF_DDP
+        return CapturedStep(take, worker.device, graph, warm_up, self._not_captured(worker))
+
+    def _not_captured(self, worker: Worker) -> Callable[[RuntimeError], None]:
+        """What becomes of a capture that fails: the run ends if it was asked for."""
+
+        def tell(error: RuntimeError) -> None:
+            reason = f"the step can't be captured as a CUDA graph ({first_line(error)})"
+            if self.config.ray.cuda_graph is True:
+                raise ClusterError(f"{reason}; set ray.cuda_graph=false.") from error
+            note = f"{reason}; its kernels are launched one by one"
+            worker.log({"stage": self.stage, "note": note})
+
+        return tell
+
     def _check(
         self,
         state: TrainState,
+        maker: BatchMaker,
         diverged: HostCopy,
         terms: LossTerms,
         step: int,
-        parts: list[TrainBatch],
+        parts: Sequence[HostBatch],
     ) -> None:
         """`raise_if_diverged`, with the step kept where it can be computed again."""
         try:
@@ -148,7 +186,8 @@ class FitJob:
             where = ""
             if worker.rank == 0 or not all(map(math.isfinite, terms.as_dict().values())):
                 name = f"{self.stage}/diverged-rank-{worker.rank}"
-                kept = keep_step(worker.folder, name, state.network, parts, self.config)
+                batches = [maker.on_device(part.to(worker.device)) for part in parts]
+                kept = keep_step(worker.folder, name, state.network, batches, self.config)
                 where = f" The step is kept: daal replay {kept}"
             if worker.world_size > 1:
                 distributed.barrier()  # the first to raise ends the others

@@ -1,7 +1,5 @@
 """Everything that a training step changes, saved together and resumed together."""
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +9,19 @@ import ray.train
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from daal import checkpoint
 from daal.batch_norm import group_size, synchronise
 from daal.config import Config, FitConfig
-from daal.errors import CheckpointError, StorageError
+from daal.errors import CheckpointError
 from daal.network import DaalNetwork
 from daal.optimizer import make_optimizer
 from daal.plan import Plan
 from daal.step import make_teacher
+from pipelines.checkpoint_writer import CheckpointWriter
 from pipelines.workers import Worker
 
 TEACHER = "teacher."  # before the names of its tensors in a checkpoint
@@ -39,6 +39,8 @@ class TrainState:
     teacher: AveragedModel | None
     next_step: int
     diverged: Tensor  # see `daal.step.train_step`
+    writer: CheckpointWriter
+    compress_gradients: bool
 
     @classmethod
     def start(
@@ -77,52 +79,36 @@ class TrainState:
         if config.compile:
             network.compile()
         diverged = torch.zeros((), device=worker.device)
-        return cls(stage, worker, network, optimizer, teacher, next_step, diverged)
+        writer = CheckpointWriter(stage, worker)
+        return cls(
+            *(stage, worker, network, optimizer, teacher, next_step, diverged, writer),
+            config.ray.compress_gradients,
+        )
 
     def distributed(self) -> nn.Module:
         """The network as all workers train it together."""
         if self.worker.world_size == 1:
             return self.network
         on_gpu = self.worker.device.type == "cuda"
-        return DistributedDataParallel(
+        model = DistributedDataParallel(
             self.network,
             device_ids=[self.worker.device] if on_gpu else None,
             # Every worker's BatchNorm keeps statistics of its own; rank 0's are saved.
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
+        if self.compress_gradients:
+            model.register_comm_hook(None, bf16_compress_hook)
+        return model
 
     def report(self, next_step: int) -> None:
-        """Hand a checkpoint to Ray Train; a barrier for all workers."""
-        if self.worker.rank != 0:
-            ray.train.report({"next_step": next_step})
-            return
+        """Hand a checkpoint of what is here now to Ray Train; see `CheckpointWriter.begin`."""
         taught = self.teacher.state_dict() if self.teacher is not None else {}
-        with tempfile.TemporaryDirectory() as scratch:
-            directory = Path(scratch) / "checkpoint"
-            checkpoint.save(
-                directory,
-                self.network.state_dict() | {f"{TEACHER}{n}": t for n, t in taught.items()},
-                {
-                    "stage": self.stage,
-                    "next_step": next_step,
-                    "workers": self.worker.world_size,
-                },
-                optimizer=checkpoint.optimizer_tensors(
-                    self.optimizer, self.network.named_parameters()
-                ),
-            )
-            self.worker.reach(self.stage, next_step - 1, "saving")
-            try:
-                ray.train.report(
-                    {"next_step": next_step},
-                    checkpoint=ray.train.Checkpoint.from_directory(os.fspath(directory)),
-                )
-            except OSError as error:
-                raise StorageError(
-                    f"a checkpoint of {self.stage} can't be written to the run folder ({error}); "
-                    "make room or check the storage, and the same command goes on."
-                ) from error
+        self.writer.begin(
+            next_step,
+            self.network.state_dict() | {f"{TEACHER}{n}": t for n, t in taught.items()},
+            checkpoint.optimizer_tensors(self.optimizer, self.network.named_parameters()),
+        )
 
     def result(self) -> Weights:
         """What the training is for: the teacher's weights if there is one, or the network's."""

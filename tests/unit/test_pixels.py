@@ -45,20 +45,25 @@ def test_kept_images__training_first_and_within_the_room(
 
 
 @pytest.mark.parametrize(
-    ("mode", "sizes", "kept"),
+    ("mode", "others", "sizes", "kept"),
     [
-        ("auto", [20, 5], [True, True]),  # a quarter of 100 in all
-        ("auto", [20, 6], [True, False]),
-        ("auto", [26, 25], [False, True]),
-        ("device", [60, 30], [True, True]),
-        ("decoded", [1, 1], [False, False]),
+        ("auto", 0, [20, 5], [True, True]),  # a quarter of 100 in all
+        ("auto", 0, [20, 6], [True, False]),
+        ("auto", 0, [26, 25], [False, True]),
+        ("auto", 40, [10, 5], [True, True]),  # of 60
+        ("auto", 40, [10, 6], [True, False]),
+        ("device", 40, [60, 30], [True, True]),
+        ("decoded", 0, [1, 1], [False, False]),
     ],
 )
-def test_pixels_on_the_device__a_quarter_of_its_memory_for_all_sets(
-    mode: str, sizes: list[int], kept: list[bool], monkeypatch: pytest.MonkeyPatch
+def test_pixels_on_the_device__a_quarter_of_its_free_memory_for_all_sets(
+    mode: str, others: int, sizes: list[int], kept: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = SimpleNamespace(total_memory=100 * BLOCK * BYTES)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: memory)
+    """Memory is counted in blocks: 100 of them in all, `others` held by other processes."""
+    held = others
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda _: ((100 - held) * BLOCK * BYTES, 100 * BLOCK * BYTES)
+    )
     monkeypatch.setattr(ray, "get", lambda blocks: blocks)
     config = Config.model_validate({"ray": {"images": mode}})
     worker = SimpleNamespace(device=torch.device("cuda"), kept={"leaving": False})
@@ -69,6 +74,7 @@ def test_pixels_on_the_device__a_quarter_of_its_memory_for_all_sets(
             reader = pixel_reader(worker, source, config)  # type: ignore[arg-type]
             assert reader.on_device == kept[number]
             assert pixel_reader(worker, source, config) is reader  # type: ignore[arg-type]
+            held += size * kept[number]
 
 
 def test_parts_of_a_batch__hold_each_image_once_and_both_domains() -> None:

@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from daal.config import AttentionConfig, FitConfig, LossConfig, NetworkConfig, OptimConfig
 from daal.errors import TrainingDiverged
+from daal.host_copy import HostCopy
 from daal.losses import LossTerms, soft_label_loss
 from daal.network import DaalNetwork
 from daal.optimizer import make_optimizer, set_learning_rate
 from daal.step import (
-    HostCopy,
     TrainBatch,
     make_teacher,
     mixed_precision,

@@ -1,0 +1,118 @@
+"""Checkpoints written beside the training: what is in them, and when their errors are told."""
+
+import errno
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.train
+import torch
+
+from daal import checkpoint
+from daal.errors import StorageError
+from pipelines.checkpoint_writer import CheckpointWriter
+
+
+@dataclass
+class RayTrain:
+    """As much of Ray Train as a writer sees: one thread that stores what is reported."""
+
+    folder: Path
+    goes_on: threading.Event = field(default_factory=threading.Event)
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    reports: list[Future[Any]] = field(default_factory=list)
+    error: OSError | None = None
+
+    def report(self, metrics: dict[str, Any], **given: Any) -> None:
+        assert given["checkpoint_upload_mode"] is ray.train.CheckpointUploadMode.ASYNC
+        assert given["delete_local_checkpoint_after_upload"] is False
+        if "checkpoint" in given:
+            name = f"checkpoint-{metrics['next_step']}"
+            write = given["checkpoint_upload_fn"]
+            self.reports.append(self.thread.submit(write, given["checkpoint"], name))
+
+    def persist_current_checkpoint(self, local: Any, name: str) -> str:
+        assert self.goes_on.wait(10)
+        if self.error:
+            raise self.error
+        shutil.copytree(local.path, self.folder / name)
+        return name
+
+
+@pytest.fixture
+def ray_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayTrain]:
+    found = RayTrain(tmp_path)
+    monkeypatch.setattr(ray.train, "report", found.report)
+    context = SimpleNamespace(get_storage=lambda: found)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    yield found
+    found.goes_on.set()
+    found.thread.shutdown()
+
+
+def writer(rank: int = 0) -> CheckpointWriter:
+    reached: list[tuple[str, int, str]] = []
+    worker = SimpleNamespace(rank=rank, world_size=2, reach=lambda *where: reached.append(where))
+    return CheckpointWriter("pretrain", worker)  # type: ignore[arg-type]
+
+
+def state(value: float) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    return {"weight": torch.full((3,), value)}, {"weight.exp_avg": torch.full((3,), -value)}
+
+
+def test_a_checkpoint__is_of_the_moment_it_was_begun(ray_train: RayTrain) -> None:
+    writes, (tensors, optimizer) = writer(), state(1.0)
+    writes.begin(7, tensors, optimizer)
+    for tensor in (*tensors.values(), *optimizer.values()):
+        tensor.zero_()  # the training continues, in place, before anything is written
+    writes.raise_if_failed()
+    ray_train.goes_on.set()
+    writes.finish()
+    folder = ray_train.folder / "checkpoint-7"
+    loaded, metadata = checkpoint.load(folder)
+    assert loaded["weight"].tolist() == [1, 1, 1]
+    assert checkpoint.load_optimizer(folder)["weight.exp_avg"].tolist() == [-1, -1, -1]
+    assert metadata == {"stage": "pretrain", "next_step": 7, "workers": 2}
+
+
+def test_the_next_one__waits_for_the_one_before(ray_train: RayTrain) -> None:
+    writes = writer()
+    writes.begin(1, *state(1.0))
+    second = threading.Thread(target=writes.begin, args=(2, *state(2.0)))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive() and len(ray_train.reports) == 1
+    ray_train.goes_on.set()
+    second.join(10)
+    writes.finish()
+    assert sorted(path.name for path in ray_train.folder.iterdir()) == [
+        "checkpoint-1", "checkpoint-2",
+    ]  # fmt: skip
+
+
+def test_no_room__the_training_ends_before_ray_train_hears_of_it(ray_train: RayTrain) -> None:
+    ray_train.error = OSError(errno.ENOSPC, "No space left on device")
+    writes = writer()
+    writes.begin(1, *state(1.0))
+    ray_train.goes_on.set()
+    with pytest.raises(
+        StorageError, match=r"a checkpoint of pretrain.*No space left.*same command"
+    ):
+        while not ray_train.reports[0].done():
+            writes.raise_if_failed()
+    with pytest.raises(StorageError):
+        ray_train.reports[0].result(10)
+    assert not list(ray_train.folder.iterdir())
+
+
+def test_other_workers_write_nothing(ray_train: RayTrain) -> None:
+    writes = writer(rank=1)
+    writes.begin(1, *state(1.0))
+    writes.finish()
+    assert not ray_train.reports
