@@ -7,8 +7,8 @@
     python -m benchmarks.gpu_first labels --points 1000000x64
     python -m benchmarks.gpu_first 1 2 3 --quick   tiny sizes, also on a CPU: does it run?
 
-A phase is a list of sections, each with its share of 8, 9 or 6 minutes; what a section has not begun
-by then is left out. A section can be called by its name, too:
+A phase is a list of sections, each with its share of 8, 9 or 6 minutes; what a section has not
+begun by then is left out. A section can be called by its name, too:
 
     tests       the tests that are marked `gpu`
     checks      GPU against CPU, compiled and captured against eager, BatchNorm of groups, skipped

@@ -37,14 +37,19 @@ def _about(found: Found) -> Iterator[str]:
 
 
 def _right(rows: list[Row]) -> Iterator[str]:
-    bad = [row for row in rows if row.get("ok") is False]
-    for row in bad:
-        why = next((str(row[key]) for key in ("error", "said", "lacks") if row.get(key)), "")
-        yield f"WRONG: {row['name'].strip()}{f' ({why})' if why else ''}. Mend it before any speed."
-    if not bad:
-        names = [row for row in rows if "ok" in row]
-        first = names[0]["name"].partition(":")[0]
-        yield f"Right: {len(names)} of {len(names)} ({first}) hold."
+    wrong = list(_wrong(rows))
+    yield from wrong
+    names = [row["name"].partition(":")[0] for row in rows if "ok" in row]
+    if names and not wrong:
+        yield f"Right: {len(names)} of {len(names)} ({names[0]}) hold."
+
+
+def _wrong(rows: list[Row]) -> Iterator[str]:
+    for row in rows:
+        if row.get("ok") is False:
+            why = next((str(row[key]) for key in ("error", "said", "lacks") if row.get(key)), "")
+            name = row["name"].strip()
+            yield f"WRONG: {name}{f' ({why})' if why else ''}. Mend it before any speed."
 
 
 def _host(rows: list[Row]) -> Iterator[str]:
@@ -84,8 +89,8 @@ def _graph(rows: list[Row]) -> Iterator[str]:
 def _goal(rows: list[Row]) -> Iterator[str]:
     best = max(rows, key=lambda row: float(row["of_bare"]))
     yield (
-        f"The best step ({best['name'].removeprefix('goal ')}) reaches {best['of_bare']:.2f} of the "
-        f"bare compiled one ({_held(best['of_bare'] >= OF_BARE, OF_BARE)}) and "
+        f"The best step ({best['name'].removeprefix('goal ')}) reaches {best['of_bare']:.2f} of "
+        f"the bare compiled one ({_held(best['of_bare'] >= OF_BARE, OF_BARE)}) and "
         f"{best['images_per_s']:,.0f} images/s "
         f"({_held(best['images_per_s'] >= IMAGES_PER_S, IMAGES_PER_S)})."
     )
@@ -102,7 +107,7 @@ def _parts(rows: list[Row]) -> Iterator[str]:
 
 
 def _labels(rows: list[Row]) -> Iterator[str]:
-    yield from (text for text in _right(rows) if text.startswith("WRONG"))
+    yield from _wrong(rows)
     whole: Row = {}
     stages: dict[str, list[Row]] = {}
     for row in rows:

@@ -10,18 +10,24 @@ from importlib import metadata
 from daal import DISTRIBUTION
 
 # Beside PyTorch, of the code that sections of the first two phases run, and of the tests.
-CODE = ("numba", "numpy", "pillow", "pydantic", "PyYAML", "safetensors", "scipy", "threadpoolctl",
-        "torchvision")  # fmt: skip
+CODE = ("numba", "numpy", "pillow", "pyarrow", "pydantic", "PyYAML", "safetensors", "scipy",
+        "threadpoolctl", "torchvision")  # fmt: skip
 TESTS = ("hypothesis", "psutil", "pytest", "pytest-timeout", "scikit-learn")
 PYTHON = "3.12"
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "linux_x86_64")
+PLATFORMS = (
+    "manylinux_2_28_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux2014_x86_64",
+    "linux_x86_64",
+)
 OPTIONS = (
     f"--python-version {PYTHON} --implementation cp --only-binary :all: --no-deps "
     + " ".join(f"--platform {platform}" for platform in PLATFORMS)
 )
 NOTES = """\
 # For Python {python} on Linux, x86-64. Phases 1 and 2 need the first line, phase 3 both.
-# torchvision fits one PyTorch (here {torch}): with another one on the machine, take the version that
+# torchvision fits its PyTorch (here {torch}): with another one on the machine, take the version
+# that
 #   python -m pip install --dry-run torchvision torch==VERSION
 # names. The repository comes along as a folder and need not be installed.
 {first}

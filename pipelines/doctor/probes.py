@@ -22,7 +22,7 @@ from daal.errors import first_line
 from pipelines.cluster_address import knock
 
 SECONDS = 12.0  # that a question may take
-# To import a large package: cuML alone takes 6 to 11 s where files are cached, more from a cold disk.
+# To import a large package. cuML alone takes 6 to 11 s, and more from a cold disk.
 IMPORT_SECONDS = 90.0
 CLUSTER_SECONDS = 60.0  # to join a cluster whose port answers: imports, Ray, a task on each node
 
