@@ -4,11 +4,14 @@ The host issues a step's kernels one by one. Where that takes longer than the de
 a faster device changes nothing, and one CUDA graph of the whole step does.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from benchmarks.gpu_support import Bench, Row, Shape
 from benchmarks.gpu_training import Bare, Ours
 from daal.captured_step import WARM_UP
+from daal.losses import LossTerms
 
 
 def host(bench: Bench) -> None:
@@ -37,7 +40,7 @@ def _host(bench: Bench, shape: Shape) -> None:
     bench.add(f"host {shape}", ratio, **found)
 
 
-def _after_its_capture(ours: Ours):  # type: ignore[no-untyped-def]
+def _after_its_capture(ours: Ours) -> Callable[[], LossTerms]:
     step = ours.captured()
     for _ in range(WARM_UP + 1):
         step()

@@ -82,11 +82,11 @@ class Ours:
         self.network = network.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.network, OPTIM)
         seeds_B = sample_seeds(0, 0, 0, 0, np.arange(shape.batch))
-        table_BX = draw_table(seeds_B, shape.height, shape.width, AugmentConfig())
+        drawn_BX = draw_table(seeds_B, shape.height, shape.width, AugmentConfig())
         images_BHWC, table_BX, self.labels_S, self.pseudo_labels_T, self.centroids_KC = (
             tensor.to(self.device)
             for tensor in (
-                images_BHWC, torch.from_numpy(table_BX), labels_S, pseudo_labels_T,
+                images_BHWC, torch.from_numpy(drawn_BX), labels_S, pseudo_labels_T,
                 F.normalize(centroids_KC),
             )
         )  # fmt: skip

@@ -14,9 +14,13 @@ PARTS = {
     "__init__",
     "drawn",
     "gpu_checks",
+    "gpu_host",
+    "gpu_runs",
     "gpu_search",
     "gpu_support",
     "gpu_training",
+    "gpu_verdicts",
+    "gpu_wheels",
     "small_run",
     "tables",
 }
