@@ -96,7 +96,7 @@ def _run(bench: Bench, drawn: list[str], out: Path, images: str) -> None:
     row: Row = {
         "images_per_s": last["images_per_s"],
         "input_share": last["input_share"],
-        "on": next(iter(stages.values())).get("workers", ""),
+        "on": stages["iteration-02/train"]["device"],
     }
     bench.add(name, ok=True, seconds=seconds, **row)
     for stage, line in stages.items():

@@ -139,11 +139,11 @@ def _runs(rows: list[Row]) -> Iterator[str]:
                 f"{row['name']}, on {row['on']}: {row['images_per_s']:,.0f} images/s, "
                 f"{row['input_share']:.0%} of the time waiting for images."
             )
-    for kind in ("labels", "evaluation"):
+    for kind in ("estimate", "evaluate"):
         took = [row for row in rows if row["name"].endswith(f"/{kind}")]
         if took:
             each = ", ".join(f"{row['seconds']:.1f}" for row in took)
-            yield f"Seconds of each stage {kind}, in the order of the runs: {each}."
+            yield f"Seconds of each {kind}, in the order of the runs: {each}."
 
 
 def _held(is_held: bool, goal: float) -> str:

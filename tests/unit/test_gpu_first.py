@@ -119,8 +119,8 @@ def test_phase_three__whole_runs(tmp_path: Path) -> None:
     rows = rows_of(found, "runs")
     for images in ("auto", "jpeg"):
         assert rows[f"run images={images}"]["ok"]
-        assert rows[f"  {images} iteration-02/labels"]["seconds"] > 0
-    assert any(text.startswith("Seconds of each stage labels") for text in found["decides"])
+        assert rows[f"  {images} iteration-02/estimate"]["seconds"] > 0
+    assert any(text.startswith("Seconds of each estimate") for text in found["decides"])
 
 
 def test_a_check_that_fails__exit_status_and_a_sentence(
@@ -290,11 +290,11 @@ LABELS = [
          "pseudo-labels 9 x 9: 1.20 s; the stage that costs most is products, 0.30 s."),
         ("evaluation", section({"name": "evaluation 9", "seconds": 0.5, "ratio": 1.5}),
          "evaluation 9: 0.50 s, 1.50 of the bare product."),
-        ("runs", section({"name": "run images=auto", "ok": True, "on": "1 worker on GPUs",
+        ("runs", section({"name": "run images=auto", "ok": True, "on": "H200",
                           "images_per_s": 900.0, "input_share": 0.02},
-                         {"name": "  auto iteration-01/labels", "seconds": 5.0},
-                         {"name": "  auto iteration-02/labels", "seconds": 0.5}),
-         "Seconds of each stage labels, in the order of the runs: 5.0, 0.5."),
+                         {"name": "  auto iteration-01/estimate", "seconds": 5.0},
+                         {"name": "  auto iteration-02/estimate", "seconds": 0.5}),
+         "Seconds of each estimate, in the order of the runs: 5.0, 0.5."),
         ("runs", section(left_out="no package ray"), "Section runs was left out: no package ray."),
         ("checks", section(device="cpu"), "On a CPU or with tiny sizes: checks."),
     ],
