@@ -1,4 +1,4 @@
-"""Section "checks" of benchmarks/gpu.py: each row is right (`ok`) or not.
+"""Section "checks" of benchmarks/gpu_first.py: each row is right (`ok`) or not.
 
 On a machine without a GPU the same checks run, most of them of the CPU against itself.
 """
@@ -18,6 +18,7 @@ from benchmarks.gpu_support import Bench, drawn_features
 from benchmarks.gpu_training import Ours
 from daal.augment import augment, draw_table, sample_seeds
 from daal.batch_norm import GroupBatchNorm2d
+from daal.captured_step import WARM_UP
 from daal.config import AugmentConfig
 from daal.evaluation import evaluate
 
@@ -109,6 +110,24 @@ def _compiled_step(bench: Bench) -> dict[str, Any]:
     found = _closeness(ours, Ours(bench, bench.sizes.check, precise=True))
     torch._dynamo.reset()
     return found
+
+
+def _captured_step(bench: Bench) -> dict[str, Any]:
+    """Replayed as one CUDA graph: the bits of its kernels launched one by one."""
+    if not bench.on_gpu:
+        return {"left_out": "a CUDA graph needs a GPU"}
+    states = []
+    torch.use_deterministic_algorithms(True)
+    try:
+        for is_captured in (False, True):
+            ours = Ours(bench, bench.sizes.check)
+            step = ours.captured() if is_captured else ours.step
+            for _ in range(WARM_UP + 3):
+                step()
+            states.append(_state(ours))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return {"ok": _same_bits(*states)}
 
 
 def _left_out_step(bench: Bench) -> dict[str, Any]:
@@ -227,6 +246,6 @@ def _group_error(device: torch.device, dtype: torch.dtype, layout: torch.memory_
 
 
 CHECKS = [
-    _augmentation, _evaluation, _pseudo_labels, _step_as_on_cpu, _compiled_step,
+    _augmentation, _evaluation, _pseudo_labels, _step_as_on_cpu, _captured_step, _compiled_step,
     _left_out_step, _step_that_never_waits, _deterministic_step, _group_batch_norm,
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Sections of benchmarks/gpu.py on features: pseudo-labels, evaluation, cuML's DBSCAN."""
+"""Sections of benchmarks/gpu_first.py on features: pseudo-labels, evaluation, cuML's DBSCAN."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""What the sections of benchmarks/gpu.py share: sizes, clocks, rates, drawn data, tables."""
+"""What the sections of benchmarks/gpu_first.py share: sizes, clocks, rates, drawn data, tables."""
 
 import argparse
 import statistics
@@ -35,6 +35,8 @@ class Sizes:
     eager: tuple[Shape, ...]
     compiled: tuple[Shape, ...]  # most telling first: each is minutes of compiling
     profiled: Shape
+    hosted: tuple[Shape, ...]  # host against device
+    goal: Shape
     num_ids: int
     num_clusters: int
     steps: int  # of a timing, of which there are `rounds`
@@ -58,6 +60,8 @@ FULL = Sizes(
     eager=_shapes(32, 64, 256),
     compiled=_shapes(64, 32, 256),
     profiled=Shape(64, 384, 128),
+    hosted=_shapes(32, 128, 4, 64, 16),  # most telling first
+    goal=Shape(256, 384, 128),
     num_ids=751,
     num_clusters=700,
     steps=10,
@@ -77,6 +81,8 @@ QUICK = Sizes(
     eager=(_TINY,),
     compiled=(),  # section checks compiles a step
     profiled=_TINY,
+    hosted=(_TINY,),
+    goal=_TINY,
     num_ids=20,
     num_clusters=30,
     steps=1,
@@ -93,20 +99,25 @@ QUICK = Sizes(
 
 
 class Bench:
-    """Device, sizes, time left, and the rows found so far."""
+    """Device, sizes, and of a section: time left, and the rows found so far."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.on_gpu = self.device.type == "cuda"
+        self.is_quick: bool = given.quick
         self.sizes = QUICK if given.quick else FULL
         self.points = tuple(given.points or self.sizes.points)
         # With --json, the object alone is the result.
         self._progress: TextIO = sys.stderr if given.json else given.results
-        self.rows: list[Row] = []
-        self._end = time.monotonic() + given.budget
+        self.begin(0)
         self._rates: tuple[float, float] | None = None
         # Inductor needs a C++ compiler on CPUs, and minutes; there only the graph is checked.
         self.compiler = "inductor" if self.on_gpu else "aot_eager"
+
+    def begin(self, seconds: float) -> None:
+        """A section, which has so long."""
+        self.rows: list[Row] = []
+        self._end = time.monotonic() + seconds
 
     def add(self, name: str, ratio: float | None = None, **figures: Any) -> None:
         """A row: `ratio` is our time, or other cost, over the baseline's."""
@@ -116,7 +127,7 @@ class Bench:
         """Whether the time is used up; then a row says what was left out."""
         if time.monotonic() < self._end:
             return False
-        self.add(name, left_out="no time left (--budget)")
+        self.add(name, left_out="no time left")
         return True
 
     def say(self, text: str) -> None:
@@ -157,6 +168,30 @@ class Bench:
         events[1].record()
         events[1].synchronize()
         return events[0].elapsed_time(events[1]) / 1e3 / calls
+
+    def host_and_device(self, function: Callable[[], object]) -> dict[str, float]:
+        """Milliseconds of a call, after three to warm up.
+
+        `host_ms`: until it is issued, to a device that has nothing else to do. `alone_ms`: until
+        the device is done with it. `steady_ms`: of each of several in a row, as in training.
+        """
+        for _ in range(3):
+            function()
+        host, alone = [], []
+        for _ in range(self.sizes.steps):
+            self.synchronise()
+            start = time.perf_counter()
+            function()
+            host.append(time.perf_counter() - start)
+            self.synchronise()
+            alone.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for _ in range(self.sizes.steps):
+            function()
+        self.synchronise()
+        steady = (time.perf_counter() - start) / self.sizes.steps
+        took = (statistics.median(host), statistics.median(alone), steady)
+        return dict(zip(("host_ms", "alone_ms", "steady_ms"), (1e3 * s for s in took), strict=True))
 
     def peak_gb(self, function: Callable[[], object]) -> float | None:
         """Device memory that a call takes on top of what was allocated before it."""

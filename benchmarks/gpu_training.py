@@ -1,4 +1,4 @@
-"""Sections of benchmarks/gpu.py on the network: training, its parts, extraction.
+"""Sections of benchmarks/gpu_first.py on the network: training, its parts, extraction.
 
 DAAL's step is all that a worker does for a batch that is on its device: uint8 images ->
 augmentation, Eq. 4's weights, forward and Eq. 7 through DAAM, backward, finite check, update. The
@@ -16,10 +16,10 @@ may pass below it.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -35,6 +35,7 @@ from benchmarks.gpu_support import Bench, Shape, drawn_people
 from cluster.soft_labels import soft_label_weights
 from daal import losses
 from daal.augment import augment, draw_table, normalise, sample_seeds
+from daal.captured_step import WARM_UP, CapturedStep, CudaGraph
 from daal.config import AugmentConfig, LossConfig, NetworkConfig, OptimConfig
 from daal.evaluation import evaluate
 from daal.host_copy import HostCopy
@@ -45,6 +46,13 @@ from daal.step import TrainBatch, mixed_precision, train_step
 PASSES_OF_RESULTS = 5
 BYTES_PER_PARAMETER = 4 + 3 * 2 + 4 + 5 * 4
 OPTIM = OptimConfig(momentum=0.9, weight_decay=5e-4)
+
+
+class Pixels(NamedTuple):
+    """What changes from step to step."""
+
+    images_BHWC: Tensor
+    table_BX: Tensor
 
 
 class Ours:
@@ -74,14 +82,15 @@ class Ours:
         self.network = network.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.optimizer = make_optimizer(self.network, OPTIM)
         seeds_B = sample_seeds(0, 0, 0, 0, np.arange(shape.batch))
-        table_BX = draw_table(seeds_B, shape.height, shape.width, AugmentConfig())
-        self.images_BHWC, self.labels_S, self.pseudo_labels_T, self.centroids_KC, self.table_BX = (
+        drawn_BX = draw_table(seeds_B, shape.height, shape.width, AugmentConfig())
+        images_BHWC, table_BX, self.labels_S, self.pseudo_labels_T, self.centroids_KC = (
             tensor.to(self.device)
             for tensor in (
-                images_BHWC, labels_S, pseudo_labels_T, F.normalize(centroids_KC),
-                torch.from_numpy(table_BX),
+                images_BHWC, torch.from_numpy(drawn_BX), labels_S, pseudo_labels_T,
+                F.normalize(centroids_KC),
             )
         )  # fmt: skip
+        self.pixels = Pixels(images_BHWC, table_BX)
         self.features_TC = self.centroids_KC[self.pseudo_labels_T]
         self.autocast = mixed_precision(self.device, wanted=not precise)
         self.diverged = torch.zeros((), device=self.device)
@@ -90,10 +99,10 @@ class Ours:
         if compiled:
             self.network.compile(backend=bench.compiler)
 
-    def batch(self, images_BHWC: Tensor | None = None) -> TrainBatch:
-        images_BHWC = self.images_BHWC if images_BHWC is None else images_BHWC
+    def batch(self, pixels: Pixels | None = None) -> TrainBatch:
+        images_BHWC, table_BX = pixels or self.pixels
         return TrainBatch(
-            augment(images_BHWC.permute(0, 3, 1, 2), self.table_BX),
+            augment(images_BHWC.permute(0, 3, 1, 2), table_BX),
             self.labels_S,
             soft_label_weights(
                 self.features_TC, self.centroids_KC, self.pseudo_labels_T, 0.9, "normalized", 1e-3
@@ -101,20 +110,49 @@ class Ours:
         )
 
     def update(self, batch: TrainBatch) -> losses.LossTerms:
-        terms = train_step(
-            self.network, [batch], self.optimizer, LossConfig(), self.diverged, self.agree,
-            self.autocast,
-        )  # fmt: skip
-        if self.earlier is not None:
-            float(self.earlier)  # the loop looks at the flag a step late
-        self.earlier = HostCopy(self.diverged)
+        terms = self._train(batch)
+        self._look_at_the_step_before()
         return terms
 
     def step(self) -> losses.LossTerms:
         return self.update(self.batch())
 
     def step_from_host(self) -> losses.LossTerms:
-        return self.update(self.batch(self.host_images_BHWC.to(self.device, non_blocking=True)))
+        images_BHWC = self.host_images_BHWC.to(self.device, non_blocking=True)
+        return self.update(self.batch(Pixels(images_BHWC, self.pixels.table_BX)))
+
+    def captured(self) -> Callable[[], losses.LossTerms]:
+        """`step` as one CUDA graph, which is captured after WARM_UP calls; needs a GPU.
+
+        A call raises RuntimeError if it can't be captured.
+        """
+
+        def take(parts: Sequence[Pixels]) -> losses.LossTerms:
+            return self._train(self.batch(*parts))
+
+        def refuse(error: RuntimeError) -> None:
+            raise error
+
+        replayed = CapturedStep(take, self.device, CudaGraph(), WARM_UP, refuse)
+
+        def step() -> losses.LossTerms:
+            terms = replayed([self.pixels])
+            self._look_at_the_step_before()
+            return terms
+
+        return step
+
+    def _train(self, batch: TrainBatch) -> losses.LossTerms:
+        return train_step(
+            self.network, [batch], self.optimizer, LossConfig(), self.diverged, self.agree,
+            self.autocast,
+        )  # fmt: skip
+
+    def _look_at_the_step_before(self) -> None:
+        """As the training loop does, so that the host is at most a step ahead."""
+        if self.earlier is not None:
+            float(self.earlier)
+        self.earlier = HostCopy(self.diverged)
 
 
 class Bare:

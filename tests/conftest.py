@@ -29,15 +29,24 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the machine's GPUs, but for `pytest -m gpu`: a run takes all that it finds.
+
+    Tests that want some pretend them, in the environment `LOGICAL_GPUS` of tests/heads.py.
+    """
+    if not config.option.markexpr.startswith("gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """Four logical CPUs, whatever the machine has."""
+    """Four logical CPUs and no GPU, whatever the machine has."""
     import logging
 
     import ray
 
     ray.init(
-        address="local", num_cpus=4, include_dashboard=True, dashboard_host="127.0.0.1",
+        address="local", num_cpus=4, num_gpus=0, include_dashboard=True, dashboard_host="127.0.0.1",
         logging_level=logging.ERROR, log_to_driver=False,
     )  # fmt: skip
     yield

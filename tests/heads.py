@@ -23,6 +23,13 @@ PATIENCE = {
     "RAY_worker_niceness": "0",  # by default, workers hardly get on beside other programs
 }
 
+# For a Ray with GPUs that are numbers only: it takes as many as it is told of, and whatever the
+# machine has, torch finds none. (Tests run with CUDA_VISIBLE_DEVICES="", where Ray takes none.)
+LOGICAL_GPUS = {
+    "CUDA_VISIBLE_DEVICES": ",".join(str(-number) for number in range(1, 65)),
+    "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
+}
+
 
 def without_ray() -> dict[str, str]:
     """This process's environment without what it tells Ray, but for patience."""
@@ -100,7 +107,7 @@ def ray_head(
             [
                 str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
                 "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={num_cpus}",
-                "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+                "--num-gpus=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                 f"--metrics-export-port={metrics}", f"--ray-client-server-port={free_port()}",
                 f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={scratch}",
                 *autoscaling,
@@ -130,7 +137,7 @@ HEAD_ID, HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"
 
 def _pretending(autoscaler: int) -> dict[str, str]:
     """What `ray up` and KubeRay say to the head of a cluster, and that its nodes are pretended."""
-    said = {"RAY_FAKE_CLUSTER": "1"}
+    said = LOGICAL_GPUS | {"RAY_FAKE_CLUSTER": "1"}
     if autoscaler == 2:
         said |= {"RAY_enable_autoscaler_v2": "1", "RAY_NODE_TYPE_NAME": HEAD_TYPE}
         said |= {"RAY_CLOUD_INSTANCE_ID": HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID}

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +12,14 @@ from rich.console import Console
 
 from daal.config import Config
 from pipelines.commands.arguments import AsJson, Overrides, Recipe
-from pipelines.console import errors, plain
+from pipelines.console import errors, plain, show
 from pipelines.shipped import read_config
 
 COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 
 
 def doctor(overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """What works on this machine, and what it would take; 15 seconds, a minute with a cluster.
+    """What works on this machine, and what it would take; seconds, a minute with a cluster.
 
     Settings say what is wanted: out=URI tries that place with a small file, ray.use_gpu=true asks
     for GPUs. With RAY_ADDRESS it joins that cluster for a moment. Exit code 0 if a run can start,
@@ -31,7 +32,7 @@ def doctor(overrides: Overrides = None, as_json: AsJson = False) -> None:
     config = load_config(None, given)
     write_out = any(setting.partition("=")[0] == "out" for setting in given)
     with errors.status("looking around"):
-        checks = examine(config, write_out)
+        checks = examine(config, write_out, tell=partial(show, "yellow", "note"))
     code = exit_code(checks)
     if as_json:
         print(json.dumps(as_dict(checks), indent=1))

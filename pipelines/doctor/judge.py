@@ -4,7 +4,7 @@
 code keeps a run from starting here; the rest is advice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from pipelines.doctor.machine import SHM, gather
 from pipelines.doctor.probes import Facts
 
 HAVE_LINES = ("gpu", "faiss")  # optional packages that are imported to see if they work
+ASK_AGAIN = "ask again when the machine is idle; what was loaded once loads faster"
 LITTLE_MEMORY = 4e9
 LITTLE_DISK, NO_DISK = 5e9, 1e8
 RAY_DISK_SHARE = 0.95  # used; beyond it Ray spills no more objects
@@ -36,12 +37,12 @@ class Check:
     exit_code: int = 0
 
 
-def examine(config: Config, write_out: bool) -> list[Check]:
-    """All checks, in 15 seconds at most, a minute with a cluster.
+def examine(config: Config, write_out: bool, tell: Callable[[str], None]) -> list[Check]:
+    """All checks, in seconds; with large packages on a cold disk, or a cluster, in 90 at most.
 
-    `write_out` tries the run folder with a small file.
+    `write_out` tries the run folder with a small file. `tell` is told what takes long.
     """
-    return judge(gather(config, write_out), config)
+    return judge(gather(config, write_out, tell), config)
 
 
 def exit_code(checks: list[Check]) -> int:
@@ -114,9 +115,9 @@ def _packages(facts: Facts) -> Iterator[Check]:
 
 def _torch(facts: Facts, config: Config) -> Iterator[Check]:
     torch = facts["torch"]
-    if str(torch.get("failed")).startswith("no answer"):  # a busy machine, or a slow disk
+    if _is_late(torch):
         found = f"{torch['failed']}, so nothing is known of GPUs"
-        remedy = "ask again when the machine is idle"
+        remedy = ASK_AGAIN
         if config.ray.use_gpu is True:
             yield _missing("torch", found, remedy, ClusterError)
         else:
@@ -173,13 +174,21 @@ def _optional(facts: Facts, config: Config) -> Iterator[Check]:
     )
 
 
+def _is_late(facts: Facts) -> bool:
+    """Nothing is known: the machine is busy, or its disk slow."""
+    return str(facts.get("failed")).startswith("no answer")
+
+
 def _imported(
     name: str, modules: tuple[str, ...], facts: Facts, is_wanted: bool, remedy: str
 ) -> Check:
     error = ConfigError if is_wanted else None
     if absent := [module for module in modules if facts[module] is None]:
         return _missing(name, f"{' and '.join(absent)} not installed", remedy, error)
-    if broken := [f"{m}: {facts[m]['failed']}" for m in modules if "failed" in facts[m]]:
+    broken = [f"{m}: {facts[m]['failed']}" for m in modules if "failed" in facts[m]]
+    if broken and all(_is_late(facts[m]) or "failed" not in facts[m] for m in modules):
+        return _warning(name, f"not imported yet ({'; '.join(broken)})", ASK_AGAIN)
+    if broken:
         return _missing(name, f"can't be imported ({'; '.join(broken)})", remedy, error)
     return _ok(name, ", ".join(f"{module} {facts[module]['version']}" for module in modules))
 

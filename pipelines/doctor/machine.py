@@ -4,8 +4,8 @@ import os
 import platform
 import shutil
 import stat
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ from pipelines.cluster_address import cluster_address, token_path
 from pipelines.doctor import probes
 from pipelines.doctor.probes import Facts
 
+PATIENT_SECONDS = 5.0  # without a word
 SHM = "/dev/shm"  # noqa: S108  looked at, not written
 DEVELOPMENT = {"dev", "docs"}  # optional dependencies that no run asks for
 IMAGENET = {  # torchvision's files; by asking it, this would take seconds longer
@@ -35,8 +36,11 @@ IMAGENET = {  # torchvision's files; by asking it, this would take seconds longe
 }
 
 
-def gather(config: Config, write_out: bool) -> dict[str, Any]:
-    """Answers of all probes, which run side by side, and what can be asked right here."""
+def gather(config: Config, write_out: bool, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Answers of all probes, which run side by side, and what can be asked right here.
+
+    `tell` is told what is still waited for after PATIENT_SECONDS.
+    """
     questions: dict[str, tuple[str, ...]] = {"torch": ("torch",)}
     for module in ("cuml", "cupy", "faiss"):
         if find_spec(module) is not None:
@@ -55,6 +59,10 @@ def gather(config: Config, write_out: bool) -> dict[str, Any]:
     with ThreadPoolExecutor(len(questions)) as pool:
         answers = {name: pool.submit(probes.ask, *asked) for name, asked in questions.items()}
         nvidia = pool.submit(probes.nvidia_smi)
+        _, late = wait(answers.values(), timeout=PATIENT_SECONDS)
+        if late:
+            names = [name for name, answer in answers.items() if answer in late]
+            tell(f"waiting for {', '.join(names)}: large packages load slowly from a cold disk")
         return {
             **dict.fromkeys(("cuml", "cupy", "faiss")),
             "cluster": {"failed": closed} if closed else None,

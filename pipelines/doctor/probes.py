@@ -22,6 +22,8 @@ from daal.errors import first_line
 from pipelines.cluster_address import knock
 
 SECONDS = 12.0  # that a question may take
+# To import a large package. cuML alone takes 6 to 11 s, and more from a cold disk.
+IMPORT_SECONDS = 90.0
 CLUSTER_SECONDS = 60.0  # to join a cluster whose port answers: imports, Ray, a task on each node
 
 KNOCK_SECONDS = 3.0
@@ -34,7 +36,8 @@ Facts = dict[str, Any]  # with "failed" and a reason, if there is no answer
 
 def ask(name: str, *arguments: str, seconds: float | None = None) -> Facts:
     """A probe's answer, whatever becomes of it."""
-    limit = seconds or (CLUSTER_SECONDS if name == "cluster" else SECONDS)
+    limits = {"cluster": CLUSTER_SECONDS, "torch": IMPORT_SECONDS, "import": IMPORT_SECONDS}
+    limit = seconds or limits.get(name, SECONDS)
     root = str(Path(__file__).parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     # -P: not what lies in the current folder under a module's name.

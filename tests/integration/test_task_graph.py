@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from heads import LOGICAL_GPUS
 from waiting import wait_until
 
 from cluster.estimate import estimate_pseudo_labels
@@ -92,7 +93,7 @@ def test_same_bits_with_gpus(changes) -> None:
         "sys.stdout.buffer.write(pickle.dumps((found, num_actors)))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program], env=os.environ | LOGICAL_GPUS,
         input=pickle.dumps((features, config, camids)), capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()

@@ -15,9 +15,10 @@ PINS = dict(
 )
 
 
-@pytest.mark.parametrize(
-    "text", [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
-)
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+@pytest.mark.parametrize("text", [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["gpu"]])
 def test_s11_every_package_is_pinned(text: str) -> None:
     wanted = Requirement(text)
     pins = {canonicalize_name(name): version for name, version in PINS.items()}

@@ -110,6 +110,15 @@ def test_the_image_is_pinned_and_not_root() -> None:
         assert f"!{name}" in ignored and (ROOT / name).exists(), name
 
 
+def test_the_image_has_its_loops_compiled__by_the_user_who_may_compile_more() -> None:
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    (folder,) = re.findall(r"^ENV NUMBA_CACHE_DIR=(\S+)$", text, re.MULTILINE)
+    assert text.index(f"install --directory --owner=ray {folder}") < text.index("USER ray")
+    assert text.index("USER ray") < text.index(folder, text.index("USER ray"))
+    assert text.index("RUN python -m cluster.warm_up") > text.index("ENV NUMBA_CACHE_DIR")
+    assert (ROOT / "cluster/warm_up.py").exists()
+
+
 def test_panels_show_gauges_that_exist() -> None:
     dashboard = json.loads((DEPLOY / "grafana_dashboard.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]

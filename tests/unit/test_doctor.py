@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import grpc
@@ -95,6 +96,8 @@ def test_a_machine_with_everything() -> None:
         ({"cupy": None}, "", "cuML", "missing", "cupy not installed", "daal-reid[gpu]", 0),
         ({"cuml": {"failed": "ImportError: libcudart.so.12"}}, "cluster.backend=cuml", "cuML",
          "missing", "cuml: ImportError: libcudart.so.12", "daal-reid[gpu]", 2),
+        ({"cuml": {"failed": "no answer within 90 s"}}, "cluster.backend=cuml", "cuML", "warning",
+         "not imported yet (cuml: no answer within 90 s)", "ask again", 0),
         ({"faiss": None}, "cluster.search=approximate", "faiss", "missing", "not installed",
          "pip install 'daal-reid[faiss]'", 2),
         ({"token.mode": "disabled"}, "", "Ray token", "warning", "asks for none",
@@ -154,7 +157,7 @@ def test_on_a_cluster_other_machines_have_the_gpus() -> None:
 def test_a_login_in_the_uri_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(None, ["out=s3://KEY:hush@bucket/run"])
     monkeypatch.setattr(probes, "ask", lambda name, *_, **__: ALL.get(name, {"version": "1"}))
-    facts = machine.gather(config, write_out=True)
+    facts = machine.gather(config, write_out=True, tell=str)
     (check,) = (check for check in judge(facts, config) if check.name == "run folder")
     assert check.exit_code == 2 and "login" in check.found
     assert "hush" not in str(judge(facts, config))
@@ -215,6 +218,34 @@ def test_a_question_that_is_never_answered(tmp_path: Path, monkeypatch: pytest.M
     # Longer than a test may take.
     found = probe_of(tmp_path, monkeypatch, "import time\ntime.sleep(10_000)", seconds=1)
     assert found == {"failed": "no answer within 1 s"}
+
+
+def test_a_large_package__has_longer_than_other_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "large.py").write_text("import time\ntime.sleep(2)\n__version__ = '1'")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(probes, "SECONDS", 1.0)
+    monkeypatch.setattr(probes, "IMPORT_SECONDS", 900.0)
+    assert probes.ask("import", "large") == {"version": "1"}
+
+
+def test_what_takes_long_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Event()
+    said = []
+
+    def tell(text: str) -> None:
+        said.append(text)
+        told.set()
+
+    def ask(name: str, *_: str) -> dict[str, Any]:
+        assert name != "torch" or told.wait(900)
+        return ALL.get(name) or {"version": "1"}
+
+    monkeypatch.setattr(probes, "ask", ask)
+    monkeypatch.setattr(machine, "PATIENT_SECONDS", 0.5)
+    machine.gather(load_config(None, []), write_out=False, tell=tell)
+    assert len(said) == 1 and said[0].startswith("waiting for torch: large packages")
 
 
 def test_storage__leaves_nothing_behind(tmp_path: Path) -> None:
@@ -304,7 +335,7 @@ DAAL = """
 from daal.__main__ import main
 from pipelines.doctor import probes
 
-probes.SECONDS = probes.CLUSTER_SECONDS = 900
+probes.SECONDS = probes.IMPORT_SECONDS = probes.CLUSTER_SECONDS = 900
 main()
 """
 
