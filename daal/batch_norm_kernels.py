@@ -55,9 +55,10 @@ class _Normalise(torch.autograd.Function):
         for part_BCHW, norm in zip(parts_P, norms_P, strict=True):
             moments += torch.batch_norm_stats(part_BCHW, norm.eps)
         num_workers = dist.get_world_size(process_group)
-        moments_GC = [moment_C.new_empty(num_workers, len(moment_C)) for moment_C in moments]
+        gathered = [moment_C.new_empty(num_workers * len(moment_C)) for moment_C in moments]
         # One message for all of them; they needn't be copied into one tensor first.
-        process_group.allgather_into_tensor_coalesced(moments_GC, moments).wait()
+        process_group.allgather_into_tensor_coalesced(gathered, moments).wait()
+        moments_GC = [moment.view(num_workers, -1) for moment in gathered]
         normalised_BCHW = torch.empty_like(images_BCHW)
         statistics: list[Tensor] = []
         for part_BCHW, norm, means_GC, invstds_GC, out_BCHW in zip(

@@ -1,16 +1,18 @@
 """Statistics over a group of workers equal those of one worker with all the group's images."""
 
 import multiprocessing
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from pretended_kernels import pretended_kernels
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
-from daal.batch_norm import GroupBatchNorm2d, group_size, synchronise
+from daal.batch_norm import BatchNorm2d, GroupBatchNorm2d, group_size, synchronise
 from daal.config import LossConfig, NetworkConfig, OptimConfig
 from daal.network import DaalNetwork
 from daal.optimizer import make_optimizer
@@ -19,6 +21,7 @@ from daal.step import TrainBatch, train_step
 NUM_WORKERS = 4
 GROUPS = {"pairs": [[0, 1], [2, 3]], "all": [[0, 1, 2, 3]]}
 KINDS = ["plain", "channels_last", "bf16", "far from 0"]
+WAYS = {"formulas": nullcontext, "kernels": pretended_kernels}
 OPTIM = OptimConfig(lr_backbone=0.05, lr_new=0.05)
 AUTOCASTS = {
     "fp32 step": torch.autocast("cpu", enabled=False),
@@ -55,11 +58,25 @@ def test_synchronise__names_tensors_and_frozen_layers_stay() -> None:
         if isinstance(module, nn.BatchNorm2d)
     }
     frozen = ("backbone.bn1", "backbone.layer1.")
-    assert {name for name, kind in kinds.items() if kind is nn.BatchNorm2d} == {
+    assert {name for name, kind in kinds.items() if kind is BatchNorm2d} == {
         name for name in kinds if name.startswith(frozen)
     }
     assert sum(kind is GroupBatchNorm2d for kind in kinds.values()) > 15
     assert not network.backbone.bn1.training and network.backbone.layer2[0].bn1.training
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_torchs_own_without_its_count(training: bool) -> None:
+    ours, theirs = layer(), nn.BatchNorm2d(5)
+    theirs.load_state_dict(ours.state_dict())
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    found, expected = (
+        results(norm.train(training), *share(0, "channels_last")) for norm in (ours, theirs)
+    )
+    assert found.pop("num_batches_tracked") == 0
+    assert expected.pop("num_batches_tracked") == training
+    for name, tensor in expected.items():
+        assert found[name].equal(tensor), name
 
 
 def test_synchronised__scores_as_before() -> None:
@@ -106,7 +123,7 @@ def share(rank: int, kind: str) -> tuple[Tensor, Tensor]:
 
 def layer() -> nn.BatchNorm2d:
     torch.manual_seed(1)
-    norm = nn.BatchNorm2d(5)
+    norm = BatchNorm2d(5)
     nn.init.uniform_(norm.weight)
     nn.init.normal_(norm.bias)
     return norm
@@ -132,8 +149,10 @@ def worker(rank: int, folder: str) -> None:
     for name, members in GROUPS.items():
         group, _ = dist.new_subgroups_by_enumeration(members)
         for kind in KINDS:
-            norm = GroupBatchNorm2d(layer(), group)
-            found[name, kind] = results(norm, *share(rank, kind))
+            for way, with_them in WAYS.items():
+                with with_them():
+                    norm = GroupBatchNorm2d(layer(), group)
+                    found[name, kind, way] = results(norm, *share(rank, kind))
     for name, autocast in AUTOCASTS.items():  # the last group is all workers
         model = DistributedDataParallel(synchronise(small_network(), group))
         found[name] = step(model, batch(rank), autocast)
@@ -172,10 +191,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(NUM_WORKERS)]
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("groups", GROUPS)
 def test_a_group_equals_one_worker_with_all_its_images(
-    found: list[dict], groups: str, kind: str
+    found: list[dict], groups: str, kind: str, way: str
 ) -> None:
     for members in GROUPS[groups]:
         images_BCHW, gradient_BCHW = (
@@ -183,7 +203,7 @@ def test_a_group_equals_one_worker_with_all_its_images(
             for parts in zip(*(share(rank, kind) for rank in members), strict=True)
         )
         expected = results(layer().double(), images_BCHW, gradient_BCHW)
-        ours = [found[rank][groups, kind] for rank in members]
+        ours = [found[rank][groups, kind, way] for rank in members]
         close = {"rtol": 2e-2, "atol": 2e-2} if kind == "bf16" else {"rtol": 1e-5, "atol": 1e-5}
         if kind == "far from 0":
             close["atol"] = 1e-3  # 1000 has a spacing of 6e-5 in float32
@@ -199,7 +219,7 @@ def test_a_group_equals_one_worker_with_all_its_images(
 
 
 def test_pairs_are_independent(found: list[dict]) -> None:
-    first, other = (found[rank]["pairs", "plain"]["running_mean"] for rank in (0, 2))
+    first, other = (found[rank]["pairs", "plain", "formulas"]["running_mean"] for rank in (0, 2))
     assert (first - other).abs().min() > 0.1
 
 

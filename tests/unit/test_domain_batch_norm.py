@@ -1,16 +1,18 @@
 """Each domain's BatchNorm sees that domain alone, in every stage and among several workers."""
 
 import multiprocessing
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from pretended_kernels import pretended_kernels
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from daal.batch_norm import synchronise
+from daal.batch_norm import BatchNorm2d, synchronise
 from daal.config import LossConfig, NetworkConfig, OptimConfig
 from daal.domain_batch_norm import Border, DomainBatchNorm2d, checkpoint_name
 from daal.network import DaalNetwork
@@ -30,7 +32,7 @@ def images(num: int, *shape: int) -> Tensor:
 
 def layer(num_source: int) -> DomainBatchNorm2d:
     torch.manual_seed(1)
-    norm = nn.BatchNorm2d(5)
+    norm = BatchNorm2d(5)
     nn.init.uniform_(norm.weight)
     nn.init.normal_(norm.bias)
     border = Border()
@@ -62,7 +64,7 @@ def test_equals_a_batch_norm_for_each_domain(
 ) -> None:
     both = layer(num_source=3)
     nn.init.normal_(both.target.weight)
-    alone = {name: nn.BatchNorm2d(5) for name in ("source", "target")}
+    alone = {name: BatchNorm2d(5) for name in ("source", "target")}
     for name, norm in alone.items():
         norm.load_state_dict(getattr(both, name).state_dict())
     input_BCHW = images(5, 5, 4, 2).to(dtype).contiguous(memory_format=layout).requires_grad_()
@@ -207,9 +209,11 @@ def worker(rank: int, folder: str) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_WORKERS
     )
     found: dict[str, Any] = {}
-    for name, bf16 in (("fp32", False), ("bf16", True)):
+    for name in ("fp32", "bf16", "kernels"):
         network = adapting(ALL).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        train(DistributedDataParallel(synchronise(network, dist.group.WORLD)), batch(rank), 1, bf16)
+        model = DistributedDataParallel(synchronise(network, dist.group.WORLD))
+        with pretended_kernels() if name == "kernels" else nullcontext():
+            train(model, batch(rank), bf16=name == "bf16")
         found[name] = network.state_dict()
     for name, counts in (("no target", (4, 0)), ("no source", (0, 4))):
         network = adapting(ALL)
@@ -231,7 +235,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(NUM_WORKERS)]
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("fp32", 1e-3), ("bf16", 3e-2)])
+@pytest.mark.parametrize(("name", "tolerance"), [("fp32", 1e-3), ("bf16", 3e-2), ("kernels", 1e-3)])
 def test_step_of_two_workers_equals_that_of_one(
     found: list[dict[str, Any]], name: str, tolerance: float
 ) -> None:
