@@ -255,7 +255,7 @@ def test_scaled_logits_are_float32_under_autocast(heads: dict[str, str]) -> None
 def test_without_mixed_precision__a_gpu_takes_no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    monkeypatch.setattr(torch, "autocast", lambda *_, enabled: enabled)
+    monkeypatch.setattr(torch, "autocast", lambda *_, enabled, cache_enabled: enabled)
     for wanted in (False, True):
         assert mixed_precision(torch.device("cuda"), wanted) is wanted
         assert torch.backends.cudnn.allow_tf32 is wanted
