@@ -115,14 +115,14 @@ def _candidates(
 
 def check_cuvs(runner: Runner) -> None:
     """Raises ConfigError if cuVS can't search where the runner computes."""
-    if runner.device != "cpu" and runner.on_device("neighbours: cuvs", cuvs_there, [(0, 1)]) == [
-        True
-    ]:
-        return
-    raise ConfigError(
-        "cluster.search=cuvs needs a GPU and the package cuvs, and one of them is missing here; "
-        "use cluster.search=exact, which finds the same neighbours."
-    )
+    there = None
+    if runner.device != "cpu":
+        there = runner.on_device("neighbours: cuvs", cuvs_there, [(0, 1)])
+    if there != [True]:
+        raise ConfigError(
+            "cluster.search=cuvs needs a GPU and the package cuvs, and one of them is missing "
+            "here; use cluster.search=exact, which finds the same neighbours."
+        )
 
 
 def cuvs_there(*_: object) -> bool:
