@@ -32,6 +32,7 @@ from cluster.quality import graph_silhouette
 from cluster.refine import FIXED_POINT
 from cluster.rerank import distances_below, invert, symmetric
 from cluster.runner import Handle, Runner, StageTime, by_stage, on_threads
+from cluster.search_on_device import OF_CUVS, check_cuvs
 from cluster.source_term import SourceTerm
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
@@ -110,7 +111,7 @@ def estimate_pseudo_labels(
     there are fewer than `config.min_clusters` clusters, or if a giant cluster remains after
     `config.max_backoffs` steps back; ConfigError if the backend can't run here, if cameras are
     needed and not given (or are more than 256), if eps isn't between 0 and 1, or if approximate
-    neighbours are wanted and faiss isn't there or misses too many.
+    neighbours are wanted and faiss isn't there or misses too many, or if cuVS is and isn't there.
     """
     if eps is not None and not 0 <= eps <= 1:
         raise ConfigError(f"eps={eps} is not a distance between 0 and 1.")
@@ -125,6 +126,8 @@ def estimate_pseudo_labels(
     started = time.time()
     num_notes = len(runner.notes)
     clusterer = find_clusterer(runner, config.backend)  # say now, not in the end, if it isn't there
+    if config.search == "cuvs":
+        check_cuvs(runner)
     check_cameras(config, camids_N, len(features_ND))
     if config.camera_norm and camids_N is not None:
         features_ND = standardised_by_camera(features_ND, camids_N)
@@ -233,8 +236,10 @@ def encode_features(
         neighbours, recall = approximate_neighbours(runner, features, len(features_ND), k, blocks)
         notes.append(f"Neighbours are approximate: {recall}.")
     else:
+        by_cuvs = config.search == "cuvs"
         neighbours = nearest_neighbours(
-            runner, features_ND, k, num_blocks, config.products, features, first_copy_N, scale
+            *(runner, features_ND, k, num_blocks, OF_CUVS if by_cuvs else config.products),
+            *(features, first_copy_N, scale, by_cuvs),
         )
     return encode(runner, features, scale, neighbours, reciprocity, config.k2, blocks)
 

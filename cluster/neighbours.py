@@ -33,12 +33,14 @@ def nearest_neighbours(
     features: Handle | None = None,
     first_copy_N: Longs | None = None,
     scale: float | None = None,
+    by_cuvs: bool = False,
 ) -> Handle:
     """Handle of the `Neighbours`: the `min(k, N)` nearest samples by Euclidean distance.
 
     `features_ND` is float32, finite, with norms up to 1e15; `features` is a handle of it,
     `first_copy_N` its `distinct_rows` and `scale` its `fixed_point_scale`, if they are there
-    already. Memory: O(N k), and a few tiles for each task.
+    already. `by_cuvs` is for features of length 1, and a GPU that has cuVS. Memory: O(N k), and a
+    few tiles for each task.
     """
     first_copy_N = distinct_rows(features_ND) if first_copy_N is None else first_copy_N
     is_first = first_copy_N == np.arange(len(features_ND))
@@ -50,7 +52,7 @@ def nearest_neighbours(
     found = search_all(
         runner,
         runner.share(features_ND) if features is None else features,
-        Search(min(k, num_distinct), scale, precision),
+        Search(min(k, num_distinct), scale, precision, by_cuvs=by_cuvs),
         [0, num_distinct],
         num_blocks,
     )

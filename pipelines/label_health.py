@@ -96,7 +96,7 @@ def _camera_remedy(config: ClusterConfig) -> str:
     if not config.camera_norm:
         remedies.append("cluster.camera_norm=true")
     if not config.camera_aware:
-        exact = " with cluster.search=exact" if config.search == "approximate" else ""
+        exact = " with cluster.search=exact" if config.search != "exact" else ""
         remedies.append(f"cluster.camera_aware=true{exact}")
     return " or ".join(remedies) or "a better source model, or a source with more cameras"
 
