@@ -189,7 +189,7 @@ def one_run(layout: str, images: Path, scratch: Path) -> dict[str, Any]:
         and all(len(gpus) == 1 for _, gpus, _ in first),
         "same processes": first == last,
         "started later": sum(start > 1000 * over for start in starts),
-        "tasks": " ".join(sorted(name for name in tasks if "." not in name)),
+        "tasks": sorted(name for name in tasks if "." not in name),
         "mAP": summary["adapted"]["map"],
         "seconds": round(time.monotonic() - started, 1),
     }

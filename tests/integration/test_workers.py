@@ -191,8 +191,10 @@ def test_a_group_whose_work_is_not_there_to_import__is_started_once(
     module.serve.__module__ = module.__name__
     monkeypatch.setattr("pipelines.workers.serve", module.serve)
 
+    chosen = [("class_name", "=", "RayTrainWorker")]
+
     def num_started() -> int:
-        return len(list_actors([("class_name", "=", "RayTrainWorker")], limit=10_000))
+        return len(list_actors(filters=chosen, limit=10_000))
 
     before = num_started()
     config, folder, progress = group(tiny_config, tmp_path, num_workers=1)
