@@ -4,7 +4,7 @@
 
 Counted on fake CUDA tensors (`benchmarks.fake_steps`), for one worker and for eight. The host takes
 some 5 to 20 microseconds for each; an operation is one kernel, mostly. DDP's few are not counted.
-`captured`: what is left to launch where the step is a CUDA graph, which counts once. Takes minutes.
+`captured`: what the host launches where the step is a CUDA graph, itself counted once. Minutes.
 """
 
 from typing import Any, get_args

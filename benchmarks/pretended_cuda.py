@@ -6,6 +6,7 @@ both devices raises a RuntimeError, as on a GPU; waits of the host, and what is 
 and the device, are counted.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -62,18 +63,25 @@ class PretendedTensor(Tensor):
 
 class PretendedCuda(TorchDispatchMode):
     """What was done: `launches` by operation, `waits` by operation and place, bytes copied up to
-    the device and down from it."""
+    the device and down from it, and the CPU seconds that it took to pretend all that."""
 
     def __init__(self) -> None:
         super().__init__()
         self.launches: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.bytes_up = self.bytes_down = 0
+        self.cpu = 0.0
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        begun = time.thread_time()
+        try:
+            return self._computed(func, args, dict(kwargs or {}))
+        finally:
+            self.cpu += time.thread_time() - begun
+
+    def _computed(self, func: OpOverload, args: Any, kwargs: dict[str, Any]) -> Any:
         name = func.overloadpacket.__name__
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         there = [tensor for tensor in tensors if isinstance(tensor, PretendedTensor)]

@@ -13,7 +13,7 @@ from daal.config import Config
 from pipelines.shipped import read_config, shipped_names
 
 # Launches of a step at most, in either stage.
-BUDGETS = {"demo": 500, "fast": 680, "modern": 1200, "paper": 800, "ssg": 870, "udap": 720}
+BUDGETS = {"demo": 480, "fast": 670, "modern": 1150, "paper": 780, "ssg": 860, "udap": 710}
 EIGHT_WORKERS = 1.5  # times the launches of one, at most
 
 # Parts of recipes that others have not, on a small network.
