@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu_labels_host           at MSMT17's size, 32,621 x 2,048; some minutes
 
-A pretended GPU (`benchmarks.pretended_gpu`) stands in. What a GPU would compute isn't counted: the
+A pretended GPU (`benchmarks.pretended_cuda`) stands in. What a GPU would compute isn't counted: the
 neighbours are found before by the CPU's kernels, with as many columns; cuML's labels come from the
 components of the matrix that it would get. All else that the process does is: the features'
 normalisation, encodings, distances, eps, the graph, centroids.
@@ -21,7 +21,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
 from benchmarks.gpu_support import drawn_features
-from benchmarks.pretended_gpu import Pretended, PretendedGpu, pretended_gpu
+from benchmarks.pretended_cuda import PretendedCuda, PretendedTensor, pretended_cuda
 from benchmarks.tables import parse, parser_of, tell
 from cluster import dbscan, estimate, neighbours
 from cluster.device_arrays import kept_on_device
@@ -78,10 +78,10 @@ def measure(features: Floats, found_before: Neighbours) -> dict[str, Any]:
         return Neighbours(indices[here], sq_distances[here], max_sq_distance[here])
 
     def dbscan_counted(*arguments: Any, **options: Any) -> Any:
-        before, uploaded = host_seconds(gpu), gpu.uploaded
+        before, uploaded = host_seconds(gpu), gpu.bytes_up
         labels = dbscan.dbscan(*arguments, **options)
         of_cuml["cpu_s"] += host_seconds(gpu) - before
-        of_cuml["uploaded"] += gpu.uploaded - uploaded
+        of_cuml["uploaded"] += gpu.bytes_up - uploaded
         return labels
 
     with gpu_with_cuml() as gpu, Threads(device="cuda") as runner:
@@ -95,7 +95,7 @@ def measure(features: Floats, found_before: Neighbours) -> dict[str, Any]:
     assert "dbscan: dense block" in found.stages
     return {
         "cpu_s": cpu_s,
-        "uploaded_mb": gpu.uploaded / 1e6,
+        "uploaded_mb": gpu.bytes_up / 1e6,
         "cuml_cpu_s": of_cuml["cpu_s"],
         "cuml_uploaded_mb": of_cuml["uploaded"] / 1e6,
         **{
@@ -106,15 +106,15 @@ def measure(features: Floats, found_before: Neighbours) -> dict[str, Any]:
     }
 
 
-def host_seconds(gpu: PretendedGpu) -> float:
+def host_seconds(gpu: PretendedCuda) -> float:
     """Of all threads, but for what stands in for the GPU."""
     return time.process_time() - gpu.cpu
 
 
 @contextmanager
-def gpu_with_cuml() -> Iterator[PretendedGpu]:
+def gpu_with_cuml() -> Iterator[PretendedCuda]:
     def labels(distance_BB: torch.Tensor, min_samples: int) -> npt.NDArray[np.integer]:
-        assert isinstance(distance_BB, Pretended)
+        assert isinstance(distance_BB, PretendedTensor)
         start = time.thread_time()
         rows, columns = np.nonzero(distance_BB.held.numpy() == 0)
         degrees = np.bincount(rows, minlength=len(distance_BB))
@@ -127,7 +127,7 @@ def gpu_with_cuml() -> Iterator[PretendedGpu]:
         return np.where(is_core, found, -1)
 
     with (
-        pretended_gpu() as gpu,
+        pretended_cuda() as gpu,
         patch.object(dbscan, "cuml_available", lambda: True),
         patch.object(dbscan, "most_dense", lambda device: 100_000),
         patch.object(dbscan, "cuml_labels", labels),
