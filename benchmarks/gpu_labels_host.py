@@ -70,9 +70,10 @@ def search(features: Floats) -> Neighbours:
 def measure(features: Floats, found_before: Neighbours) -> dict[str, Any]:
     """CPU seconds and megabytes of one estimate, and of cuML's part of it."""
     of_cuml = {"cpu_s": 0.0, "uploaded": 0}
+    on_gpu: list[torch.Tensor] = []  # until the clock has stopped: to free it takes long, too
 
     def search_rows(features_ND: Floats, _: Search, device: str, *rows: int) -> Neighbours:
-        kept_on_device(features_ND, device)
+        on_gpu.append(kept_on_device(features_ND, device))
         indices, sq_distances, max_sq_distance = found_before
         here = slice(*rows)
         return Neighbours(indices[here], sq_distances[here], max_sq_distance[here])
