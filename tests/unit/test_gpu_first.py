@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from recorded_graph import RecordedGraph
+from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., int]
@@ -193,6 +196,29 @@ def test_points_and_names(first: ModuleType, run: Run, capfd: pytest.CaptureFixt
     assert first.points("1000000x64") == (1_000_000, 64)
     assert run("4") == 2
     assert "'4' is neither a phase (1, 2, 3) nor a section" in capfd.readouterr().err
+
+
+def test_the_captured_step_that_is_measured__trains_as_the_other_one(
+    first: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import gpu_checks, gpu_host, gpu_training
+
+    bench = first.Bench(Namespace(quick=True, points=None, json=True))
+    plain, captured = (gpu_training.Ours(bench, bench.sizes.check) for _ in range(2))
+
+    def state() -> list[Tensor]:
+        kept = captured.optimizer.state.values()
+        momentum = [each["momentum_buffer"] for each in kept if "momentum_buffer" in each]
+        return [*captured.network.state_dict().values(), *momentum, captured.diverged]
+
+    graph = RecordedGraph(state)
+    monkeypatch.setattr(gpu_training, "CudaGraph", lambda: graph)
+    step = gpu_host._after_its_capture(captured)
+    step()
+    for _ in range(gpu_training.WARM_UP + 2):
+        plain.step()
+    assert (graph.num_captures, graph.num_replays) == (1, 2)
+    assert gpu_checks._same_bits(gpu_checks._state(plain), gpu_checks._state(captured))
 
 
 # ---- Wheels -----------------------------------------------------------------------------
