@@ -74,7 +74,8 @@ def main() -> None:
 def cluster_of(layout: str, dashboard: bool) -> Iterator[list[str]]:
     """Joined; gives the ids of the nodes with GPUs.
 
-    CPUs are more than GPUs, as everywhere: it is the GPUs that limit the workers. Ray's lists of tasks and processes are made by the dashboard.
+    There are more CPUs than GPUs, as on real nodes, so that GPUs limit the workers. Ray's lists of
+    tasks and processes are made by the dashboard.
     """
     cluster = Cluster(
         initialize_head=True,
