@@ -72,9 +72,10 @@ def main() -> None:
 
 @contextmanager
 def cluster_of(layout: str, dashboard: bool) -> Iterator[list[str]]:
-    """Joined; gives the ids of the nodes with GPUs. Each GPU has a CPU beside it.
+    """Joined; gives the ids of the nodes with GPUs.
 
-    Ray's lists of tasks and processes are made by the dashboard.
+    There are more CPUs than GPUs, as on real nodes, so that GPUs limit the workers. Ray's lists of
+    tasks and processes are made by the dashboard.
     """
     cluster = Cluster(
         initialize_head=True,
@@ -86,7 +87,7 @@ def cluster_of(layout: str, dashboard: bool) -> Iterator[list[str]]:
     )  # fmt: skip
     try:
         nodes = [
-            cluster.add_node(num_cpus=number, num_gpus=number, object_store_memory=STORE)
+            cluster.add_node(num_cpus=2 * number, num_gpus=number, object_store_memory=STORE)
             for number in map(int, layout.split("+"))
         ]
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
