@@ -139,6 +139,8 @@ CONTRADICTIONS = [
     (["network.ibn=a", "network.weights=imagenet", "network.frozen_stages=3"],
      ("needs network.weights=FILE of a ResNet-IBN",)),
     (["cluster.camera_aware=true", "cluster.search=approximate"], ("cluster.search=exact",)),
+    (["cluster.camera_aware=true", "cluster.search=cuvs"], ("cluster.search=exact",)),
+    (["cluster.search=cuvs", "cluster.products=tf32"], ("leave out cluster.products=tf32",)),
     (["network.attention.relu_before_sigmoid=true"], ("network.attention.zero_init=false",)),
     (["network.attention.mode=independent", "network.specific_branch=false"],
      ("network.specific_branch=true",)),

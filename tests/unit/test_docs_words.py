@@ -41,7 +41,7 @@ def test_the_look_up_finds() -> None:
         "daal config show fast",
         "cluster.eps",
         "ray.*",
-        "cluster.soft_labels.centroids",
+        "cluster.centroids.centroids",
         "plan.py",
     ]
     assert [name for name in names if not is_there(name)] == []
