@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from daal import losses
 from daal.config import LossConfig
+from daal.cpu_bf16 import multiplies_bf16
 from daal.errors import TrainingDiverged
 from daal.memory_head import ClusterMemory
 from daal.network import NetworkOutput
@@ -177,8 +178,7 @@ def mixed_precision(device: torch.device, wanted: bool) -> torch.autocast:
     a weight that is used twice would have other gradients.
     """
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
-        native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+        native = multiplies_bf16()
     else:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         torch.backends.cudnn.allow_tf32 = wanted

@@ -1,7 +1,7 @@
 """The workers' process group as Ray Train makes it, after the libraries below it have been set.
 
-NCCL and cuBLAS read their variables once, when a process first uses them. What a node's user has
-set stays.
+NCCL, cuBLAS and oneDNN read their variables once, when a process first uses them. What a node's
+user has set stays.
 """
 
 import os
@@ -12,6 +12,8 @@ from typing import Any
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
+from pipelines.ray_environment import ONEDNN
+
 
 def library_settings(deterministic: bool) -> dict[str, str]:
     """Variables of each worker's environment."""
@@ -19,6 +21,7 @@ def library_settings(deterministic: bool) -> dict[str, str]:
         # Shared BatchNorm's groups of workers exchange sums while DDP's reduction of all workers is
         # under way. Without this, two groups at once may wait for each other for ever.
         "NCCL_LAUNCH_ORDER_IMPLICIT": "1",
+        **ONEDNN,
     }
     if deterministic:
         settings |= {

@@ -1,4 +1,4 @@
-"""The variables that Ray is started with; what the user has set stays.
+"""The variables that Ray and oneDNN are started with; what the user has set stays.
 
 They are set for the command's own process, or for the length of a `ray_session`. To import
 `pipelines` sets none.
@@ -10,11 +10,14 @@ from contextlib import contextmanager
 
 from pipelines.cluster_address import is_own_ray
 
+# Without it, CPUs with AMX are left without bf16 (`daal.cpu_bf16`).
+ONEDNN = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 ALWAYS = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab is empty without
     # A task without a GPU sees none. By Ray's default it sees all of its node's, and a library
     # that looks for one would take memory of it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    **ONEDNN,
 }
 OWN_RAY = {
     "RAY_AUTH_MODE": "token",  # a local Ray's dashboard and job API ask for a token

@@ -48,6 +48,7 @@ def test_libraries_are_set_before_the_group_is_made__and_as_a_user_has_set_them(
     assert group.run[0] == "_set_missing" and len(group.run) > 1
     assert environment["NCCL_ALGO"] == "Tree"
     assert environment["NCCL_LAUNCH_ORDER_IMPLICIT"] == "1"
+    assert environment["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_BF16"
     assert environment.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic else None)
 
 

@@ -11,6 +11,7 @@ import pytest
 from daal.available_cpus import available_cpus
 from daal.config import RayConfig
 from pipelines import session
+from pipelines.ray_environment import ALWAYS, OWN_RAY
 from pipelines.session import ensure_private_token, reason
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ def test_importing_pipelines_sets_no_variable() -> None:
         "from pipelines.ray_environment import ALWAYS, OWN_RAY\n"
         "print({*ALWAYS, *OWN_RAY} & {*os.environ})"
     )
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    kept = {name: value for name, value in os.environ.items() if name not in {*ALWAYS, *OWN_RAY}}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=kept, capture_output=True, text=True
     )
