@@ -6,10 +6,13 @@ new node wait for it.
 """
 
 from collections.abc import Callable
+from copy import copy
+from dataclasses import is_dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 
 from cluster.blocks import compiled_code_folder
 from cluster.estimate import estimate_pseudo_labels
@@ -28,6 +31,9 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 
 class _AsTasks(Threads):
     """Stages get their arrays as in a Ray task: read-only, for which numba compiles apart."""
+
+    def share(self, value: Any) -> Any:
+        return _read_only(value)
 
     def submit(
         self, stage: str, function: Callable[..., Any], *arguments: Any, **options: Any
@@ -61,13 +67,20 @@ def warm_up() -> None:
 
 
 def _read_only(value: Any) -> Any:
+    """The value with read-only views of its arrays."""
     if isinstance(value, np.ndarray):
-        value = value.view()
-        value.flags.writeable = False
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        value = type(value)(*map(_read_only, value))
-    elif isinstance(value, list | tuple):
-        value = type(value)(map(_read_only, value))
+        view = value.view()
+        view.flags.writeable = False
+        return view
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_read_only, value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(_read_only, value))
+    if issparse(value) or is_dataclass(value):
+        other = copy(value)
+        for name, part in vars(value).items():
+            object.__setattr__(other, name, _read_only(part))
+        return other
     return value
 
 

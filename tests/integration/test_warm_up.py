@@ -15,7 +15,9 @@ from cluster.estimate import estimate_pseudo_labels
 from cluster.task_graph import estimate_on_ray
 from daal.config import ClusterConfig
 
-features_ND = np.random.default_rng(1).standard_normal((800, 24)).astype(np.float32)
+rng = np.random.default_rng(1)
+people_PD = rng.standard_normal((50, 24))
+features_ND = (people_PD.repeat(16, 0) + 0.2 * rng.standard_normal((800, 24))).astype(np.float32)
 camids_N = np.arange(800) % 4
 ray.init(num_cpus=2, num_gpus=0, include_dashboard=False)
 for camera_aware in (False, True):
