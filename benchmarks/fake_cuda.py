@@ -195,6 +195,9 @@ class FakeGraph:
         with patch.object(self._watch, "captures", True):
             yield
 
+    def forget(self) -> None:
+        """Nothing is held."""
+
     def replay(self) -> None:
         self._watch.phase = "replay"
         self._watch.count("cuda_graph")

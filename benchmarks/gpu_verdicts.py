@@ -18,7 +18,10 @@ def verdicts(found: Found) -> list[str]:
     for section, judge in JUDGES.items():
         rows = [row for row in found.get(section, {}).get("rows", []) if "left_out" not in row]
         if rows:
-            said += judge(rows)
+            try:
+                said += judge(rows)
+            except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
+                said.append(f"Section {section} could not be judged: {error!r}.")
     return said
 
 

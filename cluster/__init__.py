@@ -1,6 +1,7 @@
 """Features in, pseudo-labels out: k-reciprocal distance, eps, DBSCAN, soft labels.
 
-Pure functions on arrays; only `cluster.task_graph` knows Ray. No N x N array anywhere.
+Pure functions on arrays; only `cluster.task_graph` and `cluster.gpu_actors` know Ray. No N x N
+array anywhere.
 """
 
 DISTRIBUTION = "daal-reid"  # "cluster" is another project's name, too (`daal.__main__`)

@@ -71,5 +71,5 @@ class _Gpu:
         return [function(*shared, device, *block) for block in blocks]
 
 
-# A lost actor starts again elsewhere, with what it had to do.
-_GpuActor: Any = ray.remote(num_cpus=0, num_gpus=1, max_restarts=-1, max_task_retries=-1)(_Gpu)
+# A lost actor starts again elsewhere, with what it had to do; as often as a task of Ray's.
+_GpuActor: Any = ray.remote(num_cpus=0, num_gpus=1, max_restarts=3, max_task_retries=3)(_Gpu)

@@ -1,4 +1,4 @@
-"""The estimate as a graph of Ray tasks: the only file of `cluster` that knows Ray.
+"""The estimate as a graph of Ray tasks. Only this file and `cluster.gpu_actors` know Ray.
 
     neighbours -> encodings -> distances -> eps -> DBSCAN
 

@@ -39,6 +39,9 @@ class Graph(Protocol):
     def replay(self) -> None:
         """Do the recorded work, in its place among all other work."""
 
+    def forget(self) -> None:
+        """Give back the memory of a capture that failed."""
+
 
 class CudaGraph:
     """`Graph` on the current GPU."""
@@ -62,6 +65,10 @@ class CudaGraph:
 
     def replay(self) -> None:
         self._graph.replay()
+
+    def forget(self) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        torch.cuda.empty_cache()
 
 
 class CapturedStep(Generic[PartT]):
@@ -104,15 +111,25 @@ class CapturedStep(Generic[PartT]):
         for place, part in zip(self._places, parts, strict=True):
             fill(place, part)
         if self._terms_L is None:
-            try:
-                self._terms_L = self._capture()
-            except RuntimeError as error:
-                self._on_failure(error)
+            self._terms_L, failure = self._try_to_capture()
+            if failure is not None:
+                self._places = []
+                self._graph.forget()
+                self._on_failure(failure)
                 self._left = float("inf")
                 return self(parts)
+        assert self._terms_L is not None
         self._graph.replay()
         terms = self._terms_L.clone().unbind()
         return LossTerms(**dict(zip(self._names, terms, strict=True)))
+
+    def _try_to_capture(self) -> tuple[Tensor | None, RuntimeError | None]:
+        """What the graph writes, or why there is none."""
+        try:
+            return self._capture(), None
+        except RuntimeError as error:
+            # Its frames hold all that the step has made on the device.
+            return None, error.with_traceback(None)
 
     def _capture(self) -> Tensor:
         with self._graph.capture():

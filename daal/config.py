@@ -95,6 +95,11 @@ class Config(Section):
     deterministic: bool = Field(
         True, description="Only algorithms that give the same bits each time, also on GPUs."
     )
+    compress_gradients: bool = Field(
+        False,
+        description="Workers send each other gradients rounded to bf16: half the bytes, for slow "
+        "networks. Results differ by that rounding.",
+    )
     supervised_bound: bool = Field(
         False, description="Also train on the target's true identities (Table 4's first row)."
     )
@@ -170,6 +175,16 @@ class Config(Section):
             raise ValueError(
                 "network.domain_batch_norm=true needs adapt.batch_target above 0; the target's "
                 "statistics would never be trained"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gradients_are_sent(self, info: ValidationInfo) -> "Config":
+        is_kept = bool(info.context and info.context["kept"])
+        if self.compress_gradients and self.ray.num_workers == 1 and not is_kept:
+            raise ValueError(
+                "compress_gradients=true needs ray.num_workers above 1; one worker sends no "
+                "gradients"
             )
         return self
 

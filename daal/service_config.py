@@ -78,11 +78,6 @@ class RayConfig(Section):
         description="A training step is captured as a CUDA graph and replayed, with the same bits. "
         "auto: with one worker, on a GPU. true: with several, too, which has not been proven.",
     )
-    compress_gradients: bool = Field(
-        False,
-        description="Workers send each other gradients rounded to bf16: half the bytes, for slow "
-        "networks.",
-    )
     threads_per_worker: int | None = Field(
         None, ge=1, description="Default: a node's cores divided by its workers."
     )
@@ -116,11 +111,6 @@ class RayConfig(Section):
         if self.cuda_graph is True and self.use_gpu is not True:
             raise ValueError(
                 "ray.cuda_graph=true needs ray.use_gpu=true; without a GPU nothing is captured"
-            )
-        if self.compress_gradients and self.num_workers == 1:
-            raise ValueError(
-                "ray.compress_gradients=true needs ray.num_workers above 1; one worker sends no "
-                "gradients"
             )
         return self
 

@@ -112,7 +112,7 @@ def _needs(
 ) -> Needs:
     weight_bytes = 4 * probe.num_parameters
     # Each sends and receives almost twice the gradients (ring all-reduce).
-    gradient_bytes = weight_bytes // 2 if config.ray.compress_gradients else weight_bytes
+    gradient_bytes = weight_bytes // 2 if config.compress_gradients else weight_bytes
     bytes_per_step = int(2 * gradient_bytes * (workers - 1) / workers)
     batch = config.adapt.batch_source + config.adapt.batch_target
     share = -(-batch // (workers * config.adapt.accumulate))

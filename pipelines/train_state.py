@@ -9,6 +9,7 @@ import ray.train
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -82,7 +83,7 @@ class TrainState:
         writer = CheckpointWriter(stage, worker)
         return cls(
             *(stage, worker, network, optimizer, teacher, next_step, diverged, writer),
-            config.ray.compress_gradients,
+            config.compress_gradients,
         )
 
     def distributed(self) -> nn.Module:
@@ -98,7 +99,7 @@ class TrainState:
             gradient_as_bucket_view=True,
         )
         if self.compress_gradients:
-            model.register_comm_hook(None, bf16_compress_hook)
+            model.register_comm_hook(None, _as_bf16)
         return model
 
     def report(self, next_step: int) -> None:
@@ -121,6 +122,11 @@ class TrainState:
 
 # Tensors, the optimizer's, the next step, and the number of workers that came so far.
 Saved = tuple[dict[str, Tensor], dict[str, Tensor], int, int]
+
+
+def _as_bf16(state: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """torch's own hook; one of its name is refused by a torch without CUDA, also for gloo."""
+    return bf16_compress_hook(state, bucket)
 
 
 def _last_checkpoint(stage: str, worker: Worker) -> Saved | None:

@@ -46,6 +46,9 @@ class RecordedGraph:
                     tensor.copy_(value)
         self._operations = recorder.operations
 
+    def forget(self) -> None:
+        self._operations = []
+
     @torch.no_grad()
     def replay(self) -> None:
         self.num_replays += 1

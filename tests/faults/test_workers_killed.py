@@ -96,7 +96,7 @@ def test_beyond_the_paper__the_same_bits_as_well(
         *changes, "loss.triplet_weight=1", "loss.teacher_weight=0.5", "adapt.images_per_id=4",
         "adapt.batch_source=0", "adapt.batch_target=16", "adapt.epochs=3",
         "adapt.steps_per_epoch=6", 'source.root=""', "ray.num_workers=2",
-        "ray.compress_gradients=true",
+        "compress_gradients=true",
     ]))  # fmt: skip
     assert config.target_only
     starts: dict[str, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""Gradients that travel as bf16 (`ray.compress_gradients`)."""
+"""Gradients that travel as bf16 (`compress_gradients`)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,10 +61,10 @@ def test_it_trains(process_group: None) -> None:
 
 @pytest.mark.parametrize("workers", [["num_workers=2"], ["num_workers=4", "min_workers=1"]])
 def test_for_several_workers__also_if_they_may_become_one(workers: list[str]) -> None:
-    settings = ["ray.compress_gradients=true", *(f"ray.{setting}" for setting in workers)]
+    settings = ["compress_gradients=true", *(f"ray.{setting}" for setting in workers)]
     assert isinstance(load_config(None, settings), Config)
 
 
 def test_of_one_worker__is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"ray\.compress_gradients=true needs ray\.num_workers"):
-        load_config(None, ["ray.compress_gradients=true", "ray.num_workers=1"])
+    with pytest.raises(ConfigError, match=r"compress_gradients=true needs ray\.num_workers"):
+        load_config(None, ["compress_gradients=true", "ray.num_workers=1"])
