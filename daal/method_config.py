@@ -325,7 +325,7 @@ class ClusterConfig(Section):
     )
     search: Literal["exact", "cuvs", "approximate"] = Field(
         "exact",
-        description="cuvs: by cuVS on a GPU (pip install cuvs-cu13), with the same neighbours. "
+        description="cuvs: by cuVS on a GPU (pip install daal-reid[gpu]), the same neighbours. "
         "approximate: a faiss index (pip install daal-reid[faiss]), used only if it finds 99 % of "
         "the true neighbours of sampled images.",
     )
