@@ -193,8 +193,11 @@ def test_a_group_whose_work_is_not_there_to_import__is_started_once(
 
     chosen = [("class_name", "=", "RayTrainWorker")]
 
+    # There may be other clusters on this machine.
+    address = ray.get_runtime_context().gcs_address
+
     def num_started() -> int:
-        return len(list_actors(filters=chosen, limit=10_000))
+        return len(list_actors(address, filters=chosen, limit=10_000))
 
     before = num_started()
     config, folder, progress = group(tiny_config, tmp_path, num_workers=1)
