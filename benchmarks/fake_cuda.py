@@ -38,9 +38,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from daal import augment, batch_norm_kernels
+
 CUDA = torch.device("cuda:0")
-# One for the process, as code keeps constants of a device. Tensors made outside become fake ones
-# where they meet these.
+# One for the process: networks made in one block are used in another. Tensors made outside become
+# fake ones where they meet these.
 MODE = FakeTensorMode(allow_non_fake_inputs=True)
 
 
@@ -55,6 +57,10 @@ def fake_cuda(num_workers: int = 1) -> Iterator[None]:
     Of several workers (all in one process group, whose collectives do nothing) this is rank 0.
     """
     with ExitStack() as stack:
+        # Fake tensors have no values, and real ones can't be met here.
+        for kept in (augment._statistics, batch_norm_kernels._counts):
+            kept.cache_clear()
+            stack.callback(kept.cache_clear)
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # by deepcopy
         stack.enter_context(MODE)
