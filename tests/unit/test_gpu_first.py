@@ -239,6 +239,7 @@ sys.exit(failed)
 """
 
 
+@pytest.mark.nightly
 def test_the_wheels_of_the_first_line_are_enough_for_two_phases(
     first: ModuleType, tmp_path: Path
 ) -> None:
