@@ -16,6 +16,7 @@ import torch
 from ray.util.state import list_actors
 from rich.console import Console
 from torch import distributed
+from waiting import wait_until
 
 from daal.config import Config
 from daal.errors import ClusterError, DataError, LabelError
@@ -191,14 +192,20 @@ def test_a_group_whose_work_is_not_there_to_import__is_started_once(
     module.serve.__module__ = module.__name__
     monkeypatch.setattr("pipelines.workers.serve", module.serve)
 
-    chosen = [("class_name", "=", "RayTrainWorker")]
+    address = ray.get_runtime_context().gcs_address  # there may be other clusters on this machine
 
-    # There may be other clusters on this machine.
-    address = ray.get_runtime_context().gcs_address
+    def actors(kind: str) -> list[Any]:
+        chosen = [("class_name", "=", kind)]
+        return list(list_actors(address, filters=chosen, limit=10_000))
 
     def num_started() -> int:
-        return len(list_actors(address, filters=chosen, limit=10_000))
+        return len(actors("RayTrainWorker"))
 
+    # The group of an earlier test may still be starting again.
+    wait_until(
+        lambda: all(actor.state == "DEAD" for actor in actors("TrainController")),
+        "the end of earlier groups",
+    )
     before = num_started()
     config, folder, progress = group(tiny_config, tmp_path, num_workers=1)
     with ray_session(config.ray) as resources:
