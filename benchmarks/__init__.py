@@ -1,5 +1,5 @@
 """Commands that measure: `python -m benchmarks.NAME`."""
 
-from pipelines.ray_environment import set_for_process
+from pipelines.workers.ray_environment import set_for_process
 
 set_for_process()  # before a benchmark imports Ray

@@ -20,17 +20,17 @@ from rich.console import Console
 
 from benchmarks.small_run import scratch_folder
 from daal.config import Config
+from daal.drawn.domains import draw_domains
 from daal.load_config import load_config
-from daal.network import DaalNetwork
-from daal.synthetic import draw_domains
-from pipelines.fit import Trainer, class_labels
-from pipelines.ingest import ingest
-from pipelines.pixels import Images, Pixels
-from pipelines.progress import Progress
-from pipelines.run_folder import RunFolder
-from pipelines.session import ray_session, silence_ray_data
-from pipelines.train_loop import Labels
-from pipelines.workers import Workers
+from daal.nn.network import DaalNetwork
+from pipelines.images.ingest import ingest
+from pipelines.images.pixels import Images, Pixels
+from pipelines.run.folder import RunFolder
+from pipelines.show.progress import Progress
+from pipelines.training.fit import Trainer, class_labels
+from pipelines.training.train_loop import Labels
+from pipelines.workers.group import Workers
+from pipelines.workers.session import ray_session, silence_ray_data
 
 
 @contextmanager

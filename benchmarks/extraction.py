@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.drawn import Group, Run, drawn_run
 from benchmarks.tables import parse, parser_of, tell
-from daal.augment import normalise
 from daal.config import Config
-from daal.images import decode
-from daal.network import DaalNetwork
-from pipelines.extract import extract
-from pipelines.train_state import Weights
+from daal.data.augment import normalise
+from daal.data.images import decode
+from daal.nn.network import DaalNetwork
+from pipelines.training.extract import extract
+from pipelines.training.train_state import Weights
 
 BATCH = 64
 IMAGES_OF_ID = 12  # at the least, of a training identity

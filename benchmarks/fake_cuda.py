@@ -38,7 +38,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from daal import augment, batch_norm_kernels
+from daal.data import augment
+from daal.nn import batch_norm_kernels
 
 CUDA = torch.device("cuda:0")
 # One for the process: networks made in one block are used in another. Tensors made outside become

@@ -1,7 +1,7 @@
 """The training step of any configuration on fake CUDA tensors, as a worker runs it.
 
-It is `pipelines.train_loop.FitJob`'s own; only DDP is left out, whose C++ core knows no fake
-tensors: it would add a copy and an all-reduce for each of a few buckets.
+The step is `pipelines.training.train_loop.FitJob`'s own. Only DDP is left out, as its C++ core
+knows no fake tensors: it would add a copy and an all-reduce for each of a few buckets.
 """
 
 from collections import Counter
@@ -18,15 +18,15 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from benchmarks.fake_cuda import CUDA, FakeGraph, Watch, backward, fake_cuda
 from daal.config import Config
+from daal.data.plan import Plan
 from daal.host_copy import HostCopy
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 from daal.optimizer import set_learning_rate
-from daal.plan import Plan
-from pipelines import train_loop, train_state
-from pipelines.stream import FedBatch
-from pipelines.train_batch import BatchMaker, HostBatch, Labels
-from pipelines.train_loop import FitJob, build_network
-from pipelines.train_state import TrainState
+from pipelines.images.stream import FedBatch
+from pipelines.training import train_loop, train_state
+from pipelines.training.train_batch import BatchMaker, HostBatch, Labels
+from pipelines.training.train_loop import FitJob, build_network
+from pipelines.training.train_state import TrainState
 
 Stage = Literal["pretrain", "adapt"]
 PHASES = ("batch", "forward", "losses", "backward", "check", "update")
@@ -36,7 +36,7 @@ memory: Any = torch.utils.deterministic
 
 @contextmanager
 def process(config: Config) -> Iterator[None]:
-    """A worker's process (rank 0), set up as `pipelines.workers.serve` does, that sees a GPU."""
+    """The process of rank 0, set up as `pipelines.workers.group.serve` does; it sees a GPU."""
     settings = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(config.deterministic)
     memory.fill_uninitialized_memory = False

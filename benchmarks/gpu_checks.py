@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from benchmarks.gpu_search import device_name, estimate, same
 from benchmarks.gpu_support import Bench, drawn_features
 from benchmarks.gpu_training import Ours
-from daal.augment import augment, draw_table, sample_seeds
-from daal.batch_norm import GroupBatchNorm2d
 from daal.captured_step import WARM_UP
 from daal.config import AugmentConfig
+from daal.data.augment import augment, draw_table, sample_seeds
 from daal.evaluation import evaluate
+from daal.nn.batch_norm import GroupBatchNorm2d
 
 CPU = torch.device("cpu")
 # Of the gradients' length: what fp32 and the kinks of 50 ReLU layers do.

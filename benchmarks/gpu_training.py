@@ -34,12 +34,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.gpu_support import Bench, Shape, drawn_people
 from cluster.soft_labels import soft_label_weights
 from daal import losses
-from daal.augment import augment, draw_table, normalise, sample_seeds
 from daal.captured_step import WARM_UP, CapturedStep, CudaGraph
 from daal.config import AugmentConfig, LossConfig, NetworkConfig, OptimConfig
+from daal.data.augment import augment, draw_table, normalise, sample_seeds
 from daal.evaluation import evaluate
 from daal.host_copy import HostCopy
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
 from daal.step import TrainBatch, mixed_precision, train_step
 

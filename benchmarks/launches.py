@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from benchmarks.fake_steps import Stage, by_phase, watched_step
 from benchmarks.tables import parse, parser_of, tell
-from pipelines.shipped import read_config, shipped_names
+from pipelines.tools.shipped import read_config, shipped_names
 
 
 def main() -> None:

@@ -34,16 +34,16 @@ from rich.console import Console
 from benchmarks import small_run
 from benchmarks.tables import parse, parser_of, tell
 from daal.config import RayConfig
+from daal.drawn.domains import draw_domains
 from daal.load_config import load_config
-from daal.synthetic import draw_domains
-from pipelines import workers
 from pipelines.adapt import Adaptation
-from pipelines.admission import ask_for_room
-from pipelines.process_group import ProcessGroup
-from pipelines.progress import Progress
-from pipelines.resources import place
-from pipelines.run_folder import RunFolder
-from pipelines.workers import Worker
+from pipelines.run.folder import RunFolder
+from pipelines.show.progress import Progress
+from pipelines.workers import group as workers
+from pipelines.workers.group import Worker
+from pipelines.workers.process_group import ProcessGroup
+from pipelines.workers.resources import place
+from pipelines.workers.turn_to_start import ask_for_room
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # for when this is a script
 

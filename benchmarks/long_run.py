@@ -22,9 +22,9 @@ from benchmarks.small_run import scratch_folder, settings_in
 from benchmarks.tables import parse, parser_of, say, tell
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
-from pipelines.progress import Progress
-from pipelines.resources import place
-from pipelines.run_folder import RunFolder
+from pipelines.run.folder import RunFolder
+from pipelines.show.progress import Progress
+from pipelines.workers.resources import place
 
 EACH = ["pretrain.epochs=1", "adapt.epochs=1", "adapt.steps_per_epoch=30"]
 WARM = 3

@@ -26,10 +26,10 @@ from PIL import Image
 
 from benchmarks.pseudo_labels import watched_memory
 from benchmarks.tables import json_lines, parse, parser_of, tell
-from daal.dataset_checks import PUBLISHED
-from daal.datasets import MSMT17_VERSIONS
-from daal.domain_style import TARGET
-from daal.synthetic import draw_domains, draw_person
+from daal.data.layout_checks import PUBLISHED
+from daal.data.layouts import MSMT17_VERSIONS
+from daal.drawn.domain_style import TARGET
+from daal.drawn.domains import draw_domains, draw_person
 
 SIZE = 64, 32
 NUM_CAMERAS, NUM_TEST_IDS = 15, 3_060

@@ -34,15 +34,15 @@ from rich.console import Console
 
 from benchmarks import small_run
 from benchmarks.tables import parse, parser_of, tell
+from daal.drawn.domains import draw_domains
 from daal.load_config import load_config
-from daal.synthetic import draw_domains
 from pipelines.adapt import Adaptation
-from pipelines.ingest import ingest
-from pipelines.pixels import Images, ImageSource, PixelReader, Pixels
-from pipelines.progress import Progress
-from pipelines.resources import place
-from pipelines.run_folder import RunFolder
-from pipelines.workers import Worker, Workers
+from pipelines.images.ingest import ingest
+from pipelines.images.pixels import Images, ImageSource, PixelReader, Pixels
+from pipelines.run.folder import RunFolder
+from pipelines.show.progress import Progress
+from pipelines.workers.group import Worker, Workers
+from pipelines.workers.resources import place
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # for when this is a script
 

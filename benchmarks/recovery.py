@@ -22,7 +22,7 @@ import psutil
 
 from benchmarks.small_run import settings_in, start
 from benchmarks.tables import json_lines, parse, parser_of, tell
-from pipelines.planned_faults import FAULTS
+from pipelines.workers.planned_faults import FAULTS
 
 LONGER = ["pretrain.epochs=10", "adapt.epochs=10", "adapt.steps_per_epoch=20", "iterations=1",
           "ray.extract_batch=32"]  # fmt: skip

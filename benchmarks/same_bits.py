@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import json_lines, parse, say
-from daal.synthetic import draw_domains
-from pipelines.shipped import read_config, shipped_names
+from daal.drawn.domains import draw_domains
+from pipelines.tools.shipped import read_config, shipped_names
 
 CUT = [
     "source.published_counts=false", "target.published_counts=false",

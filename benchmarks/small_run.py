@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from daal.synthetic import draw_domains
+from daal.drawn.domains import draw_domains
 
 SETTINGS = [
     "source.published_counts=false", "target.published_counts=false", "network.backbone=resnet18",

@@ -27,13 +27,13 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.drawn import Group, Run, drawn_run
 from benchmarks.tables import parse, parser_of, tell
 from cluster.soft_labels import soft_label_weights
-from daal.augment import augment, draw_table, sample_seeds
 from daal.config import Config
-from daal.images import decode
+from daal.data.augment import augment, draw_table, sample_seeds
+from daal.data.images import decode
+from daal.data.plan import Plan
 from daal.losses import total_loss
-from daal.plan import Plan
-from pipelines.fit import class_labels
-from pipelines.train_loop import Labels, build_network
+from pipelines.training.fit import class_labels
+from pipelines.training.train_loop import Labels, build_network
 
 NUM_PROCESSES, NUM_CLUSTERS = 2, 40
 SETTINGS = {

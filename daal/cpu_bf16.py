@@ -3,7 +3,7 @@
 On CPUs with AMX, oneDNN (of PyTorch 2.15) takes other kernels, which on small feature maps read
 memory that nothing was written to: results differ from run to run, or are not finite. The kernels
 without AMX are right: ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16, from before the process's first
-convolution. `pipelines.ray_environment` sets it for commands and workers.
+convolution. `pipelines.workers.ray_environment` sets it for commands and workers.
 """
 
 import os

@@ -26,9 +26,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from daal.data.records import JUNK_PID
 from daal.errors import DataError
 from daal.match_ranks import match_ranks
-from daal.records import JUNK_PID
 
 CHECKED_ROWS = 1024  # of features at a time
 

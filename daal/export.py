@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
-from daal.augment import MEAN_C, STD_C
+from daal.data.augment import MEAN_C, STD_C
 from daal.errors import CheckpointError, ConfigError, first_line
 from daal.load_config import check_config
 from daal.trained_model import MODEL_FIELDS, TrainedModel

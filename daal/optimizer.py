@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from daal.config import FitConfig, OptimConfig
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 
 
 def make_optimizer(

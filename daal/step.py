@@ -18,8 +18,8 @@ from daal import losses
 from daal.config import LossConfig
 from daal.cpu_bf16 import multiplies_bf16
 from daal.errors import TrainingDiverged
-from daal.memory_head import ClusterMemory
-from daal.network import NetworkOutput
+from daal.nn.heads import ClusterMemory
+from daal.nn.network import NetworkOutput
 from daal.teacher import Teacher
 from daal.whole_batch import whole_batch
 

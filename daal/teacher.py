@@ -8,7 +8,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from daal.network import DaalNetwork, NetworkOutput
+from daal.nn.network import DaalNetwork, NetworkOutput
 
 
 class Teacher:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from daal import checkpoint
-from daal.augment import MEAN_C, STD_C
 from daal.config import Config
+from daal.data.augment import MEAN_C, STD_C
 from daal.errors import CheckpointError
 from daal.load_config import check_config
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 
 # What makes a model; all else says how, where and on what it was trained.
 MODEL_FIELDS = ("input", "network", "flip_test", "mixed_precision")
@@ -27,7 +27,7 @@ class TrainedModel(nn.Module):
     ImageNet's normalisation is inside, and so is the flip test (`flip_test`) where the
     configuration has it: then the feature is that of the image and its mirror image together.
     Features are float32, and of unit length unless network.unit_features is false. Images are to
-    have the network's size already, as `daal.images.decode` gives them (bilinear, by Pillow).
+    have the network's size already, as `daal.data.images.decode` gives them (bilinear, by Pillow).
 
     Raises CheckpointError if `tensors` (by name) aren't those of the configuration's network.
     """
@@ -47,7 +47,7 @@ class TrainedModel(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        # The same bits as daal.augment.normalise, whose cache can't be exported.
+        # The same bits as daal.data.augment.normalise, whose cache can't be exported.
         normalised_BCHW = (images_BCHW.float() - self.mean_C11) / self.std_C11
         features_BC = self.network.extract(normalised_BCHW)
         if self.config.flip_test:

@@ -1,6 +1,6 @@
 """All workers' rows of a global batch, for losses that compare images with each other.
 
-Worker r of W holds rows r, r + W, r + 2W, ... of a batch (`daal.plan.Batch.share`). What is
+Worker r of W holds rows r, r + W, r + 2W, ... of a batch (`daal.data.plan.Batch.share`). What is
 computed from the whole batch, in its own order, is the same on every worker and with any number
 of them.
 """

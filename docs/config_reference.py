@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 from daal import config
 from daal.config import Config
 from daal.load_config import load_config
-from pipelines.shipped import RECIPES
+from pipelines.tools.shipped import RECIPES
 
 MARK = "<!-- every key -->"
 TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false"}

@@ -15,21 +15,21 @@ from cluster.outliers import in_all_parts, with_singletons
 from cluster.quality import agreement, cluster_quality
 from cluster.source_term import source_distance
 from daal.config import Config
+from daal.data.records import Domain
 from daal.errors import LabelError
-from daal.records import Domain
-from daal.stripes import whole_and_stripes
-from pipelines import artefacts, label_health
-from pipelines.extract import extract
-from pipelines.fit import Trainer
-from pipelines.ingest import ingest
-from pipelines.kept_images import image_files
-from pipelines.label_and_score import estimate_parts, evaluate_features
-from pipelines.pixels import Images, Pixels
-from pipelines.progress import Progress
-from pipelines.resources import Resources
-from pipelines.run_folder import RunFolder, workers_text
-from pipelines.train_state import Weights
-from pipelines.workers import Workers
+from daal.nn.stripes import whole_and_stripes
+from pipelines.images.ingest import ingest
+from pipelines.images.pixels import Images, Pixels
+from pipelines.run import artefacts, label_health
+from pipelines.run.folder import RunFolder, workers_text
+from pipelines.run.kept_images import image_files
+from pipelines.show.progress import Progress
+from pipelines.training.extract import extract
+from pipelines.training.fit import Trainer
+from pipelines.training.label_and_score import estimate_parts, evaluate_features
+from pipelines.training.train_state import Weights
+from pipelines.workers.group import Workers
+from pipelines.workers.resources import Resources
 
 Scores = dict[str, Any]
 

@@ -13,8 +13,8 @@ from typer.exceptions import TyperException
 from daal import DISTRIBUTION
 from daal.errors import ConfigError, DaalError
 from pipelines.commands import jobs, label, model, report, run, setup
-from pipelines.console import show
-from pipelines.ray_environment import set_for_process
+from pipelines.show.console import show
+from pipelines.workers.ray_environment import set_for_process
 
 app = typer.Typer(
     no_args_is_help=True,

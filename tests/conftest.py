@@ -14,7 +14,7 @@ from heads import PATIENCE
 from tiny_run import FinishedRun, tiny
 
 from daal.config import Config
-from pipelines.ray_environment import set_for_process
+from pipelines.workers.ray_environment import set_for_process
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -56,7 +56,7 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two drawn domains of 12 training and 6 test identities, 64x32 pixels."""
-    from daal.synthetic import draw_domains
+    from daal.drawn.domains import draw_domains
 
     out = tmp_path_factory.mktemp("world")
     draw_domains(out, seed=0, num_train_ids=12, num_test_ids=6, images_per_camera=3, size=(64, 32))

@@ -15,12 +15,12 @@ from PIL import Image
 
 from cluster.quality import cluster_quality
 from daal.config import Config
+from daal.data.records import IMAGE_TABLE, QUARANTINE_TABLE
 from daal.evaluation import evaluate
 from daal.load_config import load_config
-from daal.network import DaalNetwork
-from daal.records import IMAGE_TABLE, QUARANTINE_TABLE
-from pipelines import artefacts
-from pipelines.run_folder import RunFolder
+from daal.nn.network import DaalNetwork
+from pipelines.run import artefacts
+from pipelines.run.folder import RunFolder
 
 NAME = '<img src="x" onerror="alert(0)">$&'
 SCRIPT = "query/<script>alert(1)</script>.jpg"

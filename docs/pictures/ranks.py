@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from daal.data.records import JUNK_PID
 from daal.evaluation import evaluate
-from daal.records import JUNK_PID
 
 SHOWN_AT, NUM_FOUND = (0.2, 0.4, 0.6, 0.8), 8
 RIGHT, WRONG = "#2e9e5b", "#d1495b"

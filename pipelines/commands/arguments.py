@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from daal.errors import ClusterError
-from pipelines.shipped import shipped_names
+from pipelines.tools.shipped import shipped_names
 
 Recipe = Annotated[
     str,
@@ -34,14 +34,14 @@ EventsAsJson = Annotated[
 def ray_errors(remedy: str) -> Iterator[None]:
     """Turn an error of Ray's own, such as a lost worker, into one line with its remedy.
 
-    A task's error that would come again is raised in its own words (`pipelines.retries`).
+    A task's error that would come again is raised in its own words (`pipelines.workers.retries`).
     """
     from ray.exceptions import RayError
 
     try:
         yield
     except (RayError, ImportError) as error:
-        from pipelines.retries import OF_TASKS, final
+        from pipelines.workers.retries import OF_TASKS, final
 
         cause = getattr(error, "cause", error if isinstance(error.__cause__, RayError) else None)
         if isinstance(cause, Exception) and (known := final(cause, OF_TASKS)):

@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.commands.arguments import AsJson, Overrides, Recipe
-from pipelines.console import errors
-from pipelines.shipped import read_config
+from pipelines.show.console import errors
+from pipelines.tools.shipped import read_config
 
 if TYPE_CHECKING:  # Ray is imported when a command needs it: --help takes no seconds
-    from pipelines.submit import Job, Jobs
+    from pipelines.tools.submit import Job, Jobs
 
 Address = Annotated[
     str,
@@ -47,7 +47,7 @@ def submit(
     insecure: Insecure = False,
 ) -> None:
     """Run `adapt` as a job of a Ray cluster; submitting a name again continues its run."""
-    from pipelines.submit import Jobs
+    from pipelines.tools.submit import Jobs
 
     config = read_config(recipe, overrides, expand_home=False)  # its home is the cluster's
     jobs = Jobs(address, insecure)
@@ -67,7 +67,7 @@ def status(
     insecure: Insecure = False,
 ) -> None:
     """How the runs on a cluster are."""
-    from pipelines.submit import Jobs
+    from pipelines.tools.submit import Jobs
 
     jobs = Jobs(address, insecure)
     found = jobs.all() if name is None else [jobs.get(name)]
@@ -95,7 +95,7 @@ def logs(
     insecure: Insecure = False,
 ) -> None:
     """What a run has printed."""
-    from pipelines.submit import Jobs
+    from pipelines.tools.submit import Jobs
 
     jobs = Jobs(address, insecure)
     job = jobs.get(name)
@@ -106,7 +106,7 @@ def logs(
 
 def stop(name: Name, address: Address = LOCAL_DASHBOARD, insecure: Insecure = False) -> None:
     """End a run's job; submitting the name again continues the run."""
-    from pipelines.submit import Jobs
+    from pipelines.tools.submit import Jobs
 
     jobs = Jobs(address, insecure)
     job = jobs.get(name)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from daal.whole_file import check_file_to_write, write_whole
 from pipelines.commands.arguments import AsJson, Verbose, ray_errors
-from pipelines.console import errors, show
+from pipelines.show.console import errors, show
 
 
 def label(
@@ -37,10 +37,10 @@ def label(
     cluster.q or cluster.eps implies the rule that uses it: p, q or fixed; more than one of them
     is refused.
     """
-    from pipelines import label_file as labelling
-    from pipelines.artefacts import table_bytes
-    from pipelines.feature_files import read_features
-    from pipelines.label_health import camera_warnings
+    from pipelines.run.artefacts import table_bytes
+    from pipelines.run.feature_files import read_features
+    from pipelines.run.label_health import camera_warnings
+    from pipelines.tools import label_file as labelling
 
     config = labelling.label_config(overrides or [])
     check_file_to_write(out)

@@ -12,7 +12,7 @@ from rich.table import Table
 from daal.service_config import ANY_LAYOUT, Layout
 from daal.whole_file import check_file_to_write, write_whole
 from pipelines.commands.arguments import AsJson, Verbose
-from pipelines.console import errors, plain, show
+from pipelines.show.console import errors, plain, show
 
 LAYOUTS = ", ".join(get_args(Layout))
 Model = Annotated[
@@ -46,9 +46,9 @@ def extract(
     verbose: Verbose = False,
 ) -> None:
     """Features of every image of a folder, to a Parquet file."""
-    from pipelines.artefacts import table_bytes
-    from pipelines.extract_folder import extract_folder
-    from pipelines.find_checkpoint import checkpoint_of
+    from pipelines.run.artefacts import table_bytes
+    from pipelines.run.find_checkpoint import checkpoint_of
+    from pipelines.tools.extract_folder import extract_folder
 
     check_file_to_write(out)
     with checkpoint_of(model) as (folder, _):
@@ -65,7 +65,7 @@ def evaluate(
     features: Annotated[Path, typer.Argument(help="A features file with query and gallery rows.")],
 ) -> None:
     """Market-protocol scores of a features file, as JSON."""
-    from pipelines.evaluate import evaluate_file
+    from pipelines.training.evaluate import evaluate_file
 
     print(json.dumps(evaluate_file(features).as_dict(), indent=1))
 
@@ -80,7 +80,7 @@ def export(
     """The model as one file for other programs, kept only if it gives the same features."""
     from daal import export as exporting
     from daal.trained_model import load_trained
-    from pipelines.find_checkpoint import checkpoint_of
+    from pipelines.run.find_checkpoint import checkpoint_of
 
     exporting.check_export(format, out)
     with checkpoint_of(model) as (folder, name):
@@ -126,7 +126,7 @@ def search(
     (on a cluster, if you have one) and search that with --features.
     """
     from daal.trained_model import load_trained
-    from pipelines.find_checkpoint import checkpoint_of
+    from pipelines.run.find_checkpoint import checkpoint_of
     from pipelines.search import gallery as galleries
     from pipelines.search.extractor import Extractor
     from pipelines.search.nearest import search as find
@@ -178,7 +178,7 @@ def replay(
     step: Annotated[Path, typer.Argument(help="What a diverged training has kept of its step.")],
 ) -> None:
     """Compute a training step again that came out not finite, and say where it did so first."""
-    from pipelines.diverged_step import replay as compute
+    from pipelines.training.diverged_step import replay as compute
 
     found = compute(step)
     # JSON has no NaN and no infinity; they are printed as text.

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daal.errors import first_line
-from pipelines.console import errors, show
+from pipelines.show.console import errors, show
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipelines.run_folder import RunFolder
-    from pipelines.trackers import Picture
+    from pipelines.run.folder import RunFolder
+    from pipelines.show.trackers import Picture
 
 REPORT = "report.html"  # in the run folder
 
@@ -30,7 +30,7 @@ def report(
     """One HTML page that says how far to trust a run's model, or that compares runs."""
     from daal.whole_file import check_file_to_write, write_whole
     from pipelines.report import page as pages
-    from pipelines.run_folder import RunFolder
+    from pipelines.run.folder import RunFolder
 
     folders = [RunFolder(uri, create=False) for uri in runs]
     if len(folders) > 1:

@@ -25,11 +25,11 @@ from pipelines.commands.arguments import (
     ray_errors,
 )
 from pipelines.commands.report import REPORT, leave_report
-from pipelines.console import errors, show
-from pipelines.shipped import read_config, shipped
+from pipelines.show.console import errors, show
+from pipelines.tools.shipped import read_config, shipped
 
 if TYPE_CHECKING:  # it imports what takes a second: --help takes none
-    from pipelines.validate import Findings
+    from pipelines.tools.validate import Findings
 
 
 def adapt(
@@ -70,7 +70,7 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Draw two domains of pedestrians and adapt from one to the other, on this machine."""
-    from daal.synthetic import draw_domains
+    from daal.drawn.domains import draw_domains
 
     images = out.with_name(f"{out.name}-images")
     settings = [f"source.root={images}/source", f"target.root={images}/target", f"out={out}"]
@@ -93,11 +93,11 @@ def run_adaptation(
     as_json: bool = False,
 ) -> None:
     """Validate, start or join Ray, run, print the table (or JSON)."""
-    from pipelines.kept_images import kept_images, notes_on_images
-    from pipelines.run_folder import RunFolder
-    from pipelines.tracking import check_tracking, tracked
-    from pipelines.validate import check_out
-    from pipelines.validate import validate as find
+    from pipelines.run.folder import RunFolder
+    from pipelines.run.kept_images import kept_images, notes_on_images
+    from pipelines.show.curves import check_tracking, tracked
+    from pipelines.tools.validate import check_out
+    from pipelines.tools.validate import validate as find
 
     if as_json and verbose:
         raise ConfigError("--json can't go with -v, which lets Ray write to the output; use one.")
@@ -123,9 +123,9 @@ def run_adaptation(
         return
 
     from pipelines.adapt import Adaptation
-    from pipelines.gauges import Gauges
-    from pipelines.progress import Progress, scores_table
-    from pipelines.session import ray_session
+    from pipelines.show.gauges import Gauges
+    from pipelines.show.progress import Progress, scores_table
+    from pipelines.workers.session import ray_session
 
     run, name = RunFolder(config.out), config.run_name
     listeners: list[Callable[[dict[str, Any]], None]] = [print_json] if as_json else []
@@ -200,7 +200,7 @@ def size(
     as_json: AsJson = False,
 ) -> None:
     """What a run would need, on this many workers and on others: memory, disk, traffic, hours."""
-    from pipelines.needs import size_of
+    from pipelines.tools.size import size_of
 
     found = size_of(read_config(recipe, overrides))
     if as_json:
@@ -255,10 +255,10 @@ def ablate(
 ) -> None:
     """All rows of one of the paper's tables; images are drawn unless target.root is given."""
     shipped("suite", suite)  # said in no time, where the imports below take seconds
-    from pipelines.ablate import configurations, read_suite, run_suite
-    from pipelines.session import ray_session
-    from pipelines.suite_table import as_json, markdown, measured_on, plot
-    from pipelines.validate import validate as find
+    from pipelines.tools.ablate import configurations, read_suite, run_suite
+    from pipelines.tools.suite_table import as_json, markdown, measured_on, plot
+    from pipelines.tools.validate import validate as find
+    from pipelines.workers.session import ray_session
 
     table = read_suite(suite)
     folder = out or Path("runs") / Path(suite).stem
@@ -282,7 +282,7 @@ def ablate(
             print(f"{name}, seed {seed}: {config.out}")
         return
     if drawn:
-        from daal.synthetic import draw_domains
+        from daal.drawn.domains import draw_domains
 
         draw_domains(images, seed=0)
     some = next(iter(configs.values()))

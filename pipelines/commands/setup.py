@@ -12,8 +12,8 @@ from rich.console import Console
 
 from daal.config import Config
 from pipelines.commands.arguments import AsJson, Overrides, Recipe
-from pipelines.console import errors, plain, show
-from pipelines.shipped import read_config
+from pipelines.show.console import errors, plain, show
+from pipelines.tools.shipped import read_config
 
 COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 
@@ -72,7 +72,7 @@ def synth(
     seed: Annotated[int, typer.Option(help="Another seed draws other people.")] = 0,
 ) -> None:
     """Draw a source and a target domain of pedestrians, in Market-1501's layout."""
-    from daal.synthetic import draw_domains
+    from daal.drawn.domains import draw_domains
 
     draw_domains(out, seed=seed)
     errors.print(f"drawn: {out}/source and {out}/target")

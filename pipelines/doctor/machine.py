@@ -21,9 +21,9 @@ from daal.available_cpus import available_cpus
 from daal.config import Config
 from daal.errors import ClusterError
 from daal.method_config import IMAGENET_WEIGHTS
-from pipelines.cluster_address import cluster_address, token_path
 from pipelines.doctor import probes
 from pipelines.doctor.probes import Facts
+from pipelines.workers.cluster_address import cluster_address, token_path
 
 PATIENT_SECONDS = 5.0  # without a word
 SHM = "/dev/shm"  # noqa: S108  looked at, not written

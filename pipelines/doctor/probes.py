@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from daal.errors import first_line
-from pipelines.cluster_address import knock
+from pipelines.workers.cluster_address import knock
 
 SECONDS = 12.0  # that a question may take
 # To import a large package. cuML alone takes 6 to 11 s, and more from a cold disk.
@@ -116,7 +116,7 @@ def cluster_facts(ray_config: str) -> Facts:
     """Join RAY_ADDRESS's cluster and see whether a run fits. "refused": what it would say."""
     from daal.config import RayConfig
     from daal.errors import ClusterError
-    from pipelines.session import ray_session
+    from pipelines.workers.session import ray_session
 
     config = RayConfig.model_validate_json(ray_config).model_copy(update={"wait_minutes": 0.0})
     try:
@@ -134,7 +134,7 @@ def storage_facts(uri: str, wanted: str) -> Facts:
     import pyarrow as pa
     from pyarrow import fs
 
-    from pipelines.run_folder import filesystem_of
+    from pipelines.run.folder import filesystem_of
 
     try:
         filesystem, base = filesystem_of(uri)

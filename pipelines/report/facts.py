@@ -9,9 +9,9 @@ from typing import Any
 from daal.config import Config
 from daal.errors import ConfigError
 from daal.load_config import differences
-from pipelines import label_health
-from pipelines.kept_config import checked, kept_settings
-from pipelines.run_folder import RunFolder, workers_text
+from pipelines.run import label_health
+from pipelines.run.folder import RunFolder, workers_text
+from pipelines.run.kept_config import checked, kept_settings
 
 Row = dict[str, Any]
 Points = tuple[list[float], list[float]]  # x and y of a curve

@@ -18,10 +18,10 @@ from PIL import Image
 
 from daal import figures
 from daal.config import InputConfig
+from daal.data.images import decode
+from daal.data.records import Domain
 from daal.errors import DataError
-from daal.images import decode
-from daal.records import Domain
-from pipelines.run_folder import RunFolder
+from pipelines.run.folder import RunFolder
 
 Pixels = NDArray[np.uint8]
 BATCH = 1024  # rows in memory

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from daal import DISTRIBUTION
+from daal.data.records import Domain
 from daal.errors import DaalError, DataError
 from daal.load_config import flat
-from daal.records import Domain
 from pipelines.doctor.machine import version_of
-from pipelines.live import LABELS
 from pipelines.report import facts as report_data
 from pipelines.report.facts import Facts, Row
 from pipelines.report.plots import Plot, compared_plots, inlined, iteration_plots, training_plots
-from pipelines.run_folder import RunFolder
-from pipelines.trackers import Picture
+from pipelines.run.folder import RunFolder
+from pipelines.show.table import LABELS
+from pipelines.show.trackers import Picture
 
 T = TypeVar("T")
 PACKAGES = (DISTRIBUTION, "torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn",
@@ -211,7 +211,7 @@ def _model(run: RunFolder) -> Any:
     import torch
 
     from daal.trained_model import load_trained
-    from pipelines.find_checkpoint import checkpoint_of, result_of
+    from pipelines.run.find_checkpoint import checkpoint_of, result_of
 
     weights = f"{result_of(run)}/checkpoint/weights.safetensors"
     if not run.exists(weights):
@@ -258,8 +258,8 @@ def _data(run: RunFolder, facts: Facts) -> list[Row]:
     """A row for each domain: what was read."""
     import numpy as np
 
-    from daal.records import SPLITS
-    from daal.synthetic import is_drawn
+    from daal.data.records import SPLITS
+    from daal.drawn.domains import is_drawn
     from pipelines.report.images import columns
 
     found = []

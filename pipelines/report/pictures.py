@@ -11,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from daal import figures
-from daal.attention import IndependentAttention, NoAttention
-from daal.augment import normalise
 from daal.config import InputConfig
+from daal.data.augment import normalise
+from daal.data.records import Domain
 from daal.errors import DataError
-from daal.network import DaalNetwork
-from daal.records import Domain
+from daal.nn.attention import IndependentAttention, NoAttention
+from daal.nn.network import DaalNetwork
 from daal.trained_model import TrainedModel
-from pipelines.artefacts import read_parts
 from pipelines.report.facts import Facts
 from pipelines.report.images import (
     Photo,
@@ -29,7 +28,8 @@ from pipelines.report.images import (
     spread,
     thumbs,
 )
-from pipelines.run_folder import RunFolder
+from pipelines.run.artefacts import read_parts
+from pipelines.run.folder import RunFolder
 
 NUM_ATTENDED = 4  # of each domain
 NUM_SOURCE = 64  # whose features are made here; the target's are in the run folder

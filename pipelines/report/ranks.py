@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daal.config import Config, InputConfig
+from daal.data.records import JUNK_PID
 from daal.errors import DataError
 from daal.evaluation import EvaluationResult, evaluate
-from daal.records import JUNK_PID
 from pipelines.report.images import Photo, columns, features, photo, thumbs
-from pipelines.run_folder import RunFolder
+from pipelines.run.folder import RunFolder
 from pipelines.search.nearest import nearest
 
 MAX_QUERIES = 1000  # scored again, one by one

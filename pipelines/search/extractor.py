@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from daal.available_cpus import available_cpus
+from daal.data.images import decode, read
 from daal.errors import DataError
-from daal.images import decode, read
 from daal.step import mixed_precision
 from daal.trained_model import TrainedModel
 

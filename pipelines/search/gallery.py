@@ -12,11 +12,11 @@ from typing import get_args
 
 import numpy as np
 
-from daal.datasets import any_images, is_inside, load_records
+from daal.data.layouts import any_images, is_inside, load_records
+from daal.data.records import ImageRecord
 from daal.errors import ConfigError, DataError
-from daal.records import ImageRecord
 from daal.service_config import ANY_LAYOUT, Layout
-from pipelines.feature_files import read_features
+from pipelines.run.feature_files import read_features
 from pipelines.search.extractor import Extractor, Features
 
 SAME_FEATURE = 0.98  # cosine, at least, of a file's feature and the one that is made here

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from daal.config import InputConfig
-from daal.datasets import is_inside
+from daal.data.images import decode, read
+from daal.data.layouts import is_inside
 from daal.errors import ConfigError
-from daal.images import decode, read
 from pipelines.search.nearest import Match
 
 FORMATS = (".png", ".jpg", ".svg", ".pdf")

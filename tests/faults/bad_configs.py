@@ -9,7 +9,7 @@ from bad_input import Case, market, write
 from pydantic import BaseModel
 
 from daal.config import Config
-from pipelines.shipped import shipped_names
+from pipelines.tools.shipped import shipped_names
 
 
 def setting(name: str, *overrides: str, says: tuple[str, ...]) -> Case:

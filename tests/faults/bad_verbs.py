@@ -16,7 +16,7 @@ from bad_weights import saved
 
 from daal import checkpoint
 from daal.load_config import load_config
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 
 CHECKPOINT, QUERY = "checkpoint", "query.png"
 SETTINGS = ["input.height=32", "input.width=16", "network.backbone=resnet18",

@@ -10,7 +10,7 @@ import yaml
 from waiting import wait_until
 
 from daal.config import Config
-from pipelines.run_folder import RunFolder
+from pipelines.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,9 @@ def named(case: Case) -> str:
 @pytest.fixture(scope="module")
 def outcome_of(tmp_path_factory: pytest.TempPathFactory) -> OutcomeOf:
     """Each case is run once, for its own test and for the list."""
-    import pipelines.extract_folder
-    import pipelines.label_file
-    import pipelines.validate  # noqa: F401  so that no case pays for the imports
+    import pipelines.tools.extract_folder
+    import pipelines.tools.label_file
+    import pipelines.tools.validate  # noqa: F401  so that no case pays for the imports
 
     return cache(lambda case: run(case, tmp_path_factory.mktemp("case")))
 
@@ -119,7 +119,7 @@ def test_a_run_sets_aside_what_validate_names(
 ) -> None:
     """The reader on Ray and `daal validate` give one image the same reason."""
     from daal.errors import DataError
-    from pipelines.ingest import ingest
+    from pipelines.images.ingest import ingest
 
     monkeypatch.chdir(tmp_path)
     root = Path(market("target"))

@@ -16,18 +16,18 @@ from rich.console import Console
 
 from daal import checkpoint
 from daal.config import Config
+from daal.data.plan import Plan
 from daal.errors import CheckpointError, TrainingDiverged
-from daal.plan import Plan
 from daal.step import TrainBatch
-from pipelines.diverged_step import keep_step, replay
-from pipelines.fit import Trainer, class_labels
-from pipelines.ingest import ingest
-from pipelines.pixels import Images, Pixels
-from pipelines.progress import Progress
-from pipelines.run_folder import RunFolder
-from pipelines.session import ray_session
-from pipelines.train_loop import build_network
-from pipelines.workers import Workers
+from pipelines.images.ingest import ingest
+from pipelines.images.pixels import Images, Pixels
+from pipelines.run.folder import RunFolder
+from pipelines.show.progress import Progress
+from pipelines.training.diverged_step import keep_step, replay
+from pipelines.training.fit import Trainer, class_labels
+from pipelines.training.train_loop import build_network
+from pipelines.workers.group import Workers
+from pipelines.workers.session import ray_session
 
 
 @pytest.mark.ray
@@ -97,6 +97,6 @@ def test_replay__names_the_layer_where_it_begins(tiny_config: Config, tmp_path: 
 
 
 def _labels() -> object:
-    from pipelines.train_loop import Labels
+    from pipelines.training.train_loop import Labels
 
     return Labels(np.arange(2), 2, centroids_KC=np.eye(3, 512, dtype=np.float32))

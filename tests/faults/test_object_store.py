@@ -15,7 +15,7 @@ from runs import run_of
 from waiting import wait_until
 
 from daal.config import Config
-from pipelines.run_folder import RunFolder
+from pipelines.run.folder import RunFolder
 
 pytestmark = pytest.mark.ray
 

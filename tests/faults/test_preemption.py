@@ -13,7 +13,7 @@ from runs import Run, run_of
 from waiting import wait_until
 
 from daal.config import Config
-from pipelines.planned_faults import FAULTS
+from pipelines.workers.planned_faults import FAULTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 

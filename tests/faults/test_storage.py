@@ -15,9 +15,9 @@ from daal import checkpoint
 from daal.config import Config
 from daal.errors import CheckpointError, StorageError
 from pipelines.adapt import Adaptation
-from pipelines.progress import Progress
-from pipelines.run_folder import RunFolder
-from pipelines.session import ray_session
+from pipelines.run.folder import RunFolder
+from pipelines.show.progress import Progress
+from pipelines.workers.session import ray_session
 
 NUM_DAMAGES = 200
 

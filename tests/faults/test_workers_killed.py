@@ -12,15 +12,15 @@ from rich.console import Console
 
 from daal.config import Config
 from daal.load_config import apply_overrides, check_config
-from pipelines.fit import Trainer
-from pipelines.ingest import ingest
-from pipelines.pixels import Images, Pixels
-from pipelines.planned_faults import FAULTS
-from pipelines.progress import Progress
-from pipelines.run_folder import RunFolder
-from pipelines.session import ray_session
-from pipelines.train_state import Weights
-from pipelines.workers import Workers
+from pipelines.images.ingest import ingest
+from pipelines.images.pixels import Images, Pixels
+from pipelines.run.folder import RunFolder
+from pipelines.show.progress import Progress
+from pipelines.training.fit import Trainer
+from pipelines.training.train_state import Weights
+from pipelines.workers.group import Workers
+from pipelines.workers.planned_faults import FAULTS
+from pipelines.workers.session import ray_session
 
 pytestmark = pytest.mark.ray
 

@@ -14,7 +14,7 @@ from test_training_step import SMALL, config_of
 
 from benchmarks.fake_cuda import CUDA
 from benchmarks.fake_steps import FakeFit, process
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 from daal.step import mixed_precision
 
 

@@ -9,10 +9,10 @@ from test_training_step import config_of
 
 from benchmarks.fake_cuda import CUDA, HostWaits, Watch
 from benchmarks.fake_steps import process
-from daal.plan import Plan
-from pipelines import pixels
-from pipelines.pixels import ImageSource, PixelReader
-from pipelines.stream import FedBatch, kept_batches
+from daal.data.plan import Plan
+from pipelines.images import pixels
+from pipelines.images.pixels import ImageSource, PixelReader
+from pipelines.images.stream import FedBatch, kept_batches
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ from test_training_step import SMALL, TECHNIQUES, config_of
 
 from benchmarks.fake_cuda import HostWaits
 from benchmarks.fake_steps import watched_step
-from daal import augment, step
+from daal import step
 from daal.config import Config
-from pipelines.shipped import shipped_names
+from daal.data import augment
+from pipelines.tools.shipped import shipped_names
 
 # Copies of a batch's tensors, rates, loss terms and the flag.
 BESIDE_THE_GRAPH = 20

@@ -8,11 +8,13 @@ from test_training_step import BUDGETS, SMALL, config_of
 
 from benchmarks.fake_cuda import HostWaits
 from benchmarks.fake_steps import by_phase, watched_step
-from daal import augment, batch_norm, batch_norm_kernels, losses, step
-from daal.memory_head import ClusterMemory
+from daal import losses, step
+from daal.data import augment
+from daal.nn import batch_norm, batch_norm_kernels
+from daal.nn.heads import ClusterMemory
 from daal.teacher import Teacher
-from pipelines.train_batch import BatchMaker, HostBatch
-from pipelines.train_state import TrainState
+from pipelines.training.train_batch import BatchMaker, HostBatch
+from pipelines.training.train_state import TrainState
 
 
 class Bug(NamedTuple):

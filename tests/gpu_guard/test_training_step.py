@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.fake_steps import Stage, by_phase, watched_step
 from daal.config import Config
-from pipelines.shipped import read_config, shipped_names
+from pipelines.tools.shipped import read_config, shipped_names
 
 # Launches of a step at most, in either stage.
 BUDGETS = {"demo": 480, "fast": 670, "modern": 1150, "paper": 780, "ssg": 860, "udap": 710}

@@ -9,10 +9,10 @@ import pytest
 
 from daal.config import Config
 from daal.errors import ConfigError, DaalError
-from pipelines.ablate import Row, Suite, configurations, read_suite, results, run_suite
-from pipelines.shipped import SUITES, read_config
-from pipelines.suite_table import as_json, markdown, measured_on, plot
-from pipelines.validate import validate
+from pipelines.tools.ablate import Row, Suite, configurations, read_suite, results, run_suite
+from pipelines.tools.shipped import SUITES, read_config
+from pipelines.tools.suite_table import as_json, markdown, measured_on, plot
+from pipelines.tools.validate import validate
 
 HARD = ["soft_labels.target_labels=hard"]
 SUITE = Suite(
@@ -97,7 +97,7 @@ def test_every_row_of_the_shipped_suites_is_a_run(name: str) -> None:
 
 
 def test_table_4_has_eight_runs_on_three_pretrainings() -> None:
-    from pipelines.ablate import _pretraining_key
+    from pipelines.tools.ablate import _pretraining_key
 
     suite = read_suite("table4")
     configs = configurations(suite, recipe, [], 1, "out")

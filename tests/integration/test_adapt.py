@@ -16,24 +16,24 @@ from cluster.estimate import estimate_pseudo_labels
 from cluster.outliers import in_all_parts
 from daal import checkpoint
 from daal.config import AttentionConfig, Config, OptimConfig, RayConfig
+from daal.data.plan import Plan
 from daal.errors import ClusterError, ConfigError, LabelError
 from daal.load_config import apply_overrides, check_config
 from daal.optimizer import make_optimizer, set_learning_rate
-from daal.plan import Plan
 from daal.step import mixed_precision, train_step
 from pipelines.adapt import Adaptation
-from pipelines.evaluate import evaluate_file
-from pipelines.fit import Trainer, class_labels
-from pipelines.ingest import ingest
-from pipelines.pixels import Images, Pixels, decode_rows
-from pipelines.progress import Progress
-from pipelines.run_folder import RunFolder
-from pipelines.session import ray_session
-from pipelines.stream import FedBatch
-from pipelines.train_batch import BatchMaker
-from pipelines.train_loop import build_network
-from pipelines.validate import validate
-from pipelines.workers import Workers
+from pipelines.images.ingest import ingest
+from pipelines.images.pixels import Images, Pixels, decode_rows
+from pipelines.images.stream import FedBatch
+from pipelines.run.folder import RunFolder
+from pipelines.show.progress import Progress
+from pipelines.tools.validate import validate
+from pipelines.training.evaluate import evaluate_file
+from pipelines.training.fit import Trainer, class_labels
+from pipelines.training.train_batch import BatchMaker
+from pipelines.training.train_loop import build_network
+from pipelines.workers.group import Workers
+from pipelines.workers.session import ray_session
 
 pytestmark = pytest.mark.ray
 

@@ -10,7 +10,7 @@ from heads import ray_head
 pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 CODE = """
 from daal.config import RayConfig
-from pipelines.session import ray_session
+from pipelines.workers.session import ray_session
 with ray_session(RayConfig(num_workers=2, data_cpus=1, wait_minutes=3), False, 64) as resources:
     print(resources)
 """

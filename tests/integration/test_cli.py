@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.shipped import shipped_names
+from pipelines.tools.shipped import shipped_names
 
 
 def daal(*arguments: str) -> subprocess.CompletedProcess[str]:

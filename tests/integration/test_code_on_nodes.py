@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from daal.errors import ClusterError
-from pipelines.code_on_nodes import PACKAGES, check_code_on_nodes, code_found
+from pipelines.workers.code_on_nodes import PACKAGES, check_code_on_nodes, code_found
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ def test_the_same_code__and_other_code(ray_cluster: None) -> None:
 
 def test_a_package_that_isn_t_there(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = code_found(PACKAGES)
-    monkeypatch.setattr("pipelines.code_on_nodes.PACKAGES", (*PACKAGES, "no_such_package"))
+    monkeypatch.setattr("pipelines.workers.code_on_nodes.PACKAGES", (*PACKAGES, "no_such_package"))
     with pytest.raises(ClusterError, match="has no package no_such_package; install the same"):
         check_code_on_nodes({**ours, "digest": "of one more package"})
 

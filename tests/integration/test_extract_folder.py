@@ -11,7 +11,7 @@ from PIL import Image
 
 from daal import checkpoint
 from daal.load_config import load_config
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 from daal.trained_model import load_trained
 from pipelines import cli
 from pipelines.search.extractor import Extractor

@@ -21,7 +21,7 @@ from waiting import wait_until
 
 from daal.config import Config
 from daal.errors import ConfigError
-from pipelines.submit import check_name
+from pipelines.tools.submit import check_name
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "iteration-01/checkpoint/weights.safetensors"

@@ -14,13 +14,13 @@ import pytest
 
 from cluster.estimate import estimate_pseudo_labels
 from daal.config import ClusterConfig, RayConfig
+from daal.data.records import UNKNOWN_CAMID, UNKNOWN_PID
 from daal.errors import ClusterError, ConfigError, DataError
-from daal.records import UNKNOWN_CAMID, UNKNOWN_PID
 from pipelines import cli
-from pipelines import label_file as labelling
 from pipelines.commands.arguments import ray_errors
 from pipelines.commands.run import run_adaptation
-from pipelines.feature_files import read_features
+from pipelines.run.feature_files import read_features
+from pipelines.tools import label_file as labelling
 
 RULE = ["cluster.q=8", "cluster.k1=10"]
 CONFIG = ClusterConfig(eps_rule="q", q=8, k1=10)
@@ -314,7 +314,7 @@ def test_error_of_ray__exit_6(file, tmp_path, run, monkeypatch):
 
 
 def test_error_of_ray_while_adapting_says_how_to_go_on(tiny_config, monkeypatch):
-    monkeypatch.setattr("pipelines.session.ray_session", lost_worker)
+    monkeypatch.setattr("pipelines.workers.session.ray_session", lost_worker)
     with pytest.raises(ClusterError, match="the same command continues it, and -v shows"):
         run_adaptation(tiny_config)
 

@@ -51,7 +51,8 @@ def test_two_iterations__a_worker_on_each_gpu_does_all_and_no_process_is_started
 
 def test_a_task_without_a_gpu_sees_none() -> None:
     program = (
-        "from pipelines.ray_environment import set_for_process; set_for_process(); import os, ray; "
+        "import os, ray; from pipelines.workers.ray_environment import set_for_process; "
+        "set_for_process(); "
         "ray.init(address='local', num_cpus=1, num_gpus=2, include_dashboard=False); "
         "seen = lambda: os.environ.get('CUDA_VISIBLE_DEVICES'); "
         "each = [ray.remote(num_cpus=0, num_gpus=number)(seen) for number in (0, 1)]; "

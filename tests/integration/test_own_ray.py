@@ -15,7 +15,7 @@ from heads import Head, free_port, ray_head, without_ray
 
 from daal.config import Config, RayConfig
 from daal.errors import ClusterError
-from pipelines.session import ray_session
+from pipelines.workers.session import ray_session
 
 pytestmark = pytest.mark.ray
 
@@ -76,7 +76,7 @@ def test_local_ray_asks_for_a_token__and_a_running_cluster_is_joined(
 
 def test_a_cluster_that_grows__is_waited_for(head: Head) -> None:
     code = (
-        "from daal.config import RayConfig; from pipelines.session import ray_session\n"
+        "from daal.config import RayConfig; from pipelines.workers.session import ray_session\n"
         "with ray_session(RayConfig(num_workers=6, data_cpus=1, wait_minutes=15)) as resources:\n"
         "    print(resources.num_workers)"
     )

@@ -14,8 +14,8 @@ from tiny_run import FinishedRun
 
 from pipelines.commands import report as report_commands
 from pipelines.commands.run import run_adaptation
-from pipelines.console import errors
 from pipelines.report.page import report
+from pipelines.show.console import errors
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 

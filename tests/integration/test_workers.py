@@ -20,14 +20,14 @@ from waiting import wait_until
 
 from daal.config import Config
 from daal.errors import ClusterError, DataError, LabelError
-from pipelines.gpu_jobs import stages_on
-from pipelines.planned_faults import FAULTS
-from pipelines.process_group import library_settings
-from pipelines.progress import Progress
-from pipelines.retries import cause_of
-from pipelines.run_folder import RunFolder
-from pipelines.session import ray_session
-from pipelines.workers import Worker, Workers, serve
+from pipelines.run.folder import RunFolder
+from pipelines.show.progress import Progress
+from pipelines.workers.gpu_jobs import stages_on
+from pipelines.workers.group import Worker, Workers, serve
+from pipelines.workers.planned_faults import FAULTS
+from pipelines.workers.process_group import library_settings
+from pipelines.workers.retries import cause_of
+from pipelines.workers.session import ray_session
 
 # Workers can't import the module of a test.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -190,7 +190,7 @@ def test_a_group_whose_work_is_not_there_to_import__is_started_once(
     module.serve = FunctionType(serve.__code__, module.__dict__)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     module.serve.__module__ = module.__name__
-    monkeypatch.setattr("pipelines.workers.serve", module.serve)
+    monkeypatch.setattr("pipelines.workers.group.serve", module.serve)
 
     address = ray.get_runtime_context().gcs_address  # there may be other clusters on this machine
 

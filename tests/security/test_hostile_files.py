@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 
 from daal.config import NetworkConfig
 from daal.errors import CheckpointError, DaalError, DataError
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 from pipelines.cli import app
-from pipelines.run_folder import RunFolder
+from pipelines.run.folder import RunFolder
 
 
 class Payload:

@@ -28,7 +28,7 @@ SERVE = """
 import json, sys
 import ray
 from daal.config import RayConfig
-from pipelines.session import ray_session
+from pipelines.workers.session import ray_session
 
 with ray_session(RayConfig(num_workers=1)):
     gcs = ray.get(ray.remote(lambda: ray.get_runtime_context().gcs_address).remote())

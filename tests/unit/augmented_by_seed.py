@@ -1,17 +1,18 @@
 """Augmentation as release 0.1 did it, one draw after the other, all in torch on the device.
 
-`daal.augment` must give the same bits. Shapes: B samples, C = 3 channels, H x W pixels, T tries.
+`daal.data.augment` must give the same bits.
+Shapes: B samples, C = 3 channels, H x W pixels, T tries.
 """
 
 import torch
 from torch import Tensor
 
-from daal.augment import ERASE_AREA, ERASE_ASPECT, ERASE_TRIES, Draw, normalise
 from daal.config import AugmentConfig
+from daal.data.augment import ERASE_AREA, ERASE_ASPECT, ERASE_TRIES, Draw, normalise
 
 
 def sample_seeds(seed: int, iteration: int, epoch: int, step: int, sample_ids_B: Tensor) -> Tensor:
-    """The bits of `daal.augment.sample_seeds` as int64 (B,)."""
+    """The bits of `daal.data.augment.sample_seeds` as int64 (B,)."""
     state_B = torch.zeros_like(sample_ids_B, dtype=torch.int64)
     for word in (seed, iteration, epoch, step):
         state_B = _mix(state_B + _signed(word + _GOLDEN))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from daal import checkpoint
 from daal.config import LossConfig, NetworkConfig, OptimConfig
 from daal.losses import LossTerms
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 from daal.step import TrainBatch, mixed_precision, train_step
 from daal.teacher import Teacher
 

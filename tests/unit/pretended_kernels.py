@@ -7,14 +7,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from daal.batch_norm_kernels import layout_of
+from daal.nn.batch_norm_kernels import layout_of
 
 PER_CHANNEL = (0, 2, 3)
 
 
 @contextmanager
 def pretended_kernels() -> Iterator[None]:
-    """Let `daal.batch_norm_kernels` run on CPU tensors."""
+    """Let `daal.nn.batch_norm_kernels` run on CPU tensors."""
     with ExitStack() as stack:
         for module in ("batch_norm", "domain_batch_norm"):
             stack.enter_context(patch(f"daal.{module}.has_kernels", lambda images: True))

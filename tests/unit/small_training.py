@@ -15,10 +15,10 @@ from daal.losses import LossTerms
 from daal.optimizer import make_optimizer, set_learning_rate
 from daal.step import mixed_precision, train_step
 from daal.teacher import Teacher
-from pipelines.shipped import RECIPES
-from pipelines.stream import FedBatch
-from pipelines.train_batch import BatchMaker, HostBatch, Labels
-from pipelines.train_loop import build_network
+from pipelines.images.stream import FedBatch
+from pipelines.tools.shipped import RECIPES
+from pipelines.training.train_batch import BatchMaker, HostBatch, Labels
+from pipelines.training.train_loop import build_network
 
 CPU = torch.device("cpu")
 SMALL = [
@@ -57,7 +57,7 @@ def labels(num_stripes: int) -> Labels:
 
 @dataclass
 class Training:
-    """One worker's training, as `pipelines.train_loop` runs it."""
+    """One worker's training, as `pipelines.training.train_loop` runs it."""
 
     config: Config
     capturable: bool = True

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daal.attention import DomainAdaptiveAttention, IndependentAttention, split_features
+from daal.nn.attention import DomainAdaptiveAttention, IndependentAttention, split_features
 
 
 def test_split_features__hand_computed() -> None:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from daal.augment import MAX_SIDE, Draw, augment, draw_table, normalise, sample_seeds, uniforms
 from daal.config import AugmentConfig
+from daal.data.augment import MAX_SIDE, Draw, augment, draw_table, normalise, sample_seeds, uniforms
 
 PLAIN = AugmentConfig(flip=0, pad=0, erase=0)
 ERASED = PLAIN.model_copy(update={"erase": 1.0})

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
-from daal.batch_norm import BatchNorm2d, GroupBatchNorm2d, group_size, synchronise
 from daal.config import LossConfig, NetworkConfig, OptimConfig
-from daal.network import DaalNetwork
+from daal.nn.batch_norm import BatchNorm2d, GroupBatchNorm2d, group_size, synchronise
+from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
 from daal.step import TrainBatch, train_step
 

@@ -13,16 +13,16 @@ from small_training import CPU, SMALL, kept_by, labels, same
 from torch import Tensor
 
 from daal.config import Config
+from daal.data.plan import Plan
 from daal.errors import ClusterError
 from daal.load_config import load_config
-from daal.plan import Plan
-from pipelines import train_loop, train_state
-from pipelines.checkpoint_writer import CheckpointWriter
-from pipelines.pixels import ImageSource
-from pipelines.shipped import RECIPES
-from pipelines.stream import StreamSource
-from pipelines.train_loop import FitJob, is_captured
-from pipelines.train_state import TrainState
+from pipelines.images.pixels import ImageSource
+from pipelines.images.stream import StreamSource
+from pipelines.tools.shipped import RECIPES
+from pipelines.training import train_loop, train_state
+from pipelines.training.checkpoint_writer import CheckpointWriter
+from pipelines.training.train_loop import FitJob, is_captured
+from pipelines.training.train_state import TrainState
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from daal.captured_step import CapturedStep
 from daal.errors import ConfigError
 from daal.load_config import load_config
 from daal.losses import LossTerms
-from pipelines.train_batch import HostBatch
+from pipelines.training.train_batch import HostBatch
 
 WARM_UP = 2
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from daal import checkpoint
-from daal.backbone import load_backbone_weights
 from daal.checkpoint import (
     load,
     load_optimizer,
@@ -25,6 +24,7 @@ from daal.checkpoint import (
     save,
 )
 from daal.errors import CheckpointError
+from daal.nn.backbone import load_backbone_weights
 
 METADATA = {"iteration": 2, "step": 17, "note": "é", "rates": [0.1, 1e-300], "none": None}
 FILES = ("weights.safetensors", "optimizer.safetensors", "checkpoint.json")

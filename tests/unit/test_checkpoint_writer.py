@@ -16,7 +16,7 @@ import torch
 
 from daal import checkpoint
 from daal.errors import StorageError
-from pipelines.checkpoint_writer import CheckpointWriter
+from pipelines.training.checkpoint_writer import CheckpointWriter
 
 
 @dataclass

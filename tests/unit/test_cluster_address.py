@@ -5,8 +5,8 @@ import os
 import pytest
 
 from daal.errors import ClusterError
-from pipelines.cluster_address import cluster_address
-from pipelines.ray_environment import OWN_RAY, set_for_session
+from pipelines.workers.cluster_address import cluster_address
+from pipelines.workers.ray_environment import OWN_RAY, set_for_session
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from daal.config import Config
 from daal.errors import ConfigError
 from daal.load_config import load_config
 from daal.optimizer import make_optimizer
-from pipelines.checkpoint_writer import CheckpointWriter
-from pipelines.train_state import TrainState
+from pipelines.training.checkpoint_writer import CheckpointWriter
+from pipelines.training.train_state import TrainState
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from daal.config import ClusterConfig, Config
 from daal.eps_choice import VALUE_OF_RULE
 from daal.errors import ConfigError
 from daal.load_config import PATHS, apply_overrides, check_config, flat, known_keys, load_config
-from pipelines.shipped import read_config
+from pipelines.tools.shipped import read_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
 

@@ -33,7 +33,7 @@ def test_a_step_of_bf16_repeats_its_bits() -> None:
     """In a process of its own, as oneDNN is set up once."""
     code = (
         "import torch\n"
-        "from pipelines.ray_environment import set_for_process\n"
+        "from pipelines.workers.ray_environment import set_for_process\n"
         "set_for_process()\n"
         "from daal.step import mixed_precision\n"
         "from torchvision.models import resnet18\n"

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from daal.dataset_checks import PUBLISHED, check_counts, check_names
-from daal.datasets import NAMES, load_records
+from daal.data.layout_checks import PUBLISHED, check_counts, check_names
+from daal.data.layouts import NAMES, load_records
+from daal.data.records import ImageRecord
 from daal.errors import DataError
-from daal.records import ImageRecord
 
 
 def touch(root: Path, *names: str) -> Path:

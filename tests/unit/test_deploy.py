@@ -10,7 +10,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 import daal
-from pipelines.gauges import GAUGES
+from pipelines.show.gauges import GAUGES
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "pipelines/deploy"

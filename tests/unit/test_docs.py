@@ -14,7 +14,7 @@ from pages import FENCE, PAGES, ROOT, blocks, command_lines, text_of
 
 from daal.load_config import known_keys, load_config
 from pipelines import cli
-from pipelines.shipped import read_config
+from pipelines.tools.shipped import read_config
 
 PLACEHOLDERS = {"RECIPE": "demo", "SUITE": "table4", "seed=SEED": "seed=0"}
 CAPTION = re.compile(r":caption: (\S+)\n\n")
@@ -147,7 +147,7 @@ def check_daal(arguments: list[str]) -> None:
     given = command.make_context(command.name, arguments).params
     settings = [*(given.get("settings") or []), *(given.get("overrides") or [])]
     if "suite" in given:
-        from pipelines.ablate import configurations, read_suite
+        from pipelines.tools.ablate import configurations, read_suite
 
         suite = read_suite(given["suite"])
         suite = suite.model_copy(update={"recipe": given["recipe"] or suite.recipe})

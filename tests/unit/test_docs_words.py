@@ -14,8 +14,8 @@ from pages import FENCE, PAGES, ROOT, spans, text_of
 from daal import errors
 from daal.load_config import known_keys
 from pipelines import cli
-from pipelines.gauges import GAUGES
-from pipelines.shipped import RECIPES
+from pipelines.show.gauges import GAUGES
+from pipelines.tools.shipped import RECIPES
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 

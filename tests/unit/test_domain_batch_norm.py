@@ -12,10 +12,10 @@ from pretended_kernels import pretended_kernels
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from daal.batch_norm import BatchNorm2d, synchronise
 from daal.config import LossConfig, NetworkConfig, OptimConfig
-from daal.domain_batch_norm import Border, DomainBatchNorm2d, checkpoint_name
-from daal.network import DaalNetwork
+from daal.nn.batch_norm import BatchNorm2d, synchronise
+from daal.nn.domain_batch_norm import Border, DomainBatchNorm2d, checkpoint_name
+from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
 from daal.step import TrainBatch, train_step
 

@@ -12,12 +12,13 @@ from rich.console import Console
 from cluster.estimate import estimate_pseudo_labels
 from daal.config import Config
 from daal.load_config import load_config
-from pipelines import label_and_score, label_health
 from pipelines.adapt import Adaptation
-from pipelines.pixels import Images
-from pipelines.progress import Progress
-from pipelines.resources import Resources
-from pipelines.run_folder import RunFolder
+from pipelines.images.pixels import Images
+from pipelines.run import label_health
+from pipelines.run.folder import RunFolder
+from pipelines.show.progress import Progress
+from pipelines.training import label_and_score
+from pipelines.workers.resources import Resources
 
 NUM_IMAGES = 300
 PIDS = np.repeat(np.arange(1, 31), 10)

@@ -20,12 +20,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from daal import checkpoint, export
-from daal.augment import normalise
 from daal.config import Config
+from daal.data.augment import normalise
+from daal.data.images import decode
 from daal.errors import CheckpointError, ConfigError, StorageError
-from daal.images import decode
 from daal.load_config import load_config
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 from daal.trained_model import TrainedModel, load_trained
 from pipelines import cli
 

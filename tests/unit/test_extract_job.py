@@ -12,11 +12,11 @@ from torch import Tensor
 from daal.config import Config
 from daal.host_copy import HostCopy
 from daal.load_config import load_config
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 from daal.trained_model import TrainedModel
-from pipelines import extract
-from pipelines.extract import BATCH, ExtractJob
-from pipelines.pixels import ImageSource
+from pipelines.images.pixels import ImageSource
+from pipelines.training import extract
+from pipelines.training.extract import BATCH, ExtractJob
 
 NUM_IMAGES = 7
 

@@ -4,7 +4,7 @@ import pytest
 
 from daal.errors import ConfigError
 from daal.load_config import apply_overrides, check_config
-from pipelines.extract_folder import for_any_workers
+from pipelines.tools.extract_folder import for_any_workers
 
 
 @pytest.mark.parametrize("workers", [1, 3, 5, 7])

@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from pipelines.workers import free_memory
+from pipelines.workers.group import free_memory
 
 
 @pytest.mark.parametrize(

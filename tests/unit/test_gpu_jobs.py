@@ -16,10 +16,10 @@ from cluster.task_graph import estimate_on_ray
 from daal.config import ClusterConfig
 from daal.errors import LabelError
 from daal.evaluation import evaluate
-from pipelines import gpu_jobs
-from pipelines.gpu_jobs import SCORES_BY_CPU, EvaluateJob, StageJob, stages_on
-from pipelines.watchdog import Watchdog
-from pipelines.workers import Worker, free_memory
+from pipelines.workers import gpu_jobs
+from pipelines.workers.gpu_jobs import SCORES_BY_CPU, EvaluateJob, StageJob, stages_on
+from pipelines.workers.group import Worker, free_memory
+from pipelines.workers.watchdog import Watchdog
 
 CONFIG = ClusterConfig(eps_rule="q", q=8, k1=10)
 PIDS, CAMIDS = np.repeat(np.arange(20), 15), np.arange(300) % 3

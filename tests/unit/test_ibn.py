@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from daal.config import NetworkConfig
 from daal.errors import CheckpointError
-from daal.ibn import InstanceBatchNorm, add_instance_norm
-from daal.network import DaalNetwork
+from daal.nn.ibn import InstanceBatchNorm, add_instance_norm
+from daal.nn.network import DaalNetwork
 
 SMALL = NetworkConfig(backbone="resnet18", weights="none", ibn="a")
 

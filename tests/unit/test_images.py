@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from daal.data.images import FORMATS, MAX_PIXELS, check, decode, read
 from daal.errors import DataError
-from daal.images import FORMATS, MAX_PIXELS, check, decode, read
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:

@@ -8,15 +8,15 @@ import pyarrow as pa
 import pytest
 
 from daal.config import Config
-from daal.datasets import load_records, records_to_read
+from daal.data.jpeg_end import END
+from daal.data.layouts import load_records, records_to_read
+from daal.data.records import IMAGE_TABLE, QUARANTINE_TABLE
 from daal.errors import CheckpointError, ConfigError, DataError
-from daal.jpeg_end import END
 from daal.load_config import load_config
-from daal.records import IMAGE_TABLE, QUARANTINE_TABLE
-from pipelines import artefacts
-from pipelines.kept_images import image_files, notes_on_images
-from pipelines.run_folder import RunFolder
-from pipelines.validate import validate
+from pipelines.run import artefacts
+from pipelines.run.folder import RunFolder
+from pipelines.run.kept_images import image_files, notes_on_images
+from pipelines.tools.validate import validate
 
 UNREADABLE = "0002_1_000002.jpg"
 

@@ -3,8 +3,8 @@
 import pytest
 
 from daal.config import ClusterConfig
-from pipelines import label_health
-from pipelines.label_health import as_found, best_model, converged, kept_eps, warnings
+from pipelines.run import label_health
+from pipelines.run.label_health import as_found, best_model, converged, kept_eps, warnings
 
 CONFIG = ClusterConfig(eps=0.5)
 KEPT = {"notes": ["kept the previous labels: DBSCAN found 0 cluster(s) at eps=0.5"]}

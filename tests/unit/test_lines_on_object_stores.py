@@ -10,7 +10,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs
 
-from pipelines.run_folder import PART_BYTES, RunFolder
+from pipelines.run.folder import PART_BYTES, RunFolder
 
 
 class Counting(fs.FSSpecHandler):  # type: ignore[misc]

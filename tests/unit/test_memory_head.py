@@ -4,8 +4,8 @@ import torch
 from torch.nn import functional as F
 
 from daal.config import LossConfig, NetworkConfig, OptimConfig
-from daal.memory_head import ClusterMemory
-from daal.network import DaalNetwork
+from daal.nn.heads import ClusterMemory
+from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
 from daal.step import TrainBatch, train_step
 

@@ -7,9 +7,9 @@ import pytest
 
 from daal.config import Config
 from daal.load_config import apply_overrides, check_config
-from daal.network import DaalNetwork
-from pipelines import needs
-from pipelines.needs import Probe, run_probe, size_of
+from daal.nn.network import DaalNetwork
+from pipelines.tools import size as needs
+from pipelines.tools.size import Probe, run_probe, size_of
 
 PROBE = Probe(
     "cuda", train_images_per_s=100, extract_images_per_s=400, decode_images_per_s=50,

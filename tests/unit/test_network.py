@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
-from daal.attention import DomainAdaptiveAttention
-from daal.backbone import build_backbone
 from daal.config import AttentionConfig, NetworkConfig
 from daal.errors import CheckpointError
-from daal.network import DaalNetwork, IdentityHead
+from daal.nn.attention import DomainAdaptiveAttention
+from daal.nn.backbone import build_backbone
+from daal.nn.network import DaalNetwork, IdentityHead
 
 SMALL = NetworkConfig(backbone="resnet18", weights="none")
 

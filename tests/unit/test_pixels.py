@@ -10,8 +10,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from daal.config import Config
-from pipelines.pixels import BLOCK, STORE_SHARE, Images, ImageSource, Pixels, pixel_reader
-from pipelines.stream import FedBatch, ahead
+from pipelines.images.pixels import BLOCK, STORE_SHARE, Images, ImageSource, Pixels, pixel_reader
+from pipelines.images.stream import FedBatch, ahead
 
 BYTES = 32 * 16 * 3  # of an image
 
@@ -31,7 +31,9 @@ def test_kept_images__training_first_and_within_the_room(
 ) -> None:
     decoded: list[int] = []
     task = SimpleNamespace(remote=lambda table, rows, size: decoded.extend(rows.tolist()))
-    monkeypatch.setattr("pipelines.pixels._decode_block", SimpleNamespace(options=lambda **_: task))
+    monkeypatch.setattr(
+        "pipelines.images.pixels._decode_block", SimpleNamespace(options=lambda **_: task)
+    )
     config = Config.model_validate(
         {"input": {"height": 32, "width": 16}, "mixed_precision": False, "ray": {"images": mode}}
     )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daal.plan import Plan, identity_passes
+from daal.data.plan import Plan, identity_passes
 
 
 def make(seed: int = 0, num_source: int = 50, num_target: int = 70, **changes: object) -> Plan:

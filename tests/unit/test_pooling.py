@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from daal.pooling import AveragePooling, BatchNormNeck, GeneralizedMeanPooling
+from daal.nn.pooling import AveragePooling, BatchNormNeck, GeneralizedMeanPooling
 
 
 def features(dtype: torch.dtype = torch.float32) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ray.train.torch import TorchConfig
 
-from pipelines.process_group import ProcessGroup, library_settings
+from pipelines.workers.process_group import ProcessGroup, library_settings
 
 
 class Group:
@@ -26,7 +26,7 @@ class Group:
 
     def execute(self, function: Any, *arguments: Any, **options: Any) -> None:
         self.run.append(function.__name__)
-        if function.__module__ == "pipelines.process_group":
+        if function.__module__ == "pipelines.workers.process_group":
             function(*arguments, **options)
 
 

@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from pipelines import live
-from pipelines.live import Bar, Board, minutes
-from pipelines.progress import Progress
+from pipelines.show import table as live
+from pipelines.show.progress import Progress
+from pipelines.show.table import Bar, Board, minutes
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
 TRAINING = {

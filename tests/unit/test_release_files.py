@@ -7,9 +7,9 @@ import pytest
 
 from daal import checkpoint
 from daal.load_config import check_config, load_config
-from pipelines import artefacts
-from pipelines.feature_files import read_features
-from pipelines.run_folder import RunFolder
+from pipelines.run import artefacts
+from pipelines.run.feature_files import read_features
+from pipelines.run.folder import RunFolder
 
 RELEASES = sorted(Path(__file__).parents[1].glob("golden/release_*"))
 

@@ -16,7 +16,7 @@ from daal.config import NetworkConfig
 from daal.errors import ConfigError, DataError
 from daal.evaluation import evaluate
 from daal.load_config import flat
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 from pipelines.cli import app
 from pipelines.commands.report import leave_report
 from pipelines.report import facts as report_data
@@ -32,7 +32,7 @@ from pipelines.report.images import columns, features, images, spread
 from pipelines.report.page import comparison, duration, report
 from pipelines.report.pictures import attention_maps, clusters
 from pipelines.report.ranks import choose_queries, interval, retrieval
-from pipelines.run_folder import RunFolder
+from pipelines.run.folder import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from daal.config import RayConfig
 from daal.errors import ClusterError
-from pipelines.ablate import room_on_cluster
-from pipelines.elastic import EqualShares
-from pipelines.resources import Node, Resources, cluster_nodes, largest_share, plan
+from pipelines.tools.ablate import room_on_cluster
+from pipelines.workers.elastic import EqualShares
+from pipelines.workers.resources import Node, Resources, cluster_nodes, largest_share, plan
 
 GB = 10**9
 
@@ -186,7 +186,7 @@ def test_cores_of_this_machine__as_many_as_this_process_may_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cluster(monkeypatch, (64, 0), (12, 1))
-    monkeypatch.setattr("pipelines.resources.available_cpus", lambda: 4)
+    monkeypatch.setattr("pipelines.workers.resources.available_cpus", lambda: 4)
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.0")
     assert [node.cores for node in cluster_nodes()] == [4, 12]
 

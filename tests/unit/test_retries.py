@@ -7,7 +7,7 @@ from ray.exceptions import RayTaskError
 
 from daal.errors import ClusterError, DataError
 from pipelines.commands.arguments import ray_errors
-from pipelines.retries import cause_of, final
+from pipelines.workers.retries import cause_of, final
 
 MISSING = ModuleNotFoundError("No module named 'cluster.soft_labels'")
 

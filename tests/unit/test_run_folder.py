@@ -13,7 +13,7 @@ from daal.config import Config
 from daal.errors import ConfigError, StorageError
 from daal.load_config import load_config
 from pipelines.report.facts import read_facts
-from pipelines.run_folder import RunFolder
+from pipelines.run.folder import RunFolder
 
 
 def stage(folder: RunFolder, calls: list[str], content: bytes = b"x" * 50) -> bytes:
@@ -211,7 +211,7 @@ def test_following__a_branch_holds_when_the_main_line_grows(tmp_path: Path) -> N
 
 def test_claimed__by_one_process_at_a_time__and_free_when_it_is_killed(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pipelines.run_folder import RunFolder\n"
+        "import sys, time; from pipelines.run.folder import RunFolder\n"
         "with RunFolder(sys.argv[1]).claimed():\n    print('mine', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen(

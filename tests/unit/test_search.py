@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 from daal import checkpoint
+from daal.data.images import decode
 from daal.errors import CheckpointError, ConfigError
-from daal.images import decode
 from daal.load_config import load_config
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 from daal.trained_model import load_trained
 from pipelines import cli
-from pipelines.artefacts import json_bytes
-from pipelines.find_checkpoint import checkpoint_of
-from pipelines.run_folder import RunFolder
+from pipelines.run.artefacts import json_bytes
+from pipelines.run.find_checkpoint import checkpoint_of
+from pipelines.run.folder import RunFolder
 from pipelines.search.nearest import nearest
 
 SETTINGS = ["input.height=32", "input.width=16", "network.backbone=resnet18",

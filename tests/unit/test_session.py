@@ -10,9 +10,9 @@ import pytest
 
 from daal.available_cpus import available_cpus
 from daal.config import RayConfig
-from pipelines import session
-from pipelines.ray_environment import ALWAYS, OWN_RAY
-from pipelines.session import ensure_private_token, reason
+from pipelines.workers import session
+from pipelines.workers.ray_environment import ALWAYS, OWN_RAY
+from pipelines.workers.session import ensure_private_token, reason
 
 ROOT = Path(__file__).parents[2]
 MISMATCH = """Version mismatch: The cluster was started with:
@@ -26,8 +26,8 @@ This process on 127.0.0.1 was started with:
 
 def test_importing_pipelines_sets_no_variable() -> None:
     code = (
-        "import os, pipelines.report.page, pipelines.session, pipelines.adapt\n"
-        "from pipelines.ray_environment import ALWAYS, OWN_RAY\n"
+        "import os, pipelines.report.page, pipelines.workers.session, pipelines.adapt\n"
+        "from pipelines.workers.ray_environment import ALWAYS, OWN_RAY\n"
         "print({*ALWAYS, *OWN_RAY} & {*os.environ})"
     )
     kept = {name: value for name, value in os.environ.items() if name not in {*ALWAYS, *OWN_RAY}}

@@ -45,7 +45,7 @@ from contextlib import suppress
 from ray._private import worker
 from daal.config import RayConfig
 from daal.errors import ClusterError
-from pipelines import session
+from pipelines.workers import session
 
 def start(*_):
     said = {"lines": ["a worker was ended for want of memory"], "pid": "raylet", "is_err": False}

@@ -14,7 +14,7 @@ from daal.config import AttentionConfig, FitConfig, LossConfig, NetworkConfig, O
 from daal.errors import TrainingDiverged
 from daal.host_copy import HostCopy
 from daal.losses import LossTerms
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer, set_learning_rate
 from daal.step import (
     TrainBatch,

@@ -11,9 +11,9 @@ from daal.config import LossConfig, NetworkConfig
 from daal.errors import ConfigError
 from daal.load_config import load_config
 from daal.losses import triplet_loss
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
+from daal.nn.stripes import pool_stripes, whole_and_stripes
 from daal.step import TrainBatch, _loss_terms
-from daal.stripes import pool_stripes, whole_and_stripes
 
 CONFIG = NetworkConfig(backbone="resnet18", weights="none", stripes=2)
 

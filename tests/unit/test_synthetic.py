@@ -7,11 +7,11 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from daal.datasets import load_records
-from daal.domain_style import SOURCE, TARGET, DomainStyle
+from daal.data.images import check
+from daal.data.layouts import load_records
+from daal.drawn.domain_style import SOURCE, TARGET, DomainStyle
+from daal.drawn.domains import MARKER, draw_domains, draw_person
 from daal.errors import DataError
-from daal.images import check
-from daal.synthetic import MARKER, draw_domains, draw_person
 
 SMALL: dict[str, Any] = {
     "num_train_ids": 3,

@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from daal.config import LossConfig
 from daal.losses import soft_label_loss
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
 from daal.teacher import Teacher
 

@@ -14,10 +14,10 @@ from daal.config import Config, TrackingConfig
 from daal.errors import ConfigError
 from daal.figures import jpeg
 from daal.load_config import load_config
-from pipelines import tracking
-from pipelines.run_folder import RunFolder
-from pipelines.trackers import Picture
-from pipelines.tracking import Points, check_tracking, tracked
+from pipelines.run.folder import RunFolder
+from pipelines.show import curves as tracking
+from pipelines.show.curves import Points, check_tracking, tracked
+from pipelines.show.trackers import Picture
 
 TERMS = {"source": 2.0, "total": 2.5}
 

@@ -11,11 +11,11 @@ import ray.train
 import torch
 
 from daal import checkpoint
+from daal.data.plan import Plan
 from daal.load_config import load_config
-from daal.network import DaalNetwork
+from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
-from daal.plan import Plan
-from pipelines.train_state import TrainState, _last_checkpoint
+from pipelines.training.train_state import TrainState, _last_checkpoint
 
 
 @pytest.fixture

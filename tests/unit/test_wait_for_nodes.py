@@ -8,9 +8,9 @@ from ray.core.generated.autoscaler_pb2 import DEAD, IDLE, GetClusterStatusReply
 
 from daal.config import RayConfig
 from daal.errors import ClusterError
-from pipelines import wait_for_nodes as module
-from pipelines.resources import Node
-from pipelines.wait_for_nodes import AutoscalerReport, place_in_time
+from pipelines.workers import wait_for_nodes as module
+from pipelines.workers.resources import Node
+from pipelines.workers.wait_for_nodes import AutoscalerReport, place_in_time
 
 HEAD, GPU_NODE = Node(8, 0, 8, 10**9), Node(16, 1, 16, 10**9)
 
@@ -63,7 +63,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Cluster]]:
     some: list[Cluster] = []
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(module, "cluster_nodes", lambda: some[0].nodes())
-    monkeypatch.setattr("pipelines.resources.cluster_nodes", lambda: some[0].nodes())
+    monkeypatch.setattr("pipelines.workers.resources.cluster_nodes", lambda: some[0].nodes())
     monkeypatch.setattr(module, "autoscaler_report", lambda: some[0].report())
     monkeypatch.setattr(module, "request_resources", lambda bundles: some[0].ask(bundles))
 

@@ -1,0 +1,1 @@
+"""From files to augmented batches: records, layouts of data sets, images, the plan."""

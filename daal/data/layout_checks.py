@@ -1,0 +1,218 @@
+"""What deserves a look in a data set's folder, before a run trusts it: sentences of warning.
+
+Only names are looked at, never an image. Numbers in names mean what their user says they mean, and
+a number that means something else (a date, a frame) parses as well: so it is judged by what real
+people and cameras look like.
+"""
+
+import os
+import re
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+from daal.data.layouts import SUFFIXES
+from daal.data.records import DISTRACTOR_PID, JUNK_PID, ImageRecord
+from daal.errors import DataError
+from daal.service_config import Layout
+
+# What file managers leave; Market-1501 was published with some.
+LITTER = frozenset({"thumbs.db", "desktop.ini"})
+
+# As published: (train images, train pids, query images, gallery images, junk boxes).
+PUBLISHED: dict[Layout, tuple[int, int, int, int, int]] = {
+    "market1501": (12_936, 751, 3_368, 15_913, 3_819),
+    "dukemtmc": (16_522, 702, 2_228, 17_661, 0),
+    "msmt17": (32_621, 1_041, 11_659, 82_161, 0),
+}
+# Folders of published sets that hold images and belong to no split.
+ASIDE: dict[Layout, frozenset[str]] = {"market1501": frozenset({"gt_bbox", "gt_query"})}
+
+MIN_IMAGES = 20  # of training; of fewer, numbers say too little about what they mean
+DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
+
+
+def passed_over(root: str | Path, records: list[ImageRecord]) -> list[str]:
+    """Files and folders beside the records' images that are no records: sorted, from `root`.
+
+    Without hidden ones, and without what file managers leave.
+    """
+    root = Path(root)
+    known = {record.path for record in records}
+    folders = {record.path.rpartition("/")[0] for record in records}
+    found = []
+    for folder in folders:
+        prefix = f"{folder}/" if folder else ""
+        for name in os.listdir(root / folder):
+            path = prefix + name
+            if path in known or path in folders or name.startswith("."):
+                continue
+            if name.lower() not in LITTER:
+                found.append(path)
+    return sorted(found)
+
+
+def unread_folders(layout: Layout, root: str | Path, records: list[ImageRecord]) -> list[str]:
+    """Top folders of `root` (and "." for itself) that hold images and that no record is of.
+
+    Sorted. Images lie right in them, or in folders of theirs.
+    """
+    read = {record.path.partition("/")[0] for record in records}
+    if any("/" not in record.path for record in records):
+        return []  # the root itself is read; `passed_over` tells of what lies beside
+    found = ["."] if _has_images(Path(root), depth=0) else []
+    for name in sorted(os.listdir(root)):
+        aside = name.startswith(".") or name in read | ASIDE.get(layout, frozenset())
+        if not aside and _has_images(Path(root, name), depth=1):
+            found.append(name)
+    return found
+
+
+def check_names(records: list[ImageRecord]) -> list[str]:
+    """Warnings where pids and camids of the training images look like other numbers."""
+    train = [record for record in records if record.split == "train"]
+    num_zero = sum(record.pid == DISTRACTOR_PID for record in train)
+    zero = [
+        f"{num_zero:,} training images have pid 0, which is nobody in particular and left out of "
+        "figures; rename them if it is a person: people are numbered from 1."
+    ]
+    warnings = zero if num_zero else []
+    if len(train) < MIN_IMAGES:
+        return warnings
+    doubts = [doubt for doubt in (_odd_pids(train), _odd_camids(train)) if doubt]
+    some = train[0]
+    person = f"person {some.pid}" if some.pid >= 0 else "an unknown person"
+    return warnings + [
+        f"{doubt} (e.g. {some.path!a} is read as {person}, camera {some.camid}); rename the "
+        "images, pid and camid first, unless it is so."
+        for doubt in doubts
+    ]
+
+
+def check_identities(layout: Layout, root: str | Path, records: list[ImageRecord]) -> list[str]:
+    """Warnings about queries without a match, and about people of both training and test.
+
+    Raises DataError if no query could be scored.
+    """
+    queries = [record for record in records if record.split == "query"]
+    if not queries:
+        return []
+    camids: dict[int, set[int]] = {}
+    for record in records:
+        if record.split == "gallery" and record.pid >= 0:
+            camids.setdefault(record.pid, set()).add(record.camid)
+    cameras = {record.camid for record in records if record.split != "train"}
+    alone = [r for r in queries if not camids.get(r.pid, set()) - {r.camid}]
+    if len(alone) == len(queries):
+        raise DataError(
+            f"No query in {root} has an image of the same pid and another camera in the gallery, "
+            "so nothing could be scored; correct the names, or leave query and gallery out."
+            if len(cameras) > 1
+            else f"All query and gallery images in {root} are by camera {cameras.pop()}, and an "
+            "image of the query's own camera counts for no score; leave query and gallery out, or "
+            "give the query images another camera's number than the gallery's."
+        )
+    warnings = []
+    if alone:
+        warnings.append(
+            f"{len(alone):,} of {len(queries):,} queries have no match from another camera in "
+            f"the gallery (e.g. {alone[0].path!a}), and scores leave them out; correct their "
+            "names if they should have one."
+        )
+    num_gallery = sum(record.split == "gallery" for record in records)
+    nobody = sum(record.pid <= 0 for record in queries)
+    if nobody or len(queries) > num_gallery:
+        odd = (
+            f"{nobody:,} query images have pid 0 or -1, which mean nobody in particular"
+            if nobody
+            else f"there are more query images ({len(queries):,}) than gallery images "
+            f"({num_gallery:,})"
+        )
+        warnings.append(
+            f"{odd}; check that query and gallery aren't exchanged, and "
+            "that people are numbered from 1."
+        )
+    if layout != "msmt17":  # its lists number the people of training and test apart
+        known = {r.pid for r in records if r.split == "train" and r.pid > 0}
+        tested = {r.pid for r in queries}
+        if both := sorted(known & tested):
+            warnings.append(
+                f"{len(both):,} of {len(tested):,} people in query are also in train (e.g. pid "
+                f"{both[0]}), so scores are of people seen in training; give them other pids if "
+                "they are others, or take them out of train."
+            )
+    return warnings
+
+
+def check_counts(layout: Layout, records: list[ImageRecord]) -> list[str]:
+    """A warning sentence where the records differ from the published data set.
+
+    Empty when all agree, and for plain folders. A set without query and gallery is only
+    compared in train.
+    """
+    if layout not in PUBLISHED:
+        return []
+    train = [r for r in records if r.split == "train"]
+    gallery = [r for r in records if r.split == "gallery"]
+    num_junk = sum(r.pid == JUNK_PID for r in gallery)
+    found = {
+        "training images": len(train),
+        "training pids": len({r.pid for r in train}),
+        "query images": sum(r.split == "query" for r in records),
+        "gallery images without junk": len(gallery) - num_junk,
+        "junk boxes": num_junk,
+    }
+    differences = [
+        f"{num_found:,} {what} where {num_published:,} were published"
+        for (what, num_found), num_published in zip(found.items(), PUBLISHED[layout], strict=True)
+        if num_found != num_published and (gallery or what.startswith("training"))
+    ]
+    if not differences:
+        return []
+    return [
+        f"This isn't {layout} as published, so figures measured on it can't be set beside "
+        f"published ones: {', '.join(differences)}."
+    ]
+
+
+def _odd_pids(train: list[ImageRecord]) -> str | None:
+    pids = Counter(record.pid for record in train if record.pid >= 0)
+    num_cameras = len({record.camid for record in train})
+    if 2 * sum(n for pid, n in pids.items() if DATE.fullmatch(str(pid))) > len(train):
+        return "the pids of most training images look like dates"
+    if pids.total() < len(train):  # some are unknown: then the others were given with care
+        return None
+    if len(pids) == 1:
+        return f"all {len(train):,} training images are of one person (an unknown one is written -)"
+    if len(pids) < num_cameras <= len(train) / 4:  # of more, `_odd_camids` tells
+        return (
+            f"training images are of {len(pids):,} people by {num_cameras:,} cameras, as if the "
+            "two numbers were exchanged"
+        )
+    return None
+
+
+def _odd_camids(train: list[ImageRecord]) -> str | None:
+    cameras = Counter(record.camid for record in train)
+    if 4 * len(cameras) > len(train):
+        return f"there are {len(cameras):,} cameras for {len(train):,} training images"
+    single = sum(count == 1 for count in cameras.values())
+    if 2 * single > len(cameras):
+        return f"{single:,} of {len(cameras):,} cameras have a single training image"
+    pairs = Counter((record.pid, record.camid) for record in train if record.pid >= 0)
+    num_people = len({pid for pid, _ in pairs})
+    if pairs.total() == len(pairs) >= 3 * max(num_people, 1):
+        return "no person has two training images by one camera, as if cameras counted images"
+    return None
+
+
+def _has_images(folder: Path, depth: int) -> bool:
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+                return True
+            if depth and entry.is_dir() and _has_images(Path(entry.path), depth - 1):
+                return True
+    return False

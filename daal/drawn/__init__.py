@@ -1,0 +1,1 @@
+"""Drawn pedestrians: two small re-ID domains, made from a seed."""

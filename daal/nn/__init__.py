@@ -1,0 +1,1 @@
+"""The network of Fig. 2, part by part."""

@@ -1,0 +1,88 @@
+"""BatchNorm with statistics, scales and shifts of each domain's own.
+
+DSBN of Chang et al., "Domain-Specific Batch Normalization for Unsupervised Domain Adaptation",
+CVPR 2019. Only a network that trains on both domains has such layers. Pretraining, which knows
+the source alone, and extraction, which needs the target's alone, have plain BatchNorms, and
+`checkpoint_name` says where a network finds its tensors in another's checkpoint:
+
+    pretraining -> adapting: both domains start as copies of the plain layer;
+    adapting -> extraction: the plain layer is the target's;
+    pretraining -> extraction (direct transfer): the plain layer is the source's.
+
+Shapes: B images, C channels, H x W pixels.
+"""
+
+from collections.abc import Container
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from daal.nn.batch_norm import BatchNorm2d, GroupBatchNorm2d
+from daal.nn.batch_norm_kernels import has_kernels, layout_of, normalise_together
+
+
+class Border:
+    """Where in the batch the target's images begin; the network says so before each forward."""
+
+    num_source: int = 0
+
+
+class DomainBatchNorm2d(nn.Module):
+    """The batch's first `border.num_source` images through one BatchNorm, the rest through another.
+
+    (B, C, H, W) of any float type and layout, which the result has too. Both start as copies of
+    `norm`.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d, border: Border) -> None:
+        super().__init__()
+        self.source = norm
+        self.target = deepcopy(norm)
+        self.border = border
+
+    def forward(self, input_BCHW: Tensor) -> Tensor:
+        sizes = [self.border.num_source, len(input_BCHW) - self.border.num_source]
+        source, target = self.source, self.target
+        is_shared = source.training and all(sizes) and has_kernels(input_BCHW)
+        if is_shared and isinstance(source, GroupBatchNorm2d):
+            group = source.process_group
+            return normalise_together(input_BCHW, sizes, [source, target], group)
+        # The gradient of a split is one operation; two slices have one each, and their sum.
+        source_BCHW, target_BCHW = torch.split(input_BCHW, sizes)
+        both_BCHW = torch.cat([_normalised(source, source_BCHW), _normalised(target, target_BCHW)])
+        # Nothing to do unless one part is empty: `cat` looks at its layout, too.
+        return both_BCHW.contiguous(memory_format=layout_of(input_BCHW))
+
+
+def _normalised(norm: nn.Module, images_BCHW: Tensor) -> Tensor:
+    if len(images_BCHW):
+        normalised_BCHW: Tensor = norm(images_BCHW)
+        return normalised_BCHW
+    # No statistics of no images. The parameters get a gradient, of 0, as DDP waits for each.
+    assert isinstance(norm, nn.BatchNorm2d)
+    affine_BCHW = images_BCHW * norm.weight[:, None, None] + norm.bias[:, None, None]
+    return affine_BCHW.to(images_BCHW.dtype)
+
+
+def separate_domains(network: nn.Module, border: Border) -> None:
+    """Give each domain its own copy of every BatchNorm that trains, in place.
+
+    Frozen layers keep their statistics and parameters, so that copies would stay equal.
+    """
+    for parent in list(network.modules()):
+        for name, layer in parent.named_children():
+            if type(layer) is BatchNorm2d and layer.weight.requires_grad:
+                parent.add_module(name, DomainBatchNorm2d(layer, border))
+
+
+def checkpoint_name(name: str, checkpoint: Container[str]) -> str:
+    """What a network's tensor `name` is called in a checkpoint with or without domains.
+
+    The result isn't in `checkpoint` if that has no such tensor.
+    """
+    if name in checkpoint:
+        return name
+    layer, _, tensor = name.rpartition(".")
+    parent, _, domain = layer.rpartition(".")
+    return f"{parent}.{tensor}" if domain in ("source", "target") else f"{layer}.target.{tensor}"

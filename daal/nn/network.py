@@ -1,0 +1,201 @@
+"""The network of Fig. 2: ResNet backbone, attention module, shared and specific branches.
+
+Shapes: B images, H x W pixels, C channels of the last feature map (the feature's size),
+S source identities, K pseudo-label clusters.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from daal.config import NetworkConfig
+from daal.errors import CheckpointError
+from daal.nn.attention import DomainAdaptiveAttention, IndependentAttention, NoAttention
+from daal.nn.backbone import build_backbone, num_frozen_children
+from daal.nn.domain_batch_norm import Border, checkpoint_name, separate_domains
+from daal.nn.heads import ClusterMemory
+from daal.nn.pooling import AveragePooling, BatchNormNeck, GeneralizedMeanPooling
+from daal.nn.stripes import pool_stripes
+
+
+@dataclass(frozen=True)
+class NetworkOutput:
+    """What the losses need. A head that the network doesn't have gives None."""
+
+    shared_BC: Tensor  # the feature used for matching and clustering
+    pooled_BC: Tensor  # the same in front of the neck
+    source_logits_BS: Tensor | None
+    target_logits_BK: Tensor | None
+    domain_logits_B2: Tensor | None
+    stripes_BSC: Tensor | None = None  # pooled parts of the body (SSG)
+
+
+class IdentityHead(nn.Module):
+    """FC from the shared feature to identities (Eq. 3 and Eq. 5).
+
+    identity_head "linear" is the paper's FC. "unit" normalises the feature first and multiplies
+    it by head_scale; its logits are float32, also under autocast: the scale would make much of
+    bf16's rounding.
+    """
+
+    def __init__(self, config: NetworkConfig, num_features: int, num_ids: int) -> None:
+        super().__init__()
+        self.unit = config.identity_head == "unit"
+        self.scale = config.head_scale
+        self.fc = nn.Linear(num_features, num_ids, bias=not self.unit)
+        if self.unit:
+            nn.init.normal_(self.fc.weight, std=num_features**-0.5)  # rows of length about 1
+        else:
+            nn.init.normal_(self.fc.weight, std=0.001)
+            nn.init.zeros_(self.fc.bias)
+
+    @torch.no_grad()
+    def start_from(self, centroids_KC: Tensor) -> None:
+        """Use cluster centroids as class weights, so that the first logits already rank clusters.
+
+        A linear head gets the weights of unit length, for features of any length.
+        """
+        self.fc.weight.copy_(F.normalize(centroids_KC.float(), dim=1))
+
+    def forward(self, features_BC: Tensor) -> Tensor:
+        if not self.unit:
+            logits: Tensor = self.fc(features_BC)
+            return logits
+        with torch.autocast(features_BC.device.type, enabled=False):
+            return F.linear(self.scale * F.normalize(features_BC.float(), dim=1), self.fc.weight)
+
+
+class DaalNetwork(nn.Module):
+    """Backbone -> attention -> pooling -> neck -> heads. The paper: global average, no neck.
+
+    A batch holds source images first, then target images; `num_source` says where the border
+    is. Heads are made only for what a stage trains: pretraining has no target or domain head
+    (DDP would wait for their gradients), extraction has none at all. Domains have BatchNorms of
+    their own only in a network with heads for both (see `daal.nn.domain_batch_norm`).
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        num_source_ids: int = 0,
+        num_clusters: int = 0,
+        domain_head: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone, channels = build_backbone(config)
+        self.attention = _attention(config, channels)
+        # One for both maps: pretraining, which pools no specific map, trains the whole of it.
+        self.pool = GeneralizedMeanPooling() if config.pooling == "gem" else AveragePooling()
+        self.neck = BatchNormNeck(channels) if config.neck == "bnneck" else nn.Identity()
+        self.num_stripes = config.stripes
+        self.num_features = channels * (1 + config.stripes)
+        self.unit_features = config.unit_features
+        self.source_head = (
+            IdentityHead(config, channels, num_source_ids) if num_source_ids else None
+        )
+        self.target_head = _target_head(config, channels, num_clusters) if num_clusters else None
+        self.domain_head = nn.Linear(channels, 2) if domain_head else None
+        if isinstance(self.attention, IndependentAttention) and not domain_head:
+            self.attention.specific.requires_grad_(False)  # nothing would train it, and DDP waits
+        self._frozen = list(self.backbone.children())[: num_frozen_children(config.frozen_stages)]
+        for module in self._frozen:
+            module.requires_grad_(False)
+        self._border = Border()
+        if config.domain_batch_norm and num_clusters and num_source_ids:
+            separate_domains(self, self._border)
+
+    def train(self, mode: bool = True) -> "DaalNetwork":
+        super().train(mode)
+        for module in self._frozen:  # frozen stages keep their BatchNorm statistics too
+            module.eval()
+        return self
+
+    def feature_maps(
+        self, images_BCHW: Tensor, num_source: int = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(shared_BCHW, specific_BCHW, attention_BCHW) of normalised images, source images first.
+
+        Only a network with BatchNorms for each domain makes a difference between them.
+        """
+        self._border.num_source = num_source
+        maps: tuple[Tensor, Tensor, Tensor] = self.attention(self.backbone(images_BCHW))
+        return maps
+
+    def extract(self, images_BCHW: Tensor) -> Tensor:
+        """The matching feature of target images, of unit length by default. float32 (B, C).
+
+        It is the pooled shared map, behind the neck if there is one. Stripes' features stand
+        behind it: (B, C + S C), of unit length in all.
+        """
+        shared_BCHW, _, _ = self.feature_maps(images_BCHW)
+        shared_BC: Tensor = self.neck(self.pool(shared_BCHW))
+        if self.num_stripes:
+            stripes_BSC = pool_stripes(self.pool, shared_BCHW, self.num_stripes)
+            shared_BC = torch.cat([shared_BC, stripes_BSC.flatten(1)], dim=1)
+        return F.normalize(shared_BC, dim=1) if self.unit_features else shared_BC
+
+    def forward(self, images_BCHW: Tensor, num_source: int) -> NetworkOutput:
+        shared_BCHW, specific_BCHW, _ = self.feature_maps(images_BCHW, num_source)
+        pooled_BC = self.pool(shared_BCHW)
+        shared_BC = self.neck(pooled_BC)
+        return NetworkOutput(
+            shared_BC=shared_BC,
+            pooled_BC=pooled_BC,
+            source_logits_BS=self.source_head(shared_BC[:num_source]) if self.source_head else None,
+            target_logits_BK=self.target_head(shared_BC[num_source:]) if self.target_head else None,
+            domain_logits_B2=(
+                self.domain_head(self.pool(specific_BCHW)) if self.domain_head else None
+            ),
+            stripes_BSC=(
+                pool_stripes(self.pool, shared_BCHW, self.num_stripes) if self.num_stripes else None
+            ),
+        )
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Trainable parameters of the backbone, and of everything else (the paper's two rates)."""
+        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+        known = {id(p) for p in self.backbone.parameters()}
+        new = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        return backbone, new
+
+    def load_matching(self, tensors: dict[str, Tensor]) -> None:
+        """Take over a checkpoint of an earlier stage; heads of another size start anew.
+
+        BatchNorms for each domain start as copies of a plain one, and a plain one is the target's.
+
+        Raises:
+            CheckpointError: if anything but a head doesn't fit.
+        """
+        own = self.state_dict()
+        heads = ("source_head.", "target_head.", "domain_head.")
+        found = {name: tensors.get(checkpoint_name(name, tensors)) for name in own}
+        fitting = {
+            name: tensor
+            for name, tensor in found.items()
+            if tensor is not None and own[name].shape == tensor.shape
+        }
+        missing = [n for n in own if n not in fitting and not n.startswith(heads)]
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint does not fit this network: {missing[0]} and {len(missing) - 1} "
+                "more tensors are missing or of another shape; use the recipe it was trained with."
+            )
+        self.load_state_dict(fitting, strict=False)
+
+
+def _target_head(
+    config: NetworkConfig, channels: int, num_clusters: int
+) -> IdentityHead | ClusterMemory:
+    if config.target_head == "memory":
+        return ClusterMemory(channels, num_clusters, config.head_scale, config.memory_momentum)
+    return IdentityHead(config, channels, num_clusters)
+
+
+def _attention(config: NetworkConfig, channels: int) -> nn.Module:
+    attention = config.attention
+    if attention.mode == "none":
+        return NoAttention()
+    module = DomainAdaptiveAttention if attention.mode == "residual" else IndependentAttention
+    return module(channels, **attention.model_dump(exclude={"mode"}))

@@ -1,0 +1,1 @@
+"""The images of a run: read, kept, streamed to the workers."""

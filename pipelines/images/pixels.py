@@ -1,0 +1,182 @@
+"""Image tables, and their decoded pixels where there is room to keep them.
+
+A JPEG is decoded once and kept as uint8 in the object store, or at every use if the images
+don't fit. Kept pixels are blocks made by Ray tasks: each node fetches them once and its workers
+read them in place; Ray makes a lost block again. Workers may copy them to their device.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from daal.config import Config, InputConfig
+from daal.data.images import decode
+from pipelines.workers.group import Worker
+from pipelines.workers.resources import Resources
+
+BLOCK = 512  # images in a block
+STORE_SHARE = 0.4  # of a node's object store may hold kept pixels; the rest is for what passes
+DEVICE_SHARE = 0.25  # of what a GPU has free for us, for all sets together
+
+
+@dataclass(frozen=True)
+class Images:
+    """A domain's image table, here and in the object store."""
+
+    table: pa.Table
+    reference: ray.ObjectRef[Any]
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        splits = self.table["split"].to_numpy(zero_copy_only=False)
+        return np.flatnonzero(splits == split)
+
+    def column(self, name: str) -> NDArray[np.int64]:
+        return np.asarray(self.table[name].to_numpy(), np.int64)
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where workers find images: JPEG bytes of all rows, pixels of those that are kept."""
+
+    table: ray.ObjectRef[Any]
+    blocks: tuple[ray.ObjectRef[Any], ...]  # uint8 (at most BLOCK, height, width, 3) each
+    places_N: NDArray[np.int64]  # row of the table -> place among the kept images, -1: not kept
+
+    def keeps(self, rows: NDArray[np.int64]) -> bool:
+        return bool((self.places_N[rows] >= 0).all())
+
+
+class Pixels:
+    """The driver's side: which images of a run are kept, as they are first asked for."""
+
+    def __init__(self, config: Config, resources: Resources, say: Callable[[str], None]) -> None:
+        self._mode = config.ray.images
+        self._size = config.input
+        self._room = int(STORE_SHARE * resources.node_store_bytes)
+        self._say = say
+        self._sources: dict[Any, ImageSource] = {}
+
+    def source(self, images: Images) -> ImageSource:
+        """The images of a table; its training images are the first to be kept."""
+        if images.reference not in self._sources:
+            self._sources[images.reference] = self._keep(images)
+        return self._sources[images.reference]
+
+    def _keep(self, images: Images) -> ImageSource:
+        train = images.rows("train")
+        others = np.setdiff1d(np.arange(len(images.table)), train)
+        kept: list[NDArray[np.int64]] = []
+        image_bytes = self._size.height * self._size.width * 3
+        for rows in (train, others):
+            need = len(rows) * image_bytes
+            if self._mode != "jpeg" and (self._mode != "auto" or need <= self._room):
+                self._room -= need
+                kept.append(rows)
+        rows = np.concatenate([*kept, np.empty(0, np.int64)])
+        places_N = np.full(len(images.table), -1, np.int64)
+        places_N[rows] = np.arange(len(rows))
+        blocks = [
+            _decode_block.options(name="decode").remote(images.reference, part, self._size)
+            for part in np.split(rows, np.arange(BLOCK, len(rows), BLOCK))
+            if len(part)
+        ]
+        domain = images.table["domain"][0].as_py()
+        self._say(
+            f"{domain}: {len(rows)} of {len(places_N)} images kept decoded, "
+            f"{len(rows) * image_bytes / 1e9:.2f} GB (ray.images={self._mode})"
+        )
+        return ImageSource(images.reference, tuple(blocks), places_N)
+
+
+class PixelReader:
+    """A worker's side: kept pixels by row, from shared memory or the worker's device."""
+
+    def __init__(
+        self, source: ImageSource, device: torch.device, mode: str, device_room: float
+    ) -> None:
+        """`device_room`: bytes of the device that these pixels may take if `mode` is "auto"."""
+        self.device = device
+        self._places_N = source.places_N
+        self._blocks: list[NDArray[np.uint8]] = ray.get(list(source.blocks))
+        self._pin = device.type == "cuda"
+        self._on_device: Tensor | None = None
+        num_bytes = sum(block.nbytes for block in self._blocks)
+        if self._pin and (mode == "device" or (mode == "auto" and num_bytes <= device_room)):
+            shape = sum(map(len, self._blocks)), *self._blocks[0].shape[1:]
+            self._on_device = torch.empty(shape, dtype=torch.uint8, device=device)
+            for at, block in enumerate(self._blocks):
+                self._on_device[at * BLOCK : at * BLOCK + len(block)] = torch.tensor(block)
+            self._blocks = []
+
+    @property
+    def device_bytes(self) -> int:
+        return 0 if self._on_device is None else self._on_device.nbytes
+
+    @property
+    def on_device(self) -> bool:
+        return self._on_device is not None
+
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """uint8 (len(rows), height, width, 3): on the device, or in (pinned) host memory."""
+        places = self._places_N[rows]
+        if self._on_device is not None:
+            index = torch.from_numpy(places).pin_memory()
+            return self._on_device[index.to(self._on_device.device, non_blocking=True)]
+        pixels = torch.empty(
+            (len(rows), *self._blocks[0].shape[1:]), dtype=torch.uint8, pin_memory=self._pin
+        )
+        into = pixels.numpy()
+        for at, place in enumerate(places.tolist()):
+            into[at] = self._blocks[place // BLOCK][place % BLOCK]
+        return pixels
+
+
+def pixel_reader(worker: Worker, source: ImageSource, config: Config) -> PixelReader:
+    """The reader of a table's kept pixels, made once for all jobs of a worker.
+
+    The pixels of all sets share the device's room, those that are first asked for first.
+    """
+    key = source.table
+    if key not in worker.kept:
+        room = 0.0
+        if worker.device.type == "cuda":
+            readers = (kept for kept in worker.kept.values() if isinstance(kept, PixelReader))
+            taken = sum(reader.device_bytes for reader in readers)
+            free, _ = torch.cuda.mem_get_info(worker.device)  # beside what others hold there
+            room = DEVICE_SHARE * (free + taken) - taken
+        worker.kept[key] = PixelReader(source, worker.device, config.ray.images, room)
+    return worker.kept[key]
+
+
+def decode_rows(
+    table_ref: ray.ObjectRef[Any], rows: NDArray[np.int64], size: InputConfig
+) -> NDArray[np.uint8]:
+    """Pixels (len(rows), height, width, 3) of rows of an image table in the object store."""
+    if len(rows) == 0:
+        return np.empty((0, size.height, size.width, 3), np.uint8)
+    return _decoded(get_once(table_ref), rows, size)
+
+
+def _decoded(table: pa.Table, rows: NDArray[np.int64], size: InputConfig) -> NDArray[np.uint8]:
+    pixels = np.empty((len(rows), size.height, size.width, 3), np.uint8)
+    column = table.column("image")
+    for at, row in enumerate(rows.tolist()):
+        pixels[at] = decode(column[row].as_buffer().to_pybytes(), size.height, size.width)
+    return pixels
+
+
+_decode_block = ray.remote(num_cpus=1)(_decoded)
+
+
+@lru_cache(maxsize=8)
+def get_once(reference: ray.ObjectRef[Any]) -> Any:
+    """What a reference stands for; cached because a process serves many tasks of one stream."""
+    return ray.get(reference)

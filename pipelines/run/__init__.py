@@ -1,0 +1,1 @@
+"""A run's folder: its journal, its files, and the words they use."""

@@ -1,0 +1,320 @@
+"""A run's folder on any pyarrow.fs file system, and its journal.
+
+A file is written aside and renamed, so it is whole or absent; on an object store it is put, which
+is the same. The journal gets one line per finished stage with the size and hash of each file it
+left, and a digest of all that the stages before it left; a stage is not run again if both still
+match.
+
+Lines are appended to a file on a disk. An object store can't append: there a file of lines is cut
+into parts, NAME.jsonl, NAME.000002.jsonl, ..., of which only the last is written again with each
+line. So what a line costs doesn't grow with the lines before it.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+from pyarrow import fs
+
+from daal.config import Config
+from daal.errors import ConfigError, StorageError, first_line
+from pipelines.run.kept_config import keep_config
+
+Entries = dict[str, dict[str, Any]]  # size and sha256 of a stage's files, by name
+JOURNAL = "journal.jsonl"
+LOCK = ".lock"
+PART_BYTES = 16 * 1024  # of a file of lines on an object store; a line has some 350 bytes
+NUM_READERS = 8
+OBJECT_STORES = {"s3", "gcs"}  # by pyarrow's name; what is put there is whole or absent
+
+_ONE_AT_A_TIME = threading.Lock()  # the driver's thread and the one that collects events append
+
+
+def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
+    """Of a path or a URI, and where on it that is. Raises what pyarrow does if there is none."""
+    if "://" in uri:
+        return fs.FileSystem.from_uri(uri)
+    return fs.LocalFileSystem(), str(Path(uri).absolute())
+
+
+class RunFolder:
+    """Files by name relative to the run's folder; one object for one pass through its stages."""
+
+    def __init__(self, uri: str, create: bool = True) -> None:
+        self.uri = uri
+        if urlsplit(uri).username:
+            raise ConfigError(
+                "out= has a login in it, which messages and job lists would show; leave it to the "
+                "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the machine's role."
+            )
+        try:
+            self.filesystem, self.base = filesystem_of(uri)
+            if create:
+                self.filesystem.create_dir(self.base, recursive=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ConfigError(
+                f"out={uri} can't be used as a run folder ({str(error).rstrip('.')}); give a path, "
+                "s3://BUCKET/FOLDER or gs://BUCKET/FOLDER."
+            ) from error
+        self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
+        # Digests of what the stages so far have left; the first is recorded, see `following`.
+        self._inputs = [""]
+        self._finished: dict[str, dict[str, Any]] | None = None  # last journal line by stage
+        self._last_parts: dict[str, tuple[str, bytes]] = {}  # of files of lines; see `append`
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Inside, no other process may work on this run. Object stores have no such lock.
+
+        The lock ends with its process, however that ends.
+
+        Raises:
+            StorageError: another process has it.
+        """
+        if not self.is_local:
+            yield
+            return
+        with self._storage(LOCK, 0):
+            lock = open(self.path(LOCK), "ab")  # noqa: SIM115  closed below, with the lock
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StorageError(
+                    f"{self.uri} is in use by another daal: wait for it to end or stop it, or "
+                    "choose another out=."
+                ) from None
+            yield
+
+    def path(self, name: str) -> str:
+        return f"{self.base}/{name}"
+
+    def exists(self, name: str) -> bool:
+        with self._storage(name):
+            return bool(self.filesystem.get_file_info(self.path(name)).type == fs.FileType.File)
+
+    def read(self, name: str) -> bytes:
+        with self._storage(name), self.filesystem.open_input_stream(self.path(name)) as stream:
+            return bytes(stream.read())
+
+    def write(self, name: str, data: bytes | pa.Buffer) -> None:
+        target = self.path(name)
+        aside = f"{target}.partial"
+        with self._storage(name, len(data)):
+            if self.filesystem.type_name in OBJECT_STORES:
+                with self.filesystem.open_output_stream(target) as stream:
+                    stream.write(data)
+                return
+            self.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+            try:
+                with self.filesystem.open_output_stream(aside) as stream:
+                    stream.write(data)
+                self.filesystem.move(aside, target)
+            except OSError:
+                with suppress(OSError):  # room for others
+                    self.filesystem.delete_file(aside)
+                raise
+
+    def append(self, name: str, line: dict[str, Any]) -> None:
+        """Add one line of JSON to a file of lines; on return it is there to stay."""
+        data = (json.dumps(line) + "\n").encode()
+        with _ONE_AT_A_TIME:
+            part, held = self._last_parts.get(name) or self._last_part(name)
+            if self.is_local:
+                with self._storage(part, len(data)), open(self.path(part), "ab+") as file:
+                    if file.tell():
+                        file.seek(-1, os.SEEK_END)
+                        if file.read(1) != b"\n":  # a crash cut the last line off
+                            data = b"\n" + data
+                    file.write(data)
+            else:
+                if len(held) >= PART_BYTES:
+                    part, held = _part_after(name, part), b""
+                if held and not held.endswith(b"\n"):  # copied from a disk after a crash
+                    held += b"\n"
+                held += data
+                self.write(part, held)
+            self._last_parts[name] = part, held
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """What was appended to a file, if it is there; a line cut off by a crash is left out."""
+        parts = [part for part, _ in self._parts(name)]
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            contents = list(pool.map(self.read, parts))
+        lines = []
+        for text in (line for content in contents for line in content.decode().splitlines()):
+            with suppress(json.JSONDecodeError):
+                lines.append(json.loads(text))
+        return lines
+
+    def _parts(self, name: str) -> list[tuple[str, int]]:
+        """The parts of a file of lines in order, each with its size; none if there is no file."""
+        stem, suffix = os.path.splitext(name)
+        pattern = re.compile(rf"{re.escape(stem)}(\.\d{{6}})?{re.escape(suffix)}")
+        with self._storage(name):
+            found = self.filesystem.get_file_info(fs.FileSelector(self.base, allow_not_found=True))
+        sizes = {
+            info.base_name: info.size
+            for info in found
+            if info.type == fs.FileType.File and pattern.fullmatch(info.base_name)
+        }
+        return sorted(sizes.items(), key=lambda part: (part[0] != name, part[0]))
+
+    def _last_part(self, name: str) -> tuple[str, bytes]:
+        """The part that the next line goes to and, on an object store, what it holds already."""
+        parts = self._parts(name)
+        if not parts:
+            return name, b""
+        last, size = parts[-1]
+        if self.is_local:
+            return last, b""
+        if size >= PART_BYTES:  # also a whole file of release 0.1, which had no parts
+            return _part_after(name, last), b""
+        return last, self.read(last)
+
+    def delete_file(self, name: str) -> None:
+        with self._storage(name, 0):
+            self.filesystem.delete_file(self.path(name))
+
+    def delete_folder(self, name: str) -> None:
+        if self.filesystem.get_file_info(self.path(name)).type == fs.FileType.Directory:
+            self.filesystem.delete_dir(self.path(name))
+
+    def keep_config(self, config: Config) -> None:
+        """Write config.yaml, or check that this is the run that the folder belongs to.
+
+        Raises:
+            ConfigError: the folder has a run with another configuration; names each difference.
+        """
+        keep_config(self, config)
+
+    # The journal
+
+    def once(
+        self,
+        stage: str,
+        files: list[str],
+        make: Callable[[], dict[str, bytes | pa.Buffer]],
+        leads_on: bool = True,
+        made_on: Mapping[str, Any] | None = None,
+    ) -> dict[str, bytes]:
+        """What a stage left in `files`; it is run if they aren't whole or others led to them.
+
+        `make` returns their content. Stages are asked for in the order of the run; nothing
+        follows from one that doesn't lead on. `made_on` is written into the journal's line.
+        """
+        found = self._whole(stage, files)
+        if found is None:
+            started = time.time()
+            made = make()
+            entries: Entries = {}
+            for name in files:
+                self.write(name, made[name])
+                entries[name] = {"size": len(made[name]), "sha256": _sha256(made[name])}
+            line = {"stage": stage, "started": started, "seconds": round(time.time() - started, 3)}
+            line |= {**(made_on or {}), "inputs": self._inputs[0], "files": entries}
+            self._finish(line)
+            found = entries, {name: bytes(made[name]) for name in files}
+        entries, contents = found
+        if leads_on:
+            hashes = "".join(entries[name]["sha256"] for name in sorted(entries))
+            self._inputs = [_sha256((inputs + hashes).encode()) for inputs in self._inputs]
+        return contents
+
+    @property
+    def inputs(self) -> str:
+        """Digest of what the stages so far have left."""
+        return self._inputs[0]
+
+    @contextmanager
+    def following(self, inputs: str) -> Iterator[None]:
+        """Inside, stages follow from what had been left when `inputs` was the digest.
+
+        What release 0.1 recorded, as if they followed from all before them, counts as well.
+        """
+        before = self._inputs
+        self._inputs = [inputs, *before]
+        try:
+            yield
+        finally:
+            self._inputs = before
+
+    def adopt(self, other: "RunFolder") -> None:
+        """Take over the finished stages of another run that this one doesn't have yet."""
+        have = {line["stage"] for line in self.journal()}
+        for line in other.journal():
+            if line["stage"] not in have:
+                for name in line["files"]:
+                    self.write(name, other.read(name))
+                self._finish(line)
+
+    def journal(self) -> list[dict[str, Any]]:
+        """Finished stages in order."""
+        return self.lines(JOURNAL)
+
+    def _finish(self, line: dict[str, Any]) -> None:
+        self.append(JOURNAL, line)
+        if self._finished is not None:
+            self._finished[line["stage"]] = line
+
+    def _whole(self, stage: str, files: list[str]) -> tuple[Entries, dict[str, bytes]] | None:
+        if self._finished is None:  # read once: this object alone adds to it
+            self._finished = {line["stage"]: line for line in self.journal()}
+        line = self._finished.get(stage)
+        if line is None or set(line["files"]) != set(files):
+            return None
+        if line.get("inputs", self._inputs[0]) not in self._inputs:  # older journals don't say
+            return None
+        contents = {}
+        for name, expected in line["files"].items():
+            if not self.exists(name):
+                return None
+            contents[name] = self.read(name)
+            if {"size": len(contents[name]), "sha256": _sha256(contents[name])} != expected:
+                return None
+        return line["files"], contents
+
+    @contextmanager
+    def _storage(self, name: str, need: int | None = None) -> Iterator[None]:
+        """Say of an OSError which file it is about, and what to do."""
+        try:
+            yield
+        except OSError as error:
+            path, done = self.path(name), "read" if need is None else "written"
+            what = f"{path} can't be {done}: {first_line(error)}"
+            remedy = "check the storage and its permissions"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                what = f"{path} can't be written: the disk is full ({need or 0:,} bytes needed)"
+                remedy = "make room"
+            raise StorageError(
+                f"{what}; {remedy}, and the same command goes on: finished stages are kept."
+            ) from error
+
+
+def _sha256(data: bytes | pa.Buffer) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _part_after(name: str, part: str) -> str:
+    """The name of the part of `name` that follows `part`; the first is `name` itself."""
+    stem, suffix = os.path.splitext(name)
+    number = 1 if part == name else int(os.path.splitext(part)[0].rpartition(".")[2])
+    return f"{stem}.{number + 1:06d}{suffix}"
+
+
+def workers_text(line: Mapping[str, Any]) -> str:
+    """What a training's line in the journal says that it was made on."""
+    workers = "worker" if line["workers"] == 1 else "workers"
+    return f"{line['workers']} {workers} on {line['device']}s"

@@ -1,0 +1,1 @@
+"""Who shows how a run goes: the terminal, gauges, trackers."""

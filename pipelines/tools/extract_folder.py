@@ -1,0 +1,83 @@
+"""Features of a folder of images by a trained model, on Ray."""
+
+import tempfile
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import ray
+
+from daal.data.layouts import any_images, check_characters, load_records
+from daal.data.records import ImageRecord
+from daal.errors import ConfigError
+from daal.load_config import apply_overrides, check_config, flat
+from daal.service_config import ANY_LAYOUT, Layout
+from daal.trained_model import MODEL_FIELDS, load_trained
+from pipelines.images.ingest import read_images
+from pipelines.images.pixels import Images, Pixels
+from pipelines.run.artefacts import features_table
+from pipelines.run.folder import RunFolder
+from pipelines.show.progress import Progress
+from pipelines.training.extract import extract
+from pipelines.workers.group import Workers
+from pipelines.workers.session import ray_session
+
+
+def extract_folder(
+    folder: Path, root: str, layout: str, overrides: list[str], verbose: bool = False
+) -> tuple[pa.Table, pa.Table]:
+    """Features of every image under `root` by the model in the checkpoint `folder`, and the
+    images that could not be read (QUARANTINE_TABLE).
+
+    The network and the image size are those that the checkpoint was trained with. With the layout
+    "any", names say nothing, and a row has a path and a feature only. Raises DataError if the
+    folder isn't what the layout says, or more images than `target.max_bad_share` are unreadable.
+    """
+    # What the user has given is looked at before the checkpoint, and before workers hold the GPUs.
+    apply_overrides({}, overrides)
+    records = _records(layout, root)
+    model = load_trained(folder)
+    # How that run was laid over its cluster says nothing about the model, and not how this one is.
+    values = model.config.model_dump(mode="json", include=set(MODEL_FIELDS))
+    config = check_config(for_any_workers(apply_overrides(values, overrides)))
+    progress = Progress(live=not verbose)
+    with (
+        ray_session(config.ray, verbose) as resources,
+        tempfile.TemporaryDirectory() as scratch,
+        Workers(config, RunFolder(scratch), resources, progress) as workers,
+    ):
+        dataset = config.target.model_copy(update={"root": root})
+        table, quarantine = read_images(dataset, "target", records)
+        images = Images(table, ray.put(table))
+        weights = {name: tensor.numpy() for name, tensor in model.network.state_dict().items()}
+        pixels = Pixels(config, resources, progress.say)
+        with progress.stage("extract"):
+            features = extract("extract", images, config, weights, workers, pixels)
+    rows = features_table(table, features)
+    return rows.select(["path", "feature"]) if layout == ANY_LAYOUT else rows, quarantine
+
+
+def for_any_workers(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an extraction, with batches that its workers can share: nothing is trained."""
+    number = flat(values).get("ray.num_workers")
+    if not isinstance(number, int) or number < 1:  # the default suits; or it will be refused
+        return values
+    batches = {
+        "pretrain": {"batch_source": number},
+        "adapt": {"batch_source": number, "batch_target": number},
+    }
+    return batches | values
+
+
+def _records(layout: str, root: str) -> list[ImageRecord]:
+    if layout == ANY_LAYOUT:
+        records = any_images(root)
+        check_characters(Path(root), [record.path for record in records])
+        return records
+    for known in get_args(Layout):
+        if layout == known:
+            return load_records(known, root)
+    raise ConfigError(
+        f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or "
+        f"{ANY_LAYOUT} for a folder of any images."
+    )

@@ -1,0 +1,94 @@
+"""A suite's results as a table beside the paper's numbers, and as a plot."""
+
+import io
+import json
+from pathlib import Path
+
+from daal.config import Config, DatasetConfig
+from daal.drawn.domains import is_drawn
+from pipelines.tools.ablate import Result, Suite
+
+
+def measured_on(config: Config, counts: dict[str, dict[str, int]]) -> str:
+    """Which data the scores are of; never to be taken for the paper's.
+
+    Folders by their last name only: tables are shown to others.
+    """
+
+    def describe(domain: str, dataset: DatasetConfig) -> str:
+        kind = "drawn images" if is_drawn(dataset.root) else dataset.layout
+        found = ", ".join(f"{number} {split}" for split, number in counts[domain].items())
+        return f"{domain} {Path(dataset.root).name} ({kind}: {found})"
+
+    parts = [describe(domain, dataset) for domain, dataset in config.domains()]
+    size = f"{config.input.height}x{config.input.width}"
+    return f"{'; '.join(parts)}; {config.network.backbone}, {size}"
+
+
+def markdown(suite: Suite, results: list[Result], measured: str) -> str:
+    """Mean and spread over seeds in percent, with the paper's own columns to the right."""
+    pairs = list(dict.fromkeys(pair for result in results for pair in result.row.paper))
+    heads = ["", "mAP", "Rank-1", "gain", *(f"paper, {pair}" for pair in pairs)]
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for result in results:
+        paper = [result.row.paper.get(pair) for pair in pairs]
+        lines.append(_line([
+            result.row.name,
+            f"{100 * result.mean('map'):.1f} ± {100 * result.spread('map'):.1f}",
+            f"{100 * result.mean('rank1'):.1f} ± {100 * result.spread('rank1'):.1f}",
+            f"{100 * result.gain():+.1f}",
+            *(f"{scores[0]} / {scores[1]}" if scores else "" for scores in paper),
+        ]))  # fmt: skip
+    seeds = len(results[0].scores)
+    return (
+        f"## {suite.title}\n\nMeasured on {measured}; {seeds} seed(s), mean ± standard deviation, "
+        "percent. Gain: mAP above the direct transfer of the same runs. The paper's columns (mAP / "
+        "Rank-1) are of its own data sets and settings, for the order of rows only."
+        "\n\n" + "\n".join(lines) + "\n"
+    )
+
+
+def as_json(suite: Suite, results: list[Result], measured: str) -> str:
+    rows = [
+        {
+            "name": result.row.name,
+            "map": result.mean("map"),
+            "map_spread": result.spread("map"),
+            "rank1": result.mean("rank1"),
+            "rank1_spread": result.spread("rank1"),
+            "gain": result.gain(),
+            "scores": result.scores,
+            "paper": result.row.paper,
+        }
+        for result in results
+    ]
+    return json.dumps({"title": suite.title, "measured_on": measured, "rows": rows}, indent=1)
+
+
+def plot(suite: Suite, results: list[Result], measured: str) -> bytes:
+    """mAP of each row with its spread, as SVG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.5 + 0.4 * len(results)), layout="constrained")
+    axes = figure.add_subplot()
+    places = range(len(results))
+    axes.barh(
+        places,
+        [100 * result.mean("map") for result in results],
+        xerr=[100 * result.spread("map") for result in results],
+        color="#4477aa",
+        ecolor="#222222",
+        capsize=3,
+    )
+    axes.set_yticks(places, [result.row.name for result in results])
+    axes.invert_yaxis()
+    axes.set_xlabel("mAP, percent")
+    axes.set_title(f"{suite.title}\n{measured}", fontsize="small", wrap=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    data = io.BytesIO()
+    figure.savefig(data, format="svg", metadata={"Date": None})
+    return data.getvalue()
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

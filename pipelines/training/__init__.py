@@ -1,0 +1,1 @@
+"""Training and extraction on the workers."""

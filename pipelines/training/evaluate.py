@@ -1,0 +1,59 @@
+"""Scores of a features file, query against gallery."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daal.errors import DataError
+from daal.evaluation import EvaluationResult, evaluate
+from pipelines.run.feature_files import read_features
+
+
+def evaluate_file(path: Path) -> EvaluationResult:
+    """Scores of a file that `daal extract` or a run wrote.
+
+    Raises:
+        DataError: the file isn't such a file, or nothing in it can be scored.
+    """
+    given = read_features(path, needed=("split", "pid", "camid"))
+    splits, pids, camids = given.splits, given.pids, given.camids
+    if splits is None or pids is None or camids is None:
+        named = {"split": splits, "pid": pids, "camid": camids}
+        absent = ", ".join(name for name, column in named.items() if column is None)
+        raise DataError(
+            f"{path} can't be scored without {absent}; give a file that daal extract wrote of a "
+            "data set with query and gallery."
+        )
+    sides = both_sides(str(path), splits, given.features_NC, pids, camids)
+    try:
+        scores = evaluate(*sides)
+    except DataError as error:
+        raise DataError(f"{path}: {error}.") from error
+    if scores.num_valid_queries == 0:
+        raise DataError(
+            f"{path} has no query with an image of the same pid and another camera in its gallery, "
+            "so nothing can be scored; correct its pids and camids."
+        )
+    return scores
+
+
+def both_sides(
+    what: str,
+    splits: NDArray[Any],
+    features_NC: NDArray[np.float32],
+    pids: NDArray[np.integer],
+    camids: NDArray[np.integer],
+) -> list[NDArray[Any]]:
+    """Features, pids and camids of the query rows, then of the gallery's."""
+    sides: list[NDArray[Any]] = []
+    for split in ("query", "gallery"):
+        rows = np.flatnonzero(splits == split)
+        if len(rows) == 0:
+            raise DataError(
+                f"{what} has no {split} rows, and scores need query and gallery; extract them from "
+                "a data set that has both."
+            )
+        sides += [features_NC[rows], pids[rows], camids[rows]]
+    return sides

@@ -1,0 +1,138 @@
+"""Line 3 of Algorithm 1: features of all images, each worker its share."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from daal.config import Config, InputConfig
+from daal.errors import DataError
+from daal.host_copy import HostCopy
+from daal.step import mixed_precision
+from daal.trained_model import TrainedModel
+from pipelines.images.pixels import Images, ImageSource, Pixels, decode_rows, pixel_reader
+from pipelines.images.stream import ahead, pinned
+from pipelines.training.train_state import Weights
+from pipelines.workers.group import LOG_SECONDS, Worker, Workers
+
+BATCHES_PER_BLOCK = 4  # a Ray Data task decodes this many batches
+# By device: a GPU does 64 images in less time than the host takes to issue their operations.
+BATCH = {"cpu": 64, "cuda": 256}
+
+
+def extract(
+    stage: str, images: Images, config: Config, weights: Weights, workers: Workers, pixels: Pixels
+) -> NDArray[np.float32]:
+    """Shared features (N, C) of an image table, in the rows' order.
+
+    Raises:
+        DataError: a feature isn't finite.
+    """
+    job = ExtractJob(stage, config, pixels.source(images), len(images.table), ray.put(weights))
+    parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = workers.run(job)
+    features_NC = np.empty((len(images.table), parts[0][1].shape[1]), np.float32)
+    for rows, features in parts:
+        features_NC[rows] = features
+    if not np.isfinite(features_NC).all():
+        raise DataError("the network gives features that are not finite; its weights are damaged.")
+    return features_NC
+
+
+@dataclass(frozen=True)
+class ExtractJob:
+    """Features of all rows of a table. Large things are references into the object store."""
+
+    stage: str
+    config: Config
+    source: ImageSource
+    num_images: int
+    weights: ray.ObjectRef[Any]
+
+    def run(self, worker: Worker) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """This worker's rows, and their features (len(rows), C)."""
+        config = self.config
+        loaded: Weights = ray.get(self.weights)
+        tensors = {name: torch.tensor(array) for name, array in loaded.items()}
+        model = TrainedModel(config, tensors)
+        model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        autocast = mixed_precision(worker.device, config.mixed_precision)
+
+        is_kept = self.source.places_N >= 0
+        rows = np.concatenate([
+            np.array_split(np.flatnonzero(chosen), worker.world_size)[worker.rank]
+            for chosen in (is_kept, ~is_kept)
+        ])  # fmt: skip
+        features_NC = torch.empty((len(rows), model.network.num_features))
+        batches = self._batches(worker, rows)
+        if worker.device.type == "cuda":
+            batches = ahead((pinned(images_BHWC, worker.device) for images_BHWC in batches), 2)
+        at, begun = 0, time.monotonic()
+        shown = begun
+        earlier: tuple[HostCopy, int] | None = None  # what a GPU may still be working on
+        for number, images_BHWC in enumerate(batches):
+            worker.reach(self.stage, number)
+            images_BHWC = images_BHWC.to(worker.device, non_blocking=True)
+            with torch.inference_mode(), autocast:
+                features_BC = model(images_BHWC.permute(0, 3, 1, 2))
+            copy = HostCopy(features_BC)
+            if earlier is not None:
+                _put(features_NC, *earlier)
+            earlier = copy, at
+            at += len(features_BC)
+            if worker.rank == 0 and (now := time.monotonic()) - shown > LOG_SECONDS:
+                shown = now
+                of_all = min(at * worker.world_size, self.num_images)  # shares are equal
+                worker.log({
+                    "stage": self.stage, "extracted": of_all, "num_images": self.num_images,
+                    "extracted_per_s": round(of_all / (now - begun), 1),
+                })  # fmt: skip
+        if earlier is not None:
+            _put(features_NC, *earlier)
+        return rows, features_NC.numpy()
+
+    def _batches(self, worker: Worker, rows: NDArray[np.int64]) -> Iterator[Tensor]:
+        """uint8 (B, height, width, 3) of the rows: kept images first, then decoded ones."""
+        size = self.config.ray.extract_batch or BATCH[worker.device.type]
+        num_kept = int((self.source.places_N[rows] >= 0).sum())
+        if num_kept:
+            reader = pixel_reader(worker, self.source, self.config)
+            for first in range(0, num_kept, size):
+                yield reader.read(rows[first : min(first + size, num_kept)])
+        if num_kept < len(rows):
+            yield from _decoded(self.source, rows[num_kept:], size, self.config.input)
+
+
+def _put(features_NC: Tensor, copy: HostCopy, at: int) -> None:
+    (features_BC,) = copy.tensors()
+    features_NC[at : at + len(features_BC)] = features_BC
+
+
+def _decoded(
+    source: ImageSource, rows: NDArray[np.int64], batch_size: int, size: InputConfig
+) -> Iterator[Tensor]:
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    num_blocks = -(-len(rows) // (BATCHES_PER_BLOCK * batch_size))
+    dataset = ray.data.range(len(rows), override_num_blocks=num_blocks).map_batches(
+        _Decoder(source.table, rows, size), batch_size=batch_size
+    )
+    for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy"):
+        yield torch.tensor(batch["pixels"])
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    table: ray.ObjectRef[Any]
+    rows: NDArray[np.int64]
+    size: InputConfig
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {"pixels": decode_rows(self.table, self.rows[batch["id"]], self.size)}

@@ -1,0 +1,127 @@
+"""What a training step takes: gathered on the host, finished on the device that trains.
+
+Shapes: B images of a part of a worker's batch, S of them from the source, T from the target; C
+channels of a feature, K clusters, H x W pixels, X columns of `daal.data.augment.draw_table`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cluster.soft_labels import hard_label_weights, lsr_weights, soft_label_weights
+from daal.config import Config
+from daal.data.augment import augment, draw_table, sample_seeds
+from daal.step import TrainBatch
+from pipelines.images.stream import FedBatch, pinned
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the losses know about every row, by domain.
+
+    source_N: class index of each source row. features_NC, pseudo_labels_N, centroids_KC: the
+    target's features and clusters as they were before this fit (line 5 of Algorithm 1), of the
+    whole body.
+    """
+
+    source_N: NDArray[np.int64]
+    num_source_ids: int
+    pseudo_labels_N: NDArray[np.int64] | None = None
+    features_NC: NDArray[np.float32] | None = None
+    centroids_KC: NDArray[np.float32] | None = None
+    stripe_labels_NS: NDArray[np.int64] | None = None  # clusters of each stripe (SSG)
+
+    @property
+    def num_clusters(self) -> int:
+        return 0 if self.centroids_KC is None else len(self.centroids_KC)
+
+
+class HostBatch(NamedTuple):
+    """All that the device needs to know of one part of a batch, source rows first.
+
+    Of fixed shapes for a whole fit. None where there is none: pretraining has no clusters, and only
+    Eq. 4 looks at features. Host memory is pinned where a GPU trains, so that nobody waits for the
+    GPU's queue; pixels that are kept on the device are there already.
+    """
+
+    images_BHWC: Tensor  # uint8
+    table_BX: Tensor  # int16: `daal.data.augment.draw_table`
+    source_labels_S: Tensor  # int64: class indices
+    target_labels_T: Tensor | None = None  # int64: clusters
+    features_TC: Tensor | None = None  # float32
+    stripe_labels_TS: Tensor | None = None  # int64: clusters of stripes (SSG)
+
+    def to(self, device: torch.device) -> "HostBatch":
+        """The same on the device; the host doesn't wait for the copies."""
+        moved: list[Any] = [t if t is None else t.to(device, non_blocking=True) for t in self]
+        return HostBatch(*moved)
+
+
+class BatchMaker:
+    """Pixels and row numbers -> augmented images, labels and Eq. 4's weights."""
+
+    def __init__(
+        self, labels: Labels, config: Config, iteration: int, device: torch.device
+    ) -> None:
+        self._labels, self._config = labels, config
+        self._iteration, self._device = iteration, device
+        if labels.centroids_KC is not None:
+            self._centroids_KC = torch.tensor(labels.centroids_KC, device=device)
+
+    def on_host(self, fed: FedBatch, epoch: int) -> HostBatch:
+        """What the host has to do for a part of a batch: look up and draw."""
+        labels, config = self._labels, self._config
+        # Target rows are numbered after the source's, so that no two samples share a seed.
+        samples_B = np.concatenate([fed.source_rows, len(labels.source_N) + fed.target_rows])
+        seeds_B = sample_seeds(config.seed, self._iteration, epoch, fed.step, samples_B)
+        table_BX = draw_table(seeds_B, config.input.height, config.input.width, config.augment)
+        needs_features = config.soft_labels.target_labels == "soft"
+        return HostBatch(
+            pinned(fed.images_BHWC, self._device),
+            self._copied(table_BX),
+            self._copied(labels.source_N[fed.source_rows]),
+            *(
+                None if array_NX is None else self._copied(array_NX[fed.target_rows])
+                for array_NX in (
+                    labels.pseudo_labels_N,
+                    labels.features_NC if needs_features else None,
+                    labels.stripe_labels_NS,
+                )
+            ),
+        )
+
+    def on_device(self, given: HostBatch) -> TrainBatch:
+        """The rest, from tensors on the device; a function of them alone, which never waits."""
+        images_BCHW = given.images_BHWC.permute(0, 3, 1, 2)
+        return TrainBatch(
+            augment(images_BCHW, given.table_BX),
+            given.source_labels_S,
+            self._target_weights(given),
+            given.target_labels_T,
+            given.stripe_labels_TS,
+        )
+
+    def _target_weights(self, given: HostBatch) -> Tensor | None:
+        """Eq. 4's weights (T, K), or those of Table 4's other two kinds of labels."""
+        labels_T, num_clusters = given.target_labels_T, self._labels.num_clusters
+        if labels_T is None:
+            return None
+        config = self._config.soft_labels
+        match config.target_labels:
+            case "hard":
+                return hard_label_weights(labels_T, num_clusters)
+            case "lsr":
+                return lsr_weights(labels_T, num_clusters)
+            case _:
+                assert given.features_TC is not None
+                return soft_label_weights(
+                    *(given.features_TC, self._centroids_KC, labels_T),
+                    *(config.epsilon, config.form, config.min_sq_distance),
+                )
+
+    def _copied(self, array: NDArray[Any]) -> Tensor:
+        return pinned(torch.from_numpy(array), self._device)

@@ -1,0 +1,257 @@
+"""One group of Ray Train workers for a whole run, which takes one job after another.
+
+To start a group (processes, imports, the process group of DDP) costs tens of seconds, and each
+iteration of Algorithm 1 needs it twice. So Ray Train's training function is a loop here: a
+worker takes a job from the desk, runs it, delivers what it returns and waits for the next.
+A job is a training or an extraction; on GPUs, also pseudo-labels and scores. If a worker dies, Ray
+Train restarts the group, and the new workers take the same job again (`pipelines.workers.retries`).
+"""
+
+import contextlib
+import gc
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch import distributed
+
+from daal.config import Config
+from daal.errors import DaalError
+from pipelines.run.folder import RunFolder
+from pipelines.show.progress import Progress
+from pipelines.workers import retries
+from pipelines.workers.elastic import ElasticTrainer, EqualShares
+from pipelines.workers.job_queue import Desk
+from pipelines.workers.planned_faults import Fault, Point, planned_faults
+from pipelines.workers.process_group import ProcessGroup, library_settings
+from pipelines.workers.resources import Resources
+from pipelines.workers.turn_to_start import turn_to_start
+from pipelines.workers.watchdog import Watchdog
+
+POLL_SECONDS = 0.5  # between looks at whether the group is still there
+LOG_SECONDS = 2.0  # between lines of a job about how far it is
+CLOSE_SECONDS = 30.0  # what a group may take to end; idle workers need about 3
+
+
+class Job(Protocol):
+    """What workers do together. Large things in it are references into the object store."""
+
+    def run(self, worker: "Worker") -> Any:
+        """This worker's part; what it returns travels through the object store.
+
+        What becomes of errors is in `pipelines.workers.retries`.
+        """
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process of the group, as its jobs see it."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    desk: Any
+    folder: RunFolder
+    watchdog: Watchdog
+    faults: tuple[Fault, ...] = ()
+    kept: dict[Any, Any] = field(default_factory=dict)  # what is worth keeping between jobs
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Send figures to the driver, which shows and records them."""
+        _log(self.desk, event)
+
+    def must_leave(self) -> bool:
+        """Whether a node of the group is about to be taken away; all workers ask together."""
+        if ray.train.get_preemption_info() is None:
+            return False
+        if self.rank == 0 and not self.kept.setdefault("leaving", False):
+            self.log({"stage": "workers", "note": "a node is about to be taken away"})
+            self.kept["leaving"] = True
+        return True
+
+    def reach(self, stage: str, step: int, point: Point = "step") -> None:
+        """A named point of a job: a sign of life, and where a test may have planned a fault."""
+        where = {"stage": stage, "step": step, "point": point, "rank": self.rank}
+        self.watchdog.step(where)
+        for fault in self.faults:
+            if fault.is_at(**where) and ray.get(self.desk.strike.remote(fault)):
+                fault.strike()
+
+
+def serve(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker runs: jobs, until there are no more."""
+    if settings["deterministic"]:
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_num_threads(settings["threads"])
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device, desk = ray.train.torch.get_device(), settings["desk"]
+    watchdog = Watchdog(settings["stall_seconds"], lambda event: _log(desk, event))
+    worker = Worker(
+        rank, world_size, device, desk, settings["folder"], watchdog, settings["faults"]
+    )
+    attempt = torch.zeros(1, dtype=torch.int64, device=device)
+    if rank == 0:
+        attempt.fill_(ray.get(desk.enter.remote()))
+        worker.log({"stage": "workers", "starts": int(attempt), "workers": world_size})
+    if distributed.is_initialized():
+        distributed.broadcast(attempt, src=0)
+    number = 0
+    while True:
+        number, posted = ray.get(desk.take.remote(number))
+        if not posted:
+            return
+        try:
+            job: Job = ray.get(posted[0])  # which imports what it is made of
+            with worker.watchdog:
+                result = job.run(worker)
+        except Exception as error:
+            reason, mistake = retries.final(error), retries.mistake(error)
+            if mistake and ray.get(desk.failed_before.remote(number, mistake)):
+                reason = retries.repeated(mistake)
+            if reason:
+                ray.get(desk.fail.remote(number, reason))
+            raise  # so that no other worker waits for this one
+        reference = ray.put(result)
+        del result, job
+        free_memory(device)
+        ray.get(desk.deliver.remote(number, int(attempt), rank, world_size, [reference]))
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what a job has left of a GPU's memory: cuML, which has an allocator of its own,
+    finds none of torch's."""
+    if device.type == "cuda":
+        gc.collect()  # DDP and its reducer refer to each other
+        torch.cuda.empty_cache()
+
+
+def _log(desk: Any, event: dict[str, Any]) -> None:
+    desk.log.remote({"time": time.time(), **event})
+
+
+class Workers:
+    """The driver's side. The group starts with the first job and ends with the context."""
+
+    def __init__(
+        self, config: Config, folder: RunFolder, resources: Resources, progress: Progress
+    ) -> None:
+        self.resources = resources
+        self._config = config
+        self._folder = folder
+        self._progress = progress
+        self._desk: Any = None
+        self._group: Future[Any] | None = None
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._group is None:
+            return
+        self._desk.post.remote([])
+        if kind is None:
+            with contextlib.suppress(Exception):  # all results are in, whatever its end is like
+                self._group.result(timeout=CLOSE_SECONDS)
+        self._group = self._desk = None
+
+    def run(self, job: Job) -> list[Any]:
+        """What each worker returned, by rank.
+
+        Raises:
+            DaalError: what a worker raised; ClusterError when too many workers were lost.
+        """
+        if self._group is None:
+            self._start()
+        reference = ray.put(job)
+        with self._progress.watch(self._desk):
+            while True:
+                ray.get(self._desk.post.remote([reference]))
+                finished = self._wait(self._desk.result.remote())
+                if isinstance(finished, DaalError):
+                    raise finished
+                try:
+                    return ray.get(finished)
+                except (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError):
+                    continue  # a worker was lost with its result before we had it
+
+    def num_starts(self) -> int:
+        """How often the group was started: more than once if workers were lost."""
+        return int(ray.get(self._desk.num_starts.remote())) if self._desk else 0
+
+    def _wait(self, reference: Any) -> Any:
+        assert self._group is not None
+        while not ray.wait([reference], timeout=POLL_SECONDS)[0]:
+            if self._group.done():
+                raise retries.cause_of(self._group.exception())
+        return ray.get(reference)
+
+    def _start(self) -> None:
+        config, resources = self._config, self.resources
+        least, most = resources.least_workers, resources.most_workers
+        scaling: Any = ScalingConfig  # typed as its predecessor, which has no ranges
+        self._desk = Desk.options(  # type: ignore[attr-defined]
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            )
+        ).remote()
+        trainer: Any = TorchTrainer
+        scaling_config = scaling(
+            num_workers=most if least == most else (least, most),
+            elastic_resize_monitor_interval_s=config.ray.resize_seconds,
+            use_gpu=resources.use_gpu,
+            resources_per_worker=resources.per_worker,
+        )
+        if least != most:
+            policy = EqualShares(scaling_config, config.ray, config.common_batch)
+            trainer = partial(ElasticTrainer, policy=policy)
+        group = trainer(
+            serve,
+            train_loop_config={
+                "desk": self._desk,
+                "folder": self._folder,
+                "threads": resources.threads,
+                "deterministic": config.deterministic,
+                "faults": planned_faults(),
+                "stall_seconds": 60 * config.ray.stall_minutes,
+            },
+            scaling_config=scaling_config,
+            torch_config=ProcessGroup(environment=library_settings(config.deterministic)),
+            run_config=RunConfig(
+                name="workers",
+                storage_path=self._folder.path("ray_train"),
+                storage_filesystem=self._folder.filesystem,
+                failure_config=FailureConfig(max_failures=config.ray.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+            ),
+        )
+        with turn_to_start(config.ray, resources, self._progress.say):
+            self._group = _in_thread(group.fit)
+            while not (self.num_starts() or self._group.done()):
+                time.sleep(POLL_SECONDS)
+
+
+def _in_thread(function: Callable[[], Any]) -> Future[Any]:
+    # On the main thread, Ray Train makes Ctrl-C an exit code of 0.
+    future: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

@@ -1,0 +1,67 @@
+"""The variables that Ray and oneDNN are started with; what the user has set stays.
+
+They are set for the command's own process, or for the length of a `ray_session`. To import
+`pipelines` sets none.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipelines.workers.cluster_address import is_own_ray
+
+# Without it, CPUs with AMX are left without bf16 (`daal.cpu_bf16`).
+ONEDNN = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+ALWAYS = {
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab is empty without
+    # A task without a GPU sees none. By Ray's default it sees all of its node's, and a library
+    # that looks for one would take memory of it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    **ONEDNN,
+}
+OWN_RAY = {
+    "RAY_AUTH_MODE": "token",  # a local Ray's dashboard and job API ask for a token
+    # Ray's own switch, by the name of where it is the default: all its ports on loopback.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray lowers its workers' priority (nice 15): beside any other program at work they would get
+    # some hundredth of its time, and start for minutes.
+    "RAY_worker_niceness": "0",
+    # Ray's C++ side writes warnings about its own actors to our standard error.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
+
+def set_for_process() -> None:
+    """For a command: before Ray is imported, which reads some of them then."""
+    for name, value in _missing().items():
+        os.environ[name] = value
+
+
+@contextmanager
+def set_for_session() -> Iterator[None]:
+    """For a program that has imported Ray already; what was set is taken back at the end."""
+    from ray._private import ray_constants
+
+    missing = _missing()
+    # A session may set these two, or Ray itself.
+    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    was_cluster = ray_constants.ENABLE_RAY_CLUSTER
+    # Ray has read this one at its import; the processes that it starts read the variable.
+    switch = missing.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+    if switch:
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    # The mode can't change once Ray is imported; a new Ray sets it to "token" by itself.
+    missing.pop("RAY_AUTH_MODE", None)
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in [*missing, *(name for name, value in before.items() if value is None)]:
+            os.environ.pop(name, None)
+        ray_constants.ENABLE_RAY_CLUSTER = was_cluster
+
+
+def _missing() -> dict[str, str]:
+    wanted = ALWAYS | OWN_RAY if is_own_ray() else ALWAYS
+    return {name: value for name, value in wanted.items() if name not in os.environ}

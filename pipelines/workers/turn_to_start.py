@@ -1,0 +1,87 @@
+"""Runs on one cluster start their workers one after the other, and only where all of a run fits.
+
+Workers hold their CPUs as long as the run lasts. If the workers of two runs took all there are
+between them, both would wait for ever for a CPU to decode images with.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from daal.config import RayConfig
+from pipelines.workers.cluster_address import cluster_address
+from pipelines.workers.resources import Resources
+
+NAME, NAMESPACE = "starting", "daal"
+PATIENCE_SECONDS = 5.0  # until waiting is worth a word
+POLL_SECONDS = 1.0
+
+
+@ray.remote(num_cpus=0)
+class _Turn:
+    """Its name is the lock. It ends with the run that made it, however that ends."""
+
+
+@contextmanager
+def turn_to_start(
+    config: RayConfig, resources: Resources, say: Callable[[str], None]
+) -> Iterator[None]:
+    """Waits for this run's turn and for room; inside, its workers are to be started.
+
+    A Ray of the run's own has no other runs and room enough.
+    """
+    if not cluster_address():
+        yield
+        return
+    turn = _take_turn(say)
+    try:
+        _wait_for_room(config, resources, say)
+        yield
+    finally:
+        ray.kill(turn)
+
+
+def _take_turn(say: Callable[[str], None]) -> Any:
+    started, told = time.monotonic(), False
+    while True:
+        try:
+            return _Turn.options(name=NAME, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
+        except ValueError:  # the name is taken
+            if not told and time.monotonic() - started > PATIENCE_SECONDS:
+                told = True
+                say("note: waiting for another run, which is waiting for room or starting")
+            time.sleep(POLL_SECONDS)
+
+
+def _wait_for_room(config: RayConfig, resources: Resources, say: Callable[[str], None]) -> None:
+    room = ask_for_room(config, resources)
+    started, told = time.monotonic(), False
+    try:
+        while not ray.wait([room.ready()], timeout=POLL_SECONDS)[0]:
+            if not told and time.monotonic() - started > PATIENCE_SECONDS:
+                told = True
+                say(_what_is_missing(config, resources))
+    finally:
+        remove_placement_group(room)
+
+
+def ask_for_room(config: RayConfig, resources: Resources) -> Any:
+    """A placement group of all that a run holds at a time: granted whole or not at all, and seen
+    by an autoscaler as demand."""
+    workers = [resources.per_worker] * resources.least_workers
+    return placement_group([*workers, *[{"CPU": 1.0}] * config.data_cpus])
+
+
+def _what_is_missing(config: RayConfig, resources: Resources) -> str:
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    each = f"{config.cpus_per_worker:g} CPUs" + (" and a GPU" if resources.use_gpu else "")
+    gpus = f"{free.get('GPU', 0):g} GPUs and " if resources.use_gpu else ""
+    return (
+        f"note: waiting for room: {resources.least_workers} workers of {each}, and "
+        f"{config.data_cpus} CPUs for reading images; free are {gpus}{free.get('CPU', 0):g} CPUs "
+        "on all nodes, other work holds the rest"
+    )
