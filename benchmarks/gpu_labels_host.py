@@ -24,13 +24,13 @@ from benchmarks.gpu_support import drawn_features
 from benchmarks.pretended_cuda import PretendedCuda, PretendedTensor, pretended_cuda
 from benchmarks.tables import parse, parser_of, tell
 from cluster import dbscan, estimate, neighbours
-from cluster.device_arrays import kept_on_device
+from cluster.device import kept_on_device
 from cluster.encoding import Reciprocity
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
 from cluster.given_features import normalised_features
 from cluster.products import SLACK, Floats
 from cluster.refine import FIXED_POINT, Neighbours, Search
-from cluster.runner import Threads
+from cluster.run import Threads
 from daal.config import ClusterConfig
 
 CONFIG = ClusterConfig(eps_rule="q")

@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu_support import Bench, Drawn, drawn_features
 from cluster.dbscan import cuml_available
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
-from cluster.runner import Threads
+from cluster.run import Threads
 from cluster.search_on_device import matmul_precision
 from daal.config import ClusterConfig
 from daal.evaluation import EvaluationResult, evaluate

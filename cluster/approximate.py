@@ -18,19 +18,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster.blocks import kernel, row_blocks
-from cluster.copies import Longs
+from cluster.arrays import Floats, Ints, Longs
+from cluster.blocks import row_blocks
+from cluster.compiled import kernel
 from cluster.neighbours import join
-from cluster.products import NUM_FARTHEST, SLACK, Candidates, Floats, Ints
 from cluster.refine import (
-    FIXED_POINT,
-    SEARCH_PRODUCTS,
+    NUM_FARTHEST,
+    SLACK,
+    Candidates,
     Neighbours,
     Search,
     refine,
     squared_distance,
 )
-from cluster.runner import Handle, Runner
+from cluster.run import Handle, Runner, run_one
 from daal.errors import ConfigError
 
 MIN_RECALL = 0.99
@@ -42,7 +43,6 @@ TRAINED_PER_LIST = 16  # samples from which a centre is found; more, or more rou
 TRAINING_ROUNDS = 5  # these, take longer and hardly move the recall
 FIRST_NPROBE = 8  # lists that a search looks into, doubled until the recall is reached
 MAX_PROBED = 0.25  # of the lists; beyond, exact search is faster anyway
-SCALE = float(FIXED_POINT)  # all features are of length 1
 NO_PRODUCT = np.float32(-np.inf)
 
 
@@ -74,13 +74,9 @@ class Recall(NamedTuple):
 
 
 def approximate_neighbours(
-    runner: Runner,
-    features: Handle,
-    num_samples: int,
-    k: int,
-    blocks: list[tuple[int, int]],
+    runner: Runner, features: Handle, search: Search, blocks: list[tuple[int, int]]
 ) -> tuple[Handle, Recall]:
-    """Handle of the `Neighbours`: nearly the `min(k, N)` nearest, and the recall measured.
+    """Handle of the `Neighbours`: nearly the `min(search.k, N)` nearest, and the recall measured.
 
     `features` is a handle of float32 (N, D) of length 1. `max_sq_distance_N` is approximate too:
     to the farthest of the samples in the lists nearest to -x. Waits for the recall.
@@ -88,31 +84,24 @@ def approximate_neighbours(
     Raises ConfigError if faiss isn't installed, or if the recall stays below 0.99.
     """
     load_faiss()  # is it there? Better asked now than by a task
-    k = min(k, num_samples)
-    centres = runner.submit("neighbours: index", find_centres, features)
-    parts = [
-        runner.submit("neighbours: index", nearest_centres, features, centres, *block)
-        for block in blocks
-    ]
-    lists = runner.submit("neighbours: index", collect_lists, centres, *parts)
+    num_samples = blocks[-1][1]
+    k = min(search.k, num_samples)
+    search = search._replace(k=k, precision="fp32", certify=False)
+    centres = run_one(runner, "neighbours: index", find_centres, features)
+    parts = runner.run("neighbours: index", nearest_centres, blocks, features, centres)
+    lists = run_one(runner, "neighbours: index", collect_lists, centres, *parts)
     rng = np.random.default_rng(SEED)
     rows = np.sort(rng.choice(num_samples, min(SAMPLED_ROWS, num_samples), replace=False))
-    reaches = [
-        runner.submit("neighbours: recall", reach_of_nearest, features, rows[start:stop], k)
-        for start, stop in row_blocks(len(rows), len(blocks))
-    ]
-    measured = runner.submit(
-        "neighbours: recall", measure_recall, features, lists, rows, k, *reaches
+    some = [(rows[slice(*block)],) for block in row_blocks(len(rows), len(blocks))]
+    reaches = runner.run("neighbours: recall", reach_of_nearest, some, features, search)
+    measured = run_one(
+        runner, "neighbours: recall", measure_recall, features, lists, search, rows, *reaches
     )
-    recall: Recall = runner.collect([measured])[0]
-    search = runner.share(Search(k, SCALE, certify=False))
-    parts = [
-        runner.submit(
-            "neighbours: search", search_lists, features, lists, search, recall.nprobe, *block
-        )
-        for block in blocks
-    ]
-    return runner.submit("neighbours: join", join, *parts), recall
+    recall: Recall = runner.values([measured])[0]
+    parts = runner.run(
+        "neighbours: search", search_lists, blocks, features, lists, search, recall.nprobe
+    )
+    return run_one(runner, "neighbours: join", join, *parts), recall
 
 
 def load_faiss() -> Any:
@@ -146,7 +135,8 @@ def find_centres(features_ND: Floats) -> Floats:
     num_samples, dims = features_ND.shape
     num_lists = min(int(LISTS_PER_ROOT * np.sqrt(num_samples)), num_samples // MIN_PER_LIST)
     kmeans = faiss.Kmeans(
-        *(dims, max(1, num_lists)),
+        dims,
+        max(1, num_lists),
         niter=TRAINING_ROUNDS,
         spherical=True,
         seed=SEED,
@@ -174,42 +164,36 @@ def collect_lists(centres_LD: Floats, *list_of_rows: Longs) -> Lists:
     return Lists(centres_LD, members_N, edges)
 
 
-def reach_of_nearest(features_ND: Floats, rows: Longs, k: int) -> Floats:
+def reach_of_nearest(features_ND: Floats, search: Search, rows: Longs) -> Floats:
     """Exact squared distance from each row to the last of its k nearest, itself counted, (rows,).
 
-    fp32 products with all samples choose a few more than k, as rounding may change places.
+    fp32 products choose a few more than k, as rounding may change places.
     """
-    num_samples = len(features_ND)
-    num_others = num_other_samples(k)
-    num_near = min(num_others + SLACK["fp32"], num_samples - 1)
-    rows_at_once = max(1, SEARCH_PRODUCTS // num_samples)
-    reach_R = np.empty(len(rows), np.float32)
-    for start in range(0, len(rows), rows_at_once):
-        some = rows[start : start + rows_at_once]
-        products_RN = features_ND[some] @ features_ND.T
-        products_RN[np.arange(len(some)), some] = NO_PRODUCT
-        near_RC = np.argpartition(products_RN, num_samples - num_near)[:, -num_near:]
-        sq_RC = squared_distances_to(features_ND, some, near_RC.astype(np.int32), SCALE)
-        sq_RC.partition(num_others - 1)
-        reach_R[start : start + rows_at_once] = sq_RC[:, num_others - 1]
-    return reach_R
+    faiss = faiss_of_task()
+    num_others = num_other_samples(search.k)
+    num_near = min(num_others + SLACK["fp32"] + 1, len(features_ND))  # the row itself is among them
+    metric = faiss.METRIC_INNER_PRODUCT
+    near_RC = faiss.knn(features_ND[rows], features_ND, num_near, metric=metric)[1].astype(np.int32)
+    near_RC[near_RC == rows[:, None]] = -1
+    sq_RC = squared_distances_to(features_ND, rows, near_RC, search.scale)
+    return np.partition(sq_RC, num_others - 1)[:, num_others - 1]
 
 
 def measure_recall(
-    features_ND: Floats, lists: Lists, rows: Longs, k: int, *reaches: Floats
+    features_ND: Floats, lists: Lists, search: Search, rows: Longs, *reaches: Floats
 ) -> Recall:
     """Look into more and more lists until 99 % of the rows' nearest are found.
 
-    Found is who is no farther than the last of the true ones: of samples at equal distance each
-    will do. Raises ConfigError if more than a quarter of the lists would be needed.
+    Found are samples that are no farther than the last of the true ones: of samples at equal
+    distance each will do. Raises ConfigError if more than a quarter of the lists would be needed.
     """
     num_lists = len(lists.centres_LD)
     reach_R = np.concatenate(reaches)
-    num_others = num_other_samples(k)
+    num_others = num_other_samples(search.k)
     nprobe = FIRST_NPROBE
     while True:
-        _, near_RC = nearest_others(features_ND, lists, rows, nprobe, k)
-        sq_RC = squared_distances_to(features_ND, rows, near_RC, SCALE)
+        _, near_RC = nearest_others(features_ND, lists, rows, nprobe, search.k)
+        sq_RC = squared_distances_to(features_ND, rows, near_RC, search.scale)
         num_found_R = np.minimum((sq_RC <= reach_R[:, None]).sum(1), num_others)
         share = int(num_found_R.sum()) / (len(rows) * num_others)
         recall = Recall(share, len(rows), nprobe)
@@ -230,7 +214,7 @@ def search_lists(
     """Neighbours of rows row_start..row_stop, measured and ordered as the exact search's."""
     rows = np.arange(row_start, row_stop)
     products_RC, near_RC = nearest_others(features_ND, lists, rows, nprobe, search.k)
-    # Farthest from x is, on the sphere, who is nearest to -x.
+    # On the sphere, the farthest from x is the nearest to -x.
     opposite_RD = -features_ND[row_start:row_stop]
     products_RF, far_RF = look_up(features_ND, lists, opposite_RD, FIRST_NPROBE, NUM_FARTHEST)
     candidates = Candidates(row_start, 2 - 2 * products_RC, near_RC, 2 + 2 * products_RF, far_RF)
@@ -266,9 +250,9 @@ def look_up(
         members = lists.members_N[lists.edges[number] : lists.edges[number + 1]]
         asking = probes[edges[number] : edges[number + 1]] // nprobe
         if len(members) and len(asking):
+            size = min(num_near, len(members))
             products, places = faiss.knn(
-                *(queries_RD[asking], features_ND[members], min(num_near, len(members))),
-                metric=metric,
+                queries_RD[asking], features_ND[members], size, metric=metric
             )
             nearest.add_result_subset(asking, products, members[places])
     nearest.finalize()

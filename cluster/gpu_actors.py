@@ -9,7 +9,7 @@ from ray.exceptions import RayTaskError
 
 
 class GpuActors:
-    """`cluster.task_graph.OnGpus` by actors: one on each free GPU, until the with block ends.
+    """`cluster.ray_run.OnGpus` by actors: one on each free GPU, until the with block ends.
 
     They are started when there is work for them. `device` is what they compute on.
     """

@@ -15,17 +15,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cluster.arrays import Floats
 from cluster.blocks import row_blocks
-from cluster.device_arrays import kept_on_device
-from cluster.products import NUM_FARTHEST, SLACK, Floats, Precision, rounded
+from cluster.device import kept_on_device
 from cluster.refine import (
     FIXED_POINT,
+    NUM_FARTHEST,
+    SLACK,
     Neighbours,
+    Precision,
     Search,
+    rounded,
     rounding_bound,
     search_again,
 )
-from cluster.runner import Runner
+from cluster.run import Runner
 from daal.errors import ConfigError
 
 ROWS_ON_DEVICE = 8192  # of a block

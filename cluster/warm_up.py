@@ -1,11 +1,11 @@
 """Compile the label step's loops ahead: `python -m cluster.warm_up`, when an image is built.
 
-What numba compiles is kept (`cluster.blocks.compiled_code_folder`) for this kind of CPU. On another
-kind a process compiles again, and keeps that too. Without the warm-up, the first labels on each
-new node wait for it.
+What numba compiles is kept for this kind of CPU (`cluster.compiled.compiled_code_folder`). On
+another kind a process compiles again, and keeps that too. Without the warm-up, the first labels on
+each new node wait for it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import is_dataclass
 from importlib.util import find_spec
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 
-from cluster.blocks import compiled_code_folder
+from cluster.compiled import compiled_code_folder
 from cluster.estimate import estimate_pseudo_labels
-from cluster.runner import Threads
+from cluster.run import Threads
 from daal.config import ClusterConfig
 
 NUM_IDS, PER_ID, DIM = 40, 15, 16
@@ -35,13 +35,18 @@ class _AsTasks(Threads):
     def share(self, value: Any) -> Any:
         return _read_only(value)
 
-    def submit(
-        self, stage: str, function: Callable[..., Any], *arguments: Any, **options: Any
-    ) -> Any:
+    def run(
+        self,
+        stage: str,
+        function: Callable[..., Any],
+        blocks: Iterable[tuple[Any, ...]],
+        *shared: Any,
+        num_results: int = 1,
+    ) -> list[Any]:
         def on_read_only(*values: Any) -> Any:
             return function(*map(_read_only, values))
 
-        return super().submit(stage, on_read_only, *arguments, **options)
+        return super().run(stage, on_read_only, blocks, *shared)
 
 
 def warm_up() -> None:

@@ -348,6 +348,12 @@ class ClusterConfig(Section):
     min_samples: int = Field(
         4, ge=1, description="M, the sample itself counted. Swept 2..18; 4 is usual."
     )
+    method: Literal["dbscan", "hdbscan"] = Field(
+        "dbscan",
+        description="hdbscan: scikit-learn's HDBSCAN, which needs no eps: eps_rule, its values, "
+        "refit_eps, backend and max_backoffs have no effect. A cluster has at least min_samples "
+        "images. It holds all distances below 1, for sets up to some 100,000 images.",
+    )
     backend: Backend = Field(
         "auto",
         description="Who runs DBSCAN; all give the same labels. auto: cuml on a GPU that has it, "
@@ -380,6 +386,10 @@ class ClusterConfig(Section):
 
     @model_validator(mode="after")
     def _search_fits(self) -> "ClusterConfig":
+        if self.method == "hdbscan" and self.source_weight:
+            raise ValueError(
+                "cluster.source_weight above 0 needs cluster.method=dbscan; set one of the two"
+            )
         if self.camera_aware and self.search != "exact":
             raise ValueError(
                 "cluster.camera_aware=true needs cluster.search=exact; the index can't search "

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from cluster.blocks import compiled_code_folder
+from cluster.compiled import compiled_code_folder
 from daal import DISTRIBUTION
 from daal.available_cpus import available_cpus
 from daal.config import Config

@@ -17,7 +17,7 @@ import re
 
 import torch
 
-from cluster.out_of_memory import is_out_of_memory
+from cluster.device import is_out_of_memory
 from daal.errors import ClusterError, DaalError, first_line
 
 IMPORT_FAILED = re.compile(r"(?:ModuleNotFound|Import)Error: ([^\n]+)")

@@ -13,7 +13,7 @@ from sklearn.cluster import DBSCAN
 from benchmarks.pretended_cuda import PretendedCuda, PretendedTensor, pretended_cuda
 from cluster import dbscan, device_arrays, neighbours, search_on_device
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
-from cluster.runner import Threads
+from cluster.run import Threads
 from daal.config import ClusterConfig
 
 ROWS, COLUMNS = 200, 250  # of a block, and of a tile

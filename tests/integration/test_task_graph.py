@@ -18,8 +18,8 @@ from heads import LOGICAL_GPUS
 from waiting import wait_until
 
 from cluster.estimate import estimate_pseudo_labels
-from cluster.runner import FULL, Full, TaskTime
-from cluster.task_graph import SMALL, RayTasks, estimate_on_ray
+from cluster.run import FULL, Full, TaskTime
+from cluster.ray_run import SMALL, RayTasks, estimate_on_ray
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
 
@@ -80,7 +80,7 @@ def test_same_bits_with_gpus(changes) -> None:
     program = (
         "import sys, pickle, time, ray, cluster.neighbours\n"
         "from cluster.gpu_actors import GpuActors\n"
-        "from cluster.task_graph import estimate_on_ray\n"
+        "from cluster.ray_run import estimate_on_ray\n"
         "features, config, camids = pickle.loads(sys.stdin.buffer.read())\n"
         "cluster.neighbours.ROWS_ON_DEVICE = 90\n"
         "ray.init(num_cpus=2, num_gpus=2, include_dashboard=False)\n"
@@ -160,7 +160,7 @@ def test_number_of_workers_changes_no_bit(num_cpus, tmp_path):
     np.save(tmp_path / "features.npy", features)
     script = (
         "import numpy as np, pipelines, ray\n"
-        "from cluster.task_graph import estimate_on_ray\n"
+        "from cluster.ray_run import estimate_on_ray\n"
         "from daal.config import ClusterConfig\n"
         f"ray.init(address='local', num_cpus={num_cpus}, include_dashboard=False)\n"
         "features = np.load('features.npy')\n"

@@ -12,7 +12,7 @@ LABELS = """
 import numpy as np
 import ray
 from cluster.estimate import estimate_pseudo_labels
-from cluster.task_graph import estimate_on_ray
+from cluster.ray_run import estimate_on_ray
 from daal.config import ClusterConfig
 
 rng = np.random.default_rng(1)

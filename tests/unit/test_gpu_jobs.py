@@ -11,8 +11,8 @@ import ray
 import torch
 
 from cluster.estimate import estimate_pseudo_labels
-from cluster.out_of_memory import is_out_of_memory
-from cluster.task_graph import estimate_on_ray
+from cluster.device import is_out_of_memory
+from cluster.ray_run import estimate_on_ray
 from daal.config import ClusterConfig
 from daal.errors import LabelError
 from daal.evaluation import evaluate

@@ -9,10 +9,10 @@ from support import all_distances, in_given_order, lattice, same_partition
 
 from cluster.blocks import row_blocks
 from cluster.camera_aware import CameraNeighbours, encode_by_camera
-from cluster.encoding import ONE
+from cluster.arrays import ONE
 from cluster.estimate import estimate_pseudo_labels
 from cluster.refine import FIXED_POINT
-from cluster.runner import Threads
+from cluster.run import Threads
 from daal.config import ClusterConfig
 from daal.errors import ConfigError
 

@@ -12,7 +12,7 @@ from support import same_bits
 from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import nearest_neighbours
 from cluster.refine import FIXED_POINT, Neighbours
-from cluster.runner import Threads
+from cluster.run import Threads
 from daal.config import ClusterConfig
 from daal.errors import ConfigError
 from daal.load_config import check_config

@@ -12,7 +12,7 @@ from support import CPU_BACKENDS, dense, sparse
 
 from cluster.dbscan import Clusterer, cuml_available, dbscan, estimate_eps, find_clusterer
 from cluster.rerank import jaccard_distance
-from cluster.runner import Threads
+from cluster.run import Threads
 from daal.errors import ConfigError, LabelError
 
 

@@ -15,7 +15,7 @@ from cluster.dbscan import Clusterer, dbscan, neighbour_graph
 from cluster.dense_blocks import cores_by_dense_blocks, labels_of_block, pack
 from cluster.estimate import estimate_pseudo_labels
 from cluster.rerank import jaccard_distance
-from cluster.runner import FULL, Threads, by_stage
+from cluster.run import FULL, Threads, by_stage
 from daal.config import ClusterConfig
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from support import in_given_order, lattice
 
 from cluster.blocks import row_blocks
-from cluster.encoding import ONE, Reciprocity, encode, exp_tables, exponential
+from cluster.arrays import ONE
+from cluster.encoding import Reciprocity, encode, exp_tables, exponential
 from cluster.neighbours import nearest_neighbours
 from cluster.refine import fixed_point_scale
 

@@ -11,7 +11,7 @@ from cluster.estimate import estimate_pseudo_labels
 from cluster.given_features import normalised_features
 from cluster.quality import graph_silhouette
 from cluster.rerank import jaccard_distance
-from cluster.runner import Threads
+from cluster.run import Threads
 from daal.config import ClusterConfig
 
 CONFIG = ClusterConfig(k1=10, k2=3, p=0.02)

@@ -12,7 +12,7 @@ from cluster import neighbours, products, refine
 from cluster.copies import FEW_COLUMNS, distinct_rows
 from cluster.neighbours import nearest_neighbours
 from cluster.refine import Groups, fixed_point_scale
-from cluster.runner import by_stage
+from cluster.run import by_stage
 
 FIRST_COPIES = np.array([0, 1, 0, 3, 1, 0])
 

@@ -10,7 +10,8 @@ from support import CPU_BACKENDS, dense, lattice, same_bits
 
 from cluster.blocks import row_blocks
 from cluster.dbscan import dbscan, estimate_eps
-from cluster.encoding import ONE, Reciprocity, encode
+from cluster.arrays import ONE
+from cluster.encoding import Reciprocity, encode
 from cluster.neighbours import nearest_neighbours
 from cluster.refine import fixed_point_scale
 from cluster.rerank import (
@@ -23,7 +24,7 @@ from cluster.rerank import (
     pairs_below,
     symmetric,
 )
-from cluster.runner import Threads
+from cluster.run import Threads
 
 
 @pytest.mark.parametrize(

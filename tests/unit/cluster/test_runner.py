@@ -11,8 +11,8 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 from waiting import wait_until
 
-from cluster.out_of_memory import is_out_of_memory
-from cluster.runner import FULL, TaskTime, Threads, by_stage
+from cluster.device import is_out_of_memory
+from cluster.run import FULL, TaskTime, Threads, by_stage
 
 
 def add(*numbers):

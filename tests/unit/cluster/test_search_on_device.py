@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from support import lattice, same_bits
 
 from cluster import device_arrays, neighbours, search_on_device
-from cluster.device_arrays import kept_on_device
+from cluster.device import kept_on_device
 from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import nearest_in_groups, nearest_neighbours
 from cluster.refine import Groups, Neighbours, Search, fixed_point_scale, rounding_bound
-from cluster.runner import FULL, Threads
+from cluster.run import FULL, Threads
 from cluster.search_on_device import search_rows
 from daal.config import ClusterConfig
 

@@ -8,7 +8,8 @@ from support import same_bits
 
 from cluster import eps
 from cluster.blocks import row_blocks
-from cluster.encoding import ONE, Reciprocity, encode
+from cluster.arrays import ONE
+from cluster.encoding import Reciprocity, encode
 from cluster.eps import TOLERANCE, eps_of_pairs, smallest_distances
 from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import nearest_neighbours

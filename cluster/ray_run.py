@@ -1,19 +1,15 @@
-"""The estimate as a graph of Ray tasks. Only this file and `cluster.gpu_actors` know Ray.
+"""Stages as tasks of Ray. Only this file and `cluster.gpu_actors` know Ray.
 
-    neighbours -> encodings -> distances -> eps -> DBSCAN
-
-The stages are those of `cluster.estimate`, and give the same bits however the rows are cut and
-whoever runs them; so a task that is lost with its worker or node is run again by Ray, and nothing
-changes. Features are put into the object store once (those in another order, by camera or without
-copies, once more) and read there in place, once per node; what travels between tasks are lists
-and sparse rows. Tasks bear their stage's name in the dashboard. Where somebody has GPUs, what gains
-by them is computed there (`OnGpus`).
-A small set is one task.
+The stages give the same bits however the rows are cut and wherever they run; so a task that is lost
+with its worker or node is run again by Ray, and nothing changes. Features are put into the object
+store once (without copies, once more) and read there in place, once per node; what travels between
+tasks are lists and sparse rows. Tasks have their stage's name in the dashboard. Where there are
+GPUs, what gains by them is computed there (`OnGpus`). A small set is one task.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any, TypeAlias
 
@@ -25,7 +21,7 @@ from ray.exceptions import RayError
 from threadpoolctl import threadpool_limits
 
 from cluster.estimate import ALONE, PseudoLabels, estimate_pseudo_labels
-from cluster.runner import FULL, Full, Handle, TaskTime, Threads, run_block
+from cluster.run import FULL, Full, Handle, TaskTime, Threads, run_block
 from daal.available_cpus import available_cpus
 from daal.config import ClusterConfig
 from daal.errors import ConfigError
@@ -37,7 +33,6 @@ OnProgress: TypeAlias = Callable[[str, int, int], None]  # stage, tasks done, ta
 OnGpus: TypeAlias = Callable[..., list[Any]]
 
 SMALL, SMALL_ON_GPU = 20_000, 100_000  # images: up to here, one task is faster than many
-ROWS_PER_BLOCK = (2048, 65_536)  # not worth a task below; a task takes long to stop above
 POLL_SECONDS = 1.0
 CANCEL_SECONDS = 5.0  # that cancelled tasks may take to end by themselves
 
@@ -106,7 +101,9 @@ def as_task(function: Callable[..., Any]) -> Any:
 
 
 class RayTasks:
-    """`cluster.runner.Runner` on Ray: handles are object references."""
+    """`cluster.run.Runner` on Ray: handles are object references."""
+
+    least_rows = 2048
 
     def __init__(
         self, num_workers: int, on_gpus: OnGpus | None = None, on_progress: OnProgress | None = None
@@ -120,24 +117,21 @@ class RayTasks:
         self._times_on_gpus: list[TaskTime] = []
         self._shown: Counter[str] = Counter()
 
-    def default_num_blocks(self, num_samples: int) -> int:
-        least, most = ROWS_PER_BLOCK
-        return max(1, -(-num_samples // most), min(4 * self.num_workers, num_samples // least))
-
-    def share(self, value: Any) -> Handle:
-        return value if isinstance(value, ray.ObjectRef) else ray.put(value)
-
-    def submit(
+    def run(
         self,
         stage: str,
         function: Callable[..., Any],
-        *arguments: Any,
+        blocks: Iterable[tuple[Any, ...]],
+        *shared: Any,
         num_results: int = 1,
-    ) -> Any:
+    ) -> list[Any]:
         task = as_task(_run_stage).options(name=stage, num_returns=num_results + 1)
-        *results, spent = task.remote(stage, function, num_results, *arguments)
-        self._times[spent] = stage
-        return results if num_results > 1 else results[0]
+        handles: list[Any] = []
+        for block in blocks:
+            *results, spent = task.remote(stage, function, num_results, *shared, *block)
+            self._times[spent] = stage
+            handles.append(results if num_results > 1 else results[0])
+        return handles
 
     def on_device(
         self,
@@ -155,7 +149,10 @@ class RayTasks:
             return None
         return values
 
-    def collect(self, handles: Sequence[Handle]) -> list[Any]:
+    def share(self, value: Any) -> Handle:
+        return value if isinstance(value, ray.ObjectRef) else ray.put(value)
+
+    def values(self, handles: Sequence[Handle]) -> list[Any]:
         pending = [handle for handle in handles if isinstance(handle, ray.ObjectRef)]
         while pending:
             done, pending = ray.wait(
@@ -163,7 +160,7 @@ class RayTasks:
             )
             self._report()
             for reference in done:
-                _result(reference)  # if it is an error, nobody waits for the others
+                _result(reference)  # an error is raised at once, whatever the others do
         return [
             _result(handle) if isinstance(handle, ray.ObjectRef) else handle for handle in handles
         ]
@@ -172,7 +169,7 @@ class RayTasks:
         return [*self._times_on_gpus, *ray.get(self._done())]
 
     def cancel(self) -> None:
-        """Let go of whatever is still waiting or at work (after a lost task, or Ctrl-C).
+        """End what is still waiting or at work (after a lost task, or Ctrl-C).
 
         A task that is just being started may not hear that it is cancelled, and would hold its CPUs
         to its end: its process is ended then.
