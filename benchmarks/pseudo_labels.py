@@ -28,7 +28,7 @@ import psutil
 from benchmarks.gpu_support import drawn_features
 from benchmarks.tables import aligned, parse, parser_of, say
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
-from cluster.run import Threads
+from cluster.run import Threads, blocks_for
 from daal.config import ClusterConfig
 
 Floats = npt.NDArray[np.float32]
@@ -83,7 +83,7 @@ def estimate(features: Floats, config: ClusterConfig, given: argparse.Namespace)
         from cluster.gpu_actors import GpuActors
         from cluster.ray_run import RayTasks, estimate_on_ray
 
-        num_blocks = RayTasks(os.cpu_count() or 1).default_num_blocks(len(features))
+        num_blocks = len(blocks_for(RayTasks(os.cpu_count() or 1), len(features)))
         has_gpu = given.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
         with GpuActors() if has_gpu else contextlib.nullcontext() as on_gpus:
             return estimate_on_ray(

@@ -6,9 +6,9 @@ The index is an inverted file (IVF-Flat): each sample is in the list of its near
 search looks into the lists of the centres nearest to its sample. How many it takes is measured:
 sampled rows are also searched exactly, and the number of lists doubles until 99 % of their
 nearest are found. faiss finds centres and neighbours; all rows that ask for a list meet it at
-once, in one product of matrices (as in its contrib.big_batch_search). One row at a time, as its
-IndexIVFFlat goes, memory is read so often that exact search is faster up to tens of thousands
-of samples, and the index would hold a copy of the features.
+once, in one product of matrices (as in its contrib.big_batch_search). Its IndexIVFFlat goes row by
+row: that reads memory so often that exact search is faster up to tens of thousands of samples, and
+holds a copy of the features.
 
 Distances and their order are the exact search's, so samples that both find are the same bits.
 Which samples are found depends on rounded products, and so on the machine and the row blocks.
@@ -43,15 +43,11 @@ TRAINED_PER_LIST = 16  # samples from which a centre is found; more, or more rou
 TRAINING_ROUNDS = 5  # these, take longer and hardly move the recall
 FIRST_NPROBE = 8  # lists that a search looks into, doubled until the recall is reached
 MAX_PROBED = 0.25  # of the lists; beyond, exact search is faster anyway
-NO_PRODUCT = np.float32(-np.inf)
 
 
 class Lists(NamedTuple):
-    """Which samples are in which list.
-
-    Those nearest to `centres_LD[l]` (float32, length 1) are
-    `members_N[edges[l]:edges[l + 1]]` (int64, ascending).
-    """
+    """Samples nearest to `centres_LD[l]` (float32, length 1) are
+    `members_N[edges[l]:edges[l + 1]]` (int64, ascending)."""
 
     centres_LD: Floats
     members_N: Longs
@@ -83,10 +79,9 @@ def approximate_neighbours(
 
     Raises ConfigError if faiss isn't installed, or if the recall stays below 0.99.
     """
-    load_faiss()  # is it there? Better asked now than by a task
+    load_faiss()  # says at once if it isn't there
     num_samples = blocks[-1][1]
-    k = min(search.k, num_samples)
-    search = search._replace(k=k, precision="fp32", certify=False)
+    search = search._replace(k=min(search.k, num_samples), precision="fp32", certify=False)
     centres = run_one(runner, "neighbours: index", find_centres, features)
     parts = runner.run("neighbours: index", nearest_centres, blocks, features, centres)
     lists = run_one(runner, "neighbours: index", collect_lists, centres, *parts)
@@ -105,7 +100,10 @@ def approximate_neighbours(
 
 
 def load_faiss() -> Any:
-    """The library. Raises ConfigError if it isn't there."""
+    """The library, with one thread for the thread that calls: what runs side by side are blocks.
+
+    Raises ConfigError if it isn't there.
+    """
     try:
         import faiss
     except ImportError as error:
@@ -113,28 +111,28 @@ def load_faiss() -> Any:
             "cluster.search=approximate needs faiss: pip install 'daal-reid[faiss]', or use "
             "cluster.search=exact."
         ) from error
-    return faiss
-
-
-def faiss_of_task() -> Any:
-    """The library, with one thread for the thread that calls: what runs side by side are tasks."""
-    faiss = load_faiss()
     faiss.omp_set_num_threads(1)
     return faiss
+
+
+def nearest(queries_RD: Floats, among_ND: Floats, num: int) -> tuple[Floats, Longs]:
+    """Products (descending) and indices of each query's `num` nearest: among vectors of length 1
+    these have the largest products."""
+    faiss = load_faiss()
+    found: tuple[Floats, Longs] = faiss.knn(
+        queries_RD, among_ND, min(num, len(among_ND)), metric=faiss.METRIC_INNER_PRODUCT
+    )
+    return found
 
 
 # ---- Tasks ------------------------------------------------------------------------------
 
 
 def find_centres(features_ND: Floats) -> Floats:
-    """Centres of the lists, (L, D) of length 1, by k-means on some samples.
-
-    Nearest is the largest product: among vectors of length 1 that is the smallest distance.
-    """
-    faiss = faiss_of_task()
+    """Centres of the lists, (L, D) of length 1, by k-means on some samples."""
     num_samples, dims = features_ND.shape
     num_lists = min(int(LISTS_PER_ROOT * np.sqrt(num_samples)), num_samples // MIN_PER_LIST)
-    kmeans = faiss.Kmeans(
+    kmeans = load_faiss().Kmeans(
         dims,
         max(1, num_lists),
         niter=TRAINING_ROUNDS,
@@ -152,16 +150,12 @@ def nearest_centres(
     features_ND: Floats, centres_LD: Floats, row_start: int, row_stop: int
 ) -> Longs:
     """The list of each of the rows row_start..row_stop, (rows,)."""
-    faiss = faiss_of_task()
-    rows_RD = features_ND[row_start:row_stop]
-    list_R1: Longs = faiss.knn(rows_RD, centres_LD, 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
-    return list_R1[:, 0]
+    return nearest(features_ND[row_start:row_stop], centres_LD, 1)[1][:, 0]
 
 
 def collect_lists(centres_LD: Floats, *list_of_rows: Longs) -> Lists:
     """The lists' members, from the list of every row."""
-    members_N, edges = grouped(np.concatenate(list_of_rows), len(centres_LD))
-    return Lists(centres_LD, members_N, edges)
+    return Lists(centres_LD, *grouped(np.concatenate(list_of_rows), len(centres_LD)))
 
 
 def reach_of_nearest(features_ND: Floats, search: Search, rows: Longs) -> Floats:
@@ -169,14 +163,12 @@ def reach_of_nearest(features_ND: Floats, search: Search, rows: Longs) -> Floats
 
     fp32 products choose a few more than k, as rounding may change places.
     """
-    faiss = faiss_of_task()
-    num_others = num_other_samples(search.k)
-    num_near = min(num_others + SLACK["fp32"] + 1, len(features_ND))  # the row itself is among them
-    metric = faiss.METRIC_INNER_PRODUCT
-    near_RC = faiss.knn(features_ND[rows], features_ND, num_near, metric=metric)[1].astype(np.int32)
+    num_others = max(1, search.k - 1)
+    near_RC = nearest(features_ND[rows], features_ND, num_others + SLACK["fp32"] + 1)[1]
     near_RC[near_RC == rows[:, None]] = -1
-    sq_RC = squared_distances_to(features_ND, rows, near_RC, search.scale)
-    return np.partition(sq_RC, num_others - 1)[:, num_others - 1]
+    sq_RC = squared_distances_to(features_ND, rows, near_RC.astype(np.int32), search.scale)
+    reach_R: Floats = np.partition(sq_RC, num_others - 1)[:, num_others - 1]
+    return reach_R
 
 
 def measure_recall(
@@ -187,9 +179,8 @@ def measure_recall(
     Found are samples that are no farther than the last of the true ones: of samples at equal
     distance each will do. Raises ConfigError if more than a quarter of the lists would be needed.
     """
-    num_lists = len(lists.centres_LD)
-    reach_R = np.concatenate(reaches)
-    num_others = num_other_samples(search.k)
+    num_lists, reach_R = len(lists.centres_LD), np.concatenate(reaches)
+    num_others = max(1, search.k - 1)  # the sample itself is always found
     nprobe = FIRST_NPROBE
     while True:
         _, near_RC = nearest_others(features_ND, lists, rows, nprobe, search.k)
@@ -224,11 +215,6 @@ def search_lists(
 # ---- Parts of the tasks -----------------------------------------------------------------
 
 
-def num_other_samples(k: int) -> int:
-    """Neighbours whose recall is measured: not the sample itself, which is always found."""
-    return max(1, k - 1)
-
-
 def grouped(list_of_entry: Longs, num_lists: int) -> tuple[Longs, Longs]:
     """Entries ordered by their list, and where each list begins (and the last one ends)."""
     order = np.argsort(list_of_entry, kind="stable")
@@ -240,24 +226,20 @@ def look_up(
 ) -> tuple[Floats, Ints]:
     """Products (descending) and indices of each query's nearest in `nprobe` lists, (R, num_near);
     -inf and -1 where there are no more."""
-    faiss = faiss_of_task()
-    metric, num_lists = faiss.METRIC_INNER_PRODUCT, len(lists.centres_LD)
+    num_lists = len(lists.centres_LD)
     nprobe = min(nprobe, num_lists)
-    _, probed_RP = faiss.knn(queries_RD, lists.centres_LD, nprobe, metric=metric)
+    _, probed_RP = nearest(queries_RD, lists.centres_LD, nprobe)
     probes, edges = grouped(probed_RP.ravel(), num_lists)
-    nearest = faiss.ResultHeap(len(queries_RD), num_near, keep_max=True)
+    best = load_faiss().ResultHeap(len(queries_RD), num_near, keep_max=True)
     for number in range(num_lists):
         members = lists.members_N[lists.edges[number] : lists.edges[number + 1]]
         asking = probes[edges[number] : edges[number + 1]] // nprobe
         if len(members) and len(asking):
-            size = min(num_near, len(members))
-            products, places = faiss.knn(
-                queries_RD[asking], features_ND[members], size, metric=metric
-            )
-            nearest.add_result_subset(asking, products, members[places])
-    nearest.finalize()
-    products_RC, indices_RC = nearest.D, nearest.I.astype(np.int32)
-    products_RC[indices_RC < 0] = NO_PRODUCT
+            products, places = nearest(queries_RD[asking], features_ND[members], num_near)
+            best.add_result_subset(asking, products, members[places])
+    best.finalize()
+    products_RC, indices_RC = best.D, best.I.astype(np.int32)
+    products_RC[indices_RC < 0] = -np.inf
     return products_RC, indices_RC
 
 
@@ -268,13 +250,10 @@ def nearest_others(
     num_near = k + SLACK["fp32"]
     products_RC, near_RC = look_up(features_ND, lists, features_ND[rows], nprobe, num_near + 1)
     is_itself_RC = near_RC == rows[:, None]
-    products_RC[is_itself_RC] = NO_PRODUCT
+    products_RC[is_itself_RC] = -np.inf
     near_RC[is_itself_RC] = -1
     order = np.argsort(-products_RC, axis=1, kind="stable")[:, :num_near]
-    return (
-        np.take_along_axis(products_RC, order, axis=1),
-        np.take_along_axis(near_RC, order, axis=1),
-    )
+    return np.take_along_axis(products_RC, order, 1), np.take_along_axis(near_RC, order, 1)
 
 
 @kernel

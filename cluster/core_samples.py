@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
-from sklearn.cluster import DBSCAN
 
 from cluster.arrays import Labels
 
@@ -31,6 +30,8 @@ def cores_by_components(graph: csr_array, min_samples: int) -> Cores:
 
 def cores_by_sklearn(graph: csr_array, min_samples: int) -> Cores:
     """By scikit-learn's DBSCAN."""
+    from sklearn.cluster import DBSCAN  # takes a second, and 130 MB
+
     # It adds the diagonal itself, and takes whatever is stored and <= eps for a neighbour.
     fitted = DBSCAN(eps=1.0, min_samples=min_samples, metric="precomputed").fit(
         graph.astype(np.float64)

@@ -28,7 +28,6 @@ from cluster.pairs import Pairs
 from cluster.quality import graph_silhouette
 from cluster.refine import FIXED_POINT, Search
 from cluster.run import Runner, StageTime, blocks_for, by_stage, on_threads
-from cluster.search_on_device import OF_CUVS, check_cuvs
 from cluster.source_term import SourceTerm
 from daal.config import ClusterConfig
 from daal.errors import LabelError
@@ -95,7 +94,7 @@ def estimate_pseudo_labels(
     there are fewer than `config.min_clusters` clusters, or if a giant cluster remains after
     `config.max_backoffs` steps back; ConfigError if the backend can't run here, if cameras are
     needed and not given (or are more than 256), if eps isn't between 0 and 1, or if approximate
-    neighbours are wanted and faiss isn't there or misses too many, or if cuVS is and isn't there.
+    neighbours are wanted and faiss isn't there or misses too many.
     """
     assert runner is not None
     started, num_notes = time.time(), len(runner.notes)
@@ -104,8 +103,6 @@ def estimate_pseudo_labels(
     check_given(config, len(features_ND), eps, camids_N, source_N)
     # What can't run here says so now, not at the end.
     clusterer: Clusterer = CLUSTERERS[config.method](runner, config, eps)
-    if config.search == "cuvs":
-        check_cuvs(runner)
 
     # Unit rows: row r is sample rows[r]. Cameras are searched apart, one after the other.
     notes = []
@@ -145,8 +142,6 @@ def estimate_pseudo_labels(
             neighbours, recall = approximate_neighbours(runner, features, search, blocks)
             notes.append(f"Neighbours are approximate: {recall}.")
         else:
-            if config.search == "cuvs":
-                search = search._replace(precision=OF_CUVS, by_cuvs=True)
             neighbours = nearest_neighbours(runner, features, search, len(blocks), first_copy_R)
         encodings, order = encode(
             runner, features, search.scale, neighbours, reciprocity, config.k2, blocks

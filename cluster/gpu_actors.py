@@ -1,11 +1,12 @@
 """The GPUs of a Ray cluster for one estimate, where no worker of a run holds them."""
 
-from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
+
+from cluster.run import Blocks, Stage
 
 
 class GpuActors:
@@ -32,13 +33,7 @@ class GpuActors:
         for actor in self._actors:
             ray.kill(actor)
 
-    def __call__(
-        self,
-        stage: str,
-        function: Callable[..., Any],
-        blocks: Sequence[tuple[int, int]],
-        *shared: Any,
-    ) -> list[Any]:
+    def __call__(self, stage: str, function: Stage, blocks: Blocks, *shared: Any) -> list[Any]:
         num_actors = min(self._most, len(blocks))
         while len(self._actors) < num_actors:
             self._actors.append(_GpuActor.remote())
@@ -60,13 +55,7 @@ class GpuActors:
 
 
 class _Gpu:
-    def run(
-        self,
-        function: Callable[..., Any],
-        blocks: Sequence[tuple[int, int]],
-        device: str,
-        *shared: Any,
-    ) -> list[Any]:
+    def run(self, function: Stage, blocks: Blocks, device: str, *shared: Any) -> list[Any]:
         """The values of these blocks."""
         return [function(*shared, device, *block) for block in blocks]
 

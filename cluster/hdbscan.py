@@ -2,7 +2,6 @@
 
 import numpy as np
 from scipy.sparse import csr_array, csr_matrix
-from sklearn.cluster import HDBSCAN
 
 from cluster.arrays import Labels
 from cluster.clustering import Clustering, giant_size, numbered_by_sample
@@ -54,6 +53,8 @@ def hdbscan(distance: csr_array, min_samples: int) -> Labels:
 
     `min_samples` counts the sample itself, as scikit-learn does.
     """
+    from sklearn.cluster import HDBSCAN  # takes a second, and 130 MB
+
     num_samples = distance.shape[0]
     if num_samples <= min_samples:
         return np.full(num_samples, -1, np.int64)
@@ -72,6 +73,9 @@ def hdbscan(distance: csr_array, min_samples: int) -> Labels:
     nearness = nearness.maximum(ring).maximum(ring.T).tocsr()
     graph = csr_matrix((2 - nearness.data, nearness.indices, nearness.indptr), distance.shape)
     found = HDBSCAN(
-        min_cluster_size=max(2, min_samples), min_samples=min_samples, metric="precomputed"
+        min_cluster_size=max(2, min_samples),
+        min_samples=min_samples,
+        metric="precomputed",
+        copy=False,
     ).fit(graph)
     return np.asarray(found.labels_, np.int64)

@@ -9,7 +9,7 @@ GPUs, what gains by them is computed there (`OnGpus`). A small set is one task.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, TypeAlias
 
@@ -21,10 +21,9 @@ from ray.exceptions import RayError
 from threadpoolctl import threadpool_limits
 
 from cluster.estimate import ALONE, PseudoLabels, estimate_pseudo_labels
-from cluster.run import FULL, Full, Handle, TaskTime, Threads, run_block
+from cluster.run import FULL, Blocks, Full, Handle, Stage, TaskTime, Threads, run_block
 from daal.available_cpus import available_cpus
 from daal.config import ClusterConfig
-from daal.errors import ConfigError
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]  # stage, tasks done, tasks submitted
 # Called as `on_gpus(stage, function, blocks, *shared)`: the values of
@@ -57,14 +56,8 @@ def estimate_on_ray(
     computed by `on_gpus`, if it is given. `on_progress` is called about once a second while there
     are several tasks.
 
-    Raises what the local function raises, ConfigError if `config.backend` is cuml and there is
-    no GPU to use, and RayError if Ray gives a task up.
+    Raises what the local function raises, and RayError if Ray gives a task up.
     """
-    if config.backend == "cuml" and on_gpus is None:
-        raise ConfigError(
-            "cluster.backend=cuml needs a GPU and this run has none; use auto, components "
-            "or sklearn, which give the same labels."
-        )
     features: npt.NDArray[np.floating] = (
         ray.get(features_ND) if isinstance(features_ND, ray.ObjectRef) else features_ND
     )
@@ -95,7 +88,7 @@ def estimate_on_ray(
 
 
 @cache
-def as_task(function: Callable[..., Any]) -> Any:
+def as_task(function: Stage) -> Any:
     """A function as a task of one CPU."""
     return ray.remote(num_cpus=1)(function)
 
@@ -118,12 +111,7 @@ class RayTasks:
         self._shown: Counter[str] = Counter()
 
     def run(
-        self,
-        stage: str,
-        function: Callable[..., Any],
-        blocks: Iterable[tuple[Any, ...]],
-        *shared: Any,
-        num_results: int = 1,
+        self, stage: str, function: Stage, blocks: Blocks, *shared: Any, num_results: int = 1
     ) -> list[Any]:
         task = as_task(_run_stage).options(name=stage, num_returns=num_results + 1)
         handles: list[Any] = []
@@ -134,11 +122,7 @@ class RayTasks:
         return handles
 
     def on_device(
-        self,
-        stage: str,
-        function: Callable[..., Any],
-        blocks: Sequence[tuple[int, int]],
-        *shared: Any,
+        self, stage: str, function: Stage, blocks: Blocks, *shared: Any
     ) -> list[Any] | None:
         assert self._on_gpus is not None
         done = self._on_gpus(stage, partial(_run_block, stage, function), blocks, *shared)
@@ -205,9 +189,7 @@ def _result(reference: Any) -> Any:
         raise error.cause from error
 
 
-def _run_stage(
-    stage: str, function: Callable[..., Any], num_results: int, *arguments: Any
-) -> list[Any]:
+def _run_stage(stage: str, function: Stage, num_results: int, *arguments: Any) -> list[Any]:
     torch.set_num_threads(1)
     start, cpu = time.time(), time.process_time()
     with threadpool_limits(1):
@@ -216,7 +198,7 @@ def _run_stage(
     return [*found, spent] if num_results > 1 else [found, spent]
 
 
-def _run_block(stage: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, TaskTime]:
+def _run_block(stage: str, function: Stage, *arguments: Any) -> tuple[Any, TaskTime]:
     there = [ray.get(a) if isinstance(a, ray.ObjectRef) else a for a in arguments]
     return run_block(stage, function, *there)
 

@@ -80,7 +80,6 @@ class Search(NamedTuple):
     precision: Precision = "fp32"
     groups: Groups = NO_GROUPS
     certify: bool = True  # False: the candidates are all there is, right or not
-    by_cuvs: bool = False  # which chooses the candidates, on a GPU
 
     def meet(self, row: int, other: int) -> bool:
         """Whether two rows can be neighbours."""

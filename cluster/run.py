@@ -23,6 +23,8 @@ FULL = "The GPU's memory ran out; the CPU found the same in more time."
 MOST_ROWS = 65_536  # of a block: an interrupted task takes long to stop above
 
 Handle: TypeAlias = Any  # a value; on Ray, a reference to one that may not be there yet
+Stage: TypeAlias = Callable[..., Any]  # a pure function
+Blocks: TypeAlias = Sequence[tuple[Any, ...]]  # its last arguments, for each block
 
 
 class TaskTime(NamedTuple):
@@ -44,12 +46,7 @@ class Runner(Protocol):
     notes: list[str]
 
     def run(
-        self,
-        stage: str,
-        function: Callable[..., Any],
-        blocks: Iterable[tuple[Any, ...]],
-        *shared: Any,
-        num_results: int = 1,
+        self, stage: str, function: Stage, blocks: Blocks, *shared: Any, num_results: int = 1
     ) -> list[Any]:
         """Handles of `function(*shared, *block)` for each block, in order.
 
@@ -58,11 +55,7 @@ class Runner(Protocol):
         """
 
     def on_device(
-        self,
-        stage: str,
-        function: Callable[..., Any],
-        blocks: Sequence[tuple[int, int]],
-        *shared: Any,
+        self, stage: str, function: Stage, blocks: Blocks, *shared: Any
     ) -> list[Any] | None:
         """Values of `function(*shared, device, start, stop)` for each block, in order.
 
@@ -79,7 +72,7 @@ class Runner(Protocol):
         """What each finished task took."""
 
 
-def run_one(runner: Runner, stage: str, function: Callable[..., Any], *arguments: Any) -> Handle:
+def run_one(runner: Runner, stage: str, function: Stage, *arguments: Any) -> Handle:
     """Handle of `function(*arguments)`, a stage that isn't cut into blocks."""
     return runner.run(stage, function, [()], *arguments)[0]
 
@@ -100,7 +93,7 @@ class Full(NamedTuple):
     said: str
 
 
-def run_block(stage: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, TaskTime]:
+def run_block(stage: str, function: Stage, *arguments: Any) -> tuple[Any, TaskTime]:
     """A value (`Full` if there was no memory for it), and what it took."""
     start, cpu = time.time(), time.thread_time()
     try:
@@ -169,12 +162,7 @@ class Threads:
         torch.set_num_threads(self._torch_threads)
 
     def run(
-        self,
-        stage: str,
-        function: Callable[..., Any],
-        blocks: Iterable[tuple[Any, ...]],
-        *shared: Any,
-        num_results: int = 1,
+        self, stage: str, function: Stage, blocks: Blocks, *shared: Any, num_results: int = 1
     ) -> list[Any]:
         if self._pool is None:
             raise RuntimeError("Threads compute only inside their with block.")
@@ -188,11 +176,7 @@ class Threads:
         return list(self._pool.map(compute, blocks))
 
     def on_device(
-        self,
-        stage: str,
-        function: Callable[..., Any],
-        blocks: Sequence[tuple[int, int]],
-        *shared: Any,
+        self, stage: str, function: Stage, blocks: Blocks, *shared: Any
     ) -> list[Any] | None:
         values = []
         for block in blocks:

@@ -5,7 +5,6 @@ another kind a process compiles again, and keeps that too. Without the warm-up, 
 each new node wait for it.
 """
 
-from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import is_dataclass
 from importlib.util import find_spec
@@ -16,7 +15,7 @@ from scipy.sparse import issparse
 
 from cluster.compiled import compiled_code_folder
 from cluster.estimate import estimate_pseudo_labels
-from cluster.run import Threads
+from cluster.run import Blocks, Stage, Threads
 from daal.config import ClusterConfig
 
 NUM_IDS, PER_ID, DIM = 40, 15, 16
@@ -36,12 +35,7 @@ class _AsTasks(Threads):
         return _read_only(value)
 
     def run(
-        self,
-        stage: str,
-        function: Callable[..., Any],
-        blocks: Iterable[tuple[Any, ...]],
-        *shared: Any,
-        num_results: int = 1,
+        self, stage: str, function: Stage, blocks: Blocks, *shared: Any, num_results: int = 1
     ) -> list[Any]:
         def on_read_only(*values: Any) -> Any:
             return function(*map(_read_only, values))

@@ -323,11 +323,10 @@ class ClusterConfig(Section):
         description="Precision of the neighbour search's products on GPUs. Neighbours are the "
         "same with each: candidates are measured again, and doubtful ones searched again.",
     )
-    search: Literal["exact", "cuvs", "approximate"] = Field(
+    search: Literal["exact", "approximate"] = Field(
         "exact",
-        description="cuvs: by cuVS on a GPU (pip install daal-reid[gpu]), the same neighbours. "
-        "approximate: a faiss index (pip install daal-reid[faiss]), used only if it finds 99 % of "
-        "the true neighbours of sampled images.",
+        description="approximate: a faiss index (pip install daal-reid[faiss]), used only if it "
+        "finds 99 % of the true neighbours of sampled images.",
     )
     eps_rule: EpsRuleName = Field(
         "p",
@@ -394,10 +393,5 @@ class ClusterConfig(Section):
             raise ValueError(
                 "cluster.camera_aware=true needs cluster.search=exact; the index can't search "
                 "cameras apart"
-            )
-        if self.search == "cuvs" and self.products != "fp32":
-            raise ValueError(
-                f"cluster.search=cuvs has products of its own; leave out cluster.products="
-                f"{self.products}, or use cluster.search=exact"
             )
         return self

@@ -10,8 +10,8 @@ import pytest
 import ray
 import torch
 
-from cluster.estimate import estimate_pseudo_labels
 from cluster.device import is_out_of_memory
+from cluster.estimate import estimate_pseudo_labels
 from cluster.ray_run import estimate_on_ray
 from daal.config import ClusterConfig
 from daal.errors import LabelError

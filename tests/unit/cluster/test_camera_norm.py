@@ -1,14 +1,12 @@
 """Camera-based normalisation of features before clustering."""
 
 import numpy as np
-import pytest
 import reference
 
 from cluster.camera_norm import MIN_IMAGES, standardised_by_camera
 from cluster.estimate import estimate_pseudo_labels
 from cluster.quality import agreement
 from daal.config import ClusterConfig
-from daal.errors import ConfigError
 
 
 def test_every_camera_has_mean_0_and_spread_1_in_every_channel() -> None:
@@ -59,8 +57,3 @@ def test_clusters_no_longer_follow_cameras() -> None:
         shifted, config.model_copy(update={"camera_norm": True}), camids_N=camids
     ).labels
     assert agreement(pids, without) > 0.4 > 0.3 > agreement(pids, plain)
-
-
-def test_cameras_must_be_given() -> None:
-    with pytest.raises(ConfigError, match=r"cluster\.camera_norm=true needs the camera of every"):
-        estimate_pseudo_labels(np.eye(30), ClusterConfig(camera_norm=True))

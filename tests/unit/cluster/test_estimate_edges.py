@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import reference
 
-from cluster.estimate import estimate_pseudo_labels, giant_size
+from cluster.clustering import giant_size
+from cluster.estimate import estimate_pseudo_labels
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
 
@@ -51,12 +52,6 @@ def test_up_to_one_percent_may_be_unusable(features, value):
     broken[5] = value
     with pytest.raises(LabelError, match="6 of 500"):
         estimate_pseudo_labels(broken, CONFIG)
-
-
-def test_half_precision_that_overflowed_is_unusable(features):
-    halves = (1e3 * features).astype(np.float16)
-    halves[7, 2] = np.inf
-    assert estimate_pseudo_labels(halves, CONFIG).labels[7] == -1
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (1, 8), (8,), (4, 3, 2)])
