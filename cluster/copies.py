@@ -50,43 +50,32 @@ def _equal(features_ND: Floats, rows: Longs, others: Longs) -> npt.NDArray[np.bo
 @kernel
 def copy_rows(
     indices_UK: Ints,
-    sq_UK: Floats,
+    sq_bits_UK: Ints,
     copy_of_N: Ints,
     by_distinct: Ints,
     edges: npt.NDArray[np.intp],
     k: int,
     row_start: int,
     row_stop: int,
-) -> tuple[Ints, Floats]:
+) -> tuple[Ints, Ints]:
+    """The k nearest of each row, from those of the distinct samples: itself, then by (distance,
+    index). Distances, from 0 on, are ordered as their bits are."""
     indices_RK = np.full((row_stop - row_start, k), -1, np.int32)
-    sq_RK = np.zeros((row_stop - row_start, k), np.float32)
-    pool = np.empty(len(copy_of_N), np.int32)
+    sq_bits_RK = np.zeros((row_stop - row_start, k), np.int32)
+    keys = np.empty(indices_UK.shape[1] * (k + 1), np.int64)
     for i in range(row_start, row_stop):
-        r, u = i - row_start, copy_of_N[i]
+        r, u, num_keys = i - row_start, copy_of_N[i], 0
+        for place in range(indices_UK.shape[1]):
+            v = indices_UK[u, place]
+            if v < 0:
+                break
+            for entry in range(edges[v], min(edges[v + 1], edges[v] + k + 1)):
+                if by_distinct[entry] != i:
+                    keys[num_keys] = np.int64(sq_bits_UK[u, place]) << 32 | by_distinct[entry]
+                    num_keys += 1
+        keys[:num_keys].sort()
         indices_RK[r, 0] = i
-        held = 1
-        place = 0
-        while held < k and place < indices_UK.shape[1] and indices_UK[u, place] >= 0:
-            # Distinct samples at equal distance are one run: their copies go by index together.
-            run_stop = place + 1
-            while run_stop < indices_UK.shape[1] and sq_UK[u, run_stop] == sq_UK[u, place]:
-                run_stop += 1
-            num_pooled = 0
-            for p in range(place, run_stop):
-                v = indices_UK[u, p]
-                if v >= 0:
-                    for entry in range(edges[v], edges[v + 1]):
-                        # Of a run of one, k copies are enough.
-                        if num_pooled == k and run_stop == place + 1:
-                            break
-                        if by_distinct[entry] != i:
-                            pool[num_pooled] = by_distinct[entry]
-                            num_pooled += 1
-            if run_stop > place + 1:
-                pool[:num_pooled].sort()
-            for p in range(min(num_pooled, k - held)):
-                indices_RK[r, held] = pool[p]
-                sq_RK[r, held] = sq_UK[u, place]
-                held += 1
-            place = run_stop
-    return indices_RK, sq_RK
+        for p in range(min(num_keys, k - 1)):
+            indices_RK[r, p + 1] = keys[p] & 0xFFFFFFFF
+            sq_bits_RK[r, p + 1] = keys[p] >> 32
+    return indices_RK, sq_bits_RK

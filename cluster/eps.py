@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from cluster.near_pairs import NUM_BINS, ZERO
-from cluster.pairs import Pairs, row_of_entry
+from cluster.pairs import NUM_BINS, ZERO, Pairs, row_of_entry
 from daal.config import ClusterConfig
 from daal.eps_choice import VALUE_OF_RULE
 from daal.errors import LabelError

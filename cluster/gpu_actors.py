@@ -1,6 +1,5 @@
 """The GPUs of a Ray cluster for one estimate, where no worker of a run holds them."""
 
-from types import TracebackType
 from typing import Any
 
 import ray
@@ -24,12 +23,7 @@ class GpuActors:
     def __enter__(self) -> "GpuActors":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for actor in self._actors:
             ray.kill(actor)
 

@@ -6,8 +6,7 @@ from scipy.sparse import csr_array, csr_matrix
 from cluster.arrays import Labels
 from cluster.clustering import Clustering, giant_size, numbered_by_sample
 from cluster.eps import MAX_PAIRS, SAMPLED_ROWS
-from cluster.near_pairs import ZERO
-from cluster.pairs import Pairs, symmetric
+from cluster.pairs import ZERO, Pairs, symmetric
 from cluster.run import Runner
 from daal.config import ClusterConfig
 from daal.errors import LabelError

@@ -1,4 +1,4 @@
-"""Loops over the encodings: the inverted index, the pairs that it leads to, and their histogram.
+"""Which rows of the encodings are near each other: the inverted index and the pairs it leads to.
 
 Two rows are compared only if a rough sum over the columns they share says that they may be near
 enough; that sum is never too small, so none is missed.
@@ -11,8 +11,6 @@ import numpy as np
 from cluster.arrays import ONE, Ints, Longs
 from cluster.compiled import grown, kernel
 
-NUM_BINS = 1 << 17  # of the distance histogram
-ZERO = 1e-6  # distances up to here count as 0: equal rows may differ by rounding elsewhere
 BUCKET_BITS = 11  # 2048 columns of the index are sorted at a time
 NUM_SLOTS = 1 << 13  # of rough sums: 32 KB
 ROUGH_BITS = 14  # that rough sums don't have; copies of 2^28 samples would overflow them
@@ -144,7 +142,9 @@ def pairs_kernel(
     max_distance: float,
     row_start: int,
     row_stop: int,
+    every: int,
 ) -> Any:
+    """Pairs of every n-th row with all later ones: (indptr, indices, distances)."""
     starts, entries_E2, sums = index
     entries = entries_E2.reshape(-1)
     num_samples = len(indptr) - 1
@@ -153,14 +153,14 @@ def pairs_kernel(
     met = np.empty(1024, np.int64)
     seen_N = np.full(num_samples, -1, np.int32)  # by which row last
     weight_N = np.zeros(num_samples, np.int32)  # of the row at work
-    out_indptr = np.zeros(row_stop - row_start + 1, np.int64)
+    out_indptr = np.zeros(len(range(row_start, row_stop, every)) + 1, np.int64)
     out_indices = np.empty(1024, np.int32)
     out_distances = np.empty(1024, np.float32)
     # The least overlap that a distance asked for may have; a little less, as sums and distances
     # are rounded.
     least = max(0, int(2 * ONE * (1 - max_distance) / (2 - max_distance)) - 4096)
     end = 0
-    for i in range(row_start, row_stop):
+    for r, i in enumerate(range(row_start, row_stop, every)):
         row = slice(indptr[i], indptr[i + 1])
         met, num_met = _candidates(
             i, indices[row], weights[row], starts, entries, least, spans, rough_sums, met
@@ -195,61 +195,5 @@ def pairs_kernel(
             out_indices[end] = j
             out_distances[end] = distance_of(overlap, np.int64(sums[i]) + sums[j])
             end += 1
-        out_indptr[i - row_start + 1] = end
+        out_indptr[r + 1] = end
     return out_indptr, out_indices[:end], out_distances[:end]
-
-
-@kernel
-def _meet_column(
-    i: int,
-    weight: int,
-    g: int,
-    starts: Longs,
-    entries: Ints,
-    overlap_N: Ints,
-    met: Ints,
-    num_met: int,
-) -> int:
-    """Add min(V[i, g], V[j, g]) to overlap_N[j], j > i, and note who is met for the first time;
-    returns how many are noted."""
-    for other in range(starts[g + 1] - 1, starts[g] - 1, -1):
-        j = entries[other, 0]
-        if j <= i:
-            break
-        overlap = overlap_N[j]
-        met[num_met] = j  # stays if it is new; without a branch, which would be guessed wrong
-        num_met += overlap == 0
-        overlap_N[j] = overlap + min(weight, entries[other, 1])
-    return num_met
-
-
-@kernel
-def histogram_kernel(
-    indptr: Any,
-    indices: Any,
-    weights: Any,
-    index: InvertedIndex,
-    every: int,
-    row_start: int,
-    row_stop: int,
-) -> Any:
-    starts, entries, sums = index
-    num_samples = len(indptr) - 1
-    overlap_N = np.zeros(num_samples, np.int32)
-    met = np.empty(num_samples + 1, np.int32)
-    counts = np.zeros(1 + NUM_BINS, np.int64)
-    for i in range(row_start + (-row_start) % every, row_stop, every):
-        num_met = 0
-        for entry in range(indptr[i], indptr[i + 1]):
-            num_met = _meet_column(
-                i, weights[entry], indices[entry], starts, entries, overlap_N, met, num_met
-            )
-        for m in range(num_met):
-            j = met[m]
-            distance = distance_of(overlap_N[j], np.int64(sums[i]) + sums[j])
-            overlap_N[j] = 0
-            if distance <= ZERO:
-                counts[0] += 1
-            elif distance < 1:
-                counts[1 + int(distance * NUM_BINS)] += 1
-    return counts

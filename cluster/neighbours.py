@@ -111,9 +111,9 @@ def with_copies(
     k = min(k, len(copy_of_N))
     by_distinct = np.argsort(copy_of_N, kind="stable").astype(np.int32)
     edges = np.searchsorted(copy_of_N[by_distinct], np.arange(len(distinct.indices_NK) + 1))
-    indices_RK, sq_RK = copy_rows(
+    indices_RK, sq_bits_RK = copy_rows(
         distinct.indices_NK,
-        distinct.sq_distances_NK,
+        distinct.sq_distances_NK.view(np.int32),
         copy_of_N,
         by_distinct,
         edges,
@@ -121,4 +121,5 @@ def with_copies(
         row_start,
         row_stop,
     )
-    return Neighbours(indices_RK, sq_RK, distinct.max_sq_distance_N[copy_of_N[row_start:row_stop]])
+    max_sq_R = distinct.max_sq_distance_N[copy_of_N[row_start:row_stop]]
+    return Neighbours(indices_RK, sq_bits_RK.view(np.float32), max_sq_R)

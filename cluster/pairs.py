@@ -16,9 +16,13 @@ from scipy.sparse import csr_array, vstack
 
 from cluster.arrays import Ints, Longs
 from cluster.compiled import kernel
-from cluster.near_pairs import InvertedIndex, histogram_kernel, index_kernel, pairs_kernel
+from cluster.near_pairs import InvertedIndex, index_kernel, pairs_kernel
 from cluster.run import Handle, Runner, run_one
 from cluster.source_term import SourceTerm
+
+NUM_BINS = 1 << 17  # of the distance histogram
+ZERO = 1e-6  # distances up to here count as 0: equal rows may differ by rounding elsewhere
+ROWS_AT_ONCE = 1024  # whose distances are held while they are counted
 
 
 @dataclass(frozen=True)
@@ -104,22 +108,22 @@ def inverted_index(encodings: csr_array) -> InvertedIndex:
 
 
 def pairs_below(
-    encodings: csr_array, index: InvertedIndex, max_distance: float, row_start: int, row_stop: int
+    encodings: csr_array,
+    index: InvertedIndex,
+    max_distance: float,
+    row_start: int,
+    row_stop: int,
+    every: int = 1,
 ) -> csr_array:
-    """Distances below `max_distance` of rows row_start..row_stop to all later samples.
+    """Distances below `max_distance` of every n-th row in row_start..row_stop to all later samples.
 
     Only samples that are met in a common column are ever touched.
     """
+    v = encodings
     indptr, indices, distances = pairs_kernel(
-        encodings.indptr,
-        encodings.indices,
-        encodings.data,
-        index,
-        max_distance,
-        row_start,
-        row_stop,
+        v.indptr, v.indices, v.data, index, max_distance, row_start, row_stop, every
     )
-    shape = (row_stop - row_start, encodings.shape[0])
+    shape = (len(indptr) - 1, encodings.shape[0])
     return csr_array((distances, indices, indptr), shape=shape)
 
 
@@ -127,9 +131,15 @@ def histogram_block(
     encodings: csr_array, index: InvertedIndex, every: int, row_start: int, row_stop: int
 ) -> Longs:
     """Counts of the same distances: first the zeros, then `NUM_BINS` equal bins of (0, 1)."""
-    counts: Longs = histogram_kernel(
-        encodings.indptr, encodings.indices, encodings.data, index, every, row_start, row_stop
-    )
+    counts = np.zeros(1 + NUM_BINS, np.int64)
+    first = row_start + -row_start % every
+    for start in range(first, row_stop, every * ROWS_AT_ONCE):
+        stop = min(row_stop, start + every * ROWS_AT_ONCE)
+        distances = pairs_below(encodings, index, 1.0, start, stop, every).data
+        far = distances[distances > ZERO]
+        counts[0] += len(distances) - len(far)
+        bins = (far * np.float64(NUM_BINS)).astype(np.int64)
+        counts[1:] += np.bincount(bins, minlength=NUM_BINS)
     return counts
 
 

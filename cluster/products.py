@@ -99,25 +99,15 @@ def _operand(
 
 
 @kernel
-def _enter_near(sq_C: Floats, indices_C: Ints, sq: float, index: int) -> None:
+def _enter(sq_C: Floats, indices_C: Ints, sq: float, index: int, is_near: bool) -> None:
+    """Into a list of the nearest, or of the farthest, in place of its worst."""
     place = len(sq_C) - 1
-    while place > 0 and sq_C[place - 1] > sq:
+    while place > 0 and (sq_C[place - 1] > sq if is_near else sq_C[place - 1] < sq):
         sq_C[place] = sq_C[place - 1]
         indices_C[place] = indices_C[place - 1]
         place -= 1
     sq_C[place] = sq
     indices_C[place] = index
-
-
-@kernel
-def _enter_far(sq_F: Floats, indices_F: Ints, sq: float, index: int) -> None:
-    place = len(sq_F) - 1
-    while place > 0 and sq_F[place - 1] < sq:
-        sq_F[place] = sq_F[place - 1]
-        indices_F[place] = indices_F[place - 1]
-        place -= 1
-    sq_F[place] = sq
-    indices_F[place] = index
 
 
 @kernel
@@ -160,12 +150,12 @@ def _scan_tile(
                     continue
                 sq = sq_norm + sq_norms_J[j] - np.float32(2) * row[j]
                 if sq < near_sq_I[i, -1]:
-                    _enter_near(near_sq_I[i], near_I[i], sq, first_column + j)
+                    _enter(near_sq_I[i], near_I[i], sq, first_column + j, True)
                 if sq > far_sq_I[i, -1]:
-                    _enter_far(far_sq_I[i], far_I[i], sq, first_column + j)
+                    _enter(far_sq_I[i], far_I[i], sq, first_column + j, False)
                 if sq < near_sq_J[j, -1]:
-                    _enter_near(near_sq_J[j], near_J[j], sq, first_row + i)
+                    _enter(near_sq_J[j], near_J[j], sq, first_row + i, True)
                     near_worst_J[j] = near_sq_J[j, -1]
                 if sq > far_sq_J[j, -1]:
-                    _enter_far(far_sq_J[j], far_J[j], sq, first_row + i)
+                    _enter(far_sq_J[j], far_J[j], sq, first_row + i, False)
                     far_worst_J[j] = far_sq_J[j, -1]

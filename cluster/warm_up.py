@@ -6,7 +6,6 @@ each new node wait for it.
 """
 
 from copy import copy
-from dataclasses import is_dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -75,10 +74,9 @@ def _read_only(value: Any) -> Any:
         return type(value)(*map(_read_only, value))
     if isinstance(value, list | tuple):
         return type(value)(map(_read_only, value))
-    if issparse(value) or is_dataclass(value):
+    if issparse(value):
         other = copy(value)
-        for name, part in vars(value).items():
-            object.__setattr__(other, name, _read_only(part))
+        vars(other).update((name, _read_only(part)) for name, part in vars(value).items())
         return other
     return value
 

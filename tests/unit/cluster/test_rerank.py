@@ -13,9 +13,8 @@ from cluster.blocks import row_blocks
 from cluster.dbscan import dbscan
 from cluster.encoding import Reciprocity, encode
 from cluster.eps import estimate_eps
-from cluster.near_pairs import NUM_BINS
 from cluster.neighbours import nearest_neighbours
-from cluster.pairs import Pairs, inverted_index, pairs_below, symmetric
+from cluster.pairs import NUM_BINS, Pairs, inverted_index, pairs_below, symmetric
 from cluster.refine import Search, fixed_point_scale
 from cluster.rerank import jaccard_distance
 from cluster.run import Threads, blocks_for
