@@ -20,8 +20,7 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from daal.config import Config, RayConfig
-from daal.config_section import Section
+from daal.config import LATER, MAY_CHANGE, NOT_KEPT, Config, RayConfig, Section, marked
 from daal.errors import ConfigError, DaalError
 from daal.load_config import (
     Origins,
@@ -41,12 +40,6 @@ Say = Callable[[str], None]
 Job = tuple[str, Config, str | None]  # its name, and the run whose pretraining it takes over
 
 LAYOUTS = {"market": "market1501", "duke": "dukemtmc", "msmt17": "msmt17"}
-
-# What pretraining and the direct transfer don't depend on.
-LATER_SECTIONS = {"out", "ray", "tracking", "report", "adapt", "cluster", "soft_labels", "loss",
-                  "iterations", "warm_start", "supervised_bound"}  # fmt: skip
-LATER_NETWORK = {"specific_branch", "target_head", "memory_momentum", "centroid_init",
-                 "domain_batch_norm"}  # fmt: skip
 
 
 class Row(Section):
@@ -144,7 +137,7 @@ def configurations(
                 apply_overrides(values, layer, origins)
             expand_home_folders(values)
             config = check_config(values | {"out": "-"}, origins)
-            key = _digest(config.model_dump(mode="json", exclude={"tracking", "report"}))
+            key = _digest(config.model_dump(mode="json", exclude=marked(NOT_KEPT)))
             found[row.name, seed] = config.model_copy(update={"out": f"{out}/runs/{key}"})
     return found
 
@@ -230,8 +223,8 @@ def _digest(value: Any) -> str:
 
 
 def _pretraining_key(config: Config) -> str:
-    values = config.model_dump(mode="json", exclude=LATER_SECTIONS)
-    values["network"] = {k: v for k, v in values["network"].items() if k not in LATER_NETWORK}
+    apart = marked(LATER) | marked(NOT_KEPT) | marked(MAY_CHANGE)
+    values = config.model_dump(mode="json", exclude=apart)
     values["num_workers"] = config.ray.num_workers
     values["target_only"] = config.target_only
     return _digest(values)
