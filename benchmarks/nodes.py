@@ -51,7 +51,7 @@ CPUS = 3  # of each worker: a node has CPUs for its workers, and the head for al
 STORE = 200 * 2**20
 SETTINGS = [
     *small_run.SETTINGS, "pretrain.epochs=1", "adapt.epochs=2", "adapt.steps_per_epoch=4",
-    "iterations=1", f"ray.cpus_per_worker={CPUS}", "ray.threads_per_worker=1", "ray.images=decoded",
+    "iterations=1", f"ray.cpus_per_worker={CPUS}", "ray.images=decoded",
 ]  # fmt: skip
 
 

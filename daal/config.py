@@ -46,9 +46,8 @@ LATER = "after pretraining"  # pretraining and the direct transfer don't depend 
 def setting(default: Any, *marks: str, needs: str = "", **limits: Any) -> Any:
     """A field with its marks and pydantic's limits. The text below it is its description.
 
-    `needs` says when it has an effect: a condition on another key, by its name beside the field or
-    by its dotted name, such as `mode!=none`, `target_labels=soft|soft-literal` or
-    `loss.triplet_weight>0`.
+    `needs` says when it has an effect: conditions on other keys, by their names beside the field or
+    by their dotted names, as in `mode!=none, loss.target_weight>0` or `target_labels=soft|hard`.
     """
     about: dict[str, JsonValue] = {"marks": list(marks)} if marks else {}
     if needs:
@@ -97,6 +96,8 @@ class InputConfig(Section):
 class AugmentConfig(Section):
     """Random changes of training images, drawn again in every epoch."""
 
+    flip: float = setting(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
     pad: int = setting(10, ge=0)
     """Zeros added on each side before a random crop. 0: no such crop."""
     erase: float = setting(0.5, ge=0, le=1)
@@ -316,7 +317,7 @@ class ClusterConfig(Section):
     @property
     def eps_rule(self) -> EpsRuleName:
         """How eps is found: by the one of p, q and eps that is given."""
-        return "q" if self.q is not None else "fixed" if self.eps is not None else "p"
+        return "fixed" if self.eps is not None else "q" if self.q is not None else "p"
 
     @model_validator(mode="before")
     @classmethod
@@ -432,8 +433,6 @@ class RayConfig(Section):
     cuda_graph: bool | Literal["auto"] = setting("auto", needs="use_gpu!=false")
     """A training step is captured as a CUDA graph and replayed, with the same bits. auto: with one
     worker, on a GPU. true: also with several, which has not been proven."""
-    threads_per_worker: int | None = setting(None, ge=1)
-    """Default: a node's cores divided by its workers."""
     max_failures: int = setting(8, ge=-1)
     """A run ends after more losses of workers than this. Nodes that leave by notice don't count.
     -1: it never ends because of them."""
@@ -469,13 +468,12 @@ class RayConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where a run's figures go besides metrics.jsonl; may change when a run is resumed.
+    """Where a run's figures go besides metrics.jsonl and the run folder's tensorboard/.
 
-    Addresses only. Logins are in each client's own environment variables, never here.
+    May change when a run is resumed. Addresses only: logins are in each client's own environment
+    variables, never here.
     """
 
-    tensorboard: bool = setting(True)
-    """Event files in the run folder's tensorboard/, on local disks only."""
     mlflow: str = setting("")
     """Tracking URI of MLflow, e.g. http://HOST:5000 (pip install daal-reid[mlflow]). Experiment:
     MLFLOW_EXPERIMENT_NAME, or daal. Login: MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and
@@ -682,7 +680,7 @@ def fields(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, Field
     return found
 
 
-def condition_of(field: FieldInfo) -> str:
+def conditions_of(field: FieldInfo) -> str:
     """When a field has an effect, as `setting` was told; "" for always."""
     return str(_extra(field).get("needs", ""))
 

@@ -18,9 +18,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from daal.config import VALUE_OF_RULE, Config, condition_of, fields
+from daal.config import VALUE_OF_RULE, Config, conditions_of, fields
 from daal.errors import ConfigError
-from daal.old_config import of_today, pop
+from daal.old_config import as_yaml, of_today, pop
 
 Origins = dict[str, str]  # dotted key -> where its value came from
 
@@ -137,34 +137,28 @@ def _inert(values: dict[str, Any]) -> dict[str, _Cause]:
     given, found = flat(values), {}
     for key, field in fields().items():
         value = given.get(key)
-        condition = re.fullmatch(r"([\w.]+)(!=|=|>)(.*)", condition_of(field))
-        if condition is None or value is None or value == field.default:
+        if value is None or value == field.default:
             continue
-        name, sign, wanted = condition.groups()
-        other = name if "." in name else f"{key.rpartition('.')[0]}.{name}"
-        current = given.get(other, fields()[other].default)
-        if sign == ">":
-            holds = not isinstance(current, int | float) or current > float(wanted)
-        else:
-            holds = (_as_yaml(current) in wanted.split("|")) == (sign == "=")
-        if holds:
-            continue
-        remedy = {
-            "=": f"set {other}={wanted.split('|')[0]}",
-            "!=": f"choose another {other}",
-            ">": f"raise {other} above {wanted}",
-        }[sign]
-        found[key] = _Cause(
-            other,
-            f"{key}={_as_yaml(value)} has no effect with {other}={_as_yaml(current)}; leave it "
-            f"out, or {remedy}.",
-        )
+        for name, sign, wanted in re.findall(r"([\w.]+)(!=|=|>)([^ ,]*)", conditions_of(field)):
+            other = name if "." in name else f"{key.rpartition('.')[0]}.{name}"
+            current = given.get(other, fields()[other].default)
+            if sign == ">":
+                holds = not isinstance(current, int | float) or current > float(wanted)
+            else:
+                holds = (as_yaml(current) in wanted.split("|")) == (sign == "=")
+            if holds:
+                continue
+            remedy = {
+                "=": f"set {other}={wanted.split('|')[0]}",
+                "!=": f"choose another {other}",
+                ">": f"raise {other} above {wanted}",
+            }[sign]
+            found[key] = _Cause(
+                other,
+                f"{key}={as_yaml(value)} has no effect with {other}={as_yaml(current)}; leave it "
+                f"out, or {remedy}.",
+            )
     return found
-
-
-def _as_yaml(value: Any) -> str:
-    words = {None: "null", True: "true", False: "false"}
-    return words[value] if value is None or isinstance(value, bool) else str(value)
 
 
 def differences(settings: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -224,7 +218,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        if type(event) is yaml.AliasEvent:
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
             problem = f"the reference *{event.anchor} isn't followed"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)

@@ -7,7 +7,6 @@ from daal.errors import ConfigError
 
 # What was a setting in release 0.1, and the value that it has had since.
 FIXED: dict[str, Any] = {
-    "augment.flip": 0.5,
     "network.attention.spatial_reduction": 2,
     "network.attention.channel_reduction": 16,
     "network.memory_momentum": 0.1,
@@ -37,7 +36,8 @@ FIXED: dict[str, Any] = {
 }  # fmt: skip
 # Any value, as none decides on the result.
 IGNORED = ("source.published_counts", "target.published_counts", "ray.resize_seconds",
-           "tracking.mlflow_experiment")  # fmt: skip
+           "ray.threads_per_worker", "tracking.mlflow_experiment",
+           "tracking.tensorboard")  # fmt: skip
 # One setting instead of two.
 JOINED = {
     "max_train_images": ("source.max_train_images", "target.max_train_images"),
@@ -59,7 +59,8 @@ def of_today(values: dict[str, Any]) -> dict[str, Any]:
         pop(values, key)
     for key, fixed in FIXED.items():
         if (given := pop(values, key)) not in (MISSING, fixed):
-            raise ConfigError(f"{key}={given} is no setting any more: it is {fixed}; leave it out.")
+            now = f"it is {as_yaml(fixed)}; leave it out."
+            raise ConfigError(f"{key}={as_yaml(given)} can't be set any more: {now}")
     for key, old in JOINED.items():
         _join(values, key, *(pop(values, name) for name in old))
     for training in ("pretrain", "adapt"):
@@ -78,6 +79,11 @@ def of_today(values: dict[str, Any]) -> dict[str, Any]:
 MISSING = object()
 
 
+def as_yaml(value: Any) -> str:
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
+
+
 def pop(values: dict[str, Any], key: str) -> Any:
     """Take a dotted key out of nested values; MISSING if it isn't there."""
     *sections, name = key.split(".")
@@ -94,7 +100,7 @@ def _join(values: dict[str, Any], key: str, first: Any, second: Any) -> None:
     first, second = (default if given is MISSING else given for given in (first, second))
     if first != second and key != "checkpoint_every_epochs":  # decides on no result
         raise ConfigError(
-            f"{' and '.join(JOINED[key])} are one setting now; write {key}, which is for both."
+            f"{' and '.join(JOINED[key])} are one setting now; write {key} in their place."
         )
     values.setdefault(key, second)
 

@@ -52,8 +52,8 @@ def make_optimizer(
         weight_decay=weight_decay,
         fused=True,
     )
-    # A first step makes these buffers, and if it is left out they hold what was in memory. From zeros
-    # it gives the same: the gradient.
+    # A first step makes these buffers, and if it is left out they hold what was in memory. From
+    # zeros it gives the same: the gradient.
     for parameter in backbone + new:
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer

@@ -49,8 +49,9 @@ def checked(settings: dict[str, Any]) -> Config:
 def keep_config(run: "RunFolder", config: Config) -> None:
     """Write config.yaml, or check that this is the run that the folder belongs to.
 
-    Settings marked `MAY_CHANGE` may differ. So may what no finished stage depends on: `iterations`, down to those
-    that were begun, and a data set's root, if it has the images that the run has read.
+    Settings marked `MAY_CHANGE` may differ. So may what no finished stage depends on: `iterations`,
+    down to those that were begun, and a data set's root, if it has the images that the run has
+    read.
 
     Raises:
         ConfigError: the folder has a run with another configuration; names each difference.

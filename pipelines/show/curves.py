@@ -136,9 +136,9 @@ def tracked(
 
 def _chosen(config: TrackingConfig, run: RunFolder, say: Say) -> list[type[Tracker]]:
     chosen: list[type[Tracker]] = []
-    if config.tensorboard and run.is_local:
+    if run.is_local:
         chosen.append(TensorBoard)
-    elif config.tensorboard:
+    else:
         say("TensorBoard is left out: its files need a run folder on a disk; metrics.jsonl is kept")
     return chosen + [Mlflow] * bool(config.mlflow) + [Wandb] * bool(config.wandb)
 

@@ -246,7 +246,7 @@ def room_on_cluster(config: RayConfig, common_batch: int = 0) -> tuple[int, int 
     while fitting_workers(nodes, beside(number + 1), alone.use_gpu) >= (number + 1) * workers:
         number += 1
     if number == 1:
-        return number, config.threads_per_worker
+        return number, None
     return number, plan(nodes, beside(number)).threads
 
 
@@ -257,15 +257,12 @@ def _all_of(jobs: list[Job], room: int, threads: int | None, say: Say) -> None:
     while waiting or running:
         while waiting and len(running) < room:
             name, config, pretraining = waiting.pop()
-            config = config.model_copy(
-                update={"ray": config.ray.model_copy(update={"threads_per_worker": threads})}
-            )
             say(f"{name}: started in {config.out}")
             here = NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=False
             )
             task = _run.options(name=name, scheduling_strategy=here)
-            running[task.remote(config, pretraining, os.getcwd())] = name
+            running[task.remote(config, pretraining, os.getcwd(), threads)] = name
         (done,), _ = ray.wait(list(running), num_returns=1)
         name = running.pop(done)
         try:
@@ -283,16 +280,15 @@ def _all_of(jobs: list[Job], room: int, threads: int | None, say: Say) -> None:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _run(config: Config, pretraining: str | None, directory: str) -> str:
+def _run(config: Config, pretraining: str | None, directory: str, threads: int | None) -> str:
     """One run in a process of its own; what it says goes to a file of the run."""
     os.chdir(directory)  # where relative paths begin
     folder = RunFolder(config.out)
     with open(folder.path("log.txt") if folder.is_local else os.devnull, "a") as log:
         progress = Progress(lambda event: folder.append("metrics.jsonl", event), Console(file=log))
         with folder.claimed():
-            adaptation = Adaptation(
-                config, folder, place(config.ray, config.common_batch), progress
-            )
+            resources = place(config.ray, config.common_batch, threads)
+            adaptation = Adaptation(config, folder, resources, progress)
             if pretraining is None:
                 adaptation.pretrain_only()
                 return "done"
