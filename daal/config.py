@@ -88,9 +88,9 @@ class InputConfig(Section):
     """Size of the images as the network sees them, in pixels."""
 
     height: int = setting(384, ge=16, le=2048)
-    """Paper: 384x128."""
+    """Images are resized to this height. Paper: 384x128."""
     width: int = setting(128, ge=16, le=2048)
-    """Images are resized to both."""
+    """Images are resized to this width."""
 
 
 class AugmentConfig(Section):
@@ -129,7 +129,7 @@ class NetworkConfig(Section):
     """The network of Fig. 2, and what the field has added to it since."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50"] = setting("resnet50")
-    """Paper."""
+    """Which of torchvision's ResNets makes the feature map. Paper: ResNet-50."""
     last_stride: Literal[1, 2] = setting(2)
     """Stride of layer4. Not given. 2 was usual in 2019; 1 came later, and gives a feature map of
     twice the height and width."""
@@ -225,7 +225,7 @@ class PretrainConfig(Section):
     """Line 1 of Algorithm 1: Eq. 3 on the source alone. The text gives no schedule for it."""
 
     epochs: int = setting(120, gt=0)
-    """Not given; 120 is usual."""
+    """Epochs of pretraining. Not given; 120 is usual."""
     steps_per_epoch: int | None = setting(None, gt=0)
     """Default: one pass over the source images."""
     batch_source: int = setting(32, gt=0)
@@ -240,7 +240,7 @@ class AdaptConfig(Section):
     """One iteration of Algorithm 1: training on the source and on pseudo-labels of the target."""
 
     epochs: int = setting(260, gt=0)
-    """Paper: 260 an iteration."""
+    """Epochs of an iteration. Paper: 260."""
     steps_per_epoch: int | None = setting(None, gt=0)
     """Default: one pass over the target images that are no outliers."""
     batch_source: int = setting(16, ge=0)
@@ -295,9 +295,9 @@ class ClusterConfig(Section):
     eps: float | None = setting(None, gt=0, lt=1)
     """eps itself, for example 0.5, as the field mostly has it."""
     refit_eps: bool = setting(False, needs="eps=null")
-    """true: eps is found again in each iteration. false: that of the first iteration is kept, as
-    the code of UDAP and SSG does. Not given. An eps that was made smaller because of a giant
-    cluster is of its own iteration only."""
+    """true: eps is found again in each iteration. false: the first iteration's eps is kept, as by
+    the code of UDAP and SSG. Not given. The eps that is kept is the one before any step back from
+    a giant cluster."""
     min_samples: int = setting(4, ge=1)
     """M: so many images within eps, the image itself counted, make a core of a cluster. Swept
     2..18; 4 is usual."""
@@ -309,7 +309,8 @@ class ClusterConfig(Section):
     half of them) is called giant. Then eps is found again with p or q halved, or is 0.8 of the eps
     that was given, up to four times."""
     min_clusters: int = setting(2, ge=1)
-    """With fewer clusters, the labels before are kept. Without any, the run stops."""
+    """With fewer clusters, the labels of the iteration before are kept. In the first iteration the
+    run stops."""
     outliers: Literal["drop", "singletons"] = setting("drop")
     """Images of no cluster; not in the text. drop: they are left out of training, as in UDAP, SSG
     and MMT. singletons: each is a cluster of its own, as in SpCL (Ge et al. 2020)."""
@@ -434,8 +435,8 @@ class RayConfig(Section):
     """A training step is captured as a CUDA graph and replayed, with the same bits. auto: with one
     worker, on a GPU. true: also with several, which has not been proven."""
     max_failures: int = setting(8, ge=-1)
-    """A run ends after more losses of workers than this. Nodes that leave by notice don't count.
-    -1: it never ends because of them."""
+    """How many losses of workers a run survives. Announced ones (preemption) don't count. -1: any
+    number."""
     stall_minutes: float = setting(15.0, ge=0)
     """A worker that finishes no step for so long says where it is, and the workers restart from the
     last checkpoint. 0: never."""
@@ -509,7 +510,7 @@ class Config(Section):
     augment: AugmentConfig = AugmentConfig()
     network: NetworkConfig = setting(NetworkConfig(), MODEL)
     iterations: int = setting(5, LATER, ge=0, le=1000)
-    """Of Algorithm 1. Paper: below 10, converged at 5."""
+    """Iterations of Algorithm 1. Paper: below 10, converged at 5."""
     stop_agreement: float = setting(1.0, LATER, gt=0, le=1)
     """Stop when a labelling agrees with the one before by more than this adjusted Rand index (each
     outlier counts as a cluster): training on it again would change little. 1: never."""
