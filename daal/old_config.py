@@ -112,8 +112,15 @@ def _list_decays(values: dict[str, Any], training: str) -> None:
     if not isinstance(section, dict) or not isinstance(optim, dict):
         return
     every = optim.pop("decay_every_epochs", MISSING)
-    listed = optim.get("decay_at_epochs", None if every is not MISSING else [])
-    epochs = section.get("epochs", Config.model_fields[training].default.epochs)
-    every = 60 if every is MISSING else every
-    if listed is None and isinstance(every, int) and every > 0 and isinstance(epochs, int):
-        optim["decay_at_epochs"] = list(range(every, epochs, every))
+    if optim.get("decay_at_epochs", MISSING) not in (None, MISSING):
+        return
+    defaults = Config.model_fields[training].default
+    epochs = section.get("epochs", defaults.epochs)
+    if every is MISSING:
+        every = 60 if "decay_at_epochs" in optim else None
+    if not isinstance(epochs, int) or not isinstance(every, int) or every < 1:
+        return
+    optim.pop("decay_at_epochs", None)
+    listed = list(range(every, epochs, every))
+    if listed != [epoch for epoch in defaults.optim.decay_at_epochs if epoch < epochs]:
+        optim["decay_at_epochs"] = listed
