@@ -1,13 +1,9 @@
 """Recipes and settings that are wrong."""
 
 import os
-from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
 
-import annotated_types
 from bad_input import Case, market, write
 
-from daal.config import fields
 from pipelines.tools.shipped import shipped_names
 
 
@@ -15,60 +11,24 @@ def setting(name: str, *overrides: str, says: tuple[str, ...]) -> Case:
     return Case("Settings", name, lambda: ["config", "show", "demo", *overrides], 2, says)
 
 
-def beyond(limit: Any) -> tuple[float, str] | None:
-    """The nearest whole number that a limit refuses, and what pydantic calls the limit."""
-    match limit:
-        case annotated_types.Ge(ge=bound):
-            return bound - 1, f"greater than or equal to {bound}"
-        case annotated_types.Gt(gt=bound):
-            return bound, f"greater than {bound}"
-        case annotated_types.Le(le=bound):
-            return bound + 1, f"less than or equal to {bound}"
-        case annotated_types.Lt(lt=bound):
-            return bound, f"less than {bound}"
-    return None
-
-
-def out_of_range() -> Iterator[Case]:
-    for key, field in fields().items():
-        for limit in field.metadata:
-            if found := beyond(limit):
-                value, rule = found
-                says = (f"{key}={value} should be {rule}", f'from override "{key}={value}"')
-                yield setting(f"{key}={value}", f"{key}={value}", says=says)
-
-
-def unknown_choices() -> Iterator[Case]:
-    for key, field in fields().items():
-        kinds = (field.annotation, *get_args(field.annotation))
-        if any(get_origin(kind) is Literal for kind in kinds):
-            yield setting(f"{key}=nonsense", f"{key}=nonsense", says=(f"{key}='nonsense' should",))
-
-
 WRONG = [
     # settings, what must be said
     (["cluster.epz=0.4"], ('"cluster.epz" is not a known key', 'did you mean "cluster.eps"?')),
-    (
-        ["clutser.eps=0.4"],
-        ('"clutser" is not a known key; did you mean "cluster"?', "clutser.eps=0.4"),
-    ),
     (["adapt.epoch=3"], ('did you mean "adapt.epochs"?',)),
-    (["network.attention.mod=none"], ('did you mean "network.attention.mode"?',)),
     (["zzz=1"], ('"zzz" is not a known key', "daal config show")),
-    (["source.url=http://example.org"], ('"source.url" is not a known key',)),
     (["cluster.eps =0.4"], ('"cluster.eps " is not a known key', "cluster.eps")),
     (["x" * 5000 + "=1"], ("xxx...", "is not a known key")),
+    (["seed=-1"], ("seed=-1 should be greater than or equal to 0", 'from override "seed=-1"')),
+    (["adapt.epochs=0"], ("adapt.epochs=0 should be greater than 0",)),
+    (["iterations=1001"], ("iterations=1001 should be less than or equal to 1000",)),
+    (["cluster.p=1"], ("cluster.p=1 should be less than 1",)),
+    (["network.backbone=vgg"], ("network.backbone='vgg' should be", "resnet18")),
     (["seed"], ('"seed" is not KEY=VALUE',)),
     (["=3"], ('"=3" is not KEY=VALUE',)),
-    (["cluster..eps=1"], ("is not KEY=VALUE",)),
     ([".".join("a" * 2000) + "=1"], ("is not KEY=VALUE",)),
     (["seed=one"], ("seed='one' should be a valid integer",)),
-    (["seed="], ("seed=None should be a valid integer",)),
-    (["seed=1.5"], ("seed=1.5 should be a valid integer",)),
     (["seed=true"], ("seed=True should be a number, not true or false",)),
     (["iterations=yes"], ("iterations=True should be a number",)),
-    (["network.last_stride=true"], ("network.last_stride=True should be a number",)),
-    (["seed=[1]"], ("seed=[1] should be a valid integer",)),
     (["seed.value=1"], ("seed={'value': 1} should be a valid integer",)),
     (["seed=2020-12-05"], ("seed=datetime.date(2020, 12, 5) should be",)),
     (["seed=010"], ("010 means 8 there; write a plain number",)),
@@ -82,22 +42,15 @@ WRONG = [
     (["seed=" + "9" * 5000], ("seed=999", "is not valid YAML (Exceeds the limit")),
     (["seed=0x" + "f" * 5000], ("seed=(a huge number) should be less than",)),
     (["cluster.p=.nan"], ("cluster.p=nan should be a finite number",)),
-    (["loss.source_weight=.inf"], ("loss.source_weight=inf should be a finite number",)),
-    (["ray.wait_minutes=-.inf"], ("ray.wait_minutes=-inf should be a finite number",)),
-    (["cluster.eps=half"], ("cluster.eps='half' should be a valid number",)),
     (["flip_test=maybe"], ("flip_test='maybe' should be a valid boolean",)),
     (["network.weights=no"], ("network.weights=False should be a valid string",)),
-    (["source.root="], ("source.root=None should be a valid string",)),
     (["out="], ("out=None should be a valid string",)),
     (["out=''"], ("out='' should have at least 1 character",)),
     (
         ["cluster=3"],
         ("cluster=3 should be a section of keys and values", 'from override "cluster=3"'),
     ),
-    (["cluster=null"], ("cluster=None should be a section",)),
-    (["network.attention=[]"], ("network.attention=[] should be a section",)),
     (["cluster={1: 2}"], ('"cluster.1" should be a name',)),
-    (["adapt.optim.decay_at_epochs=3"], ("adapt.optim.decay_at_epochs=3 should be a valid list",)),
     (["adapt.optim.decay_at_epochs=[1, x]"], ("adapt.optim.decay_at_epochs.1='x' should be",)),
     (["pretrain.images_per_id=4"], ("pretrain.images_per_id=4 can't be set any more",)),
     (["pretrain.batch_target=8"], ("pretrain.batch_target=8 can't be set any more: it is 0",)),
@@ -110,7 +63,6 @@ WRONG = [
     (["seed=" + "[" * 5000], ("nested too deeply",)),
     (["seed=&a [*a]"], ("the reference *a isn't followed",)),
     (["seed=!!python/object/apply:os.mkdir [made]"], ("constructor for the tag", "os.mkdir")),
-    (["seed=!!python/name:os.system"], ("constructor for the tag", "os.system")),
     (["seed=\x1b[31m1"], ("the value of", r"\x1b[31m1", "special characters")),
     (["seed=\udcff"], ("the value of", r"\udcff", "special characters")),
 ]
@@ -247,6 +199,4 @@ CASES = [
         setting(short(" ".join(overrides)), *overrides, says=says)
         for overrides, says in [*WRONG, *CONTRADICTIONS]
     ),
-    *out_of_range(),
-    *unknown_choices(),
 ]
