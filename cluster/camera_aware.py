@@ -31,7 +31,6 @@ from cluster.locality import locality_order, renumbered
 from cluster.neighbours import nearest_neighbours
 from cluster.refine import Groups, Neighbours, Search
 from cluster.run import Handle, Runner, run_one
-from daal.config import ClusterConfig
 from daal.errors import ConfigError
 
 MAX_CAMERAS = 256
@@ -46,9 +45,8 @@ class CameraNeighbours(NamedTuple):
     k2_intra: int
     k2_inter: int
 
-    @classmethod
-    def of(cls, config: ClusterConfig) -> "CameraNeighbours":
-        return cls(config.k1_intra, config.k1_inter, config.k2_intra, config.k2_inter)
+
+CA_JACCARD = CameraNeighbours(5, 20, 2, 4)  # Chen et al. 2024
 
 
 def encode_by_camera(

@@ -20,9 +20,10 @@ from cluster.dense_blocks import cores_by_dense_blocks, cuml_labels, most_dense
 from cluster.eps import TOLERANCE, EpsRule, distances_for, reach
 from cluster.pairs import Pairs, row_of_entry, symmetric
 from cluster.run import Runner, on_threads
-from daal.config import ClusterConfig
+from daal.config import Backend, ClusterConfig
 from daal.errors import ConfigError, LabelError
-from daal.method_config import Backend
+
+MAX_BACKOFFS = 4  # steps back from a giant cluster before giving up
 
 
 class FoundBackend(NamedTuple):
@@ -67,11 +68,11 @@ class Dbscan:
             sizes = np.bincount(labels[labels >= 0])
             if sizes.max(initial=0) <= giant_size(num_samples, config.max_cluster_share):
                 break
-            if num_backoffs == config.max_backoffs:
+            if num_backoffs == MAX_BACKOFFS:
                 raise LabelError(
                     f"One cluster holds {sizes.max()} of {num_samples} images even after "
                     f"{num_backoffs} step(s) back, to eps={eps:.4f}; use a smaller {rule.setting}, "
-                    + ("cluster.eps_rule=fixed with an eps near 0.5, " if rule.is_share else "")
+                    + ("cluster.eps near 0.5 in its place, " if rule.is_share else "")
                     + "or a better source model."
                 )
             num_backoffs += 1

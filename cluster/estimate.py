@@ -13,7 +13,7 @@ import numpy.typing as npt
 from cluster.approximate import approximate_neighbours
 from cluster.arrays import Floats, Labels
 from cluster.blocks import row_blocks
-from cluster.camera_aware import CameraNeighbours, encode_by_camera
+from cluster.camera_aware import CA_JACCARD, encode_by_camera
 from cluster.camera_figures import with_known_camera
 from cluster.camera_norm import standardised_by_camera
 from cluster.centroids import centroids
@@ -32,7 +32,7 @@ from cluster.source_term import SourceTerm
 from daal.config import ClusterConfig
 from daal.errors import LabelError
 
-ALONE = ClusterConfig(eps_rule="q")  # for features by themselves: a set of any size
+ALONE = ClusterConfig(q=10.35)  # for features by themselves: a set of any size
 
 CLUSTERERS: dict[str, type[Dbscan] | type[Hdbscan]] = {"dbscan": Dbscan, "hdbscan": Hdbscan}
 MAX_OUTLIER_SHARE = 0.7  # above it the labels are used, with a warning
@@ -83,7 +83,7 @@ def estimate_pseudo_labels(
     """Pseudo-labels of target features (N, D): an array, a torch tensor or nested lists of real
     numbers of any type.
 
-    `config` is, if not given, what `daal label` uses: eps_rule=q. `eps`, if given, is used in place
+    `config` is, if not given, what `daal label` uses: q=10.35. `eps`, if given, is used in place
     of the rule (an earlier iteration's). `camids_N`, the camera of each image (below 0: unknown),
     is needed by `config.camera_aware` and `camera_norm`, and gives a silhouette across cameras;
     `source_N` (`cluster.source_term.source_distance`) is needed by `source_weight`. `runner`
@@ -92,7 +92,7 @@ def estimate_pseudo_labels(
 
     Raises LabelError if more than 1 % of the features are unusable, if p selects no pair, if
     there are fewer than `config.min_clusters` clusters, or if a giant cluster remains after
-    `config.max_backoffs` steps back; ConfigError if the backend can't run here, if cameras are
+    four steps back; ConfigError if the backend can't run here, if cameras are
     needed and not given (or are more than 256), if eps isn't between 0 and 1, or if approximate
     neighbours are wanted and faiss isn't there or misses too many.
     """
@@ -131,9 +131,8 @@ def estimate_pseudo_labels(
     blocks = row_blocks(len(rows), num_blocks) if num_blocks else blocks_for(runner, len(rows))
     search = Search(0, float(FIXED_POINT), config.products)  # all features are of length 1
     if by_camera is not None and camids_N is not None:
-        counts = CameraNeighbours.of(config)
         encodings, order = encode_by_camera(
-            runner, features, search, camids_N[rows], counts, blocks
+            runner, features, search, camids_N[rows], CA_JACCARD, blocks
         )
     else:
         reciprocity = Reciprocity.of(config.k1, config.dialect)

@@ -26,8 +26,8 @@ PROGRAM_ERRORS = (TypeError, ValueError, AttributeError, NameError, LookupError,
 
 
 OF_WORKERS = (
-    "double adapt.accumulate and pretrain.accumulate (a part keeps all adapt.images_per_id images "
-    "of an identity), lower ray.extract_batch, set ray.images=decoded, or use more workers"
+    "double accumulate (a part keeps all adapt.images_per_id images of an identity), set "
+    "ray.images=decoded, or use more workers"
 )
 OF_TASKS = "end what else uses that GPU, or set ray.use_gpu=false, which takes the CPUs"
 

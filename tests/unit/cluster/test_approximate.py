@@ -19,7 +19,7 @@ from daal.load_config import check_config
 pytest.importorskip("faiss")
 
 SEARCH = Search(21, float(FIXED_POINT))
-APPROXIMATE = ClusterConfig(search="approximate", eps_rule="q")
+APPROXIMATE = ClusterConfig(search="approximate", q=10.35)
 
 
 @pytest.fixture(scope="module")

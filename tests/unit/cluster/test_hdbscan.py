@@ -85,6 +85,7 @@ def test_more_distances_than_memory_holds_are_refused(features, monkeypatch):
         estimate_pseudo_labels(features, CONFIG)
 
 
-def test_a_source_term_is_refused():
-    with pytest.raises(ConfigError, match=r"needs cluster\.method=dbscan"):
-        check_config({"cluster": {"method": "hdbscan", "source_weight": 0.1}})
+@pytest.mark.parametrize("other", [{"source_weight": 0.1}, {"eps": 0.5}, {"backend": "sklearn"}])
+def test_settings_of_dbscan_alone_are_refused(other):
+    with pytest.raises(ConfigError, match=r"no effect with cluster\.method=hdbscan"):
+        check_config({"cluster": {"method": "hdbscan", **other}})
