@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import reference
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import lattice, same_bits
@@ -81,17 +80,6 @@ def test_tiles_change_no_bit(runner, monkeypatch):
     assert same_bits(nearest(runner, features, 12), expected)
 
 
-def test_training_precision_does_not_leak_in(runner, monkeypatch):
-    features = reference.drawn(100, 16, 12, seed=8)
-    expected = nearest(runner, features, 5)
-    torch.set_float32_matmul_precision("medium")
-    try:
-        assert same_bits(nearest(runner, features, 5), expected)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-
-
 # ---- Copies -----------------------------------------------------------------------------
 
 
@@ -152,17 +140,6 @@ def test_few_and_many_copies_both_ways(runner, monkeypatch, num_copies):
     in_place, aside = both_ways(runner, monkeypatch, features, 11, 3)
     assert_is_exact(in_place, features, 11)
     assert same_bits(aside, in_place)
-
-
-@pytest.mark.parametrize(
-    ("num_copies", "set_aside"), [(0, False), (1, False), (2, False), (3, True), (199, True)]
-)
-def test_more_than_one_percent_are_many_copies(runner, num_copies, set_aside):
-    features = reference.drawn(200, 16, 12, seed=7)
-    features[200 - num_copies :] = features[0]
-    before = len(runner.times())
-    assert_is_exact(nearest(runner, features, 5), features, 5)
-    assert ("neighbours: copies" in by_stage(runner.times()[before:])) == set_aside
 
 
 # ---- Certificate ------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 from waiting import wait_until
 
-from cluster.device import is_out_of_memory
 from cluster.run import FULL, TaskTime, Threads, by_stage
 
 
@@ -73,16 +72,6 @@ def test_inside_there_is_one_thread_for_torch_and_blas_and_outside_what_was_befo
     assert blas_threads() == before
 
 
-def test_as_many_workers_as_torch_uses():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        assert Threads().num_workers == 3
-        assert Threads(5).num_workers == 5
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_blocks_on_the_device_come_in_order_with_their_times():
     def seen(number, device, start, stop):
         return number, device, start, stop
@@ -105,30 +94,6 @@ def test_blocks_without_memory_are_none_and_a_note():
         assert runner.notes == [FULL]
         with pytest.raises(ValueError, match="broken stage"):
             runner.on_device("block", fail, [(0, 3)])
-
-
-@pytest.mark.parametrize(
-    ("error", "is_that"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (MemoryError("std::bad_alloc: out_of_memory: CUDA error at: cuda_memory_resource"), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
-        (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError("CUDA error: device-side assert triggered"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_signs_of_full_memory(error, is_that):
-    assert is_out_of_memory(error) == is_that
-
-
-def test_times_tell_stage_and_duration():
-    with Threads(2, "cpu") as runner:
-        runner.run("sleep", time.sleep, 3 * [(0.02,)])
-        times = runner.times()
-    assert [task.stage for task in times] == ["sleep"] * 3
-    assert all(task.end - task.start >= 0.015 and 0 <= task.cpu < 0.02 for task in times)
 
 
 def test_by_stage_counts_time_that_tasks_share_once():
