@@ -181,12 +181,12 @@ CONDITIONS = [
 def another(key: str) -> Any:
     """A value of the key that isn't its default."""
     field = fields()[key]
-    if isinstance(field.default, bool) or field.default == "auto":
+    if isinstance(field.default, bool) or bool in get_args(field.annotation):
         return not field.default
     if choices := [c for c in get_args(field.annotation) if isinstance(c, str)]:
         return next(choice for choice in choices if choice != field.default)
     whole = isinstance(field.default, int)
-    return 0.5 if field.default is None else field.default + 1 if whole else field.default / 2
+    return 0.5 if field.default is None else field.default + 1 if whole else field.default / 2 or 0.1
 
 
 def as_text(value: Any) -> str:
