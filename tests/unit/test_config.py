@@ -186,7 +186,9 @@ def another(key: str) -> Any:
     if choices := [c for c in get_args(field.annotation) if isinstance(c, str)]:
         return next(choice for choice in choices if choice != field.default)
     whole = isinstance(field.default, int)
-    return 0.5 if field.default is None else field.default + 1 if whole else field.default / 2 or 0.1
+    return (
+        0.5 if field.default is None else field.default + 1 if whole else field.default / 2 or 0.1
+    )
 
 
 def as_text(value: Any) -> str:
