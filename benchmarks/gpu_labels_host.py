@@ -23,17 +23,18 @@ from scipy.sparse.csgraph import connected_components
 from benchmarks.gpu_support import drawn_features
 from benchmarks.pretended_cuda import PretendedCuda, PretendedTensor, pretended_cuda
 from benchmarks.tables import parse, parser_of, tell
-from cluster import dbscan, estimate, neighbours
-from cluster.device_arrays import kept_on_device
+from cluster import dbscan, neighbours
+from cluster.arrays import Floats
+from cluster.copies import distinct_rows
+from cluster.device import kept_on_device
 from cluster.encoding import Reciprocity
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
 from cluster.given_features import normalised_features
-from cluster.products import SLACK, Floats
-from cluster.refine import FIXED_POINT, Neighbours, Search
-from cluster.runner import Threads
+from cluster.refine import FIXED_POINT, SLACK, Neighbours, Search
+from cluster.run import Threads, blocks_for
 from daal.config import ClusterConfig
 
-CONFIG = ClusterConfig(eps_rule="q")
+CONFIG = ClusterConfig(q=10.35)
 LIMITS = {"cpu_s": 0.6, "uploaded_mb": 300, "cuml_cpu_s": 0.1, "cuml_uploaded_mb": 10}
 
 
@@ -60,16 +61,17 @@ def search(features: Floats) -> Neighbours:
     with Threads(device="cpu") as runner:
         unit, _ = normalised_features(features, None, runner.num_workers)
         k = max(Reciprocity.of(CONFIG.k1, CONFIG.dialect).num_full, CONFIG.k2) + SLACK["fp32"]
-        handle = neighbours.nearest_neighbours(
-            runner, unit, k, runner.default_num_blocks(len(unit)), scale=float(FIXED_POINT)
+        search = Search(k, float(FIXED_POINT))
+        found: Neighbours = neighbours.nearest_neighbours(
+            runner, unit, search, len(blocks_for(runner, len(unit))), distinct_rows(unit)
         )
-        found: Neighbours = runner.collect([handle])[0]
         return found
 
 
 def measure(features: Floats, found_before: Neighbours) -> dict[str, Any]:
     """CPU seconds and megabytes of one estimate, and of cuML's part of it."""
     of_cuml = {"cpu_s": 0.0, "uploaded": 0}
+    uncounted = dbscan.dbscan
     on_gpu: list[torch.Tensor] = []  # until the clock has stopped: to free it takes long, too
 
     def search_rows(features_ND: Floats, _: Search, device: str, *rows: int) -> Neighbours:
@@ -80,7 +82,7 @@ def measure(features: Floats, found_before: Neighbours) -> dict[str, Any]:
 
     def dbscan_counted(*arguments: Any, **options: Any) -> Any:
         before, uploaded = host_seconds(gpu), gpu.bytes_up
-        labels = dbscan.dbscan(*arguments, **options)
+        labels = uncounted(*arguments, **options)
         of_cuml["cpu_s"] += host_seconds(gpu) - before
         of_cuml["uploaded"] += gpu.bytes_up - uploaded
         return labels
@@ -88,7 +90,7 @@ def measure(features: Floats, found_before: Neighbours) -> dict[str, Any]:
     with gpu_with_cuml() as gpu, Threads(device="cuda") as runner:
         with (
             patch.object(neighbours, "search_rows", search_rows),
-            patch.object(estimate, "dbscan", dbscan_counted),
+            patch.object(dbscan, "dbscan", dbscan_counted),
         ):
             before = host_seconds(gpu)
             found: PseudoLabels = estimate_pseudo_labels(features, CONFIG, runner=runner)

@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu_support import Bench, Drawn, drawn_features
 from cluster.dbscan import cuml_available
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
-from cluster.runner import Threads
+from cluster.run import Threads
 from cluster.search_on_device import matmul_precision
 from daal.config import ClusterConfig
 from daal.evaluation import EvaluationResult, evaluate
@@ -22,7 +22,7 @@ MANY = 100_000  # images: one measurement is enough
 
 def estimate(bench: Bench, drawn: Drawn, device: str, **changes: Any) -> PseudoLabels:
     """The rule q gives the same number of neighbours at any size."""
-    config = ClusterConfig(eps_rule="q", **changes)
+    config = ClusterConfig(q=10.35, **changes)
     with Threads(num_threads=os.cpu_count(), device=device) as runner:
         return estimate_pseudo_labels(drawn.features, config, runner=runner)
 

@@ -28,7 +28,7 @@ import psutil
 from benchmarks.gpu_support import drawn_features
 from benchmarks.tables import aligned, parse, parser_of, say
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
-from cluster.runner import Threads
+from cluster.run import Threads, blocks_for
 from daal.config import ClusterConfig
 
 Floats = npt.NDArray[np.float32]
@@ -63,7 +63,7 @@ def main() -> None:
 
 def warm_up(given: argparse.Namespace) -> None:
     """Compile, or load what is compiled; start Ray and its workers."""
-    config = ClusterConfig(eps_rule="q")
+    config = ClusterConfig(q=10.35)
     if given.ray:
         import logging
 
@@ -81,9 +81,9 @@ def estimate(features: Floats, config: ClusterConfig, given: argparse.Namespace)
         import ray
 
         from cluster.gpu_actors import GpuActors
-        from cluster.task_graph import RayTasks, estimate_on_ray
+        from cluster.ray_run import RayTasks, estimate_on_ray
 
-        num_blocks = RayTasks(os.cpu_count() or 1).default_num_blocks(len(features))
+        num_blocks = len(blocks_for(RayTasks(os.cpu_count() or 1), len(features)))
         has_gpu = given.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
         with GpuActors() if has_gpu else contextlib.nullcontext() as on_gpus:
             return estimate_on_ray(
@@ -100,7 +100,7 @@ def show_progress(stage: str, num_done: int, num_tasks: int) -> None:
 
 
 def measure(num_images: int, given: argparse.Namespace) -> dict[str, Any]:
-    config = ClusterConfig(eps_rule="q")
+    config = ClusterConfig(q=10.35)
     features = drawn_features(num_images, given.dim).features
     runs = []
     for _ in range(given.repeats):

@@ -1,6 +1,6 @@
 """Features in, pseudo-labels out: k-reciprocal distance, eps, DBSCAN, soft labels.
 
-Pure functions on arrays; only `cluster.task_graph` and `cluster.gpu_actors` know Ray. No N x N
+Pure functions on arrays; only `cluster.ray_run` and `cluster.gpu_actors` know Ray. No N x N
 array anywhere.
 """
 

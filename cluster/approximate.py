@@ -6,9 +6,9 @@ The index is an inverted file (IVF-Flat): each sample is in the list of its near
 search looks into the lists of the centres nearest to its sample. How many it takes is measured:
 sampled rows are also searched exactly, and the number of lists doubles until 99 % of their
 nearest are found. faiss finds centres and neighbours; all rows that ask for a list meet it at
-once, in one product of matrices (as in its contrib.big_batch_search). One row at a time, as its
-IndexIVFFlat goes, memory is read so often that exact search is faster up to tens of thousands
-of samples, and the index would hold a copy of the features.
+once, in one product of matrices (as in its contrib.big_batch_search). Its IndexIVFFlat goes row by
+row: that reads memory so often that exact search is faster up to tens of thousands of samples, and
+holds a copy of the features.
 
 Distances and their order are the exact search's, so samples that both find are the same bits.
 Which samples are found depends on rounded products, and so on the machine and the row blocks.
@@ -18,19 +18,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster.blocks import kernel, row_blocks
-from cluster.copies import Longs
+from cluster.arrays import Floats, Ints, Longs
+from cluster.blocks import row_blocks
+from cluster.compiled import kernel
 from cluster.neighbours import join
-from cluster.products import NUM_FARTHEST, SLACK, Candidates, Floats, Ints
 from cluster.refine import (
-    FIXED_POINT,
-    SEARCH_PRODUCTS,
+    NUM_FARTHEST,
+    SLACK,
+    Candidates,
     Neighbours,
     Search,
     refine,
     squared_distance,
 )
-from cluster.runner import Handle, Runner
+from cluster.run import Handle, Runner, run_one
 from daal.errors import ConfigError
 
 MIN_RECALL = 0.99
@@ -42,16 +43,11 @@ TRAINED_PER_LIST = 16  # samples from which a centre is found; more, or more rou
 TRAINING_ROUNDS = 5  # these, take longer and hardly move the recall
 FIRST_NPROBE = 8  # lists that a search looks into, doubled until the recall is reached
 MAX_PROBED = 0.25  # of the lists; beyond, exact search is faster anyway
-SCALE = float(FIXED_POINT)  # all features are of length 1
-NO_PRODUCT = np.float32(-np.inf)
 
 
 class Lists(NamedTuple):
-    """Which samples are in which list.
-
-    Those nearest to `centres_LD[l]` (float32, length 1) are
-    `members_N[edges[l]:edges[l + 1]]` (int64, ascending).
-    """
+    """Samples nearest to `centres_LD[l]` (float32, length 1) are
+    `members_N[edges[l]:edges[l + 1]]` (int64, ascending)."""
 
     centres_LD: Floats
     members_N: Longs
@@ -74,49 +70,40 @@ class Recall(NamedTuple):
 
 
 def approximate_neighbours(
-    runner: Runner,
-    features: Handle,
-    num_samples: int,
-    k: int,
-    blocks: list[tuple[int, int]],
+    runner: Runner, features: Handle, search: Search, blocks: list[tuple[int, int]]
 ) -> tuple[Handle, Recall]:
-    """Handle of the `Neighbours`: nearly the `min(k, N)` nearest, and the recall measured.
+    """Handle of the `Neighbours`: nearly the `min(search.k, N)` nearest, and the recall measured.
 
     `features` is a handle of float32 (N, D) of length 1. `max_sq_distance_N` is approximate too:
     to the farthest of the samples in the lists nearest to -x. Waits for the recall.
 
     Raises ConfigError if faiss isn't installed, or if the recall stays below 0.99.
     """
-    load_faiss()  # is it there? Better asked now than by a task
-    k = min(k, num_samples)
-    centres = runner.submit("neighbours: index", find_centres, features)
-    parts = [
-        runner.submit("neighbours: index", nearest_centres, features, centres, *block)
-        for block in blocks
-    ]
-    lists = runner.submit("neighbours: index", collect_lists, centres, *parts)
+    load_faiss()  # says at once if it isn't there
+    num_samples = blocks[-1][1]
+    search = search._replace(k=min(search.k, num_samples), precision="fp32", certify=False)
+    centres = run_one(runner, "neighbours: index", find_centres, features)
+    parts = runner.run("neighbours: index", nearest_centres, blocks, features, centres)
+    lists = run_one(runner, "neighbours: index", collect_lists, centres, *parts)
     rng = np.random.default_rng(SEED)
     rows = np.sort(rng.choice(num_samples, min(SAMPLED_ROWS, num_samples), replace=False))
-    reaches = [
-        runner.submit("neighbours: recall", reach_of_nearest, features, rows[start:stop], k)
-        for start, stop in row_blocks(len(rows), len(blocks))
-    ]
-    measured = runner.submit(
-        "neighbours: recall", measure_recall, features, lists, rows, k, *reaches
+    some = [(rows[slice(*block)],) for block in row_blocks(len(rows), len(blocks))]
+    reaches = runner.run("neighbours: recall", reach_of_nearest, some, features, search)
+    measured = run_one(
+        runner, "neighbours: recall", measure_recall, features, lists, search, rows, *reaches
     )
-    recall: Recall = runner.collect([measured])[0]
-    search = runner.share(Search(k, SCALE, certify=False))
-    parts = [
-        runner.submit(
-            "neighbours: search", search_lists, features, lists, search, recall.nprobe, *block
-        )
-        for block in blocks
-    ]
-    return runner.submit("neighbours: join", join, *parts), recall
+    recall: Recall = runner.values([measured])[0]
+    parts = runner.run(
+        "neighbours: search", search_lists, blocks, features, lists, search, recall.nprobe
+    )
+    return run_one(runner, "neighbours: join", join, *parts), recall
 
 
 def load_faiss() -> Any:
-    """The library. Raises ConfigError if it isn't there."""
+    """The library, with one thread for the thread that calls: what runs side by side are blocks.
+
+    Raises ConfigError if it isn't there.
+    """
     try:
         import faiss
     except ImportError as error:
@@ -124,29 +111,30 @@ def load_faiss() -> Any:
             "cluster.search=approximate needs faiss: pip install 'daal-reid[faiss]', or use "
             "cluster.search=exact."
         ) from error
-    return faiss
-
-
-def faiss_of_task() -> Any:
-    """The library, with one thread for the thread that calls: what runs side by side are tasks."""
-    faiss = load_faiss()
     faiss.omp_set_num_threads(1)
     return faiss
+
+
+def nearest(queries_RD: Floats, among_ND: Floats, num: int) -> tuple[Floats, Longs]:
+    """Products (descending) and indices of each query's `num` nearest: among vectors of length 1
+    these have the largest products."""
+    faiss = load_faiss()
+    found: tuple[Floats, Longs] = faiss.knn(
+        queries_RD, among_ND, min(num, len(among_ND)), metric=faiss.METRIC_INNER_PRODUCT
+    )
+    return found
 
 
 # ---- Tasks ------------------------------------------------------------------------------
 
 
 def find_centres(features_ND: Floats) -> Floats:
-    """Centres of the lists, (L, D) of length 1, by k-means on some samples.
-
-    Nearest is the largest product: among vectors of length 1 that is the smallest distance.
-    """
-    faiss = faiss_of_task()
+    """Centres of the lists, (L, D) of length 1, by k-means on some samples."""
     num_samples, dims = features_ND.shape
     num_lists = min(int(LISTS_PER_ROOT * np.sqrt(num_samples)), num_samples // MIN_PER_LIST)
-    kmeans = faiss.Kmeans(
-        *(dims, max(1, num_lists)),
+    kmeans = load_faiss().Kmeans(
+        dims,
+        max(1, num_lists),
         niter=TRAINING_ROUNDS,
         spherical=True,
         seed=SEED,
@@ -162,54 +150,41 @@ def nearest_centres(
     features_ND: Floats, centres_LD: Floats, row_start: int, row_stop: int
 ) -> Longs:
     """The list of each of the rows row_start..row_stop, (rows,)."""
-    faiss = faiss_of_task()
-    rows_RD = features_ND[row_start:row_stop]
-    list_R1: Longs = faiss.knn(rows_RD, centres_LD, 1, metric=faiss.METRIC_INNER_PRODUCT)[1]
-    return list_R1[:, 0]
+    return nearest(features_ND[row_start:row_stop], centres_LD, 1)[1][:, 0]
 
 
 def collect_lists(centres_LD: Floats, *list_of_rows: Longs) -> Lists:
     """The lists' members, from the list of every row."""
-    members_N, edges = grouped(np.concatenate(list_of_rows), len(centres_LD))
-    return Lists(centres_LD, members_N, edges)
+    return Lists(centres_LD, *grouped(np.concatenate(list_of_rows), len(centres_LD)))
 
 
-def reach_of_nearest(features_ND: Floats, rows: Longs, k: int) -> Floats:
+def reach_of_nearest(features_ND: Floats, search: Search, rows: Longs) -> Floats:
     """Exact squared distance from each row to the last of its k nearest, itself counted, (rows,).
 
-    fp32 products with all samples choose a few more than k, as rounding may change places.
+    fp32 products choose a few more than k, as rounding may change places.
     """
-    num_samples = len(features_ND)
-    num_others = num_other_samples(k)
-    num_near = min(num_others + SLACK["fp32"], num_samples - 1)
-    rows_at_once = max(1, SEARCH_PRODUCTS // num_samples)
-    reach_R = np.empty(len(rows), np.float32)
-    for start in range(0, len(rows), rows_at_once):
-        some = rows[start : start + rows_at_once]
-        products_RN = features_ND[some] @ features_ND.T
-        products_RN[np.arange(len(some)), some] = NO_PRODUCT
-        near_RC = np.argpartition(products_RN, num_samples - num_near)[:, -num_near:]
-        sq_RC = squared_distances_to(features_ND, some, near_RC.astype(np.int32), SCALE)
-        sq_RC.partition(num_others - 1)
-        reach_R[start : start + rows_at_once] = sq_RC[:, num_others - 1]
+    num_others = max(1, search.k - 1)
+    near_RC = nearest(features_ND[rows], features_ND, num_others + SLACK["fp32"] + 1)[1]
+    near_RC[near_RC == rows[:, None]] = -1
+    sq_RC = squared_distances_to(features_ND, rows, near_RC.astype(np.int32), search.scale)
+    reach_R: Floats = np.partition(sq_RC, num_others - 1)[:, num_others - 1]
     return reach_R
 
 
 def measure_recall(
-    features_ND: Floats, lists: Lists, rows: Longs, k: int, *reaches: Floats
+    features_ND: Floats, lists: Lists, search: Search, rows: Longs, *reaches: Floats
 ) -> Recall:
     """Look into more and more lists until 99 % of the rows' nearest are found.
 
-    Found is who is no farther than the last of the true ones: of samples at equal distance each
-    will do. Raises ConfigError if more than a quarter of the lists would be needed.
+    Found are samples that are no farther than the last of the true ones: of samples at equal
+    distance each will do. Raises ConfigError if more than a quarter of the lists would be needed.
     """
-    num_lists = len(lists.centres_LD)
-    reach_R = np.concatenate(reaches)
-    num_others = num_other_samples(k)
+    num_lists, reach_R = len(lists.centres_LD), np.concatenate(reaches)
+    num_others = max(1, search.k - 1)  # the sample itself is always found
     nprobe = FIRST_NPROBE
     while True:
-        _, near_RC = nearest_others(features_ND, lists, rows, nprobe, k)
-        sq_RC = squared_distances_to(features_ND, rows, near_RC, SCALE)
+        _, near_RC = nearest_others(features_ND, lists, rows, nprobe, search.k)
+        sq_RC = squared_distances_to(features_ND, rows, near_RC, search.scale)
         num_found_R = np.minimum((sq_RC <= reach_R[:, None]).sum(1), num_others)
         share = int(num_found_R.sum()) / (len(rows) * num_others)
         recall = Recall(share, len(rows), nprobe)
@@ -230,7 +205,7 @@ def search_lists(
     """Neighbours of rows row_start..row_stop, measured and ordered as the exact search's."""
     rows = np.arange(row_start, row_stop)
     products_RC, near_RC = nearest_others(features_ND, lists, rows, nprobe, search.k)
-    # Farthest from x is, on the sphere, who is nearest to -x.
+    # On the sphere, the farthest from x is the nearest to -x.
     opposite_RD = -features_ND[row_start:row_stop]
     products_RF, far_RF = look_up(features_ND, lists, opposite_RD, FIRST_NPROBE, NUM_FARTHEST)
     candidates = Candidates(row_start, 2 - 2 * products_RC, near_RC, 2 + 2 * products_RF, far_RF)
@@ -238,11 +213,6 @@ def search_lists(
 
 
 # ---- Parts of the tasks -----------------------------------------------------------------
-
-
-def num_other_samples(k: int) -> int:
-    """Neighbours whose recall is measured: not the sample itself, which is always found."""
-    return max(1, k - 1)
 
 
 def grouped(list_of_entry: Longs, num_lists: int) -> tuple[Longs, Longs]:
@@ -256,24 +226,20 @@ def look_up(
 ) -> tuple[Floats, Ints]:
     """Products (descending) and indices of each query's nearest in `nprobe` lists, (R, num_near);
     -inf and -1 where there are no more."""
-    faiss = faiss_of_task()
-    metric, num_lists = faiss.METRIC_INNER_PRODUCT, len(lists.centres_LD)
+    num_lists = len(lists.centres_LD)
     nprobe = min(nprobe, num_lists)
-    _, probed_RP = faiss.knn(queries_RD, lists.centres_LD, nprobe, metric=metric)
+    _, probed_RP = nearest(queries_RD, lists.centres_LD, nprobe)
     probes, edges = grouped(probed_RP.ravel(), num_lists)
-    nearest = faiss.ResultHeap(len(queries_RD), num_near, keep_max=True)
+    best = load_faiss().ResultHeap(len(queries_RD), num_near, keep_max=True)
     for number in range(num_lists):
         members = lists.members_N[lists.edges[number] : lists.edges[number + 1]]
         asking = probes[edges[number] : edges[number + 1]] // nprobe
         if len(members) and len(asking):
-            products, places = faiss.knn(
-                *(queries_RD[asking], features_ND[members], min(num_near, len(members))),
-                metric=metric,
-            )
-            nearest.add_result_subset(asking, products, members[places])
-    nearest.finalize()
-    products_RC, indices_RC = nearest.D, nearest.I.astype(np.int32)
-    products_RC[indices_RC < 0] = NO_PRODUCT
+            products, places = nearest(queries_RD[asking], features_ND[members], num_near)
+            best.add_result_subset(asking, products, members[places])
+    best.finalize()
+    products_RC, indices_RC = best.D, best.I.astype(np.int32)
+    products_RC[indices_RC < 0] = -np.inf
     return products_RC, indices_RC
 
 
@@ -284,13 +250,10 @@ def nearest_others(
     num_near = k + SLACK["fp32"]
     products_RC, near_RC = look_up(features_ND, lists, features_ND[rows], nprobe, num_near + 1)
     is_itself_RC = near_RC == rows[:, None]
-    products_RC[is_itself_RC] = NO_PRODUCT
+    products_RC[is_itself_RC] = -np.inf
     near_RC[is_itself_RC] = -1
     order = np.argsort(-products_RC, axis=1, kind="stable")[:, :num_near]
-    return (
-        np.take_along_axis(products_RC, order, axis=1),
-        np.take_along_axis(near_RC, order, axis=1),
-    )
+    return np.take_along_axis(products_RC, order, 1), np.take_along_axis(near_RC, order, 1)
 
 
 @kernel

@@ -6,14 +6,14 @@ from each alone (CKRNN), and encodings are averaged over the nearest of both (CL
 distance of the encodings is then the usual one.
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from cluster.blocks import kernel
+from cluster.compiled import kernel
 from cluster.encoding import (
     FULL,
     Flags,
@@ -23,15 +23,14 @@ from cluster.encoding import (
     exponential,
     join_rows,
     normalise_row,
-    over_joined_blocks,
     reciprocal_flags,
+    run_joined,
     stack,
 )
 from cluster.locality import locality_order, renumbered
-from cluster.neighbours import nearest_in_groups
-from cluster.products import Floats, Ints, Precision
-from cluster.refine import Groups, Neighbours
-from cluster.runner import Handle, Runner
+from cluster.neighbours import nearest_neighbours
+from cluster.refine import Groups, Neighbours, Search
+from cluster.run import Handle, Runner, run_one
 from daal.errors import ConfigError
 
 MAX_CAMERAS = 256
@@ -47,21 +46,22 @@ class CameraNeighbours(NamedTuple):
     k2_inter: int
 
 
+CA_JACCARD = CameraNeighbours(5, 20, 2, 4)  # Chen et al. 2024
+
+
 def encode_by_camera(
     runner: Runner,
     features: Handle,
-    scale: float,
+    search: Search,
     camids_N: npt.NDArray[np.integer],
-    by_camera: npt.NDArray[np.integer],
     counts: CameraNeighbours,
-    num_blocks: int,
     blocks: list[tuple[int, int]],
-    precision: Precision = "fp32",
 ) -> tuple[Handle, Handle]:
     """Handles of camera-aware encodings, a csr_array of int32 (N, N), and of their rows' order.
 
-    `features`, a handle of float32 (N, D) of length 1, and `camids_N` are ordered by camera, row r
-    being sample by_camera[r]. Samples at equal distance are ordered by camera, then by index.
+    `features`, a handle of float32 (N, D) of length 1, and `camids_N` are ordered by camera.
+    Samples at equal distance are ordered by camera, then by index. `search` says how to search;
+    its k doesn't count.
     Raises ConfigError if there are more than 256 cameras: each is a block of its own.
     """
     camera_N = np.unique(camids_N, return_inverse=True)[1].astype(np.int32)
@@ -72,27 +72,26 @@ def encode_by_camera(
         )
     # As in the authors' code, k1_inter + 1: their list of other cameras has no place for the
     # sample itself, which the plain list begins with.
-    found = [
-        nearest_in_groups(
-            *(runner, features, scale, Groups(camera_N, same), max(k1 + 1, k2)),
-            *(num_blocks, precision),
-        )
-        for same, k1, k2 in (
-            (True, counts.k1_intra, counts.k2_intra),
-            (False, counts.k1_inter, counts.k2_inter),
-        )
-    ]
-    # From camera order straight to the order of encodings.
-    walk = runner.submit("encoding: order", locality_order, found[1])
-    found = [runner.submit("encoding: order", renumbered, lists, walk) for lists in found]
-    order = runner.submit("encoding: order", np.take, by_camera, walk)
-    joined = partial(over_joined_blocks, runner, blocks)
-    flags = []
-    for neighbours, k1 in zip(found, (counts.k1_intra, counts.k1_inter), strict=True):
-        reciprocity = runner.share(Reciprocity(k1 + 1, 0, False))
-        flags.append(joined(join_rows, "reciprocal", reciprocal_flags, neighbours, reciprocity))
-    raw = joined(stack, "weights", camera_weights, *found, *flags)
-    return joined(stack, "average", average_cameras, raw, *found, counts), order
+    k_intra = max(counts.k1_intra + 1, counts.k2_intra)
+    k_inter = max(counts.k1_inter + 1, counts.k2_inter)
+    own = search._replace(k=k_intra, groups=Groups(camera_N, True))
+    others = search._replace(k=k_inter, groups=Groups(camera_N, False))
+    intra = nearest_neighbours(runner, features, own, len(blocks))
+    inter = nearest_neighbours(runner, features, others, len(blocks))
+    order = run_one(runner, "encoding: order", locality_order, inter)
+    intra = run_one(runner, "encoding: order", renumbered, intra, order)
+    inter = run_one(runner, "encoding: order", renumbered, inter, order)
+
+    def joined(stage: str, join: Callable[..., Any], function: Any, *shared: Any) -> Handle:
+        return run_joined(runner, stage, join, function, blocks, *shared)
+
+    def flags(neighbours: Handle, k1: int) -> Handle:
+        reciprocity = Reciprocity(k1 + 1, 0, False)
+        return joined("reciprocal", join_rows, reciprocal_flags, neighbours, reciprocity)
+
+    intra_flags, inter_flags = flags(intra, counts.k1_intra), flags(inter, counts.k1_inter)
+    raw = joined("weights", stack, camera_weights, intra, inter, intra_flags, inter_flags)
+    return joined("average", stack, average_cameras, raw, intra, inter, counts), order
 
 
 def camera_weights(
@@ -105,9 +104,7 @@ def camera_weights(
 ) -> csr_array:
     """softmax(-d2) over the reciprocal neighbours of both lists, rows row_start..row_stop."""
     indptr, indices, data = _camera_weights_kernel(
-        *(intra.indices_NK, intra.sq_distances_NK, intra_flags),
-        *(inter.indices_NK, inter.sq_distances_NK, inter_flags),
-        *(exp_tables(), row_start, row_stop),
+        intra, inter, intra_flags, inter_flags, exp_tables(), row_start, row_stop
     )
     shape = (row_stop - row_start, len(intra.indices_NK))
     return csr_array((data, indices, indptr), shape=shape)
@@ -131,16 +128,16 @@ def average_cameras(
 
 @kernel
 def _camera_weights_kernel(
-    intra_NK: Ints,
-    intra_sq_NK: Floats,
+    intra: Neighbours,
+    inter: Neighbours,
     intra_flags: Flags,
-    inter_NK: Ints,
-    inter_sq_NK: Floats,
     inter_flags: Flags,
     tables: Any,
     row_start: int,
     row_stop: int,
 ) -> Any:
+    intra_NK, intra_sq_NK, _ = intra
+    inter_NK, inter_sq_NK, _ = inter
     num_rows = row_stop - row_start
     most = intra_flags.shape[1] + inter_flags.shape[1]
     indptr = np.zeros(num_rows + 1, np.int64)

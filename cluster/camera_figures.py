@@ -52,8 +52,8 @@ def camera_figures(
     inside_N = (labels_N >= 0) & known_N
     clusters, cameras = _numbered(labels_N[inside_N]), _numbered(camids_N[inside_N])
     sizes_K = np.bincount(clusters)
-    num_pairs = _num_pairs(sizes_K)
-    if num_pairs == 0:
+    pairs = num_pairs(sizes_K)
+    if pairs == 0:
         return CameraFigures()
     by_camera, sizes_M = np.unique(_joined(clusters, cameras), return_counts=True)
     num_cameras_K = np.bincount(by_camera // (cameras.max() + 1))
@@ -68,8 +68,8 @@ def camera_figures(
     return CameraFigures(
         one_camera_share=float((num_cameras_K[several_K] == 1).mean()),
         one_camera_chance=_one_camera_chance(sizes_K[several_K], images_C),
-        cross_camera_share=1 - _num_pairs(sizes_M) / num_pairs,
-        cross_camera_chance=1 - _num_pairs(images_C) / _num_pairs(images_C.sum()),
+        cross_camera_share=1 - num_pairs(sizes_M) / pairs,
+        cross_camera_chance=1 - num_pairs(images_C) / num_pairs(images_C.sum()),
         cross_camera_precision=precision,
     )
 
@@ -89,7 +89,7 @@ def _num_cross_pairs(groups_N: Integers, cameras_N: Integers) -> int:
         np.unique(keys_N, return_counts=True)[1]
         for keys_N in (groups_N, _joined(groups_N, cameras_N))
     ]
-    return _num_pairs(sizes[0]) - _num_pairs(sizes[1])
+    return num_pairs(sizes[0]) - num_pairs(sizes[1])
 
 
 def _numbered(values_N: Integers) -> npt.NDArray[np.int64]:
@@ -101,7 +101,8 @@ def _joined(keys_N: Integers, numbers_N: Integers) -> npt.NDArray[np.int64]:
     return keys_N.astype(np.int64) * (int(numbers_N.max(initial=0)) + 1) + numbers_N
 
 
-def _num_pairs(sizes: npt.ArrayLike) -> int:
+def num_pairs(sizes: npt.ArrayLike) -> int:
+    """Pairs within groups of such sizes."""
     counts = np.asarray(sizes, np.int64)
     return int((counts * (counts - 1) // 2).sum())
 

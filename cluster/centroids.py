@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cluster.blocks import kernel
+from cluster.compiled import kernel
 from daal.errors import LabelError
 
 

@@ -16,10 +16,10 @@ import torch
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from cluster.core_samples import Cores, Labels, core_flags, cores_by_components
-from cluster.device_arrays import to_device
-from cluster.products import Ints
-from cluster.runner import Runner
+from cluster.arrays import Ints, Labels
+from cluster.core_samples import Cores, core_flags, cores_by_components
+from cluster.device import to_device
+from cluster.run import Runner
 
 # Labels (B,) from a matrix (B, B), float32: 0 for neighbours and 1 for the rest; and min_samples.
 DenseLabels: TypeAlias = Callable[[torch.Tensor, int], npt.NDArray[np.integer]]
@@ -53,8 +53,13 @@ def cores_by_dense_blocks(
     order_M, blocks, too_large, num_too_large = pack(graph, min_samples, max_dense)
     packed = graph if len(order_M) == num_samples == blocks[0][1] else graph[order_M][:, order_M]
     parts = runner.on_device(
-        *("dbscan: dense block", labels_of_block, blocks),
-        *(packed.indptr, packed.indices, dense_labels, min_samples),
+        "dbscan: dense block",
+        labels_of_block,
+        blocks,
+        packed.indptr,
+        packed.indices,
+        dense_labels,
+        min_samples,
     )
     if parts is None:
         return cores_by_components(graph, min_samples), 0

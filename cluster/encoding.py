@@ -12,20 +12,19 @@ Samples are renumbered first, so that neighbours lie near each other in memory
 
 from collections.abc import Callable
 from decimal import Decimal, localcontext
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array, vstack
 
-from cluster.blocks import kernel
+from cluster.arrays import ONE, Floats, Ints
+from cluster.compiled import grown, kernel
 from cluster.locality import locality_order, renumbered
-from cluster.products import Floats, Ints
 from cluster.refine import Neighbours, squared_distance
-from cluster.runner import Handle, Runner, over_blocks
+from cluster.run import Handle, Runner, run_one
 
-ONE = 1 << 30  # a weight of 1
 EXP_ONE = float(1 << 32)  # exp(0), before a row is scaled to sum `ONE`
 EXP_BITS = 11  # of the argument, in each table
 EXP_STEP = float(1 << 30)  # the argument's fixed point
@@ -68,26 +67,29 @@ def encode(
 
     `features` and `scale` are those the neighbours were found with.
     """
-    order = runner.submit("encoding: order", locality_order, neighbours)
-    neighbours = runner.submit("encoding: order", renumbered, neighbours, order)
+    order = run_one(runner, "encoding: order", locality_order, neighbours)
+    neighbours = run_one(runner, "encoding: order", renumbered, neighbours, order)
     counts = runner.share(reciprocity)
-    joined = partial(over_joined_blocks, runner, blocks)
-    flags = joined(join_rows, "reciprocal", reciprocal_flags, neighbours, counts)
-    raw = joined(stack, "weights", weights, features, scale, order, neighbours, flags, counts)
-    return joined(stack, "average", average_nearest, raw, neighbours, k2), order
+
+    def joined(stage: str, join: Callable[..., Any], function: Any, *shared: Any) -> Handle:
+        return run_joined(runner, stage, join, function, blocks, *shared)
+
+    flags = joined("reciprocal", join_rows, reciprocal_flags, neighbours, counts)
+    raw = joined("weights", stack, weights, features, scale, order, neighbours, flags, counts)
+    return joined("average", stack, average_nearest, raw, neighbours, k2), order
 
 
-def over_joined_blocks(
+def run_joined(
     runner: Runner,
-    blocks: list[tuple[int, int]],
-    join: Callable[..., Any],
     stage: str,
+    join: Callable[..., Any],
     function: Callable[..., Any],
-    *arguments: Any,
+    blocks: list[tuple[int, int]],
+    *shared: Any,
 ) -> Handle:
-    """`over_blocks`, and what it gives joined."""
-    parts = over_blocks(runner, f"encoding: {stage}", function, *arguments, blocks=blocks)
-    return runner.submit("encoding: join", join, *parts)
+    """Handle of what a stage of the encoding finds in all row blocks."""
+    parts = runner.run(f"encoding: {stage}", function, blocks, *shared)
+    return run_one(runner, "encoding: join", join, *parts)
 
 
 def join_rows(*parts: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -111,9 +113,7 @@ def reciprocal_flags(
     FULL: within the first num_full of both lists, R(i, k1). HALF: within the first num_half,
     R(i, k1/2).
     """
-    flags: Flags = _flags_kernel(
-        neighbours.indices_NK, counts.num_full, counts.num_half, row_start, row_stop
-    )
+    flags: Flags = _flags_kernel(neighbours.indices_NK, counts, row_start, row_stop)
     return flags
 
 
@@ -136,8 +136,15 @@ def weights(
     """
     num_samples = len(neighbours.indices_NK)
     indptr, indices, data = _weights_kernel(
-        *(features_ND, scale, order_N, *neighbours, flags_NK, counts.num_half, counts.by_farthest),
-        *(exp_tables(), row_start, row_stop),
+        features_ND,
+        scale,
+        order_N,
+        neighbours,
+        flags_NK,
+        counts,
+        exp_tables(),
+        row_start,
+        row_stop,
     )
     return csr_array((data, indices, indptr), shape=(row_stop - row_start, num_samples))
 
@@ -183,14 +190,6 @@ def exp_tables() -> Tables:
 
 
 @kernel
-def grown(array: Any, num_used: int) -> Any:
-    """A copy with room for twice as much."""
-    larger = np.empty(2 * len(array), array.dtype)
-    larger[:num_used] = array[:num_used]
-    return larger
-
-
-@kernel
 def is_among(value: int, row: Ints, count: int) -> bool:
     for place in range(count):  # noqa: SIM110 (numba has no any())
         if row[place] == value:
@@ -199,11 +198,9 @@ def is_among(value: int, row: Ints, count: int) -> bool:
 
 
 @kernel
-def _flags_kernel(
-    indices_NK: Ints, num_full: int, num_half: int, row_start: int, row_stop: int
-) -> Flags:
-    num_full = min(num_full, indices_NK.shape[1])
-    num_half = min(num_half, num_full)
+def _flags_kernel(indices_NK: Ints, counts: Reciprocity, row_start: int, row_stop: int) -> Flags:
+    num_full = min(counts.num_full, indices_NK.shape[1])
+    num_half = min(counts.num_half, num_full)
     flags = np.zeros((row_stop - row_start, num_full), np.uint8)
     for i in range(row_start, row_stop):
         for place in range(num_full):
@@ -239,19 +236,17 @@ def _weights_kernel(
     features_ND: Floats,
     scale: float,
     order_N: Ints,
-    indices_NK: Ints,
-    sq_NK: Floats,
-    max_sq_N: Floats,
+    neighbours: Neighbours,
     flags_NK: Flags,
-    num_half: int,
-    by_farthest: bool,
+    counts: Reciprocity,
     tables: Tables,
     row_start: int,
     row_stop: int,
 ) -> Any:
+    indices_NK, sq_NK, max_sq_N = neighbours
     num_samples = len(indices_NK)
     num_rows, num_full = row_stop - row_start, flags_NK.shape[1]
-    num_half = min(num_half, num_full)
+    num_half = min(counts.num_half, num_full)
     most = min(num_full * (num_half + 1), num_samples)
     indptr = np.zeros(num_rows + 1, np.int64)
     out_indices = np.empty(num_rows * num_full + most, np.int32)
@@ -302,7 +297,7 @@ def _weights_kernel(
                         end += 1
         members = out_indices[start:end]
         members.sort()
-        largest = np.float64(max_sq_N[i]) if by_farthest else 1.0
+        largest = np.float64(max_sq_N[i]) if counts.by_farthest else 1.0
         if largest == 0.0:  # all samples are identical
             largest = 1.0
         for m in range(len(members)):

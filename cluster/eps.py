@@ -1,7 +1,7 @@
 """eps: by which rule, and from the smallest distances between samples (paper: Learning section).
 
-`pipelines.adapt` keeps the first iteration's or not (`cluster.refit_eps`), and
-`cluster.estimate.cluster_encodings` takes a smaller one while there is a giant cluster.
+`pipelines.adapt` keeps the first iteration's or not (`cluster.refit_eps`), and `cluster.dbscan`
+takes a smaller one while there is a giant cluster.
 """
 
 from typing import NamedTuple
@@ -10,17 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from cluster.rerank import (
-    NUM_BINS,
-    ZERO,
-    InvertedIndex,
-    distance_histogram,
-    distances_below,
-    row_of_entry,
-)
-from cluster.runner import Handle, Runner
-from daal.config import ClusterConfig
-from daal.eps_choice import VALUE_OF_RULE
+from cluster.pairs import NUM_BINS, ZERO, Pairs, row_of_entry
+from daal.config import VALUE_OF_RULE, ClusterConfig
 from daal.errors import LabelError
 
 TOLERANCE = 1e-6  # Jaccard distances pile up on fractions, and eps may be one of them
@@ -53,14 +44,12 @@ class EpsRule(NamedTuple):
         setting = eps_setting(config)
         if kept is not None:
             return cls(kept, setting if config.eps_rule == "fixed" else f"eps (by {setting})")
-        match config.eps_rule:
-            case "fixed":
-                return cls(config.eps, setting)
-            case "p":
-                return cls(config.p, setting, is_share=True)
-            case "q":
-                share = min(1.0, 2 * config.q / (num_samples - 1))
-                return cls(share, setting, is_share=True)
+        if config.eps is not None:
+            return cls(config.eps, setting)
+        if config.q is not None:
+            return cls(min(1.0, 2 * config.q / (num_samples - 1)), setting, is_share=True)
+        assert config.p is not None  # one of the three is given
+        return cls(config.p, setting, is_share=True)
 
     @property
     def p(self) -> float | None:
@@ -133,57 +122,65 @@ def reach(eps: float) -> float:
     return min(1.0, eps + 2 * TOLERANCE)
 
 
-def distances_up_to(
-    runner: Runner,
-    encodings: Handle,
-    index: InvertedIndex | Handle,
-    num_samples: int,
-    eps: float,
-    below: float,
-    blocks: list[tuple[int, int]],
-    setting: str,
-) -> csr_array:
-    """Strict upper triangle of the distances smaller than `below`.
+def distances_for(pairs: Pairs, rule: EpsRule) -> csr_array:
+    """Strict upper triangle of the distances that DBSCAN needs by this rule, or a smaller one.
 
-    Raises LabelError if more pairs are within eps than memory may hold; some rows tell.
+    Raises LabelError if these are more than memory may hold, or if p selects no pair.
     """
-    every = max(1, num_samples // SAMPLED_ROWS)
-    num_zero, counts = distance_histogram(runner, encodings, index, blocks, every)
-    check_number(every * (num_zero + counts[: int(eps * NUM_BINS)].sum()), num_samples, setting)
-    return distances_below(runner, encodings, index, below, blocks)
+    if not rule.is_share:
+        return pairs.with_term(distances_up_to(pairs, rule.value, rule.setting))
+    upper = smallest_distances(pairs, rule.value, rule.setting)
+    if pairs.term is not None:
+        largest = largest_of_share(upper, rule.value)
+        below = 1.0 if largest is None else pairs.term.reach_beyond(largest) + 2 * TOLERANCE
+        upper = pairs.with_term(pairs.jaccard_below(min(1.0, below)))
+    return upper
 
 
-def smallest_distances(
-    runner: Runner,
-    encodings: Handle,
-    index: InvertedIndex | Handle,
-    num_samples: int,
-    p: float,
-    blocks: list[tuple[int, int]],
-    setting: str = "cluster.p",
-) -> csr_array:
-    """Strict upper triangle of the distances that hold the smallest share p of all pairs.
+def distances_up_to(pairs: Pairs, eps: float, setting: str) -> csr_array:
+    """Strict upper triangle of the Jaccard distances of all pairs within eps.
+
+    Raises LabelError if these are more than memory may hold; some rows tell.
+    """
+    below = reach(eps) if pairs.term is None else pairs.term.reach(reach(eps))
+    every = max(1, pairs.num_samples // SAMPLED_ROWS)
+    num_zero, counts = pairs.jaccard_histogram(every)
+    num_pairs = every * (num_zero + counts[: int(eps * NUM_BINS)].sum())
+    check_number(num_pairs, pairs.num_samples, setting)
+    return pairs.jaccard_below(below)
+
+
+def smallest_distances(pairs: Pairs, p: float, setting: str = "cluster.p") -> csr_array:
+    """Strict upper triangle of the Jaccard distances that hold the smallest share p of all pairs.
 
     Some rows' distances, counted in bins, tell how far that reaches; only ten or so pairs an
     image are then stored where there are thousands below 1. Should the guess fall short, all
     rows are counted and stored again. Raises LabelError if p selects no pair.
     """
+    num_samples = pairs.num_samples
     every = max(1, num_samples // SAMPLED_ROWS)
-    num_zero, counts = distance_histogram(runner, encodings, index, blocks, every)
+    num_zero, counts = pairs.jaccard_histogram(every)
     if every > 1:
         wanted = 1.1 * p * num_samples * (num_samples - 1) / 2
         check_number(min(wanted, every * counts.sum()) + every * num_zero, num_samples, setting)
         cut = distance_at(counts, wanted / every)
-        upper = distances_below(runner, encodings, index, cut, blocks)
+        upper = pairs.jaccard_below(cut)
         num_zero = int((upper.data <= ZERO).sum())
         num_selected = num_smallest(num_samples, num_zero, p)
         # eps may be the largest of those selected, and DBSCAN looks a little beyond it.
         num_below = int((upper.data < cut - 2 * TOLERANCE).sum())
         if cut == 1 or num_below - num_zero >= num_selected:
             return upper
-        num_zero, counts = distance_histogram(runner, encodings, index, blocks)
+        num_zero, counts = pairs.jaccard_histogram()
     cut = distance_at(counts, num_smallest(num_samples, num_zero, p))
-    return distances_below(runner, encodings, index, cut, blocks)
+    return pairs.jaccard_below(cut)
+
+
+def largest_of_share(upper: csr_array, p: float) -> float | None:
+    """The largest of the smallest share p of all distances; None if it is 1, and not stored."""
+    num_zero = int((upper.data <= ZERO).sum())
+    place = num_zero + num_smallest(upper.shape[0], num_zero, p) - 1
+    return float(np.partition(upper.data, place)[place]) if place < len(upper.data) else None
 
 
 def check_number(num_pairs: float, num_samples: int, setting: str) -> None:
@@ -192,7 +189,7 @@ def check_number(num_pairs: float, num_samples: int, setting: str) -> None:
         raise LabelError(
             f"eps would make some {num_pairs / num_samples:.0f} pairs an image neighbours, "
             f"{num_pairs:.2g} in all: one giant cluster; use a smaller {setting}"
-            + ("." if "cluster.q" in setting else ", or cluster.eps_rule=q (10.35 pairs an image).")
+            + ("." if "cluster.q" in setting else ", or cluster.q=10.35 (pairs an image).")
         )
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cluster.arrays import Floats
 from cluster.blocks import row_blocks
-from cluster.device_arrays import to_device
-from cluster.products import Floats
+from cluster.device import to_device
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
 
@@ -38,10 +38,22 @@ def number_matrix(features_ND: npt.ArrayLike) -> npt.NDArray[Any]:
     return array
 
 
-def check_cameras(
-    config: ClusterConfig, camids_N: npt.NDArray[np.integer] | None, num_samples: int
+def check_given(
+    config: ClusterConfig,
+    num_samples: int,
+    eps: float | None,
+    camids_N: npt.NDArray[np.integer] | None,
+    source_N: npt.NDArray[np.floating] | None,
 ) -> None:
-    """Raise ConfigError if cameras matter and aren't all there, or are those of other images."""
+    """Raise ConfigError if eps is no distance, or if something that `config` needs is missing or
+    of other images."""
+    if eps is not None and not 0 <= eps <= 1:
+        raise ConfigError(f"eps={eps} is not a distance between 0 and 1.")
+    if config.source_weight and (source_N is None or len(source_N) != num_samples):
+        raise ConfigError(
+            "cluster.source_weight above 0 needs the distance of every image to the source; there "
+            "is no source here."
+        )
     num_known = 0 if camids_N is None else int((camids_N >= 0).sum())
     for name in ("camera_aware", "camera_norm"):
         if getattr(config, name) and num_known < num_samples:

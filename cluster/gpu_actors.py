@@ -1,15 +1,15 @@
 """The GPUs of a Ray cluster for one estimate, where no worker of a run holds them."""
 
-from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 
+from cluster.run import Blocks, Stage
+
 
 class GpuActors:
-    """`cluster.task_graph.OnGpus` by actors: one on each free GPU, until the with block ends.
+    """`cluster.ray_run.OnGpus` by actors: one on each free GPU, until the with block ends.
 
     They are started when there is work for them. `device` is what they compute on.
     """
@@ -23,22 +23,11 @@ class GpuActors:
     def __enter__(self) -> "GpuActors":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for actor in self._actors:
             ray.kill(actor)
 
-    def __call__(
-        self,
-        stage: str,
-        function: Callable[..., Any],
-        blocks: Sequence[tuple[int, int]],
-        *shared: Any,
-    ) -> list[Any]:
+    def __call__(self, stage: str, function: Stage, blocks: Blocks, *shared: Any) -> list[Any]:
         num_actors = min(self._most, len(blocks))
         while len(self._actors) < num_actors:
             self._actors.append(_GpuActor.remote())
@@ -60,13 +49,7 @@ class GpuActors:
 
 
 class _Gpu:
-    def run(
-        self,
-        function: Callable[..., Any],
-        blocks: Sequence[tuple[int, int]],
-        device: str,
-        *shared: Any,
-    ) -> list[Any]:
+    def run(self, function: Stage, blocks: Blocks, device: str, *shared: Any) -> list[Any]:
         """The values of these blocks."""
         return [function(*shared, device, *block) for block in blocks]
 

@@ -7,8 +7,8 @@ order changes no result.
 
 import numpy as np
 
-from cluster.blocks import kernel
-from cluster.products import Ints
+from cluster.arrays import Ints
+from cluster.compiled import kernel
 from cluster.refine import Neighbours
 
 STEPS = 8  # neighbours that are followed

@@ -4,19 +4,26 @@ Two rows are compared only if a rough sum over the columns they share says that 
 enough; that sum is never too small, so none is missed.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster.blocks import kernel
-from cluster.copies import Longs
-from cluster.encoding import ONE, grown
-from cluster.products import Ints
+from cluster.arrays import ONE, Ints, Longs
+from cluster.compiled import grown, kernel
 
 BUCKET_BITS = 11  # 2048 columns of the index are sorted at a time
 NUM_SLOTS = 1 << 13  # of rough sums: 32 KB
 ROUGH_BITS = 14  # that rough sums don't have; copies of 2^28 samples would overflow them
 LINE = 16  # int32 in a cache line
+
+
+class InvertedIndex(NamedTuple):
+    """Who has weight on sample g: entries[starts[g]:starts[g + 1]] are (sample, weight) int32, by
+    sample. `sums_N` int32: the weights of each row."""
+
+    starts: Longs
+    entries_E2: Ints
+    sums_N: Ints
 
 
 @kernel
@@ -131,31 +138,32 @@ def pairs_kernel(
     indptr: Any,
     indices: Any,
     weights: Any,
-    starts: Longs,
-    entries: Ints,
-    sums: Ints,
+    index: InvertedIndex,
     max_distance: float,
     row_start: int,
     row_stop: int,
+    every: int,
 ) -> Any:
+    """Pairs of every n-th row with all later ones: (indptr, indices, distances)."""
+    starts, entries_E2, sums = index
+    entries = entries_E2.reshape(-1)
     num_samples = len(indptr) - 1
-    entries = entries.reshape(-1)
     spans = np.empty((np.diff(indptr).max(), 3), np.int64)
     rough_sums = np.empty(NUM_SLOTS, np.int32)
     met = np.empty(1024, np.int64)
     seen_N = np.full(num_samples, -1, np.int32)  # by which row last
     weight_N = np.zeros(num_samples, np.int32)  # of the row at work
-    out_indptr = np.zeros(row_stop - row_start + 1, np.int64)
+    out_indptr = np.zeros(len(range(row_start, row_stop, every)) + 1, np.int64)
     out_indices = np.empty(1024, np.int32)
     out_distances = np.empty(1024, np.float32)
     # The least overlap that a distance asked for may have; a little less, as sums and distances
     # are rounded.
     least = max(0, int(2 * ONE * (1 - max_distance) / (2 - max_distance)) - 4096)
     end = 0
-    for i in range(row_start, row_stop):
+    for r, i in enumerate(range(row_start, row_stop, every)):
         row = slice(indptr[i], indptr[i + 1])
         met, num_met = _candidates(
-            *(i, indices[row], weights[row], starts, entries, least, spans, rough_sums, met)
+            i, indices[row], weights[row], starts, entries, least, spans, rough_sums, met
         )
         num_candidates = touched = 0
         for m in range(num_met):
@@ -187,5 +195,5 @@ def pairs_kernel(
             out_indices[end] = j
             out_distances[end] = distance_of(overlap, np.int64(sums[i]) + sums[j])
             end += 1
-        out_indptr[i - row_start + 1] = end
+        out_indptr[r + 1] = end
     return out_indptr, out_indices[:end], out_distances[:end]

@@ -6,36 +6,14 @@ Distances are rounded here; `cluster.refine` measures the candidates exactly and
 rounding hid nobody.
 """
 
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, TypeAlias
-
 import numpy as np
-import numpy.typing as npt
 
-from cluster.blocks import kernel, row_blocks
+from cluster.arrays import Floats, Ints
+from cluster.blocks import row_blocks
+from cluster.compiled import kernel
+from cluster.refine import NUM_FARTHEST, Candidates, Precision, rounded
 
-Floats: TypeAlias = npt.NDArray[np.float32]
-Ints: TypeAlias = npt.NDArray[np.int32]
-Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
-
-# Candidates kept beyond those asked for, so that the certificate has a gap to look at.
-SLACK: dict[Precision, int] = {"fp32": 8, "tf32": 16, "bf16": 32}
-NUM_FARTHEST = 4
 TILE = 640  # rows and columns: 1.6 MB of products, which stay cached until they are looked at
-
-
-class Candidates(NamedTuple):
-    """Of the rows from `row_start`: the nearest others found so far, and the farthest.
-
-    `near_RC` (int32) with `near_sq_RC` (float32, ascending; -1 and inf where there are none),
-    `far_RF` with `far_sq_RF` likewise, descending (-1 and -inf).
-    """
-
-    row_start: int
-    near_sq_RC: Floats
-    near_RC: Ints
-    far_sq_RF: Floats
-    far_RF: Ints
 
 
 def no_candidates(rows: tuple[int, int], num_near: int) -> Candidates:
@@ -93,13 +71,21 @@ def _scan_pair(
         for column_tile, (tile_columns, sq_norms_J) in column_tiles[first:]:
             products_IJ = products[: len(tile_rows), : len(tile_columns)]
             np.matmul(tile_rows, tile_columns.T, out=products_IJ)
+            is_diagonal = rows is columns and row_tile == column_tile
             _scan_tile(
-                *(products_IJ, sq_norms_I, sq_norms_J),
-                rows is columns and row_tile == column_tile,
-                *(rows.row_start + row_tile[0], columns.row_start + column_tile[0]),
-                *_lists(rows, row_tile),
-                *_lists(columns, column_tile),
+                products_IJ,
+                sq_norms_I,
+                sq_norms_J,
+                is_diagonal,
+                _part(rows, row_tile),
+                _part(columns, column_tile),
             )
+
+
+def _part(candidates: Candidates, tile: tuple[int, int]) -> Candidates:
+    row_start, near_sq, near, far_sq, far = candidates
+    some = slice(*tile)
+    return Candidates(row_start + tile[0], near_sq[some], near[some], far_sq[some], far[some])
 
 
 def _operand(
@@ -112,23 +98,11 @@ def _operand(
     return (features if precision == "fp32" else rounded(features, precision)), sq_norms
 
 
-def rounded(features_ND: Floats, precision: Precision) -> Floats:
-    """fp32 values with the mantissa of `precision`, as the GPU's matrix units round them."""
-    kept_bits = {"fp32": 23, "tf32": 10, "bf16": 7}[precision]
-    dropped = 23 - kept_bits
-    bits = features_ND.view(np.uint32)
-    half = np.uint32((1 << dropped) >> 1)
-    return ((bits + half) >> np.uint32(dropped) << np.uint32(dropped)).view(np.float32)
-
-
-def _lists(candidates: Candidates, tile: tuple[int, int]) -> Iterator[npt.NDArray[Any]]:
-    return (array[tile[0] : tile[1]] for array in candidates[1:])
-
-
 @kernel
-def _enter_near(sq_C: Floats, indices_C: Ints, sq: float, index: int) -> None:
+def _enter(sq_C: Floats, indices_C: Ints, sq: float, index: int, is_near: bool) -> None:
+    """Into a list of the nearest, or of the farthest, in place of its worst."""
     place = len(sq_C) - 1
-    while place > 0 and sq_C[place - 1] > sq:
+    while place > 0 and (sq_C[place - 1] > sq if is_near else sq_C[place - 1] < sq):
         sq_C[place] = sq_C[place - 1]
         indices_C[place] = indices_C[place - 1]
         place -= 1
@@ -137,34 +111,17 @@ def _enter_near(sq_C: Floats, indices_C: Ints, sq: float, index: int) -> None:
 
 
 @kernel
-def _enter_far(sq_F: Floats, indices_F: Ints, sq: float, index: int) -> None:
-    place = len(sq_F) - 1
-    while place > 0 and sq_F[place - 1] < sq:
-        sq_F[place] = sq_F[place - 1]
-        indices_F[place] = indices_F[place - 1]
-        place -= 1
-    sq_F[place] = sq
-    indices_F[place] = index
-
-
-@kernel
 def _scan_tile(
     products_IJ: Floats,
     sq_norms_I: Floats,
     sq_norms_J: Floats,
     is_diagonal: bool,
-    first_row: int,
-    first_column: int,
-    near_sq_I: Floats,
-    near_I: Ints,
-    far_sq_I: Floats,
-    far_I: Ints,
-    near_sq_J: Floats,
-    near_J: Ints,
-    far_sq_J: Floats,
-    far_J: Ints,
+    rows: Candidates,
+    columns: Candidates,
 ) -> None:
     """Let the tile's distances into the lists of its rows and of its columns."""
+    first_row, near_sq_I, near_I, far_sq_I, far_I = rows
+    first_column, near_sq_J, near_J, far_sq_J, far_J = columns
     num_columns = products_IJ.shape[1]
     near_worst_J = near_sq_J[:, -1].copy()
     far_worst_J = far_sq_J[:, -1].copy()
@@ -193,22 +150,12 @@ def _scan_tile(
                     continue
                 sq = sq_norm + sq_norms_J[j] - np.float32(2) * row[j]
                 if sq < near_sq_I[i, -1]:
-                    _enter_near(near_sq_I[i], near_I[i], sq, first_column + j)
+                    _enter(near_sq_I[i], near_I[i], sq, first_column + j, True)
                 if sq > far_sq_I[i, -1]:
-                    _enter_far(far_sq_I[i], far_I[i], sq, first_column + j)
+                    _enter(far_sq_I[i], far_I[i], sq, first_column + j, False)
                 if sq < near_sq_J[j, -1]:
-                    _enter_near(near_sq_J[j], near_J[j], sq, first_row + i)
+                    _enter(near_sq_J[j], near_J[j], sq, first_row + i, True)
                     near_worst_J[j] = near_sq_J[j, -1]
                 if sq > far_sq_J[j, -1]:
-                    _enter_far(far_sq_J[j], far_J[j], sq, first_row + i)
+                    _enter(far_sq_J[j], far_J[j], sq, first_row + i, False)
                     far_worst_J[j] = far_sq_J[j, -1]
-
-
-def squared_distances(features_ND: Floats, rows: npt.NDArray[np.intp]) -> Floats:
-    """From some rows to all samples by fp32 products, (rows, N)."""
-    some = features_ND[rows]
-    sq_RN: Floats = some @ features_ND.T
-    sq_RN *= -2
-    sq_RN += np.einsum("nd,nd->n", some, some)[:, None]
-    sq_RN += np.einsum("nd,nd->n", features_ND, features_ND)
-    return sq_RN

@@ -6,13 +6,19 @@ the tiles, the number of blocks, the machine or the device.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from cluster.blocks import kernel
-from cluster.products import Candidates, Floats, Ints, Precision, squared_distances
+from cluster.arrays import Floats, Ints
+from cluster.compiled import kernel
+
+Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
+
+# Candidates kept beyond those asked for, so that the certificate has a gap to look at.
+SLACK: dict[Precision, int] = {"fp32": 8, "tf32": 16, "bf16": 32}
+NUM_FARTHEST = 4
 
 # How far an operand of a product is rounded off, relatively: by half a unit of its last place with
 # bf16, by a whole one with TF32, as matrix units may cut off what doesn't fit.
@@ -23,6 +29,20 @@ FIXED_POINT = 1 << 30  # of a coordinate; its square, 2^60, leaves room for |x -
 
 # fp32 products of some rows with all samples, (rows, N).
 SquaredDistances: TypeAlias = Callable[[npt.NDArray[np.intp]], Floats]
+
+
+class Candidates(NamedTuple):
+    """Of the rows from `row_start`: the nearest others found so far, and the farthest.
+
+    `near_RC` (int32) with `near_sq_RC` (float32, ascending; -1 and inf where there are none),
+    `far_RF` with `far_sq_RF` likewise, descending (-1 and -inf).
+    """
+
+    row_start: int
+    near_sq_RC: Floats
+    near_RC: Ints
+    far_sq_RF: Floats
+    far_RF: Ints
 
 
 class Neighbours(NamedTuple):
@@ -60,7 +80,6 @@ class Search(NamedTuple):
     precision: Precision = "fp32"
     groups: Groups = NO_GROUPS
     certify: bool = True  # False: the candidates are all there is, right or not
-    by_cuvs: bool = False  # which chooses the candidates, on a GPU
 
     def meet(self, row: int, other: int) -> bool:
         """Whether two rows can be neighbours."""
@@ -74,6 +93,15 @@ class Search(NamedTuple):
             return [(0, num_samples)]
         first, last = (int(np.searchsorted(of_N, of_N[row], side)) for side in ("left", "right"))
         return [(first, last)] if same else [(0, first), (last, num_samples)]
+
+
+def rounded(features_ND: Floats, precision: Precision) -> Floats:
+    """fp32 values with the mantissa of `precision`, as the GPU's matrix units round them."""
+    kept_bits = {"fp32": 23, "tf32": 10, "bf16": 7}[precision]
+    dropped = 23 - kept_bits
+    bits = features_ND.view(np.uint32)
+    half = np.uint32((1 << dropped) >> 1)
+    return ((bits + half) >> np.uint32(dropped) << np.uint32(dropped)).view(np.float32)
 
 
 def rounding_bound(precision: Precision, dims: int) -> float:
@@ -95,27 +123,30 @@ def fixed_point_scale(features_ND: Floats) -> float:
 
 def refine(features_ND: Floats, search: Search, candidates: Candidates) -> Neighbours:
     """Exact neighbours of one row block from its candidates."""
-    found = no_neighbours(len(candidates.near_RC), search.k)
-    certified_R = np.zeros(len(candidates.near_RC), np.bool_)
-    rounding = rounding_bound(search.precision, features_ND.shape[1])
-    arguments = (
-        *(features_ND, search.scale, rounding, search.groups.same),
-        *(*candidates, *found, certified_R),
+    num_rows = len(candidates.near_RC)
+    found = Neighbours(
+        np.full((num_rows, search.k), -1, np.int32),
+        np.zeros((num_rows, search.k), np.float32),
+        np.zeros(num_rows, np.float32),
     )
-    _refine_rows(*arguments)
+    certified_R = np.zeros(num_rows, np.bool_)
+    rounding = rounding_bound(search.precision, features_ND.shape[1])
+    itself_first = search.groups.same
+    _refine_rows(features_ND, search.scale, rounding, itself_first, candidates, found, certified_R)
     doubtful = np.flatnonzero(~certified_R & search.certify)
     measure = partial(squared_distances, features_ND)
     search_again(features_ND, search, candidates.row_start, doubtful, found, measure)
     return found
 
 
-def no_neighbours(num_rows: int, k: int) -> Neighbours:
-    """Room for those of so many rows."""
-    return Neighbours(
-        np.full((num_rows, k), -1, np.int32),
-        np.zeros((num_rows, k), np.float32),
-        np.zeros(num_rows, np.float32),
-    )
+def squared_distances(features_ND: Floats, rows: npt.NDArray[np.intp]) -> Floats:
+    """From some rows to all samples by fp32 products, (rows, N)."""
+    some = features_ND[rows]
+    sq_RN: Floats = some @ features_ND.T
+    sq_RN *= -2
+    sq_RN += np.einsum("nd,nd->n", some, some)[:, None]
+    sq_RN += np.einsum("nd,nd->n", features_ND, features_ND)
+    return sq_RN
 
 
 def search_again(
@@ -132,9 +163,7 @@ def search_again(
     for start in range(0, len(rows), rows_at_once):
         some = rows[start : start + rows_at_once]
         sq_RN = measure(some + row_start)
-        _search_rows(
-            *(features_ND, search.scale, fp32, *search.groups, row_start, some, sq_RN), *found
-        )
+        _search_rows(features_ND, search.scale, fp32, search.groups, row_start, some, sq_RN, found)
 
 
 # ---- Kernels ----------------------------------------------------------------------------
@@ -193,16 +222,12 @@ def _refine_rows(
     scale: float,
     rounding: float,
     itself_first: bool,
-    row_start: int,
-    near_sq: Floats,
-    near: Ints,
-    far_sq: Floats,
-    far: Ints,
-    indices_RK: Ints,
-    sq_RK: Floats,
-    max_sq_R: Floats,
+    candidates: Candidates,
+    found: Neighbours,
     certified_R: npt.NDArray[np.bool_],
 ) -> None:
+    row_start, near_sq, near, far_sq, far = candidates
+    indices_RK, sq_RK, max_sq_R = found
     k, num_near, num_far = indices_RK.shape[1], near.shape[1], far.shape[1]
     first = 1 if itself_first else 0
     for r in range(len(near)):
@@ -241,16 +266,15 @@ def _search_rows(
     features_ND: Floats,
     scale: float,
     rounding: float,
-    group_N: Ints,
-    same_group: bool,
+    groups: Groups,
     row_start: int,
     rows: npt.NDArray[np.intp],
     sq_RN: Floats,
-    indices_RK: Ints,
-    sq_RK: Floats,
-    max_sq_R: Floats,
+    found: Neighbours,
 ) -> None:
     """Search whole rows again, with their fp32 distances `sq_RN` to all samples at hand."""
+    group_N, same_group = groups
+    indices_RK, sq_RK, max_sq_R = found
     first = 1 if same_group else 0
     k = indices_RK.shape[1]
     for place, r in enumerate(rows):

@@ -15,23 +15,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cluster.arrays import Floats
 from cluster.blocks import row_blocks
-from cluster.device_arrays import kept_on_device
-from cluster.products import NUM_FARTHEST, SLACK, Floats, Precision, rounded
+from cluster.device import kept_on_device
 from cluster.refine import (
     FIXED_POINT,
+    NUM_FARTHEST,
+    SLACK,
     Neighbours,
+    Precision,
     Search,
+    rounded,
     rounding_bound,
     search_again,
 )
-from cluster.runner import Runner
-from daal.errors import ConfigError
 
 ROWS_ON_DEVICE = 8192  # of a block
 COLUMNS_ON_DEVICE = 8192  # of a tile: 256 MB of products
 MAX_BYTES = 1 << 29  # of temporaries while pairs are measured exactly
-OF_CUVS: Precision = "tf32"  # its products may be rounded so far, as it doesn't say
 NOBODY = (1 << 63) - 1  # sorts behind everybody
 LOW_HALF = (1 << 32) - 1
 _precision_lock = threading.Lock()  # torch has one precision for the whole process
@@ -43,8 +44,7 @@ def search_rows(
     """Exact neighbours of rows row_start..row_stop, which are of one group, and after them the
     other candidates, as they are measured already."""
     features = kept_on_device(features_ND, device)
-    candidates = cuvs_candidates if search.by_cuvs else _candidates
-    near, far = candidates(features, search, row_start, row_stop)
+    near, far = _candidates(features, search, row_start, row_stop)
     found, certified_R = _refined(features, search, row_start, near, far)
     doubtful = np.flatnonzero(~certified_R & search.certify)
 
@@ -67,28 +67,15 @@ class Best(NamedTuple):
     sq_RC: torch.Tensor
     index_RC: torch.Tensor
 
-    def of_both(self, sq_RI: torch.Tensor, index_RI: torch.Tensor, farthest: bool) -> "Best":
-        """As many, of these and of others."""
-        sq = torch.cat([self.sq_RC, sq_RI], 1)
-        index = torch.cat([self.index_RC, torch.where(sq_RI.isinf(), -1, index_RI).int()], 1)
-        best = sq.topk(self.sq_RC.shape[1], largest=farthest)
-        return Best(best.values, index.gather(1, best.indices))
-
-
-def nobody(
-    features: torch.Tensor, search: Search, row_start: int, row_stop: int
-) -> tuple[Best, Best]:
-    """Empty lists of the rows' nearest and farthest."""
-    # A list of N has a place too many, which shows that nobody was turned away.
-    num_near = min(search.k + SLACK[search.precision], len(features))
-    near, far = (
-        Best(
-            features.new_full((row_stop - row_start, size), worst),
-            features.new_full((row_stop - row_start, size), -1, dtype=torch.int32),
-        )
-        for size, worst in ((num_near, torch.inf), (NUM_FARTHEST, -torch.inf))
-    )
-    return near, far
+    def with_tile(self, sq_RI: torch.Tensor, first_column: int, farthest: bool) -> "Best":
+        """As many, of these and of a tile's columns."""
+        size = min(self.sq_RC.shape[1], sq_RI.shape[1])
+        tile = sq_RI.topk(size, largest=farthest)
+        columns_RC = torch.where(tile.values.isinf(), -1, tile.indices + first_column)
+        sq_RC = torch.cat([self.sq_RC, tile.values], 1)
+        index_RC = torch.cat([self.index_RC, columns_RC.int()], 1)
+        best = sq_RC.topk(self.sq_RC.shape[1], largest=farthest)
+        return Best(best.values, index_RC.gather(1, best.indices))
 
 
 def _candidates(
@@ -96,74 +83,26 @@ def _candidates(
 ) -> tuple[Best, Best]:
     """The nearest and the farthest of each row by rounded products."""
     num_samples = len(features)
-    both = nobody(features, search, row_start, row_stop)
+    # A list of N has a place too many, which shows that no sample was turned away.
+    num_near = min(search.k + SLACK[search.precision], num_samples)
+    near, far = (
+        Best(
+            features.new_full((row_stop - row_start, size), worst),
+            features.new_full((row_stop - row_start, size), -1, dtype=torch.int32),
+        )
+        for size, worst in ((num_near, torch.inf), (NUM_FARTHEST, -torch.inf))
+    )
     rows = features[row_start:row_stop]
     for first, last in search.columns(row_start, num_samples):
         for start, stop in row_blocks(last - first, -(-(last - first) // COLUMNS_ON_DEVICE)):
             start, stop = first + start, first + stop
             sq_RI = tile_distances(rows, features[start:stop], search.precision)
-            found = []
-            for best, to_itself in zip(both, (torch.inf, -torch.inf), strict=True):
-                # No sample is its own neighbour, and none is far from itself.
-                sq_RI.diagonal(row_start - start).fill_(to_itself)
-                farthest, size = to_itself < 0, min(best.sq_RC.shape[1], stop - start)
-                in_tile = sq_RI.topk(size, largest=farthest)
-                found.append(best.of_both(in_tile.values, in_tile.indices + start, farthest))
-            both = found[0], found[1]
-    return both
-
-
-def check_cuvs(runner: Runner) -> None:
-    """Raises ConfigError if cuVS can't search where the runner computes."""
-    there = None
-    if runner.device != "cpu":
-        there = runner.on_device("neighbours: cuvs", cuvs_there, [(0, 1)])
-    if there != [True]:
-        raise ConfigError(
-            "cluster.search=cuvs needs a GPU and the package cuvs, and one of them is missing "
-            "here; use cluster.search=exact, which finds the same neighbours."
-        )
-
-
-def cuvs_there(*_: object) -> bool:
-    """Whether cuVS can be imported."""
-    try:
-        import cuvs.neighbors  # noqa: F401
-    except Exception:  # not only ImportError: one that doesn't fit the driver fails in its own way
-        return False
-    return True
-
-
-def cuvs_candidates(
-    features: torch.Tensor, search: Search, row_start: int, row_stop: int
-) -> tuple[Best, Best]:
-    """The same by cuVS's brute force, for features of length 1 in one group."""
-    from cuvs.neighbors import brute_force  # takes a second, once in a process's life
-
-    near, far = nobody(features, search, row_start, row_stop)
-    rows = features[row_start:row_stop]
-    row_R1 = torch.arange(row_start, row_stop, device=features.device)[:, None]
-    sq_norm_N = features.square().sum(1)
-
-    def searched(metric: str, queries: torch.Tensor, size: int) -> list[torch.Tensor]:
-        size = min(size, len(features))
-        index_RC = torch.empty((len(rows), size), dtype=torch.int64, device=features.device)
-        value_RC = torch.empty((len(rows), size), device=features.device)
-        if features.is_cuda:  # cuVS works on a stream of its own
-            torch.cuda.current_stream(features.device).synchronize()
-        index = brute_force.build(features, metric=metric)
-        brute_force.search(index, queries, size, neighbors=index_RC, distances=value_RC)
-        return [value_RC, index_RC]
-
-    # One more, as each sample is among its own nearest, unless copies are.
-    sq_RC, index_RC = searched("sqeuclidean", rows, near.sq_RC.shape[1] + 1)
-    sq_RC = torch.where(index_RC == row_R1, torch.inf, sq_RC)
-    near = near.of_both(sq_RC, index_RC, False)
-    # Farthest from x is who is nearest to -x.
-    product_RF, index_RF = searched("inner_product", -rows, NUM_FARTHEST)
-    sq_RF = sq_norm_N[row_R1] + sq_norm_N[index_RF] + 2 * product_RF
-    sq_RF = torch.where(index_RF == row_R1, -torch.inf, sq_RF)
-    return near, far.of_both(sq_RF, index_RF, True)
+            # No sample is its own neighbour, and none is far from itself.
+            sq_RI.diagonal(row_start - start).fill_(torch.inf)
+            near = near.with_tile(sq_RI, start, farthest=False)
+            sq_RI.diagonal(row_start - start).fill_(-torch.inf)
+            far = far.with_tile(sq_RI, start, farthest=True)
+    return near, far
 
 
 def tile_distances(

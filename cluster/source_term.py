@@ -15,9 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from cluster.eps import TOLERANCE, num_smallest
-from cluster.rerank import ZERO, row_of_entry
-
 ROWS = 1024  # of products at a time
 
 
@@ -46,22 +43,14 @@ class SourceTerm(NamedTuple):
         """Pairs with a total below `distance` have a Jaccard distance below this."""
         return min(1.0, distance / (1 - self.weight))
 
-    def reach_of_share(self, upper: csr_array, p: float) -> float:
-        """The same for the smallest share p of all totals.
-
-        `upper` holds the Jaccard distances of the smallest share p. The term adds at most twice the
-        weight: so no pair is selected whose Jaccard distance is larger by more than that.
-        """
-        num_zero = int((upper.data <= ZERO).sum())
-        place = num_zero + num_smallest(upper.shape[0], num_zero, p) - 1
-        if place >= len(upper.data):
-            return 1.0
-        largest = float(np.partition(upper.data, place)[place])
-        return min(1.0, largest + 2 * self.weight / (1 - self.weight) + 2 * TOLERANCE)
+    def reach_beyond(self, distance: float) -> float:
+        """Pairs whose total is no more than that of a pair at this Jaccard distance have one up
+        to this: the term adds at most twice the weight."""
+        return min(1.0, distance + 2 * self.weight / (1 - self.weight))
 
     def added_to(self, upper: csr_array) -> csr_array:
         """The totals of the pairs of a strict upper triangle of Jaccard distances."""
-        rows = row_of_entry(upper)
+        rows = np.repeat(np.arange(upper.shape[0]), np.diff(upper.indptr))
         terms = self.weight * (self.w_N[rows] + self.w_N[upper.indices])
         totals = ((1 - self.weight) * upper.data + terms).astype(np.float32)
         return csr_array((totals, upper.indices, upper.indptr), shape=upper.shape)

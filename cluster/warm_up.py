@@ -1,22 +1,20 @@
 """Compile the label step's loops ahead: `python -m cluster.warm_up`, when an image is built.
 
-What numba compiles is kept (`cluster.blocks.compiled_code_folder`) for this kind of CPU. On another
-kind a process compiles again, and keeps that too. Without the warm-up, the first labels on each
-new node wait for it.
+What numba compiles is kept for this kind of CPU (`cluster.compiled.compiled_code_folder`). On
+another kind a process compiles again, and keeps that too. Without the warm-up, the first labels on
+each new node wait for it.
 """
 
-from collections.abc import Callable
 from copy import copy
-from dataclasses import is_dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from scipy.sparse import issparse
 
-from cluster.blocks import compiled_code_folder
+from cluster.compiled import compiled_code_folder
 from cluster.estimate import estimate_pseudo_labels
-from cluster.runner import Threads
+from cluster.run import Blocks, Stage, Threads
 from daal.config import ClusterConfig
 
 NUM_IDS, PER_ID, DIM = 40, 15, 16
@@ -35,13 +33,13 @@ class _AsTasks(Threads):
     def share(self, value: Any) -> Any:
         return _read_only(value)
 
-    def submit(
-        self, stage: str, function: Callable[..., Any], *arguments: Any, **options: Any
-    ) -> Any:
+    def run(
+        self, stage: str, function: Stage, blocks: Blocks, *shared: Any, num_results: int = 1
+    ) -> list[Any]:
         def on_read_only(*values: Any) -> Any:
             return function(*map(_read_only, values))
 
-        return super().submit(stage, on_read_only, *arguments, **options)
+        return super().run(stage, on_read_only, blocks, *shared)
 
 
 def warm_up() -> None:
@@ -56,7 +54,7 @@ def warm_up() -> None:
     for variant in VARIANTS:
         if variant.get("search") == "approximate" and find_spec("faiss") is None:
             continue
-        config = ClusterConfig(eps_rule="q", max_cluster_share=1, **variant)
+        config = ClusterConfig(q=10.35, max_cluster_share=1, **variant)
         source_N = rng.random(len(features_ND)) if config.source_weight else None
         for kind in (Threads, _AsTasks):
             with kind(1, "cpu") as runner:
@@ -76,10 +74,9 @@ def _read_only(value: Any) -> Any:
         return type(value)(*map(_read_only, value))
     if isinstance(value, list | tuple):
         return type(value)(map(_read_only, value))
-    if issparse(value) or is_dataclass(value):
+    if issparse(value):
         other = copy(value)
-        for name, part in vars(value).items():
-            object.__setattr__(other, name, _read_only(part))
+        vars(other).update((name, _read_only(part)) for name, part in vars(value).items())
         return other
     return value
 

@@ -19,7 +19,7 @@ def label(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="e.g. cluster.k1=30 cluster.eps_rule=p"),
+        typer.Argument(metavar="KEY=VALUE", help="e.g. cluster.k1=30 cluster.p=1e-3"),
     ] = None,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("pseudo_labels.parquet"),
     split: Annotated[
@@ -33,7 +33,7 @@ def label(
 ) -> None:
     """Pseudo-labels of any features, by themselves: k-reciprocal distance, eps, DBSCAN.
 
-    eps is found by cluster.eps_rule=q here, which holds for sets of any size. Giving cluster.p,
+    eps is found by cluster.q=10.35 here, which holds for sets of any size. Giving cluster.p,
     cluster.q or cluster.eps implies the rule that uses it: p, q or fixed; more than one of them
     is refused.
     """

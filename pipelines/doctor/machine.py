@@ -15,12 +15,11 @@ from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
-from cluster.blocks import compiled_code_folder
+from cluster.compiled import compiled_code_folder
 from daal import DISTRIBUTION
 from daal.available_cpus import available_cpus
-from daal.config import Config
+from daal.config import IMAGENET_WEIGHTS, Config
 from daal.errors import ClusterError
-from daal.method_config import IMAGENET_WEIGHTS
 from pipelines.doctor import probes
 from pipelines.doctor.probes import Facts
 from pipelines.workers.cluster_address import cluster_address, token_path

@@ -10,7 +10,7 @@ import pyarrow as pa
 from cluster.estimate import ALONE, PseudoLabels, estimate_pseudo_labels
 from cluster.gpu_actors import GpuActors
 from cluster.quality import cluster_quality
-from cluster.task_graph import OnProgress, estimate_on_ray
+from cluster.ray_run import OnProgress, estimate_on_ray
 from daal.config import ClusterConfig, Config, RayConfig
 from daal.errors import LabelError
 from daal.load_config import Origins, apply_overrides, check_config

@@ -83,7 +83,7 @@ def size_of(config: Config, probe: Probe | None = None) -> Size:
         root = root_of(domain, settings)
         records = load_records(settings.layout, root)
         num_train = sum(record.split == "train" for record in records)
-        kept = min(num_train, settings.max_train_images or num_train)
+        kept = min(num_train, config.max_train_images or num_train)
         counts[domain] = (kept, len(records) - num_train)
         used = records if domain == "target" else [r for r in records if r.split == "train"]
         jpeg_bytes += sum((root / record.path).stat().st_size for record in used)
@@ -112,10 +112,9 @@ def _needs(
 ) -> Needs:
     weight_bytes = 4 * probe.num_parameters
     # Each sends and receives almost twice the gradients (ring all-reduce).
-    gradient_bytes = weight_bytes // 2 if config.compress_gradients else weight_bytes
-    bytes_per_step = int(2 * gradient_bytes * (workers - 1) / workers)
+    bytes_per_step = int(2 * weight_bytes * (workers - 1) / workers)
     batch = config.adapt.batch_source + config.adapt.batch_target
-    share = -(-batch // (workers * config.adapt.accumulate))
+    share = -(-batch // (workers * config.accumulate))
     momenta = 2 if config.adapt.optim.optimizer == "adam" else 1
 
     def training(fit: FitConfig, num_images: int) -> float:

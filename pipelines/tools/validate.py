@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.camera_norm import MIN_IMAGES
-from daal.config import Config, DatasetConfig
+from daal.config import IMAGENET_WEIGHTS, Config, DatasetConfig
 from daal.data.images import read
 from daal.data.layout_checks import (
     check_counts,
@@ -25,7 +25,6 @@ from daal.data.layout_checks import (
 from daal.data.layouts import URI, checked_root, load_records, records_to_read
 from daal.data.records import SPLITS, Domain, ImageRecord
 from daal.errors import CheckpointError, ConfigError, DataError
-from daal.method_config import IMAGENET_WEIGHTS
 
 SAMPLED_IMAGES = 512  # of a domain; all of them are read in a run
 SAMPLING_SECONDS = 10.0
@@ -75,7 +74,7 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
             split: len({r.pid for r in some if r.pid > 0}) for split, some in by_split.items()
         }
         cameras[domain] = {split: len({r.camid for r in some}) for split, some in by_split.items()}
-        found = check_counts(settings.layout, records) if settings.published_counts else []
+        found = check_counts(settings.layout, records)
         if unread := passed_over(root, records):
             found.append(
                 f"{len(unread):,} files or folders in {root} are passed over, e.g. "
@@ -88,11 +87,11 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
         if domain == "target":
             found += check_identities(settings.layout, root, records)
         found += _check_training(config, domain, records)
-        read_here = records_to_read(records, domain, settings.max_train_images, config.seed)
+        read_here = records_to_read(records, domain, config.max_train_images, config.seed)
         found += _check_cameras(config, domain, read_here)
         real_root = root.resolve()
         read_files.append({real_root / record.path for record in read_here})
-        num_sampled[domain], odd = _look_at_images(domain, settings, read_here, config.seed)
+        num_sampled[domain], odd = _look_at_images(config, settings.root, read_here)
         warnings += [f"{domain}: {text}" for text in found + odd]
     roots = [Path(settings.root).resolve() for _, settings in config.domains()]
     if len(set(roots)) < len(roots):
@@ -179,7 +178,7 @@ def _check_training(config: Config, domain: Domain, records: list[ImageRecord]) 
             "can be learned; give a set of more people."
         )
     if domain == "target" and config.iterations:
-        num_train = min(len(train), settings.max_train_images or len(train))
+        num_train = min(len(train), config.max_train_images or len(train))
         least = config.cluster.min_samples * config.cluster.min_clusters
         if num_train < 2:
             raise DataError(
@@ -209,27 +208,27 @@ def _check_cameras(config: Config, domain: Domain, records: list[ImageRecord]) -
 
 
 def _look_at_images(
-    domain: Domain, settings: DatasetConfig, records: list[ImageRecord], seed: int
+    config: Config, root_folder: str, records: list[ImageRecord]
 ) -> tuple[int, list[str]]:
     """How many images were decoded, and a warning for each kind of what is wrong.
 
     Raises DataError where ingest would find more than `max_bad_share` unusable: surely, or, by
     the sample, with a margin of three standard deviations.
     """
-    root = Path(settings.root)
+    root = Path(root_folder)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         chunks = [records[at : at + 1000] for at in range(0, len(records), 1000)]
         empty: Bad = {}
         for some in pool.map(lambda chunk: _empty_files(root, chunk), chunks):
             empty |= some
         full = [record for record in records if record.path not in empty]
-        order = np.random.default_rng([seed, 2]).permutation(len(full))[:SAMPLED_IMAGES]
+        order = np.random.default_rng([config.seed, 2]).permutation(len(full))[:SAMPLED_IMAGES]
         sample = [full[at] for at in order]
         reasons = list(_in_time(pool, root, sample))
     bad = {record.path: why for record, why in zip(sample, reasons, strict=False) if why}
     num_sampled = len(reasons)
 
-    limit = settings.max_bad_share * len(records)
+    limit = config.max_bad_share * len(records)
     unseen_share = 1 - num_sampled / len(full) if full else 0.0
     each = len(full) / num_sampled if num_sampled else 0.0  # images that one of the sample is for
     estimate = len(empty) + each * len(bad)
@@ -238,9 +237,9 @@ def _look_at_images(
     seen = f"of {num_sampled + len(empty):,} images looked at ({len(records):,} in all)"
     num_bad = len(empty) + len(bad)
     too_many = (
-        f"{num_bad:,} {seen} in {root} can't be used, and no more than {domain}.max_bad_share="
-        f"{settings.max_bad_share:g} may be: {'; '.join(kinds)}; repair or remove them, or raise "
-        f"{domain}.max_bad_share."
+        f"{num_bad:,} {seen} in {root} can't be used, and no more than max_bad_share="
+        f"{config.max_bad_share:g} may be: {'; '.join(kinds)}; repair or remove them, or raise "
+        "max_bad_share."
     )
     if num_bad > limit or estimate - margin > limit:
         raise DataError(too_many)

@@ -97,7 +97,7 @@ class Trainer:
             target_labels,
             fit.images_per_id,
             fit.steps_per_epoch or 0,
-            fit.accumulate,
+            self.config.accumulate,
         )
 
     def _fit(

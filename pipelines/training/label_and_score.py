@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.estimate import PseudoLabels
-from cluster.task_graph import OnProgress, estimate_on_ray
+from cluster.ray_run import OnProgress, estimate_on_ray
 from daal.available_cpus import available_cpus
 from daal.config import ClusterConfig
 from daal.evaluation import EvaluationResult, evaluate

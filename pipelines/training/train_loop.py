@@ -97,7 +97,7 @@ class FitJob:
             last = step + 1 == plan.num_steps
             end_of_epoch = (step + 1) % plan.steps_per_epoch == 0
             leaving = end_of_epoch and worker.must_leave()
-            due = end_of_epoch and (epoch + 1) % fit.checkpoint_every_epochs == 0
+            due = end_of_epoch and (epoch + 1) % config.checkpoint_every_epochs == 0
             saves = last or leaving or due
             if earlier is not None:
                 self._check(state, maker, *earlier)
@@ -207,7 +207,7 @@ class FitJob:
         self, batches: Iterator[FedBatch], plan: Plan, maker: BatchMaker
     ) -> Iterator[tuple[int, list[HostBatch]]]:
         """Steps, and the parts of each one's batch."""
-        num_parts = self.fit.accumulate
+        num_parts = self.config.accumulate
         for fed in batches:
             epoch = plan.epoch_of(fed.step)
             parts = [maker.on_host(fed.part(at, num_parts), epoch) for at in range(num_parts)]
@@ -264,7 +264,7 @@ def build_network(config: Config, labels: Labels, start: Weights) -> DaalNetwork
     if start:
         carried = [name for name in start if not name.startswith("target_head.")]
         network.load_matching({name: torch.tensor(start[name]) for name in carried})
-    if network.target_head is not None and config.network.centroid_init:
+    if network.target_head is not None:
         network.target_head.start_from(torch.tensor(labels.centroids_KC))
     return network
 

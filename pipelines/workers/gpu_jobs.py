@@ -11,8 +11,8 @@ from typing import Any
 import ray
 import torch
 
-from cluster.out_of_memory import is_out_of_memory
-from cluster.task_graph import OnGpus
+from cluster.device import is_out_of_memory
+from cluster.ray_run import OnGpus
 from daal.available_cpus import available_cpus
 from daal.errors import DaalError
 from daal.evaluation import EvaluationResult, evaluate
@@ -52,7 +52,7 @@ class StageJob:
 
 
 def stages_on(workers: Workers) -> OnGpus:
-    """For `cluster.task_graph.estimate_on_ray`: the workers' GPUs."""
+    """For `cluster.ray_run.estimate_on_ray`: the workers' GPUs."""
 
     def on_gpus(
         stage: str, function: Callable[..., Any], blocks: Sequence[tuple[int, int]], *shared: Any

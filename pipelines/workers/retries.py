@@ -17,7 +17,7 @@ import re
 
 import torch
 
-from cluster.out_of_memory import is_out_of_memory
+from cluster.device import is_out_of_memory
 from daal.errors import ClusterError, DaalError, first_line
 
 IMPORT_FAILED = re.compile(r"(?:ModuleNotFound|Import)Error: ([^\n]+)")
@@ -26,8 +26,8 @@ PROGRAM_ERRORS = (TypeError, ValueError, AttributeError, NameError, LookupError,
 
 
 OF_WORKERS = (
-    "double adapt.accumulate and pretrain.accumulate (a part keeps all adapt.images_per_id images "
-    "of an identity), lower ray.extract_batch, set ray.images=decoded, or use more workers"
+    "double accumulate (a part keeps all adapt.images_per_id images of an identity), set "
+    "ray.images=decoded, or use more workers"
 )
 OF_TASKS = "end what else uses that GPU, or set ray.use_gpu=false, which takes the CPUs"
 

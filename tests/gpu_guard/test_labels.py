@@ -11,9 +11,9 @@ from planted import planted
 from sklearn.cluster import DBSCAN
 
 from benchmarks.pretended_cuda import PretendedCuda, PretendedTensor, pretended_cuda
-from cluster import dbscan, device_arrays, neighbours, search_on_device
+from cluster import dbscan, device, neighbours, search_on_device
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
-from cluster.runner import Threads
+from cluster.run import Threads
 from daal.config import ClusterConfig
 
 ROWS, COLUMNS = 200, 250  # of a block, and of a tile
@@ -49,7 +49,7 @@ def estimate(features_ND: NDArray[np.float32]) -> Estimate:
     camids_N = np.arange(len(features_ND)) % 4
 
     def run(device: str, **settings: Any) -> PseudoLabels:
-        config = ClusterConfig(**{"backend": "components", "eps_rule": "q", "q": 6, **settings})
+        config = ClusterConfig(**{"backend": "components", "q": 6, **settings})
         with Threads(1, device) as runner:
             return estimate_pseudo_labels(
                 features_ND, config, camids_N=camids_N, runner=runner, num_blocks=2
@@ -122,7 +122,7 @@ def test_planted_bug(estimate: Estimate, function: str, old: str, new: str) -> N
 def test_features_that_go_up_for_each_block(
     estimate: Estimate, features_ND: NDArray[np.float32]
 ) -> None:
-    bug = planted(device_arrays, "kept_on_device", "if key not in _kept:", "if True:")
+    bug = planted(device, "kept_on_device", "if key not in _kept:", "if True:")
     with pretended_cuda() as cuda, bug:
         estimate("cuda")
     with pytest.raises(AssertionError):

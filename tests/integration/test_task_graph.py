@@ -18,8 +18,8 @@ from heads import LOGICAL_GPUS
 from waiting import wait_until
 
 from cluster.estimate import estimate_pseudo_labels
-from cluster.runner import FULL, Full, TaskTime
-from cluster.task_graph import SMALL, RayTasks, estimate_on_ray
+from cluster.ray_run import SMALL, RayTasks, estimate_on_ray
+from cluster.run import FULL, Full, TaskTime, blocks_for
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
 
@@ -80,7 +80,7 @@ def test_same_bits_with_gpus(changes) -> None:
     program = (
         "import sys, pickle, time, ray, cluster.neighbours\n"
         "from cluster.gpu_actors import GpuActors\n"
-        "from cluster.task_graph import estimate_on_ray\n"
+        "from cluster.ray_run import estimate_on_ray\n"
         "features, config, camids = pickle.loads(sys.stdin.buffer.read())\n"
         "cluster.neighbours.ROWS_ON_DEVICE = 90\n"
         "ray.init(num_cpus=2, num_gpus=2, include_dashboard=False)\n"
@@ -109,7 +109,7 @@ def test_same_bits_with_gpus(changes) -> None:
 @pytest.mark.ray
 def test_killed_workers_change_no_bit(ray_cluster):
     features = drawn_features(8000, 1024, num_copies=0)
-    config = ClusterConfig(eps_rule="q")
+    config = ClusterConfig(q=10.35)
     expected = estimate_pseudo_labels(features, config)
     for _ in range(10):  # on a busy machine, the killer may come too late
         found, num_killed = estimate_while_two_workers_are_killed(features, config)
@@ -160,7 +160,7 @@ def test_number_of_workers_changes_no_bit(num_cpus, tmp_path):
     np.save(tmp_path / "features.npy", features)
     script = (
         "import numpy as np, pipelines, ray\n"
-        "from cluster.task_graph import estimate_on_ray\n"
+        "from cluster.ray_run import estimate_on_ray\n"
         "from daal.config import ClusterConfig\n"
         f"ray.init(address='local', num_cpus={num_cpus}, include_dashboard=False)\n"
         "features = np.load('features.npy')\n"
@@ -196,9 +196,9 @@ def test_a_gpu_without_memory__the_tasks_make_the_same_labels(ray_cluster):
 def test_cancelling_frees_the_cluster(ray_cluster):
     runner = RayTasks(4)
     for _ in range(4):  # on all four CPUs
-        runner.submit("sleeping", time.sleep, 10_000)  # longer than a test may take
+        runner.run("sleeping", time.sleep, [(10_000,)])  # longer than a test may take
     runner.cancel()
-    assert runner.collect([runner.submit("after", int) for _ in range(8)]) == 8 * [0]
+    assert runner.values(runner.run("after", int, 8 * [()])) == 8 * [0]
     wait_until(lambda: not workers_at("ray::sleeping"), "cancelled tasks hold CPUs")
 
 
@@ -211,7 +211,7 @@ def test_errors_arrive_as_they_are(ray_cluster):
 
 @pytest.mark.ray
 def test_cuml_without_gpus(ray_cluster):
-    with pytest.raises(ConfigError, match="has none"):
+    with pytest.raises(ConfigError, match="cuml needs a GPU"):
         estimate_on_ray(drawn_features(), ClusterConfig(backend="cuml"))
 
 
@@ -220,4 +220,4 @@ def test_cuml_without_gpus(ray_cluster):
     [(SMALL, 64, 9), (1_000_000, 2, 16), (1_000_000, 64, 256), (100, 64, 1)],
 )
 def test_default_num_blocks(num_samples, num_workers, num_blocks):
-    assert RayTasks(num_workers).default_num_blocks(num_samples) == num_blocks
+    assert len(blocks_for(RayTasks(num_workers), num_samples)) == num_blocks

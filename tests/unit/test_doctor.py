@@ -14,9 +14,8 @@ import grpc
 import pytest
 import torchvision
 
-from daal.config import Config, RayConfig
+from daal.config import IMAGENET_WEIGHTS, Config, RayConfig
 from daal.load_config import load_config
-from daal.method_config import IMAGENET_WEIGHTS
 from pipelines.doctor import machine, probes
 from pipelines.doctor.judge import Check, as_dict, exit_code, judge
 from pipelines.workers.cluster_address import token_refused

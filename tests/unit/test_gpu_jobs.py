@@ -10,9 +10,9 @@ import pytest
 import ray
 import torch
 
+from cluster.device import is_out_of_memory
 from cluster.estimate import estimate_pseudo_labels
-from cluster.out_of_memory import is_out_of_memory
-from cluster.task_graph import estimate_on_ray
+from cluster.ray_run import estimate_on_ray
 from daal.config import ClusterConfig
 from daal.errors import LabelError
 from daal.evaluation import evaluate
@@ -21,7 +21,7 @@ from pipelines.workers.gpu_jobs import SCORES_BY_CPU, EvaluateJob, StageJob, sta
 from pipelines.workers.group import Worker, free_memory
 from pipelines.workers.watchdog import Watchdog
 
-CONFIG = ClusterConfig(eps_rule="q", q=8, k1=10)
+CONFIG = ClusterConfig(q=8, k1=10)
 PIDS, CAMIDS = np.repeat(np.arange(20), 15), np.arange(300) % 3
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

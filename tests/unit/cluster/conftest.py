@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.runner import Threads
+from cluster.run import Threads
 
 
 @pytest.fixture(scope="module")

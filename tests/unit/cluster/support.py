@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_array
 from sklearn.cluster import DBSCAN
 
-from cluster.rerank import distances_below, invert, symmetric
-from daal.method_config import Backend
+from cluster.pairs import Pairs, symmetric
+from daal.config import Backend
 
 CPU_BACKENDS = [name for name in get_args(Backend) if name not in ("auto", "cuml")]
 
@@ -58,7 +58,7 @@ def dense_labels(distance_BB, min_samples):
 
 def in_given_order(runner, handles):
     """A dense array of encodings, by what `encode` and `encode_by_camera` return."""
-    encodings, order = runner.collect(handles)
+    encodings, order = runner.values(handles)
     number = np.argsort(order)
     return encodings.toarray()[np.ix_(number, number)]
 
@@ -66,6 +66,6 @@ def in_given_order(runner, handles):
 def all_distances(runner, handles, blocks):
     """Dense distances of encodings, in the samples' own order."""
     encodings, order = handles
-    upper = distances_below(runner, encodings, invert(runner, encodings), 1.0, blocks)
-    number = np.argsort(runner.collect([order])[0])
+    upper = Pairs.of(runner, encodings, order, blocks).jaccard_below(1.0)
+    number = np.argsort(order)
     return dense(symmetric(upper))[np.ix_(number, number)]

@@ -11,14 +11,15 @@ from cluster.approximate import approximate_neighbours
 from cluster.blocks import row_blocks
 from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import nearest_neighbours
+from cluster.refine import FIXED_POINT, Search
 from daal.config import ClusterConfig
 from daal.errors import ConfigError
 from daal.load_config import check_config
 
 pytest.importorskip("faiss")
 
-K = 21
-APPROXIMATE = ClusterConfig(search="approximate", eps_rule="q")
+SEARCH = Search(21, float(FIXED_POINT))
+APPROXIMATE = ClusterConfig(search="approximate", q=10.35)
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +30,11 @@ def features():
 
 
 def exact(runner, features):
-    return runner.collect([nearest_neighbours(runner, features, K, 3)])[0]
+    return nearest_neighbours(runner, features, SEARCH, 3)
 
 
 def approximate(runner, features):
-    blocks = row_blocks(len(features), 3)
-    handle, recall = approximate_neighbours(runner, features, len(features), K, blocks)
-    return runner.collect([handle])[0], recall
+    return approximate_neighbours(runner, features, SEARCH, row_blocks(len(features), 3))
 
 
 def test_nearly_all_neighbours_are_the_exact_ones(runner, features):
@@ -87,16 +86,6 @@ def test_small_sets_are_searched_whole(runner, num_samples, capfd):
     for array, true in zip(found, exact(runner, features), strict=True):
         assert np.array_equal(array, true)
     assert capfd.readouterr().err == ""
-
-
-def test_copies_are_each_others_nearest(runner):
-    features = reference.drawn(400, 8, 20, seed=2, num_copies=100)
-    found, recall = approximate(runner, features)
-    assert recall.share >= 0.99
-    assert not found.sq_distances_NK[-100:].any()
-    identical, _ = approximate(runner, np.tile(features[:1], (300, 1)))
-    assert np.array_equal(identical.indices_NK[:, 0], np.arange(300))
-    assert not identical.max_sq_distance_N.any()
 
 
 def test_refused_where_samples_have_no_clusters(runner):

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 LOOP = """
-from cluster.blocks import compiled_code_folder, kernel
+from cluster.compiled import compiled_code_folder, kernel
 
 @kernel
 def twice(number):

@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 from support import CPU_BACKENDS, dense, dense_labels, sparse
 
-from cluster import dense_blocks
-from cluster.core_samples import cores_by_components
-from cluster.dbscan import Clusterer, dbscan, neighbour_graph
-from cluster.dense_blocks import cores_by_dense_blocks, labels_of_block, pack
+from cluster.dbscan import FoundBackend, dbscan, neighbour_graph
+from cluster.dense_blocks import labels_of_block, pack
 from cluster.estimate import estimate_pseudo_labels
 from cluster.rerank import jaccard_distance
-from cluster.runner import FULL, Threads, by_stage
+from cluster.run import FULL, Threads
 from daal.config import ClusterConfig
 
 
@@ -38,13 +36,6 @@ def pretend_cuml(monkeypatch, max_dense):
     monkeypatch.setattr("cluster.dbscan.most_dense", lambda device: max_dense)
 
 
-def test_what_fits_into_one_matrix_is_one_block(distance):
-    packing = pack(neighbour_graph(distance, 0.25), 4, 400)
-    assert packing.blocks == [(0, 400)]
-    assert np.array_equal(packing.order_M, np.arange(400))
-    assert packing.num_too_large == 0
-
-
 def test_packing_keeps_components_whole_and_blocks_small(distance):
     graph = neighbour_graph(distance, 0.25)
     order, blocks, too_large, num_too_large = pack(graph, 4, 40)
@@ -62,16 +53,6 @@ def test_packing_keeps_components_whole_and_blocks_small(distance):
     assert num_too_large == (sizes > 40).sum()
 
 
-def test_packing_leaves_out_what_is_too_small_for_a_core_sample(distance):
-    graph = neighbour_graph(distance, 0.25)
-    _, component = connected_components(graph)
-    sizes = np.bincount(component)[component]
-    order, _, too_large, _ = pack(graph, 4, 40)
-    packed = np.sort(np.concatenate([order, too_large]))
-    assert np.array_equal(packed, np.flatnonzero(sizes >= 4))
-    assert len(packed) < 400
-
-
 def test_the_matrix_is_zero_for_neighbours_and_the_samples_themselves(distance):
     graph = neighbour_graph(distance, 0.25)
     seen = []
@@ -84,31 +65,6 @@ def test_the_matrix_is_zero_for_neighbours_and_the_samples_themselves(distance):
     expected = 1 - graph.toarray().astype(np.float32)
     np.fill_diagonal(expected, 0)
     assert torch.equal(seen[0], torch.from_numpy(expected))
-
-
-@pytest.mark.parametrize("max_dense", [1, 30, 100, 10_000])
-@pytest.mark.parametrize("min_samples", [1, 2, 4, 8])
-@pytest.mark.parametrize("eps", [0.0, 0.25, 0.4, 0.6])
-def test_labels_are_those_of_components(runner, monkeypatch, distance, eps, min_samples, max_dense):
-    pretend_cuml(monkeypatch, max_dense)
-    expected = dbscan(distance, eps, min_samples, "components", runner=runner)
-    assert np.array_equal(dbscan(distance, eps, min_samples, "cuml", runner=runner), expected)
-
-
-def test_components_too_large_for_a_matrix_are_solved_on_the_graph(runner, distance):
-    graph = neighbour_graph(distance, 0.25)
-    _, component = connected_components(graph)
-    sizes = np.bincount(component)
-    max_dense = int(np.sort(sizes)[-3])  # two are larger, unless they tie
-    before = len(runner.times())
-    (is_core, found), num_large = cores_by_dense_blocks(runner, graph, 4, dense_labels, max_dense)
-    stages = by_stage(runner.times()[before:])
-    assert num_large == (sizes > max_dense).sum() > 0
-    assert stages["dbscan: dense block"].num_tasks > 1
-    expected_is_core, expected = cores_by_components(graph, 4)
-    assert np.array_equal(is_core, expected_is_core)
-    pairs = {(a, b) for a, b in zip(found[is_core], expected[is_core], strict=True)}
-    assert len(pairs) == len(set(found[is_core])) == len(set(expected[is_core]))
 
 
 def test_a_full_gpu__the_components_give_the_same_labels(runner, monkeypatch, distance):
@@ -137,12 +93,6 @@ def test_cuml_is_asked_about_once_in_an_estimate(monkeypatch):
     assert np.array_equal(found.labels, expected.labels)
 
 
-def test_the_largest_matrix_takes_half_of_the_free_memory(monkeypatch):
-    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (8 * 30_000**2, 1 << 40))
-    assert dense_blocks.most_dense("cuda") == 30_000
-
-
 def test_border_samples_and_numbers_are_those_of_components(runner, monkeypatch):
     """Cliques 1-4 and 5-8 are core; 0 borders on both (nearer to the second), 9 on the second."""
     cliques = ([1, 2, 3, 4], [5, 6, 7, 8], [10, 11, 12, 13])
@@ -150,7 +100,7 @@ def test_border_samples_and_numbers_are_those_of_components(runner, monkeypatch)
     distance = sparse(pairs | {(0, 1): 0.3, (0, 5): 0.1, (8, 9): 0.1}, 15)
     monkeypatch.setattr("cluster.dbscan.cuml_labels", dense_labels)
     for max_dense in (3, 4, 9, 10, 100):
-        labels = dbscan(distance, 0.3, 4, Clusterer("cuml", max_dense), runner=runner)
+        labels = dbscan(distance, 0.3, 4, FoundBackend("cuml", max_dense), runner=runner)
         assert labels.tolist() == [0] * 5 + [1] * 5 + [2] * 4 + [-1]
 
 
@@ -188,8 +138,8 @@ def test_all_backends_agree_on_any_small_graph(runner, graph, eps, min_samples, 
             assert np.array_equal(
                 dbscan(distance, eps, min_samples, backend, runner=runner), expected
             )
-            found = dbscan(reordered, eps, min_samples, backend, order_N=order, runner=runner)
-            assert np.array_equal(found, expected)
+            found = dbscan(reordered, eps, min_samples, backend, samples_N=order, runner=runner)
+            assert np.array_equal(found, expected[order])
 
 
 def test_components_too_large_for_a_block_are_noted(runner, monkeypatch, distance):
@@ -205,19 +155,6 @@ def test_components_too_large_for_a_block_are_noted(runner, monkeypatch, distanc
     num_largest = (sizes == sizes.max()).sum()
     assert notes[0].startswith(f"{num_largest} component(s)")
     assert "CPU" in notes[0]
-
-
-def test_the_estimate_notes_what_was_clustered_on_the_cpu(monkeypatch, runner):
-    features = reference.drawn(300, 16, 20, seed=2, noise=0.3)
-    config = ClusterConfig(k1=10, k2=3, p=0.02, backend="components")
-    expected = estimate_pseudo_labels(features, config)
-    pretend_cuml(monkeypatch, max_dense=5)
-    config = config.model_copy(update={"backend": "cuml"})
-    found = estimate_pseudo_labels(features, config, runner=runner)
-    assert np.array_equal(found.labels, expected.labels)
-    assert expected.notes == ()
-    assert len(found.notes) == 1
-    assert "were clustered on the CPU" in found.notes[0]
 
 
 def test_notes_of_clusterings_that_were_given_up_are_not_kept(monkeypatch, runner):

@@ -6,12 +6,13 @@ import reference
 from support import CPU_BACKENDS, same_partition
 
 from cluster.centroids import centroids
-from cluster.dbscan import dbscan, estimate_eps
+from cluster.dbscan import dbscan
+from cluster.eps import estimate_eps
 from cluster.estimate import estimate_pseudo_labels
 from cluster.given_features import normalised_features
 from cluster.quality import graph_silhouette
 from cluster.rerank import jaccard_distance
-from cluster.runner import Threads
+from cluster.run import Threads
 from daal.config import ClusterConfig
 
 CONFIG = ClusterConfig(k1=10, k2=3, p=0.02)
@@ -91,25 +92,6 @@ def test_coarse_products_change_no_bit(features, estimated, products):
     assert_same_bits(found, estimated)
 
 
-@pytest.mark.parametrize("num_copies", [3, 60])
-@pytest.mark.parametrize("many_copies", [0, 1])
-def test_copies_in_place_or_set_aside_change_no_bit(monkeypatch, num_copies, many_copies):
-    features = reference.drawn(400, 24, 30, seed=3, noise=0.4, num_copies=num_copies)
-    expected = estimate_pseudo_labels(features, CONFIG)
-    monkeypatch.setattr("cluster.neighbours.MANY_COPIES", many_copies)
-    assert_same_bits(estimate_pseudo_labels(features, CONFIG), expected)
-    assert expected.num_copies == num_copies + 1
-
-
-def test_other_layouts_and_types_of_the_same_numbers_change_no_bit(features, estimated):
-    for same in (
-        features.astype(np.float64),
-        np.asfortranarray(features),
-        np.repeat(features, 2, axis=0)[::2],
-    ):
-        assert_same_bits(estimate_pseudo_labels(same, CONFIG), estimated)
-
-
 def test_the_features_are_left_as_they_are(features):
     before = features.copy()
     before.flags.writeable = False  # as in an object store
@@ -142,30 +124,20 @@ def test_shuffling_only_shuffles(dialect):
 
 def test_q_is_p_of_so_many_pairs_an_image(features, estimated):
     q = 0.02 * 499 / 2
-    by_q = estimate_pseudo_labels(features, CONFIG.model_copy(update={"eps_rule": "q", "q": q}))
+    by_q = estimate_pseudo_labels(features, CONFIG.model_copy(update={"q": q}))
     assert by_q.p == pytest.approx(0.02)
     assert_same_bits(by_q, estimated)
 
 
-def test_more_pairs_an_image_than_there_are_select_all(features):
-    config = CONFIG.model_copy(update={"eps_rule": "q", "q": 1e6, "max_backoffs": 0})
-    config = config.model_copy(update={"max_cluster_share": 1, "min_clusters": 1})
-    found = estimate_pseudo_labels(features, config)
-    assert found.p == 1
-    assert found.eps == pytest.approx(estimate_eps(jaccard_distance(features, 10, 3), 1.0))
-
-
 def test_fixed_eps(features, estimated):
-    fixed = estimate_pseudo_labels(
-        features, CONFIG.model_copy(update={"eps_rule": "fixed", "eps": estimated.eps})
-    )
+    fixed = estimate_pseudo_labels(features, CONFIG.model_copy(update={"eps": estimated.eps}))
     assert fixed.p is None
     assert_same_bits(fixed, estimated)
 
 
-@pytest.mark.parametrize("eps_rule", ["p", "q", "fixed"])
-def test_an_eps_that_is_given_goes_before_any_rule(features, estimated, eps_rule):
-    config = CONFIG.model_copy(update={"eps_rule": eps_rule})
+@pytest.mark.parametrize("rule", [{"p": 0.02}, {"q": 10.35}, {"eps": 0.5}])
+def test_an_eps_that_is_given_goes_before_any_rule(features, estimated, rule):
+    config = CONFIG.model_copy(update=rule)
     assert_same_bits(estimate_pseudo_labels(features, config, eps=estimated.eps), estimated)
     frozen = estimate_pseudo_labels(features, config, eps=0.3)
     assert (frozen.eps, frozen.p) == (0.3, None)

@@ -11,7 +11,8 @@ import pytest
 from support import CPU_BACKENDS
 
 from cluster.centroids import centroids
-from cluster.dbscan import dbscan, estimate_eps
+from cluster.dbscan import dbscan
+from cluster.eps import estimate_eps
 from cluster.estimate import estimate_pseudo_labels
 from cluster.rerank import jaccard_distance
 from cluster.soft_labels import soft_label_weights

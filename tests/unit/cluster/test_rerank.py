@@ -8,22 +8,16 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from support import CPU_BACKENDS, dense, lattice, same_bits
 
+from cluster.arrays import ONE
 from cluster.blocks import row_blocks
-from cluster.dbscan import dbscan, estimate_eps
-from cluster.encoding import ONE, Reciprocity, encode
+from cluster.dbscan import dbscan
+from cluster.encoding import Reciprocity, encode
+from cluster.eps import estimate_eps
 from cluster.neighbours import nearest_neighbours
-from cluster.refine import fixed_point_scale
-from cluster.rerank import (
-    NUM_BINS,
-    distance_histogram,
-    distances_below,
-    invert,
-    inverted_index,
-    jaccard_distance,
-    pairs_below,
-    symmetric,
-)
-from cluster.runner import Threads
+from cluster.pairs import NUM_BINS, Pairs, inverted_index, pairs_below, symmetric
+from cluster.refine import Search, fixed_point_scale
+from cluster.rerank import jaccard_distance
+from cluster.run import Threads, blocks_for
 
 
 @pytest.mark.parametrize(
@@ -88,13 +82,6 @@ def test_form_of_the_matrix():
     assert ((distance.data == 0) & (rows != distance.indices)).any()  # and so are other zeros
 
 
-def test_any_float_type_and_layout(runner):
-    features = reference.drawn(50, 8, 10, seed=1)
-    expected = jaccard_distance(features, 10, 3, runner=runner)
-    for same in (features.astype(np.float64), np.asfortranarray(features)):
-        assert same_bits(jaccard_distance(same, 10, 3, runner=runner), expected)
-
-
 def test_one_sample_and_two(runner):
     assert dense(jaccard_distance(np.ones((1, 4)), runner=runner)).tolist() == [[0]]
     assert dense(jaccard_distance(np.eye(2), runner=runner)).tolist() == [[0, 0], [0, 0]]
@@ -108,30 +95,6 @@ def test_max_distance_only_leaves_out():
         expected = np.where(dense(full) < max_distance, dense(full), 1)
         assert np.array_equal(dense(cut), expected)
         assert cut.nnz < full.nnz
-
-
-@pytest.mark.parametrize("num_threads", [1, 2, 3])
-@pytest.mark.parametrize("num_blocks", [1, 3, 17])
-def test_blocks_and_threads_change_no_bit(runner, num_blocks, num_threads):
-    features = reference.drawn(300, 24, 20, seed=3, num_copies=40)
-    whole = jaccard_distance(features, 10, 4, runner=runner, num_blocks=1)
-    with Threads(num_threads, "cpu") as threads:
-        cut = jaccard_distance(features, 10, 4, runner=threads, num_blocks=num_blocks)
-    assert same_bits(whole, cut)
-
-
-@pytest.mark.parametrize("dialect", ["zhong", "faiss"])
-@pytest.mark.parametrize(("k1", "k2"), [(20, 6), (5, 5), (8, 1)])
-def test_shuffling_only_shuffles(runner, dialect, k1, k2):
-    features = reference.drawn(300, 24, 25, seed=6)
-    sq, _ = reference.ranking(features)
-    assert all(len(np.unique(row)) == 300 for row in sq)  # no ties, which go by index
-    order = np.random.default_rng(0).permutation(300)
-    distance, shuffled = (
-        dense(jaccard_distance(some, k1, k2, dialect=dialect, runner=runner))
-        for some in (features, features[order])
-    )
-    assert np.array_equal(shuffled, distance[np.ix_(order, order)])
 
 
 @pytest.mark.parametrize("num_samples", [1, 2047, 2048, 2049, 10_000])
@@ -177,42 +140,30 @@ def test_samples_that_share_a_rough_sum_are_told_apart(max_distance):
         assert np.array_equal(row.data, distance[near])
 
 
-@pytest.fixture(scope="module")
-def encodings(runner):
-    features = reference.drawn(200, 16, 12, seed=10, num_copies=4)
+def pairs_of(runner, features, num_blocks):
     counts = Reciprocity.of(20, "zhong")
-    return encode(
-        *(runner, features, fixed_point_scale(features)),
-        *(nearest_neighbours(runner, features, 21, 2), counts, 6, [(0, 200)]),
-    )[0]
+    search, blocks = Search(21, fixed_point_scale(features)), row_blocks(200, num_blocks)
+    neighbours = nearest_neighbours(runner, features, search, 2)
+    encodings, order = encode(runner, features, search.scale, neighbours, counts, 6, blocks)
+    return Pairs.of(runner, encodings, order, blocks)
 
 
-def test_histogram_counts_the_distances(runner, encodings):
-    index = invert(runner, encodings)
-    blocks = [(0, 90), (90, 200)]
-    upper = distances_below(runner, encodings, index, 1.0, blocks)
-    assert upper.nnz == (dense(symmetric(upper))[np.triu_indices(200, 1)] < 1).sum()
-    num_zero, counts = distance_histogram(runner, encodings, index, blocks)
-    assert num_zero == (upper.data <= 1e-6).sum() > 0
-    expected = np.histogram(upper.data[upper.data > 1e-6], NUM_BINS, (0, 1))[0]
-    assert np.array_equal(counts, expected)
-
-
-@pytest.mark.parametrize("every", [2, 7, 199, 1000])
+@pytest.mark.parametrize("every", [1, 2, 7, 199, 1000])
 @pytest.mark.parametrize("num_blocks", [1, 3, 17])
-def test_histogram_of_some_rows(runner, encodings, every, num_blocks):
-    index = invert(runner, encodings)
-    blocks = row_blocks(200, num_blocks)
-    upper = distances_below(runner, encodings, index, 1.0, blocks)[::every]
-    num_zero, counts = distance_histogram(runner, encodings, index, blocks, every)
-    assert num_zero == (upper.data <= 1e-6).sum()
-    expected = np.histogram(upper.data[upper.data > 1e-6], NUM_BINS, (0, 1))[0]
+def test_histogram_counts_the_distances_of_some_rows(runner, every, num_blocks):
+    pairs = pairs_of(runner, reference.drawn(200, 16, 12, seed=10, num_copies=4), num_blocks)
+    upper = pairs.jaccard_below(1.0)
+    assert upper.nnz == (dense(symmetric(upper))[np.triu_indices(200, 1)] < 1).sum()
+    some = upper[::every]
+    num_zero, counts = pairs.jaccard_histogram(every)
+    assert num_zero == (some.data <= 1e-6).sum()
+    expected = np.histogram(some.data[some.data > 1e-6], NUM_BINS, (0, 1))[0]
     assert np.array_equal(counts, expected)
 
 
 @pytest.mark.parametrize(
     ("num_samples", "num_workers", "expected"),
-    [(1, 8, 1), (255, 8, 1), (1024, 8, 4), (13_000, 2, 8), (1_000_000, 16, 64)],
+    [(1, 8, 1), (255, 8, 1), (1024, 8, 4), (13_000, 2, 8), (1_000_000, 2, 16), (10**6, 32, 128)],
 )
 def test_default_blocks_keep_workers_busy_and_are_not_tiny(num_samples, num_workers, expected):
-    assert Threads(num_workers).default_num_blocks(num_samples) == expected
+    assert len(blocks_for(Threads(num_workers), num_samples)) == expected

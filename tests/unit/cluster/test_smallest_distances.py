@@ -7,13 +7,14 @@ from scipy.sparse import csr_array
 from support import same_bits
 
 from cluster import eps
+from cluster.arrays import ONE
 from cluster.blocks import row_blocks
-from cluster.encoding import ONE, Reciprocity, encode
+from cluster.encoding import Reciprocity, encode
 from cluster.eps import TOLERANCE, eps_of_pairs, smallest_distances
 from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import nearest_neighbours
-from cluster.refine import FIXED_POINT
-from cluster.rerank import distances_below, invert
+from cluster.pairs import Pairs
+from cluster.refine import FIXED_POINT, Search
 from daal.config import ClusterConfig
 from daal.errors import LabelError
 
@@ -30,23 +31,24 @@ def misleading():
 
 
 @pytest.fixture(scope="module")
-def encodings(runner, misleading):
-    counts = Reciprocity.of(10, "zhong")
-    neighbours = nearest_neighbours(runner, misleading, 11, 3)
-    return encode(runner, misleading, float(FIXED_POINT), neighbours, counts, 3, BLOCKS)[0]
+def pairs(runner, misleading):
+    counts, search = Reciprocity.of(10, "zhong"), Search(11, float(FIXED_POINT))
+    neighbours = nearest_neighbours(runner, misleading, search, 3)
+    handles = encode(runner, misleading, search.scale, neighbours, counts, 3, BLOCKS)
+    return Pairs.of(runner, *handles, BLOCKS)
 
 
 @pytest.fixture
 def passes(monkeypatch):
     """`every` of each count of distances, filled while the test runs."""
     calls = []
-    count = eps.distance_histogram
+    count = Pairs.jaccard_histogram
 
-    def counting(runner, encodings, index, blocks, every=1):
+    def counting(pairs, every=1):
         calls.append(every)
-        return count(runner, encodings, index, blocks, every)
+        return count(pairs, every)
 
-    monkeypatch.setattr(eps, "distance_histogram", counting)
+    monkeypatch.setattr(Pairs, "jaccard_histogram", counting)
     return calls
 
 
@@ -57,9 +59,9 @@ def below(upper, limit):
     return rows[near], upper.indices[near], upper.data[near]
 
 
-def assert_serves(runner, encodings, upper, p):
+def assert_serves(pairs, upper, p):
     """eps is that of all distances, and no pair that DBSCAN looks at is missing."""
-    full = distances_below(runner, encodings, invert(runner, encodings), 1.0, BLOCKS)
+    full = pairs.jaccard_below(1.0)
     eps = eps_of_pairs(full.data, full.shape[0], p)
     assert eps_of_pairs(upper.data, full.shape[0], p) == eps
     assert same_bits(below(upper, eps + TOLERANCE), below(full, eps + TOLERANCE))
@@ -67,28 +69,25 @@ def assert_serves(runner, encodings, upper, p):
 
 @pytest.mark.parametrize("p", [1e-4, 0.004, 0.02, 0.5])
 @pytest.mark.parametrize("sampled_rows", [1, 2, 7, 50, 200, 2000])
-def test_any_number_of_sampled_rows_serves(runner, encodings, monkeypatch, sampled_rows, p):
+def test_any_number_of_sampled_rows_serves(pairs, monkeypatch, sampled_rows, p):
     monkeypatch.setattr(eps, "SAMPLED_ROWS", sampled_rows)
-    index = invert(runner, encodings)
-    upper = smallest_distances(runner, encodings, index, 500, p, BLOCKS)
-    assert_serves(runner, encodings, upper, p)
+    upper = smallest_distances(pairs, p)
+    assert_serves(pairs, upper, p)
 
 
-def test_a_good_guess_takes_one_pass_and_stores_few(runner, encodings, monkeypatch, passes):
+def test_a_good_guess_takes_one_pass_and_stores_few(pairs, monkeypatch, passes):
     monkeypatch.setattr(eps, "SAMPLED_ROWS", 200)
-    index = invert(runner, encodings)
-    upper = smallest_distances(runner, encodings, index, 500, 0.004, BLOCKS)
+    upper = smallest_distances(pairs, 0.004)
     assert passes == [2]
     assert upper.nnz < 2 * 0.004 * 500 * 499 / 2
-    assert_serves(runner, encodings, upper, 0.004)
+    assert_serves(pairs, upper, 0.004)
 
 
-def test_rows_that_mislead_take_a_second_pass(runner, encodings, monkeypatch, passes):
+def test_rows_that_mislead_take_a_second_pass(pairs, monkeypatch, passes):
     monkeypatch.setattr(eps, "SAMPLED_ROWS", 1)
-    index = invert(runner, encodings)
-    upper = smallest_distances(runner, encodings, index, 500, 0.02, BLOCKS)
+    upper = smallest_distances(pairs, 0.02)
     assert passes == [500, 1]
-    assert_serves(runner, encodings, upper, 0.02)
+    assert_serves(pairs, upper, 0.02)
 
 
 def test_the_second_pass_gives_the_same_pseudo_labels(misleading, monkeypatch, passes):
@@ -102,21 +101,6 @@ def test_the_second_pass_gives_the_same_pseudo_labels(misleading, monkeypatch, p
     assert np.array_equal(found.centroids, expected.centroids)
 
 
-@pytest.mark.parametrize("too_short", [1e-6, 0.1, 0.2])
-def test_a_guess_that_falls_short_is_given_up(runner, encodings, monkeypatch, passes, too_short):
-    monkeypatch.setattr(eps, "SAMPLED_ROWS", 50)
-    guess = eps.distance_at
-    monkeypatch.setattr(
-        eps,
-        "distance_at",
-        lambda *arguments: too_short if len(passes) == 1 else guess(*arguments),
-    )
-    index = invert(runner, encodings)
-    upper = smallest_distances(runner, encodings, index, 500, 0.02, BLOCKS)
-    assert passes == [10, 1]
-    assert_serves(runner, encodings, upper, 0.02)
-
-
 def test_pairs_just_beyond_those_selected_are_stored_too(runner, monkeypatch, passes):
     """190 pairs at 0.3 are selected, and eps is 0.3; DBSCAN takes ten at 0.3000008 for equal."""
     distances = np.repeat([0.3, 0.3000008], [190, 10])
@@ -126,6 +110,7 @@ def test_pairs_just_beyond_those_selected_are_stored_too(runner, monkeypatch, pa
     columns = np.concatenate([first, first + 1, first, first + 2])
     weights = np.concatenate([shared, ONE - shared, shared, ONE - shared])
     encodings = csr_array((weights, (rows, columns)), shape=(600, 600))
+    pairs = Pairs.of(runner, encodings, np.arange(600), row_blocks(600, 2))
     p = 190 / (600 * 599 / 2)
     monkeypatch.setattr(eps, "SAMPLED_ROWS", 1)
     guess = eps.distance_at
@@ -134,15 +119,13 @@ def test_pairs_just_beyond_those_selected_are_stored_too(runner, monkeypatch, pa
         "distance_at",
         lambda *arguments: 0.3000004 if len(passes) == 1 else guess(*arguments),
     )
-    index = invert(runner, encodings)
-    upper = smallest_distances(runner, encodings, index, 600, p, row_blocks(600, 2))
+    upper = smallest_distances(pairs, p)
     assert eps_of_pairs(upper.data, 600, p) == pytest.approx(0.3, abs=1e-7)
     assert upper.nnz == 200
 
 
 @pytest.mark.parametrize("sampled_rows", [1, 50, 2000])
-def test_p_that_selects_no_pair_says_so(runner, encodings, monkeypatch, sampled_rows):
+def test_p_that_selects_no_pair_says_so(pairs, monkeypatch, sampled_rows):
     monkeypatch.setattr(eps, "SAMPLED_ROWS", sampled_rows)
-    index = invert(runner, encodings)
     with pytest.raises(LabelError, match="use p=4.01e-06"):
-        smallest_distances(runner, encodings, index, 500, 1e-6, BLOCKS)
+        smallest_distances(pairs, 1e-6)

@@ -1,4 +1,4 @@
-"""Arrays as tensors on a device: uploaded once, and kept there as long as the array lives."""
+"""A GPU's memory: arrays as tensors there, and how an error says that it is full."""
 
 import warnings
 import weakref
@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
+
+# What PyTorch, cuBLAS, cuDNN and RAPIDS say when memory runs out.
+SIGNS = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "bad_alloc")
 
 _kept: dict[tuple[int, str], torch.Tensor] = {}  # by the array's id, until it is freed
 
@@ -26,3 +29,10 @@ def kept_on_device(array: npt.NDArray[Any], device: str) -> torch.Tensor:
         _kept[key] = to_device(array, device)
         weakref.finalize(array, _kept.pop, key, None).atexit = False
     return _kept[key]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)

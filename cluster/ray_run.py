@@ -1,14 +1,10 @@
-"""The estimate as a graph of Ray tasks. Only this file and `cluster.gpu_actors` know Ray.
+"""Stages as tasks of Ray. Only this file and `cluster.gpu_actors` know Ray.
 
-    neighbours -> encodings -> distances -> eps -> DBSCAN
-
-The stages are those of `cluster.estimate`, and give the same bits however the rows are cut and
-whoever runs them; so a task that is lost with its worker or node is run again by Ray, and nothing
-changes. Features are put into the object store once (those in another order, by camera or without
-copies, once more) and read there in place, once per node; what travels between tasks are lists
-and sparse rows. Tasks bear their stage's name in the dashboard. Where somebody has GPUs, what gains
-by them is computed there (`OnGpus`).
-A small set is one task.
+The stages give the same bits however the rows are cut and wherever they run; so a task that is lost
+with its worker or node is run again by Ray, and nothing changes. Features are put into the object
+store once (without copies, once more) and read there in place, once per node; what travels between
+tasks are lists and sparse rows. Tasks have their stage's name in the dashboard. Where there are
+GPUs, what gains by them is computed there (`OnGpus`). A small set is one task.
 """
 
 import time
@@ -25,10 +21,9 @@ from ray.exceptions import RayError
 from threadpoolctl import threadpool_limits
 
 from cluster.estimate import ALONE, PseudoLabels, estimate_pseudo_labels
-from cluster.runner import FULL, Full, Handle, TaskTime, Threads, run_block
+from cluster.run import FULL, Blocks, Full, Handle, Stage, TaskTime, Threads, run_block
 from daal.available_cpus import available_cpus
 from daal.config import ClusterConfig
-from daal.errors import ConfigError
 
 OnProgress: TypeAlias = Callable[[str, int, int], None]  # stage, tasks done, tasks submitted
 # Called as `on_gpus(stage, function, blocks, *shared)`: the values of
@@ -37,7 +32,6 @@ OnProgress: TypeAlias = Callable[[str, int, int], None]  # stage, tasks done, ta
 OnGpus: TypeAlias = Callable[..., list[Any]]
 
 SMALL, SMALL_ON_GPU = 20_000, 100_000  # images: up to here, one task is faster than many
-ROWS_PER_BLOCK = (2048, 65_536)  # not worth a task below; a task takes long to stop above
 POLL_SECONDS = 1.0
 CANCEL_SECONDS = 5.0  # that cancelled tasks may take to end by themselves
 
@@ -62,14 +56,8 @@ def estimate_on_ray(
     computed by `on_gpus`, if it is given. `on_progress` is called about once a second while there
     are several tasks.
 
-    Raises what the local function raises, ConfigError if `config.backend` is cuml and there is
-    no GPU to use, and RayError if Ray gives a task up.
+    Raises what the local function raises, and RayError if Ray gives a task up.
     """
-    if config.backend == "cuml" and on_gpus is None:
-        raise ConfigError(
-            "cluster.backend=cuml needs a GPU and this run has none; use auto, components "
-            "or sklearn, which give the same labels."
-        )
     features: npt.NDArray[np.floating] = (
         ray.get(features_ND) if isinstance(features_ND, ray.ObjectRef) else features_ND
     )
@@ -100,13 +88,15 @@ def estimate_on_ray(
 
 
 @cache
-def as_task(function: Callable[..., Any]) -> Any:
+def as_task(function: Stage) -> Any:
     """A function as a task of one CPU."""
     return ray.remote(num_cpus=1)(function)
 
 
 class RayTasks:
-    """`cluster.runner.Runner` on Ray: handles are object references."""
+    """`cluster.run.Runner` on Ray: handles are object references."""
+
+    least_rows = 2048
 
     def __init__(
         self, num_workers: int, on_gpus: OnGpus | None = None, on_progress: OnProgress | None = None
@@ -120,31 +110,19 @@ class RayTasks:
         self._times_on_gpus: list[TaskTime] = []
         self._shown: Counter[str] = Counter()
 
-    def default_num_blocks(self, num_samples: int) -> int:
-        least, most = ROWS_PER_BLOCK
-        return max(1, -(-num_samples // most), min(4 * self.num_workers, num_samples // least))
-
-    def share(self, value: Any) -> Handle:
-        return value if isinstance(value, ray.ObjectRef) else ray.put(value)
-
-    def submit(
-        self,
-        stage: str,
-        function: Callable[..., Any],
-        *arguments: Any,
-        num_results: int = 1,
-    ) -> Any:
+    def run(
+        self, stage: str, function: Stage, blocks: Blocks, *shared: Any, num_results: int = 1
+    ) -> list[Any]:
         task = as_task(_run_stage).options(name=stage, num_returns=num_results + 1)
-        *results, spent = task.remote(stage, function, num_results, *arguments)
-        self._times[spent] = stage
-        return results if num_results > 1 else results[0]
+        handles: list[Any] = []
+        for block in blocks:
+            *results, spent = task.remote(stage, function, num_results, *shared, *block)
+            self._times[spent] = stage
+            handles.append(results if num_results > 1 else results[0])
+        return handles
 
     def on_device(
-        self,
-        stage: str,
-        function: Callable[..., Any],
-        blocks: Sequence[tuple[int, int]],
-        *shared: Any,
+        self, stage: str, function: Stage, blocks: Blocks, *shared: Any
     ) -> list[Any] | None:
         assert self._on_gpus is not None
         done = self._on_gpus(stage, partial(_run_block, stage, function), blocks, *shared)
@@ -155,7 +133,10 @@ class RayTasks:
             return None
         return values
 
-    def collect(self, handles: Sequence[Handle]) -> list[Any]:
+    def share(self, value: Any) -> Handle:
+        return value if isinstance(value, ray.ObjectRef) else ray.put(value)
+
+    def values(self, handles: Sequence[Handle]) -> list[Any]:
         pending = [handle for handle in handles if isinstance(handle, ray.ObjectRef)]
         while pending:
             done, pending = ray.wait(
@@ -163,7 +144,7 @@ class RayTasks:
             )
             self._report()
             for reference in done:
-                _result(reference)  # if it is an error, nobody waits for the others
+                _result(reference)  # an error is raised at once, whatever the others do
         return [
             _result(handle) if isinstance(handle, ray.ObjectRef) else handle for handle in handles
         ]
@@ -172,7 +153,7 @@ class RayTasks:
         return [*self._times_on_gpus, *ray.get(self._done())]
 
     def cancel(self) -> None:
-        """Let go of whatever is still waiting or at work (after a lost task, or Ctrl-C).
+        """End what is still waiting or at work (after a lost task, or Ctrl-C).
 
         A task that is just being started may not hear that it is cancelled, and would hold its CPUs
         to its end: its process is ended then.
@@ -208,9 +189,7 @@ def _result(reference: Any) -> Any:
         raise error.cause from error
 
 
-def _run_stage(
-    stage: str, function: Callable[..., Any], num_results: int, *arguments: Any
-) -> list[Any]:
+def _run_stage(stage: str, function: Stage, num_results: int, *arguments: Any) -> list[Any]:
     torch.set_num_threads(1)
     start, cpu = time.time(), time.process_time()
     with threadpool_limits(1):
@@ -219,7 +198,7 @@ def _run_stage(
     return [*found, spent] if num_results > 1 else [found, spent]
 
 
-def _run_block(stage: str, function: Callable[..., Any], *arguments: Any) -> tuple[Any, TaskTime]:
+def _run_block(stage: str, function: Stage, *arguments: Any) -> tuple[Any, TaskTime]:
     there = [ray.get(a) if isinstance(a, ray.ObjectRef) else a for a in arguments]
     return run_block(stage, function, *there)
 
