@@ -82,7 +82,7 @@ class BatchMaker:
         samples_B = np.concatenate([fed.source_rows, len(labels.source_N) + fed.target_rows])
         seeds_B = sample_seeds(config.seed, self._iteration, epoch, fed.step, samples_B)
         table_BX = draw_table(seeds_B, config.input.height, config.input.width, config.augment)
-        needs_features = config.soft_labels.target_labels == "soft"
+        needs_features = config.soft_labels.target_labels in ("soft", "soft-literal")
         return HostBatch(
             pinned(fed.images_BHWC, self._device),
             self._copied(table_BX),

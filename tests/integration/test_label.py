@@ -83,7 +83,7 @@ def test_labels_figures_and_file(file, known, tmp_path):
 
 def test_one_split_by_camera(file, known, tmp_path, run):
     out = tmp_path / "labels.parquet"
-    arguments = ["--split", "train", "cluster.camera_aware=true", *RULE]
+    arguments = ["--split", "train", "cluster.camera_aware=true", "cluster.q=8"]
     code, printed, message = run(file, "--out", out, *arguments)
     assert code == 0, message
     assert "num_clusters" in printed

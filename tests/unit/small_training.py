@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 SMALL = [
     "network.backbone=resnet18", "network.weights=none", "input.height=32", "input.width=16",
     "augment.pad=2", "mixed_precision=false", "adapt.batch_source=4", "adapt.batch_target=8",
-    "adapt.steps_per_epoch=3", "ray.num_workers=1",
+    "adapt.steps_per_epoch=3", "adapt.optim.decay_at_epochs=[1, 2]", "ray.num_workers=1",
     "pretrain.batch_source=4",
 ]  # fmt: skip
 CASES = {

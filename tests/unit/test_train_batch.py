@@ -40,27 +40,31 @@ def fed(source: int = 4, target: int = 6, step: int = 2) -> FedBatch:
     return FedBatch(step, images, np.arange(source), np.arange(target) + 10)
 
 
-@pytest.mark.parametrize("kind", ["soft", "hard", "lsr"])
+@pytest.mark.parametrize("kind", ["soft", "soft-literal", "hard", "lsr"])
 def test_labels_of_each_kind(kind: str) -> None:
     known, settings = labels(stripes=2), config(target_labels=kind)
     maker = BatchMaker(known, settings, 1, CPU)
     made = maker.on_host(fed(), epoch=0)
-    assert (made.features_TC is None) == (kind != "soft")
+    assert (made.features_TC is None) == (kind in ("hard", "lsr"))
     batch = maker.on_device(made)
     assert batch.source_labels_S.tolist() == [0, 1, 2, 0]
     assert batch.target_labels_T is not None and batch.stripe_labels_TS is not None
     assert batch.target_labels_T.tolist() == [2, 3, 0, 1, 2, 3]
     assert np.array_equal(batch.stripe_labels_TS, known.stripe_labels_NS[10:16])  # type: ignore[index]
     pseudo_labels = known.pseudo_labels_N[10:16]  # type: ignore[index]
-    soft = settings.soft_labels
-    expected = {
-        "hard": lambda: hard_label_weights(pseudo_labels, 4),
-        "lsr": lambda: lsr_weights(pseudo_labels, 4),
-        "soft": lambda: soft_label_weights(
-            known.features_NC[10:16], known.centroids_KC, pseudo_labels, soft.epsilon,  # type: ignore[index]
-            "normalized", 1e-3,
-        ),
-    }[kind]()  # fmt: skip
+    if kind == "hard":
+        expected = hard_label_weights(pseudo_labels, 4)
+    elif kind == "lsr":
+        expected = lsr_weights(pseudo_labels, 4)
+    else:
+        expected = soft_label_weights(
+            known.features_NC[10:16],  # type: ignore[index]
+            known.centroids_KC,
+            pseudo_labels,
+            epsilon=settings.soft_labels.epsilon,
+            form="literal" if kind == "soft-literal" else "normalized",
+            min_sq_distance=1e-3,
+        )
     np.testing.assert_array_equal(batch.target_weights_TK, expected)
 
 
