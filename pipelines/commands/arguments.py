@@ -32,19 +32,20 @@ EventsAsJson = Annotated[
 
 @contextmanager
 def ray_errors(remedy: str) -> Iterator[None]:
-    """Turn an error of Ray's own, such as a lost worker, into one line with its remedy.
+    """Turn errors of Ray itself, such as a lost worker, into a ClusterError with a remedy.
 
-    A task's error that would come again is raised in its own words (`pipelines.workers.retries`).
+    A task's error that another try would raise again keeps its own words
+    (`pipelines.workers.retries`).
     """
     from ray.exceptions import RayError
 
     try:
         yield
     except (RayError, ImportError) as error:
-        from pipelines.workers.retries import OF_TASKS, final
+        from pipelines.workers.retries import final
 
         cause = getattr(error, "cause", error if isinstance(error.__cause__, RayError) else None)
-        if isinstance(cause, Exception) and (known := final(cause, OF_TASKS)):
+        if isinstance(cause, Exception) and (known := final(cause)):
             raise known from error
         if not isinstance(error, RayError):
             raise

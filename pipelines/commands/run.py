@@ -194,40 +194,25 @@ def print_json(value: dict[str, Any]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def size(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    as_json: AsJson = False,
-) -> None:
-    """What a run would need, on this many workers and on others: memory, disk, traffic, hours."""
+def size(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Memory, disk and traffic that a run needs, at 1 to 16 workers."""
     from pipelines.tools.size import size_of
 
     found = size_of(read_config(recipe, overrides))
     if as_json:
         print(json.dumps(asdict(found)))
         return
-    probe = found.probe
     print(
         f"{found.num_source:,} source and {found.num_target:,} target images to train on, "
         f"{found.num_test:,} to test: {decimal(found.jpeg_bytes)} of JPEG in the object store, "
         f"{decimal(found.decoded_bytes)} more if kept decoded; {decimal(found.disk_bytes)} of disk "
-        f"for the run.\nProbe on {probe.device}: {probe.train_images_per_s:.1f} images/s "
-        f"in training, {probe.extract_images_per_s:.1f} in extraction, "
-        f"{probe.decode_images_per_s:.0f} decoded by a CPU."
+        "for the run."
     )
-    table = Table(
-        *("workers", "device memory", "CPUs to decode", "sent a step", "moved an iteration"),
-        "time", title="Each worker on a device like the probe's and a node of its own",
-    )  # fmt: skip
-    for need in found.needs:
-        table.add_row(
-            str(need.num_workers),
-            decimal(need.device_bytes),
-            f"{need.decode_cpus:.1f}",
-            decimal(need.bytes_per_step),
-            decimal(need.bytes_per_iteration),
-            f"{need.hours:.1f} h" if need.hours >= 1 else f"{60 * need.hours:.1f} min",
-        )
+    table = Table("workers", "device memory", "sent a step", "sent an iteration",
+                  title="Each worker on a device and a node of its own")  # fmt: skip
+    for each in found.workers:
+        sizes = each.device_bytes, each.bytes_per_step, each.bytes_per_iteration
+        table.add_row(str(each.num_workers), *map(decimal, sizes))
     Console().print(table)
 
 
