@@ -27,6 +27,10 @@ Insecure = Annotated[
     bool,
     typer.Option("--insecure", help="Send the token unencrypted to another host (http://)."),
 ]
+Follow = Annotated[
+    bool,
+    typer.Option("-f", "--follow", help="Follow the log until the run ends; exit with its code."),
+]
 Name = Annotated[str, typer.Argument(help="The run's name.")]
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 
@@ -39,21 +43,24 @@ def submit(
         str | None, typer.Option(help="The run's name (default: the last part of out=).")
     ] = None,
     ship_code: Annotated[
-        bool, typer.Option("--ship-code", help="Send daal's own code along, for a bare image.")
+        bool, typer.Option("--ship-code", help="Also send daal's code, for an image without it.")
     ] = False,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Print the log; end with the run's exit code.")
+        bool,
+        typer.Option(
+            "-f", "--follow", help="Follow the log until the run ends; exit with its code."
+        ),
     ] = False,
     insecure: Insecure = False,
 ) -> None:
-    """Run `adapt` as a job of a Ray cluster; submitting a name again continues its run."""
+    """Run `adapt` as a job of a Ray cluster; the same name again continues the run."""
     from pipelines.tools.submit import Jobs
 
     config = read_config(recipe, overrides, expand_home=False)  # its home is the cluster's
     jobs = Jobs(address, insecure)
     job = jobs.submit(name or config.run_name, config, ship_code)
     errors.print(
-        f"submitted to {address} as {job.submission_id}; daal status {job.run} says how it is.",
+        f"submitted to {address} as {job.submission_id}; daal status {job.run} shows its status.",
         markup=False, soft_wrap=True,
     )  # fmt: skip
     if follow:
@@ -61,12 +68,12 @@ def submit(
 
 
 def status(
-    name: Annotated[str | None, typer.Argument(help="A run's name; default: all.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The run's name (default: all runs).")] = None,
     address: Address = LOCAL_DASHBOARD,
     as_json: AsJson = False,
     insecure: Insecure = False,
 ) -> None:
-    """How the runs on a cluster are."""
+    """List the runs on a cluster, or one run, with their status."""
     from pipelines.tools.submit import Jobs
 
     jobs = Jobs(address, insecure)
@@ -80,7 +87,7 @@ def status(
     table = Table("run", "job", "status", "exit code", "message")
     for job in found:
         code = "" if job.exit_code is None else str(job.exit_code)
-        # Of a failed job, the message is the end of its log, up to 20,000 characters.
+        # A failed job's message is the end of its log, up to 20,000 characters.
         last = (job.message.splitlines() or [""])[-1]
         table.add_row(job.run, job.submission_id, job.status.value, code, escape(last))
     Console().print(table)
@@ -90,11 +97,14 @@ def logs(
     name: Name,
     address: Address = LOCAL_DASHBOARD,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Until the run ends; with its exit code.")
+        bool,
+        typer.Option(
+            "-f", "--follow", help="Follow the log until the run ends; exit with its code."
+        ),
     ] = False,
     insecure: Insecure = False,
 ) -> None:
-    """What a run has printed."""
+    """Print a run's log."""
     from pipelines.tools.submit import Jobs
 
     jobs = Jobs(address, insecure)
@@ -105,7 +115,7 @@ def logs(
 
 
 def stop(name: Name, address: Address = LOCAL_DASHBOARD, insecure: Insecure = False) -> None:
-    """End a run's job; submitting the name again continues the run."""
+    """Stop a run; submitting its name again continues it."""
     from pipelines.tools.submit import Jobs
 
     jobs = Jobs(address, insecure)
@@ -118,7 +128,7 @@ def stop(name: Name, address: Address = LOCAL_DASHBOARD, insecure: Insecure = Fa
 
 
 def follow_job(jobs: "Jobs", job: "Job") -> NoReturn:
-    """Print a job's log to its end, then exit as the job did."""
+    """Print a job's log until it ends, then exit with its code."""
     job = jobs.follow(job, lambda text: print(text, end="", flush=True))
     errors.print(f"{job.submission_id}: {job.status.value}")
     sys.exit(0 if job.status.value == "SUCCEEDED" else job.exit_code or 1)

@@ -15,7 +15,8 @@ from pipelines.doctor.check import Check, missing, ok, warning
 from pipelines.doctor.packages import check_packages
 from pipelines.doctor.probes import Facts, ask_all
 from pipelines.run.folder import RunFolder
-from pipelines.workers.cluster_address import cluster_address, raise_if_silent, token_path
+from pipelines.workers.cluster_address import cluster_address, raise_if_silent
+from pipelines.workers.ray_token import token_path
 
 ADDRESS_SECONDS = 3.0
 LITTLE_MEMORY, LITTLE_DISK, NO_DISK = 4e9, 5e9, 1e8
