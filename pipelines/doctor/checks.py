@@ -83,8 +83,8 @@ def check_torch(
         if late and config.ray.use_gpu is not True:
             yield warning("torch", torch["failed"], remedy)
         else:
-            error = ClusterError if late else ConfigError
-            yield missing("torch", torch["failed"], remedy, error)
+            kind = ClusterError if late else ConfigError
+            yield missing("torch", torch["failed"], remedy, kind)
         return
     yield ok("torch", f"{torch['version']}, built for {torch['cuda'] or 'CPUs only'}")
     if torch["gpus"] and not torch["has_nccl"]:

@@ -94,12 +94,13 @@ def import_facts(module: str) -> Facts:
 def ray_facts() -> Facts:
     """Ray's version and the memory that it sees: of the machine, or of its container."""
     import ray
+    from ray._common.utils import get_system_memory
     from ray._private import utils
 
     free = utils.estimate_available_memory()
     return {
         "version": ray.__version__,
-        "total": utils.get_system_memory(),
+        "total": get_system_memory(),
         "free": free,
         "store": utils.resolve_object_store_memory(free),
         "shm": utils.get_shared_memory_bytes(),

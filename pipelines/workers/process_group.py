@@ -1,7 +1,7 @@
-"""The workers' process group as Ray Train makes it, after the libraries below it have been set.
+"""Ray Train's process group of the workers, made after its libraries' variables are set.
 
-NCCL, cuBLAS and oneDNN read their variables once, when a process first uses them. What a node's
-user has set stays.
+NCCL, cuBLAS and oneDNN read their variables once, when a process first uses them. Values that a
+node's user has set stay.
 """
 
 import os
@@ -33,7 +33,7 @@ def library_settings(deterministic: bool) -> dict[str, str]:
 
 @dataclass
 class ProcessGroup(TorchConfig):  # type: ignore[misc]
-    """Ray Train's own, on workers that have `environment` where they have no value of it."""
+    """Ray Train's own, with `environment` for variables that a worker doesn't have."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
 

@@ -16,7 +16,7 @@ from daal.nn.network import DaalNetwork
 from daal.trained_model import TrainedModel
 from pipelines.images.pixels import ImageSource
 from pipelines.training import extract
-from pipelines.training.extract import BATCH, ExtractJob
+from pipelines.training.extract import ExtractJob
 
 NUM_IMAGES = 7
 
@@ -86,12 +86,3 @@ def test_two_batches_of_features_are_on_their_way_at_most(
     monkeypatch.setattr(extract, "HostCopy", Counted)
     job(config("ray.extract_batch=2")).run(worker())
     assert (waiting, most) == (0, 2)
-
-
-def test_batches_are_larger_on_gpus(pixels_NHWC: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BATCH, "cpu", 4)
-    reached: list[int] = []
-    counting = worker()
-    counting.reach = lambda stage, number: reached.append(number)
-    job(config()).run(counting)
-    assert reached == [0, 1] and BATCH["cuda"] == 256

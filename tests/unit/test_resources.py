@@ -13,7 +13,7 @@ from daal.config import RayConfig
 from daal.errors import ClusterError
 from pipelines.tools.ablate import room_on_cluster
 from pipelines.workers.elastic import EqualShares
-from pipelines.workers.resources import Node, Resources, cluster_nodes, largest_share, plan
+from pipelines.workers.resources import Node, Resources, cluster_nodes, plan
 
 GB = 10**9
 
@@ -217,10 +217,3 @@ def test_runs_side_by_side_share_the_cores(
 def test_gpus_that_no_worker_takes_are_named() -> None:
     assert "this cluster has 8 GPUs" in str(planned([(64, 8)]))
     assert "this cluster" not in str(planned([(64, 8)], num_workers=8))
-
-
-@pytest.mark.parametrize(
-    ("most", "batch", "share"), [(7, 64, 4), (7, 840, 7), (3, 0, 3), (0, 8, 0)]
-)
-def test_largest_share(most: int, batch: int, share: int) -> None:
-    assert largest_share(most, batch) == share
