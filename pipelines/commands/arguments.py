@@ -17,15 +17,15 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="e.g. target.root=DIR cluster.p=2e-3"),
 ]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also show what Ray says.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also show Ray's own messages.")]
 Quiet = Annotated[
-    bool, typer.Option("-q", "--quiet", help="Only warnings, errors and the scores at the end.")
+    bool, typer.Option("-q", "--quiet", help="Show only warnings, errors and the final scores.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 EventsAsJson = Annotated[
     bool,
     typer.Option(
-        "--json", help="Progress as lines of JSON, those of metrics.jsonl; the last is the summary."
+        "--json", help="Print the lines of metrics.jsonl, and the summary as the last line."
     ),
 ]
 

@@ -68,7 +68,7 @@ def config_schema() -> None:
 
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder for the two drawn domains.")],
-    seed: Annotated[int, typer.Option(help="Another seed draws other people.")] = 0,
+    seed: Annotated[int, typer.Option(help="Each seed draws other people.")] = 0,
 ) -> None:
     """Draw a source and a target domain of pedestrians, in Market-1501's layout."""
     from daal.drawn.domains import draw_domains

@@ -22,7 +22,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
 
@@ -34,7 +34,7 @@ from pipelines.workers import retries
 from pipelines.workers.elastic import ElasticTrainer, EqualShares
 from pipelines.workers.job_queue import JobQueue
 from pipelines.workers.planned_faults import Fault, Point, planned_faults
-from pipelines.workers.process_group import ProcessGroup, library_settings
+from pipelines.workers.ray_environment import worker_variables
 from pipelines.workers.resources import Resources
 from pipelines.workers.turn_to_start import turn_to_start
 from pipelines.workers.watchdog import Watchdog
@@ -225,13 +225,14 @@ class Workers:
                 "stall_seconds": 60 * config.ray.stall_minutes,
             },
             scaling_config=scaling_config,
-            torch_config=ProcessGroup(environment=library_settings(config.deterministic)),
+            torch_config=TorchConfig(),
             run_config=RunConfig(
                 name="workers",
                 storage_path=self._folder.path("ray_train"),
                 storage_filesystem=self._folder.filesystem,
                 failure_config=FailureConfig(max_failures=config.ray.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
+                worker_runtime_env={"env_vars": worker_variables(config.deterministic)},
             ),
         )
         with turn_to_start(config.ray, resources, self._progress.say):

@@ -32,6 +32,20 @@ OWN_RAY = {
 }
 
 
+def worker_variables(deterministic: bool) -> dict[str, str]:
+    """Variables of a training's workers, for libraries that read them once."""
+    wanted = {
+        # Shared BatchNorm's groups of workers exchange sums during DDP's reduction of all workers.
+        # Without this, two groups at once may wait for each other for ever.
+        "NCCL_LAUNCH_ORDER_IMPLICIT": "1",
+        **ONEDNN,
+    }
+    if deterministic:
+        wanted["NCCL_ALGO"] = "Ring"  # a switch that adds (NVLS) does it in any order
+        wanted["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch requires it
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
 def set_for_process() -> None:
     """For a command: call it before Ray is imported, which reads some of them."""
     for name, value in _missing().items():

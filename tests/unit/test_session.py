@@ -11,7 +11,7 @@ import pytest
 from daal.available_cpus import available_cpus
 from daal.config import RayConfig
 from pipelines.workers import session
-from pipelines.workers.ray_environment import ALWAYS, OWN_RAY
+from pipelines.workers.ray_environment import ALWAYS, OWN_RAY, worker_variables
 from pipelines.workers.session import reason
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +50,16 @@ def test_a_relative_place_of_the_token__is_of_the_users_folder(
     )
     session._start_or_join(None, RayConfig(), verbose=True)
     assert given == [str(tmp_path / "secrets/token")] and Path(given[0]).is_file()
+
+
+def test_variables_of_workers__as_the_user_has_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in worker_variables(deterministic=True):
+        monkeypatch.delenv(name, raising=False)
+    assert worker_variables(deterministic=False)["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_BF16"
+    assert "NCCL_ALGO" not in worker_variables(deterministic=False)
+    assert worker_variables(deterministic=True)["NCCL_ALGO"] == "Ring"
+    monkeypatch.setenv("NCCL_ALGO", "Tree")
+    assert worker_variables(deterministic=True)["NCCL_ALGO"] == "Tree"
 
 
 def test_other_versions__in_one_line() -> None:
