@@ -14,7 +14,7 @@ from pipelines.commands.arguments import AsJson, Overrides, Recipe
 from pipelines.show.console import errors
 from pipelines.tools.shipped import read_config
 
-if TYPE_CHECKING:  # Ray is imported when a command needs it: --help takes no seconds
+if TYPE_CHECKING:
     from pipelines.tools.submit import Job, Jobs
 
 Address = Annotated[
@@ -54,10 +54,8 @@ def submit(
     insecure: Insecure = False,
 ) -> None:
     """Run `adapt` as a job of a Ray cluster; the same name again continues the run."""
-    from pipelines.tools.submit import Jobs
-
     config = read_config(recipe, overrides, expand_home=False)  # its home is the cluster's
-    jobs = Jobs(address, insecure)
+    jobs = connect(address, insecure)
     job = jobs.submit(name or config.run_name, config, ship_code)
     errors.print(
         f"submitted to {address} as {job.submission_id}; daal status {job.run} shows its status.",
@@ -74,9 +72,7 @@ def status(
     insecure: Insecure = False,
 ) -> None:
     """List the runs on a cluster, or one run, with their status."""
-    from pipelines.tools.submit import Jobs
-
-    jobs = Jobs(address, insecure)
+    jobs = connect(address, insecure)
     found = jobs.all() if name is None else [jobs.get(name)]
     if as_json:
         print(json.dumps([asdict(job) for job in found]))
@@ -105,9 +101,7 @@ def logs(
     insecure: Insecure = False,
 ) -> None:
     """Print a run's log."""
-    from pipelines.tools.submit import Jobs
-
-    jobs = Jobs(address, insecure)
+    jobs = connect(address, insecure)
     job = jobs.get(name)
     if follow:
         follow_job(jobs, job)
@@ -116,15 +110,19 @@ def logs(
 
 def stop(name: Name, address: Address = LOCAL_DASHBOARD, insecure: Insecure = False) -> None:
     """Stop a run; submitting its name again continues it."""
-    from pipelines.tools.submit import Jobs
-
-    jobs = Jobs(address, insecure)
+    jobs = connect(address, insecure)
     job = jobs.get(name)
     if job.is_over:
         errors.print(f"{job.submission_id} is over already ({job.status.value}).")
         return
     jobs.stop(job)
     errors.print(f"{job.submission_id} is being stopped.")
+
+
+def connect(address: str, insecure: bool) -> "Jobs":
+    from pipelines.tools.submit import Jobs  # imports Ray, which takes seconds
+
+    return Jobs(address, insecure)
 
 
 def follow_job(jobs: "Jobs", job: "Job") -> NoReturn:

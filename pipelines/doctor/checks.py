@@ -105,16 +105,16 @@ def examine(config: Config, write_out: bool, tell: Callable[[str], None]) -> lis
 
 def check_packages() -> Iterator[Check]:
     yield _ok("Python", platform.python_version())
-    needed = requirements()
-    wrong = out_of_range(needed)
-    found = ", ".join(f"{each} ({version})" for each, version in wrong.items())
-    if wrong:
+    name, needed = f"packages of {DISTRIBUTION}", requirements()
+    if wrong := out_of_range(needed):
+        found = ", ".join(f"{each} ({version})" for each, version in wrong.items())
         remedy = "pip install " + " ".join(f"'{each}'" for each in wrong)
-        yield _missing(f"packages of {DISTRIBUTION}", found, remedy, ConfigError)
+        yield _missing(name, found, remedy, ConfigError)
+    elif needed:
+        yield _ok(name, f"{len(needed)}, each in its range")
     else:
-        found = f"{len(needed)}, each in its range"
         remedy = f"pip install {DISTRIBUTION} to have versions compared"
-        yield _ok_or_warning(f"packages of {DISTRIBUTION}", found, bool(needed), remedy)
+        yield Check(name, "warning", "not installed as a package", remedy)
     for extra in EXTRAS:
         if wrong := out_of_range(requirements(extra)):
             remedy = f"pip install '{DISTRIBUTION}[{extra}]' if you need it"

@@ -198,7 +198,9 @@ class Workers:
     def _start(self) -> None:
         config, resources = self._config, self.resources
         least, most = resources.least_workers, resources.most_workers
-        scaling: Any = ScalingConfig  # its type hints are of version 1, without ranges
+        # Their type hints are those of Ray Train's version 1.
+        scaling: Any = ScalingConfig
+        run_config: Any = RunConfig
         self._queue = JobQueue.options(  # type: ignore[attr-defined]
             scheduling_strategy=NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=False
@@ -226,7 +228,7 @@ class Workers:
             },
             scaling_config=scaling_config,
             torch_config=TorchConfig(),
-            run_config=RunConfig(
+            run_config=run_config(
                 name="workers",
                 storage_path=self._folder.path("ray_train"),
                 storage_filesystem=self._folder.filesystem,
