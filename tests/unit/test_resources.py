@@ -2,12 +2,7 @@
 
 import pytest
 import ray
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-    ResourceRequestPriority,
-    _AutoscalingCoordinatorActor,
-)
 from ray.train import ScalingConfig
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from daal.config import RayConfig
 from daal.errors import ClusterError
@@ -123,41 +118,6 @@ def test_a_group_that_lost_a_node__is_of_a_size_that_divides_the_batches(
     }  # as many bundles as the node has GPUs, or one of its CPUs
     policy = EqualShares(scaling, config, common_batch)
     assert policy._count_possible_workers(reserved) == workers
-
-
-@pytest.mark.parametrize(
-    ("gpus", "least", "most"),
-    [
-        ([1, 1, 1, 1], 2, 4), ([2], 1, 4), ([3], 1, 3), ([4], 2, 8), ([4, 4], 2, 8), ([8], 2, 8),
-        ([8], 4, 16), ([8, 8], 4, 16), ([6], 1, 6), ([2, 2], 1, 8), ([8, 1], 1, 9), ([4, 2], 1, 8),
-    ],
-)  # fmt: skip
-def test_elastic_workers__one_for_each_gpu_that_ray_reserves(
-    gpus: list[int], least: int, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = [(0, 32), *((number, 32) for number in gpus)]  # beside a head without GPUs
-    cluster(monkeypatch, *((cpus, number) for number, cpus in given))
-    alive = [
-        {
-            "NodeID": f"{at}", "Alive": True, "Labels": {},
-            "Resources": {"CPU": cpus, "GPU": number, "memory": GB, "object_store_memory": GB},
-        }
-        for at, (number, cpus) in enumerate(given)
-    ]  # fmt: skip
-    config = RayConfig(min_workers=least, num_workers=most, use_gpu=True)
-    each = plan(cluster_nodes(), config).per_worker
-    coordinator = _AutoscalingCoordinatorActor(
-        send_resources_request=lambda *_, **__: None, get_cluster_nodes=lambda: alive
-    )
-    coordinator.request_resources(
-        requester_id="run", resources=[each] * most, expire_after_s=100,
-        priority=ResourceRequestPriority.HIGH, label_selectors=None,
-    )  # fmt: skip
-    reserved = coordinator.get_reserved_resources("run")
-    scaling = ScalingConfig(num_workers=(least, most), use_gpu=True, resources_per_worker=each)  # type: ignore[arg-type]
-    room = min(sum(gpus), most)
-    assert ElasticScalingPolicy(scaling)._count_possible_workers(reserved) == room
-    assert EqualShares(scaling, config, 0)._count_possible_workers(reserved) == room
 
 
 @pytest.mark.parametrize(
