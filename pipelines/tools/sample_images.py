@@ -18,7 +18,7 @@ SAMPLING_SECONDS = 10.0
 NUM_THREADS = 8  # most of them wait for the disk
 
 
-def check_images(
+def check_sample(
     domain: Domain, settings: DatasetConfig, records: list[ImageRecord], seed: int
 ) -> tuple[int, list[str]]:
     """Find all empty files and decode a seeded sample of the others.

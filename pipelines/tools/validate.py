@@ -19,7 +19,7 @@ from daal.data.layouts import URI, checked_root, load_records, records_to_read
 from daal.data.records import SPLITS, Domain, ImageRecord
 from daal.errors import CheckpointError, ConfigError, DataError
 from daal.method_config import IMAGENET_WEIGHTS
-from pipelines.tools.sample_images import check_images
+from pipelines.tools.sample_images import check_sample
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
         warnings += _check_cameras(config, domain, read_here)
         real_root = root.resolve()
         read_files.append({real_root / record.path for record in read_here})
-        found.num_sampled[domain], bad = check_images(domain, settings, read_here, config.seed)
+        found.num_sampled[domain], bad = check_sample(domain, settings, read_here, config.seed)
         found.warnings.extend(f"{domain}: {text}" for text in warnings + bad)
     found.warnings.extend(_check_overlap(config, read_files))
     trainings = ["pretrain/train"] + ["supervised/train"] * config.supervised_bound
