@@ -1,13 +1,17 @@
 """The command with a Ray of its own, and with a running cluster that it joins."""
 
+import itertools
 import json
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -15,6 +19,7 @@ from heads import Head, free_port, ray_head, without_ray
 
 from daal.config import Config, RayConfig
 from daal.errors import ClusterError
+from pipelines.workers.own_ray import start_own_ray
 from pipelines.workers.session import ray_session
 
 pytestmark = pytest.mark.ray
@@ -124,3 +129,31 @@ def test_no_cluster_at_the_address__exit_6(tiny_config: Config, tmp_path: Path) 
     assert result.returncode == 6, result.stderr
     assert "can't be used" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_machine_too_busy_for_ray_to_start__is_said__and_nothing_is_left_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("pipelines.workers.own_ray.TRIES", 1)
+    this = psutil.Process()
+    started: list[list[psutil.Process]] = []
+
+    def never_there(*_: object) -> None:
+        started.append(this.children())
+        raise RuntimeError("no such node yet")
+
+    # Ray's thirty seconds are over at the second look.
+    now = itertools.count(step=20)
+    clock = SimpleNamespace(monotonic=lambda: next(now), sleep=time.sleep, time=time.time)
+    monkeypatch.setattr("ray._private.node.time", clock)
+    monkeypatch.setattr("ray._private.services.get_node", never_there)
+    before = this.children()
+    with pytest.raises(
+        ClusterError, match="didn't start in time .1 tries.: this machine is too busy"
+    ):
+        start_own_ray(1, log_to_driver=False)
+    assert max(map(len, started)) > len(before), "nothing was started"
+    left = [child for child in this.children() if child.status() != psutil.STATUS_ZOMBIE]
+    assert left == before
