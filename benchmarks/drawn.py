@@ -45,7 +45,6 @@ def drawn_run(size: tuple[int, int], num_train_ids: int, settings: list[str]) ->
             None,
             [
                 f"source.root={scratch}/source", f"target.root={scratch}/target",
-                "source.published_counts=false", "target.published_counts=false",
                 f"out={scratch}/run", f"input.height={size[0]}", f"input.width={size[1]}",
                 "network.weights=none", "augment.pad=5", "mixed_precision=false", *settings,
             ],
@@ -66,8 +65,8 @@ class Run:
         self.config = config
         self.tables: dict[str, pa.Table] = {}
         self.images: dict[str, Images] = {}
-        for domain, dataset in config.domains():
-            self.tables[domain], _ = ingest(dataset, domain, config.seed)
+        for domain, _ in config.domains():
+            self.tables[domain], _ = ingest(config, domain)
             self.images[domain] = Images(self.tables[domain], ray.put(self.tables[domain]))
 
     @contextmanager

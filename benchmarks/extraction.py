@@ -43,8 +43,7 @@ def measure(
     num_images: int, backbone: str, size: tuple[int, int], repeats: int
 ) -> list[dict[str, Any]]:
     num_ids = -(-num_images // IMAGES_OF_ID)
-    settings = [f"network.backbone={backbone}", f"target.max_train_images={num_images}",
-                "source.max_train_images=16"]  # fmt: skip
+    settings = [f"network.backbone={backbone}", f"max_train_images={num_images}"]
     with drawn_run(size, num_ids, settings) as run:
         images = run.images["target"]
         torch.manual_seed(0)

@@ -7,6 +7,7 @@ knows no fake tensors: it would add a copy and an all-reduce for each of a few b
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Literal
 from unittest.mock import patch
@@ -60,13 +61,14 @@ class FakeFit:
         self.watch = Watch()
         self.fit = config.pretrain if stage == "pretrain" else config.adapt
         workers = config.ray.num_workers
+        self.num_parts = config.accumulate
         self._shares = self.fit.batch_source // workers, self.fit.batch_target // workers
         labels = _drawn_labels(config, stage, has_source=self.fit.batch_source > 0)
         worker: Any = SimpleNamespace(
             rank=0, world_size=workers, device=CUDA, kept={}, folder=None, log=_fail
         )
         rows, batches = np.arange(NUM_ROWS), (self.fit.batch_source, self.fit.batch_target)
-        plan = Plan(0, 1, 1, *batches, rows, rows, rows, num_parts=self.fit.accumulate)
+        plan = Plan(0, 1, 1, *batches, rows, rows, rows, num_parts=config.accumulate)
         with ExitStack() as stack:
             for owner, name, value in (
                 (train_state, "_last_checkpoint", lambda *_: None),
@@ -91,7 +93,7 @@ class FakeFit:
         """What the host prepares of a step's batch, beside the training."""
         rows = (np.arange(share, dtype=np.int64) for share in self._shares)
         fed = FedBatch(step, self._images_BHWC, *rows)
-        num_parts = self.fit.accumulate
+        num_parts = self.num_parts
         return [self.maker.on_host(fed.part(at, num_parts), 0) for at in range(num_parts)]
 
     def warm_up(self) -> None:
@@ -193,7 +195,8 @@ def _drawn_labels(config: Config, stage: Stage, has_source: bool) -> Labels:
 
 def _memory_only(config: Config, labels: Labels) -> DaalNetwork:
     """The network with memory that nobody fills, as fake tensors have no values anyway."""
-    network = config.network.model_copy(update={"centroid_init": False})
+    channels = 2048 if config.network.backbone == "resnet50" else 512
+    labels = replace(labels, centroids_KC=np.zeros((NUM_CLUSTERS, channels), np.float32))
     with unset_fake_temporarily(), torch.device("meta"):
-        built = build_network(config.model_copy(update={"network": network}), labels, {})
+        built = build_network(config, labels, {})
         return built.to_empty(device="cpu")

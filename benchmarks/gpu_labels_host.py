@@ -33,7 +33,7 @@ from cluster.refine import FIXED_POINT, Neighbours, Search
 from cluster.runner import Threads
 from daal.config import ClusterConfig
 
-CONFIG = ClusterConfig(eps_rule="q")
+CONFIG = ClusterConfig(q=10.35)
 LIMITS = {"cpu_s": 0.6, "uploaded_mb": 300, "cuml_cpu_s": 0.1, "cuml_uploaded_mb": 10}
 
 

@@ -22,7 +22,7 @@ MANY = 100_000  # images: one measurement is enough
 
 def estimate(bench: Bench, drawn: Drawn, device: str, **changes: Any) -> PseudoLabels:
     """The rule q gives the same number of neighbours at any size."""
-    config = ClusterConfig(eps_rule="q", **changes)
+    config = ClusterConfig(q=10.35, **changes)
     with Threads(num_threads=os.cpu_count(), device=device) as runner:
         return estimate_pseudo_labels(drawn.features, config, runner=runner)
 

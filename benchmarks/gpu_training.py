@@ -45,7 +45,7 @@ from daal.step import TrainBatch, mixed_precision, train_step
 
 PASSES_OF_RESULTS = 5
 BYTES_PER_PARAMETER = 4 + 3 * 2 + 4 + 5 * 4
-OPTIM = OptimConfig(momentum=0.9, weight_decay=5e-4)
+OPTIM = OptimConfig()
 
 
 class Pixels(NamedTuple):

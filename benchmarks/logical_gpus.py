@@ -157,7 +157,7 @@ def one_run(layout: str, images: Path, scratch: Path) -> dict[str, Any]:
     out = scratch / layout
     config = load_config(None, [
         *small_run.SETTINGS, f"source.root={images}/source", f"target.root={images}/target",
-        f"out={out}", f"ray.num_workers={num_gpus}", "ray.threads_per_worker=1",
+        f"out={out}", f"ray.num_workers={num_gpus}",
         "ray.images=decoded", "ray.stall_minutes=0", "input.height=32", "input.width=16",
         "augment.pad=2", "iterations=2", "pretrain.epochs=1", "pretrain.steps_per_epoch=2",
         f"pretrain.batch_source={2 * num_gpus}", "adapt.epochs=1", "adapt.steps_per_epoch=2",

@@ -36,11 +36,11 @@ NUM_CAMERAS, NUM_TEST_IDS = 15, 3_060
 NUM_TRAIN, NUM_TRAIN_IDS, NUM_QUERY, NUM_GALLERY, _ = PUBLISHED["msmt17"]
 NUM_VAL = 2_373  # of the training images, in a list of their own
 SETTINGS = [
-    "target.layout=msmt17", "source.published_counts=false", "network.backbone=resnet18",
+    "target.layout=msmt17", "network.backbone=resnet18",
     "network.weights=none", "network.identity_head=unit", "input.height=64", "input.width=32",
     "pretrain.epochs=1", "adapt.epochs=1", "iterations=1", "pretrain.batch_source=64",
-    "adapt.batch_source=64", "adapt.batch_target=64", "cluster.eps_rule=fixed", "cluster.eps=0.5",
-    "soft_labels.form=normalized", "pretrain.optim.lr_new=0.01", "pretrain.optim.lr_backbone=0.01",
+    "adapt.batch_source=64", "adapt.batch_target=64", "cluster.eps=0.5",
+    "pretrain.optim.lr_new=0.01", "pretrain.optim.lr_backbone=0.01",
 ]  # fmt: skip
 
 
@@ -64,7 +64,6 @@ def measure(folder: Path, version: str, share: float) -> dict[str, Any]:
     drawing = time.monotonic() - started
     settings = [
         *SETTINGS, f"source.root={folder}/drawn/source", f"target.root={root}", f"out={out}",
-        f"target.published_counts={'true' if share == 1 else 'false'}",
     ]  # fmt: skip
     recipe = folder / "recipe.yaml"
     recipe.write_text("{}\n")

@@ -51,7 +51,7 @@ CPUS = 3  # of each worker: a node has CPUs for its workers, and the head for al
 STORE = 200 * 2**20
 SETTINGS = [
     *small_run.SETTINGS, "pretrain.epochs=1", "adapt.epochs=2", "adapt.steps_per_epoch=4",
-    "iterations=1", f"ray.cpus_per_worker={CPUS}", "ray.threads_per_worker=1", "ray.images=decoded",
+    "iterations=1", f"ray.cpus_per_worker={CPUS}", "ray.images=decoded",
 ]  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def main() -> None:
         if given.elastic:
             with nodes(2, 1) as cluster:
                 settings = [
-                    *world, "ray.num_workers=2", "ray.min_workers=1", "ray.resize_seconds=5",
+                    *world, "ray.num_workers=2", "ray.min_workers=1",
                     "adapt.epochs=30", "adapt.steps_per_epoch=20",  # not over before it is back
                 ]  # fmt: skip
                 loss = Loss(cluster, seconds_alone=90)
@@ -163,7 +163,7 @@ def travel(settings: list[str], scratch: str) -> dict[str, Any]:
     )
     with Workers(config, RunFolder(f"{scratch}/travel"), resources, progress) as workers:
         workers.run(Nothing())  # starts the group: decoding is left to the head
-        table, _ = ingest(config.target, "target", 0)
+        table, _ = ingest(config, "target")
         images = Images(table, ray.put(table))
         source = Pixels(config, resources, lambda text: None).source(images)
         ray.wait(list(source.blocks), num_returns=len(source.blocks), fetch_local=False)

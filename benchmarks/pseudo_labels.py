@@ -63,7 +63,7 @@ def main() -> None:
 
 def warm_up(given: argparse.Namespace) -> None:
     """Compile, or load what is compiled; start Ray and its workers."""
-    config = ClusterConfig(eps_rule="q")
+    config = ClusterConfig(q=10.35)
     if given.ray:
         import logging
 
@@ -100,7 +100,7 @@ def show_progress(stage: str, num_done: int, num_tasks: int) -> None:
 
 
 def measure(num_images: int, given: argparse.Namespace) -> dict[str, Any]:
-    config = ClusterConfig(eps_rule="q")
+    config = ClusterConfig(q=10.35)
     features = drawn_features(num_images, given.dim).features
     runs = []
     for _ in range(given.repeats):

@@ -24,8 +24,7 @@ from benchmarks.small_run import settings_in, start
 from benchmarks.tables import json_lines, parse, parser_of, tell
 from pipelines.workers.planned_faults import FAULTS
 
-LONGER = ["pretrain.epochs=10", "adapt.epochs=10", "adapt.steps_per_epoch=20", "iterations=1",
-          "ray.extract_batch=32"]  # fmt: skip
+LONGER = ["pretrain.epochs=10", "adapt.epochs=10", "adapt.steps_per_epoch=20", "iterations=1"]
 WORKERS = [
     {"stage": "pretrain", "step": 60, "rank": 1},  # amid an epoch
     {"stage": "pretrain/extract", "step": 2},

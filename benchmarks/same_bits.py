@@ -21,13 +21,12 @@ from daal.drawn.domains import draw_domains
 from pipelines.tools.shipped import read_config, shipped_names
 
 CUT = [
-    "source.published_counts=false", "target.published_counts=false",
     "source.layout=market1501", "target.layout=market1501", "network.backbone=resnet18",
     "network.weights=none", "network.frozen_stages=0", "input.height=64", "input.width=32",
     "iterations=2", "supervised_bound=false", "pretrain.epochs=1", "pretrain.steps_per_epoch=8",
     "pretrain.batch_source=16", "pretrain.optim.lr_new=0.01", "pretrain.optim.lr_backbone=0.01",
     "pretrain.optim.warmup_steps=0", "adapt.epochs=2", "adapt.steps_per_epoch=3",
-    "adapt.batch_target=16", "cluster.k1=8", "cluster.eps_rule=q", "cluster.q=3",
+    "adapt.batch_target=16", "cluster.k1=8", "cluster.q=3",
     "cluster.max_cluster_share=1", "report=false",
 ]  # fmt: skip
 

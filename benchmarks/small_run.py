@@ -9,11 +9,11 @@ from pathlib import Path
 from daal.drawn.domains import draw_domains
 
 SETTINGS = [
-    "source.published_counts=false", "target.published_counts=false", "network.backbone=resnet18",
+    "network.backbone=resnet18",
     "network.weights=none", "network.identity_head=unit", "input.height=64", "input.width=32",
     "mixed_precision=false", "pretrain.batch_source=32", "adapt.batch_source=16",
-    "adapt.batch_target=16", "cluster.eps_rule=q", "cluster.q=3", "cluster.max_cluster_share=1",
-    "cluster.k1=8", "soft_labels.form=normalized", "pretrain.optim.lr_new=0.01",
+    "adapt.batch_target=16", "cluster.q=3", "cluster.max_cluster_share=1",
+    "cluster.k1=8", "pretrain.optim.lr_new=0.01",
     "pretrain.optim.lr_backbone=0.01",
 ]  # fmt: skip
 

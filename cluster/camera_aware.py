@@ -47,6 +47,9 @@ class CameraNeighbours(NamedTuple):
     k2_inter: int
 
 
+CA_JACCARD = CameraNeighbours(5, 20, 2, 4)  # Chen et al. 2024
+
+
 def encode_by_camera(
     runner: Runner,
     features: Handle,

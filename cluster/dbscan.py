@@ -19,8 +19,8 @@ from cluster.eps import TOLERANCE
 from cluster.eps import estimate_eps as estimate_eps
 from cluster.rerank import row_of_entry
 from cluster.runner import Runner, on_threads
+from daal.config import Backend
 from daal.errors import ConfigError
-from daal.method_config import Backend
 
 
 class Clusterer(NamedTuple):

@@ -19,8 +19,7 @@ from cluster.rerank import (
     row_of_entry,
 )
 from cluster.runner import Handle, Runner
-from daal.config import ClusterConfig
-from daal.eps_choice import VALUE_OF_RULE
+from daal.config import VALUE_OF_RULE, ClusterConfig
 from daal.errors import LabelError
 
 TOLERANCE = 1e-6  # Jaccard distances pile up on fractions, and eps may be one of them
@@ -53,14 +52,12 @@ class EpsRule(NamedTuple):
         setting = eps_setting(config)
         if kept is not None:
             return cls(kept, setting if config.eps_rule == "fixed" else f"eps (by {setting})")
-        match config.eps_rule:
-            case "fixed":
-                return cls(config.eps, setting)
-            case "p":
-                return cls(config.p, setting, is_share=True)
-            case "q":
-                share = min(1.0, 2 * config.q / (num_samples - 1))
-                return cls(share, setting, is_share=True)
+        if config.eps is not None:
+            return cls(config.eps, setting)
+        if config.q is not None:
+            return cls(min(1.0, 2 * config.q / (num_samples - 1)), setting, is_share=True)
+        assert config.p is not None  # one of the three is given
+        return cls(config.p, setting, is_share=True)
 
     @property
     def p(self) -> float | None:
@@ -192,7 +189,7 @@ def check_number(num_pairs: float, num_samples: int, setting: str) -> None:
         raise LabelError(
             f"eps would make some {num_pairs / num_samples:.0f} pairs an image neighbours, "
             f"{num_pairs:.2g} in all: one giant cluster; use a smaller {setting}"
-            + ("." if "cluster.q" in setting else ", or cluster.eps_rule=q (10.35 pairs an image).")
+            + ("." if "cluster.q" in setting else ", or cluster.q=10.35 (pairs an image).")
         )
 
 

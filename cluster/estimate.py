@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from cluster.approximate import approximate_neighbours
 from cluster.blocks import row_blocks
-from cluster.camera_aware import CameraNeighbours, encode_by_camera
+from cluster.camera_aware import CA_JACCARD, encode_by_camera
 from cluster.camera_figures import with_known_camera
 from cluster.camera_norm import standardised_by_camera
 from cluster.centroids import centroids
@@ -37,9 +37,10 @@ from cluster.source_term import SourceTerm
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
 
-ALONE = ClusterConfig(eps_rule="q")  # for features by themselves: a set of any size
+ALONE = ClusterConfig(q=10.35)  # for features by themselves: a set of any size
 
 MAX_OUTLIER_SHARE = 0.7  # above it the labels are used, with a warning
+MAX_BACKOFFS = 4  # steps back from a giant cluster before giving up
 GIANT = 500  # no cluster up to this size is called giant in sets of 1,000 images and more
 
 
@@ -99,7 +100,7 @@ def estimate_pseudo_labels(
     """Pseudo-labels of target features (N, D): an array, a torch tensor or nested lists of real
     numbers of any type.
 
-    `config` is, if not given, what `daal label` uses: eps_rule=q. `eps`, if given, is used in place
+    `config` is, if not given, what `daal label` uses: q=10.35. `eps`, if given, is used in place
     of the rule (an earlier iteration's). `camids_N`, the camera of each image (below 0: unknown),
     is needed by `config.camera_aware` and `camera_norm`, and gives a silhouette across cameras;
     `source_N`
@@ -109,7 +110,7 @@ def estimate_pseudo_labels(
 
     Raises LabelError if more than 1 % of the features are unusable, if p selects no pair, if
     there are fewer than `config.min_clusters` clusters, or if a giant cluster remains after
-    `config.max_backoffs` steps back; ConfigError if the backend can't run here, if cameras are
+    `MAX_BACKOFFS` steps back; ConfigError if the backend can't run here, if cameras are
     needed and not given (or are more than 256), if eps isn't between 0 and 1, or if approximate
     neighbours are wanted and faiss isn't there or misses too many, or if cuVS is and isn't there.
     """
@@ -224,11 +225,8 @@ def encode_features(
     """
     scale = float(FIXED_POINT)  # all features are of length 1
     if cameras is not None:
-        counts = CameraNeighbours(
-            config.k1_intra, config.k1_inter, config.k2_intra, config.k2_inter
-        )
         return encode_by_camera(
-            *(runner, features, scale, *cameras, counts, num_blocks, blocks, config.products)
+            *(runner, features, scale, *cameras, CA_JACCARD, num_blocks, blocks, config.products)
         )
     reciprocity = Reciprocity.of(config.k1, config.dialect)
     k = max(reciprocity.num_full, config.k2)
@@ -303,11 +301,11 @@ def cluster_encodings(
         sizes = np.bincount(labels[labels >= 0])
         if sizes.max(initial=0) <= giant_size(num_samples, config.max_cluster_share):
             break
-        if num_backoffs == config.max_backoffs:
+        if num_backoffs == MAX_BACKOFFS:
             raise LabelError(
                 f"One cluster holds {sizes.max()} of {num_samples} images even after "
                 f"{num_backoffs} step(s) back, to eps={eps_now:.4f}; use a smaller {rule.setting}, "
-                + ("cluster.eps_rule=fixed with an eps near 0.5, " if rule.is_share else "")
+                + ("cluster.eps near 0.5 in its place, " if rule.is_share else "")
                 + "or a better source model."
             )
         num_backoffs += 1

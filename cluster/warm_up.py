@@ -56,7 +56,7 @@ def warm_up() -> None:
     for variant in VARIANTS:
         if variant.get("search") == "approximate" and find_spec("faiss") is None:
             continue
-        config = ClusterConfig(eps_rule="q", max_cluster_share=1, **variant)
+        config = ClusterConfig(q=10.35, max_cluster_share=1, **variant)
         source_N = rng.random(len(features_ND)) if config.source_weight else None
         for kind in (Threads, _AsTasks):
             with kind(1, "cpu") as runner:

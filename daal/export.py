@@ -29,10 +29,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 
+from daal.config import MODEL, marked
 from daal.data.augment import MEAN_C, STD_C
 from daal.errors import CheckpointError, ConfigError, first_line
 from daal.load_config import check_config
-from daal.trained_model import MODEL_FIELDS, TrainedModel
+from daal.trained_model import TrainedModel
 from daal.whole_file import check_file_to_write, write_whole
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch": ".pt2"}
@@ -142,7 +143,7 @@ def facts(model: TrainedModel) -> dict[str, str]:
 
     Not where its run lay, and which images and weights it began with.
     """
-    config = model.config.model_dump(mode="json", include=set(MODEL_FIELDS))
+    config = model.config.model_dump(mode="json", include=marked(MODEL))
     config["network"]["weights"] = "none"
     size = model.config.input
     return {
@@ -185,7 +186,7 @@ def from_safetensors(data: bytes) -> TrainedModel:
         raise CheckpointError(
             "the model is damaged: its SHA-256 is not the recorded one; export it again."
         )
-    return TrainedModel(check_config(json.loads(metadata["config"])), tensors)
+    return TrainedModel(check_config(json.loads(metadata["config"]), kept=True), tensors)
 
 
 def read_safetensors(path: Path | str) -> TrainedModel:

@@ -4,21 +4,23 @@ Layers are merged as plain dictionaries and validated once, so that a slip in a 
 one on the command line read the same: the key, what is wrong, the nearest key, the origin.
 """
 
+import copy
 import difflib
 import os
 import re
 import reprlib
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from daal.config import Config
-from daal.eps_choice import replace_eps_rule
+from daal.config import VALUE_OF_RULE, Config, conditions_of, fields
 from daal.errors import ConfigError
+from daal.old_config import as_yaml, of_today, pop
 
 Origins = dict[str, str]  # dotted key -> where its value came from
 
@@ -58,8 +60,8 @@ def apply_overrides(
 ) -> dict[str, Any]:
     """Lay KEY=VALUE settings over nested values (changed in place, and returned).
 
-    The rule for eps and its value are one choice: settings that make it again take the place of
-    what `values` say of it, all keys of it together.
+    What `values` had is dropped where these settings leave it without an effect; so a rule for
+    eps takes the place of another.
     """
     origins = {} if origins is None else origins
     layer: dict[str, Any] = {}
@@ -78,8 +80,15 @@ def apply_overrides(
         for part in reversed(parts):
             nested = {part: nested}
         _merge(layer, nested, origins, f'from override "{shown}"')
-    replace_eps_rule(values.get("cluster"), layer.get("cluster"))
+    given = flat(layer)
+    rule = {f"cluster.{name}" for name in ("eps_rule", *VALUE_OF_RULE.values())}
+    if rule & given.keys():
+        for key in rule:
+            pop(values, key)
     _merge(values, layer, {}, "")
+    for key, cause in _inert(values).items():
+        if key not in given and cause.key in given:
+            pop(values, key)
     return values
 
 
@@ -89,25 +98,20 @@ def check_config(
     """Validate merged values; see `load_config`.
 
     Those that a run has `kept` in its folder are read also if release 0.1 took them and today's
-    rules for batches don't.
+    rules don't: settings without an effect have their defaults then.
     """
+    values = of_today(copy.deepcopy(values))
+    if kept:
+        for key in _inert(values):
+            pop(values, key)
     try:
-        return Config.model_validate(values, context={"kept": kept})
+        config = Config.model_validate(values, context={"kept": kept})
     except ValidationError as error:
         lines = [_sentence(item, origins or {}) for item in error.errors()]
         raise ConfigError("\n".join(lines)) from None
-
-
-def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every dotted key that a recipe may set."""
-    keys = []
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += known_keys(kind, f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys
+    if idle := _inert(values):
+        raise ConfigError("\n".join(cause.sentence for cause in idle.values()))
+    return config
 
 
 def flat(values: Any, key: str = "") -> dict[str, Any]:
@@ -117,6 +121,43 @@ def flat(values: Any, key: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= flat(value, f"{key}.{name}" if key else str(name))
+    return found
+
+
+@dataclass(frozen=True)
+class _Cause:
+    """Why a setting has no effect: the key that decides on it, and the sentence for the user."""
+
+    key: str
+    sentence: str
+
+
+def _inert(values: dict[str, Any]) -> dict[str, _Cause]:
+    """Those settings that have no effect. One that is the default or null says nothing."""
+    given, found = flat(values), {}
+    for key, field in fields().items():
+        value = given.get(key)
+        if value is None or value == field.default:
+            continue
+        for name, sign, wanted in re.findall(r"([\w.]+)(!=|=|>)([^ ,]*)", conditions_of(field)):
+            other = name if "." in name else f"{key.rpartition('.')[0]}.{name}"
+            current = given.get(other, fields()[other].default)
+            if sign == ">":
+                holds = not isinstance(current, int | float) or current > float(wanted)
+            else:
+                holds = (as_yaml(current) in wanted.split("|")) == (sign == "=")
+            if holds:
+                continue
+            remedy = {
+                "=": f"set {other}={wanted.split('|')[0]}",
+                "!=": f"choose another {other}",
+                ">": f"raise {other} above {wanted}",
+            }[sign]
+            found[key] = _Cause(
+                other,
+                f"{key}={as_yaml(value)} has no effect with {other}={as_yaml(current)}; leave it "
+                f"out, or {remedy}.",
+            )
     return found
 
 
@@ -172,18 +213,14 @@ def did_you_mean(word: str, names: Iterable[str]) -> str | None:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML's plain data only: no tags, no references (which make gigabytes of a line), and no key
-    that silently wins over its like."""
+    """YAML's plain data only: no references, which make gigabytes of a line, and no key that
+    silently wins over another of its name."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        refused = None
-        if isinstance(event, yaml.AliasEvent):
-            refused = f"the reference *{event.anchor} isn't followed"
-        elif event.tag is not None:
-            refused = f"the tag {event.tag} isn't read"
-        if refused:
-            raise yaml.MarkedYAMLError(problem=refused, problem_mark=event.start_mark)
+        if self.check_event(yaml.AliasEvent):
+            problem = f"the reference *{event.anchor} isn't followed"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -235,18 +272,17 @@ def _has_comment(text: str) -> bool:
 def expand_home_folders(values: dict[str, Any]) -> None:
     """Replace `~` in paths (in place)."""
     for key in PATHS:
-        *sections, name = key.split(".")
-        within: Any = values
-        for section in sections:
-            within = within.get(section) if isinstance(within, dict) else None
-        given = within.get(name) if isinstance(within, dict) else None
+        given = flat(values).get(key)
         if isinstance(given, str) and given.startswith("~"):
-            within[name] = os.path.expanduser(given)
-            if within[name] == given:
+            nested: Any = os.path.expanduser(given)
+            if nested == given:
                 raise ConfigError(
                     f"{key}={given} begins with a home folder that isn't known here; write the "
                     f"whole path, or {key}=./{given} for a name that begins with ~."
                 )
+            for part in reversed(key.split(".")):
+                nested = {part: nested}
+            _merge(values, nested, {}, "")
 
 
 def _merge(
@@ -272,10 +308,10 @@ def _sentence(item: Any, origins: Origins) -> str:
     origin = origins.get(key) or (origins[near[0]] if near else None)
     where = f" [{origin}]" if origin else ""
     if item["type"] == "extra_forbidden":
-        if key in known_keys():  # with its dots inside, from a file
+        if key in fields():  # with its dots inside, from a file
             section, _, name = key.rpartition(".")
             return f'"{key}" must be written in its section, {section}: {{{name}: ...}}{where}'
-        known = {k for leaf in known_keys() for k in accumulate(leaf.split("."), "{}.{}".format)}
+        known = {k for leaf in fields() for k in accumulate(leaf.split("."), "{}.{}".format)}
         hint = did_you_mean(key, known) or 'see "daal config show".'
         return f'"{_shortened(key)}" is not a known key; {hint}{where}'
     if item["type"] == "value_error":  # of our own checks, which name their keys

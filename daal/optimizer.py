@@ -6,9 +6,16 @@ from torch import Tensor
 from daal.config import FitConfig, OptimConfig
 from daal.nn.network import DaalNetwork
 
+MOMENTUM = 0.9  # of SGD, as in the paper
+WEIGHT_DECAY = 5e-4  # not given; SSG and ECN use it
+DECAY = 0.1  # factor of each decay, as in the paper
+
 
 def make_optimizer(
-    network: DaalNetwork, config: OptimConfig, capturable: bool | None = None
+    network: DaalNetwork,
+    config: OptimConfig,
+    capturable: bool | None = None,
+    weight_decay: float = WEIGHT_DECAY,
 ) -> torch.optim.Optimizer:
     """The paper's two rates: backbone layers, and all others.
 
@@ -34,23 +41,21 @@ def make_optimizer(
         return torch.optim.Adam(
             groups,
             lr=config.lr_new,
-            weight_decay=config.weight_decay,
+            weight_decay=weight_decay,
             fused=True,
             capturable=capturable,
         )
     optimizer = torch.optim.SGD(
         groups,
         lr=config.lr_new,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.nesterov,
+        momentum=MOMENTUM,
+        weight_decay=weight_decay,
         fused=True,
     )
-    if config.momentum:
-        # A first step makes these buffers, and if it is left out they hold what was in memory. From
-        # zeros it gives the same: the gradient.
-        for parameter in backbone + new:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    # A first step makes these buffers, and if it is left out they hold what was in memory. From
+    # zeros it gives the same: the gradient.
+    for parameter in backbone + new:
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
@@ -61,18 +66,15 @@ def set_learning_rate(
     steps_per_epoch: int,
     iteration: int = 0,
 ) -> float:
-    """Linear warm-up, then times `decay` every `decay_every_epochs`; a function of time alone.
+    """Linear warm-up, then times `DECAY` at each of `decay_at_epochs`; a function of time alone.
 
     Returns the rate of the last group (the non-backbone layers).
     """
     config = fit.optim
     epoch = step // steps_per_epoch
-    if config.decay_at_epochs is None:
-        num_decays = epoch // config.decay_every_epochs
-    else:
-        num_decays = sum(epoch >= at for at in config.decay_at_epochs)
+    num_decays = sum(epoch >= at for at in config.decay_at_epochs)
     num_decays += sum(iteration >= at for at in config.decay_at_iterations)
-    factor = config.decay**num_decays
+    factor = DECAY**num_decays
     if step < config.warmup_steps:
         factor *= (step + 1) / config.warmup_steps
     for group in optimizer.param_groups:

@@ -163,8 +163,7 @@ def raise_if_diverged(diverged: SupportsFloat, terms: losses.LossTerms, step: in
     if float(diverged) != 0:
         raise TrainingDiverged(
             f"a loss or gradient is not finite at step {step + 1} ({terms.as_dict()}); the weights "
-            "are those before this step: lower optim.lr_backbone and optim.lr_new, or add "
-            "warmup_steps."
+            "are those before this step: lower optim.lr_backbone and optim.lr_new."
         )
 
 

@@ -11,14 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from daal import checkpoint
-from daal.config import Config
+from daal.config import MODEL, Config, marked
 from daal.data.augment import MEAN_C, STD_C
 from daal.errors import CheckpointError
 from daal.load_config import check_config
 from daal.nn.network import DaalNetwork
-
-# What makes a model; all else says how, where and on what it was trained.
-MODEL_FIELDS = ("input", "network", "flip_test", "mixed_precision")
 
 
 class TrainedModel(nn.Module):
@@ -69,8 +66,8 @@ def load_trained(folder: Path) -> TrainedModel:
             "that daal adapt or daal pretrain wrote."
         )
     known = metadata["config"]
-    values = {name: known[name] for name in MODEL_FIELDS if name in known}
+    values = {name: known[name] for name in marked(MODEL) if name in known}
     try:
-        return TrainedModel(check_config(values), tensors)
+        return TrainedModel(check_config(values, kept=True), tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error

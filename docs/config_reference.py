@@ -41,7 +41,9 @@ def _section(
         yield f"\n```{{confval}} {full}"
         yield f":type: {allowed(field)}"
         yield f":default: `{_value(default)}`\n"
-        yield _prose(description(model, key))
+        yield _prose(field.description or "")
+        if needs := config.conditions_of(field):
+            yield f"\nHas an effect only with {', '.join(f'`{n}`' for n in needs.split(', '))}."
         others = {n: _at(recipe, full) for n, recipe in recipes.items()}
         others = {n: value for n, value in others.items() if value != default}
         if others:
@@ -63,14 +65,6 @@ def allowed(field: FieldInfo) -> str:
         if hasattr(limit, name)
     ]
     return ", ".join([_kind(field.annotation), *limits])
-
-
-def description(model: type[BaseModel], key: str) -> str:
-    """The field's, or that of the class it was taken over from."""
-    fields = (
-        base.model_fields.get(key) for base in model.__mro__ if issubclass(base, config.Section)
-    )
-    return next((field.description for field in fields if field and field.description), "")
 
 
 def _kind(annotation: Any) -> str:
@@ -114,7 +108,7 @@ def _at(recipe: Config, full: str) -> Any:
 
 
 def _prose(text: str) -> str:
-    """One paragraph, with names like `head_scale` and `eps_rule=fixed` as code."""
+    """One paragraph, with names like `images_per_id` and `use_gpu=auto` as code."""
     text = " ".join(text.split()).replace("<", "\\<").replace("*", "\\*")
     return re.sub(
         r"(?<![\w./`=-])[a-z0-9]+(?:[._][a-z0-9]+)*[._][a-z][a-z0-9_]*(?:=\w+)?(?![\w/])",

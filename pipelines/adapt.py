@@ -101,7 +101,7 @@ class Adaptation:
         files = image_files(domain)
 
         def make() -> dict[str, bytes | pa.Buffer]:
-            table, quarantine = ingest(settings, domain, self.config.seed)
+            table, quarantine = ingest(self.config, domain)
             self.progress.say(
                 f"{domain}: {len(table)} images from {settings.root}"
                 + (f", {len(quarantine)} unreadable set aside" if len(quarantine) else "")

@@ -24,13 +24,12 @@ def tiny(world: Path, out: Path, *settings: str) -> Config:
     """A run of seconds on the tiny world: ResNet-18, one epoch, one worker."""
     return load_config(None, [
         f"source.root={world}/source", f"target.root={world}/target", f"out={out}",
-        "source.published_counts=false", "target.published_counts=false",
         "input.height=32", "input.width=16", "augment.pad=2", "ray.num_workers=1",
         "network.backbone=resnet18", "network.weights=none", "network.identity_head=unit",
         "pretrain.epochs=1", "pretrain.batch_source=16", "pretrain.optim.lr_new=0.01",
         "pretrain.optim.lr_backbone=0.01",
         "adapt.epochs=1", "adapt.steps_per_epoch=3", "adapt.batch_source=8",
         "adapt.batch_target=8", "iterations=1",
-        "cluster.eps_rule=q", "cluster.q=3", "cluster.max_cluster_share=1", "cluster.k1=8",
-        "soft_labels.form=normalized", "mixed_precision=false", *settings,
+        "cluster.q=3", "cluster.max_cluster_share=1", "cluster.k1=8",
+        "mixed_precision=false", *settings,
     ])  # fmt: skip

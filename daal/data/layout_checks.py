@@ -11,10 +11,10 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+from daal.config import Layout
 from daal.data.layouts import SUFFIXES
 from daal.data.records import DISTRACTOR_PID, JUNK_PID, ImageRecord
 from daal.errors import DataError
-from daal.service_config import Layout
 
 # What file managers leave; Market-1501 was published with some.
 LITTER = frozenset({"thumbs.db", "desktop.ini"})
@@ -145,10 +145,11 @@ def check_identities(layout: Layout, root: str | Path, records: list[ImageRecord
 
 
 def check_counts(layout: Layout, records: list[ImageRecord]) -> list[str]:
-    """A warning sentence where the records differ from the published data set.
+    """A warning sentence where some of the records differ from the published data set.
 
-    Empty when all agree, and for plain folders. A set without query and gallery is only
-    compared in train.
+    Empty when all agree, and for plain folders. A set of which no number is the published one is
+    taken for another set with the same names. One without query and gallery is only compared in
+    train.
     """
     if layout not in PUBLISHED:
         return []
@@ -162,12 +163,17 @@ def check_counts(layout: Layout, records: list[ImageRecord]) -> list[str]:
         "gallery images without junk": len(gallery) - num_junk,
         "junk boxes": num_junk,
     }
+    compared = [
+        (what, num_found, num_published)
+        for (what, num_found), num_published in zip(found.items(), PUBLISHED[layout], strict=True)
+        if num_published and (gallery or what.startswith("training"))
+    ]
     differences = [
         f"{num_found:,} {what} where {num_published:,} were published"
-        for (what, num_found), num_published in zip(found.items(), PUBLISHED[layout], strict=True)
-        if num_found != num_published and (gallery or what.startswith("training"))
+        for what, num_found, num_published in compared
+        if num_found != num_published
     ]
-    if not differences:
+    if len(differences) in (0, len(compared)):
         return []
     return [
         f"This isn't {layout} as published, so figures measured on it can't be set beside "

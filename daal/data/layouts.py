@@ -29,9 +29,9 @@ from pathlib import Path
 
 import numpy as np
 
+from daal.config import Layout
 from daal.data.records import SPLITS, UNKNOWN_PID, Domain, ImageRecord, Split
 from daal.errors import DataError
-from daal.service_config import Layout
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 

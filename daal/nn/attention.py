@@ -29,15 +29,13 @@ class AttentionMap(nn.Module):
     def __init__(
         self,
         channels: int,
-        spatial_reduction: int = 2,
-        channel_reduction: int = 16,
         relu_before_sigmoid: bool = False,
         norm_after_depthwise: bool = False,
         pool_channels: bool = False,
         zero_init: bool = True,
     ) -> None:
         super().__init__()
-        spatial, squeezed = channels // spatial_reduction, channels // channel_reduction
+        spatial, squeezed = channels // 2, channels // 16  # as in the paper
         between = [BatchNorm2d(channels), nn.ReLU(inplace=True)] if norm_after_depthwise else []
         self.depthwise = nn.Conv2d(
             channels, channels, 3, stride=2, padding=1, groups=channels, bias=False
@@ -88,9 +86,9 @@ class DomainAdaptiveAttention(nn.Module):
     Forward takes features_BCHW and returns (shared_BCHW, specific_BCHW, attention_BCHW).
     """
 
-    def __init__(self, channels: int = 2048, **attention: int | bool) -> None:
+    def __init__(self, channels: int = 2048, **attention: bool) -> None:
         super().__init__()
-        self.attention = AttentionMap(channels, **attention)  # type: ignore[arg-type]
+        self.attention = AttentionMap(channels, **attention)
 
     def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attention_BCHW = self.attention(features_BCHW)
@@ -101,10 +99,10 @@ class DomainAdaptiveAttention(nn.Module):
 class IndependentAttention(nn.Module):
     """Two attention maps without the residual tie: "IA" of Table 4."""
 
-    def __init__(self, channels: int = 2048, **attention: int | bool) -> None:
+    def __init__(self, channels: int = 2048, **attention: bool) -> None:
         super().__init__()
-        self.shared = AttentionMap(channels, **attention)  # type: ignore[arg-type]
-        self.specific = AttentionMap(channels, **attention)  # type: ignore[arg-type]
+        self.shared = AttentionMap(channels, **attention)
+        self.specific = AttentionMap(channels, **attention)
 
     def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attention_BCHW = self.shared(features_BCHW)

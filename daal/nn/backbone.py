@@ -10,9 +10,8 @@ import torchvision
 from torch import Tensor, nn
 
 from daal.checkpoint import unpacked
-from daal.config import NetworkConfig
+from daal.config import IMAGENET_WEIGHTS, NetworkConfig
 from daal.errors import CheckpointError
-from daal.method_config import IMAGENET_WEIGHTS
 from daal.nn.batch_norm import BatchNorm2d
 from daal.nn.ibn import add_instance_norm, has_instance_norm
 

@@ -19,8 +19,10 @@ from torch.nn import functional as F
 
 from daal.nn.batch_norm_kernels import has_kernels, layout_of, normalise_together
 
+LEAST_IMAGES = 16  # of a batch, or of groups of workers, that BatchNorm's statistics are over
 
-def group_size(images_per_worker: int, world_size: int, at_least: int) -> int:
+
+def group_size(images_per_worker: int, world_size: int, at_least: int = LEAST_IMAGES) -> int:
     """The smallest group of workers, a divisor of their number, that has `at_least` images.
 
     All workers, if even they have fewer.

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+HEAD_SCALE = 20.0  # one over the temperature, of a memory and of identity_head=unit
+MEMORY_MOMENTUM = 0.1  # share of the old memory in each update, as in Cluster Contrast
+
 
 class ClusterMemory(nn.Module):
     """Similarity of a feature to each cluster's memory, times `scale`: (T, C) -> (T, K), float32.
@@ -21,7 +24,13 @@ class ClusterMemory(nn.Module):
 
     memory_KC: Tensor
 
-    def __init__(self, num_features: int, num_clusters: int, scale: float, momentum: float) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        num_clusters: int,
+        scale: float = HEAD_SCALE,
+        momentum: float = MEMORY_MOMENTUM,
+    ) -> None:
         super().__init__()
         self.scale, self.momentum = scale, momentum
         # A memory that nothing filled: clusters in directions of their own.

@@ -15,7 +15,7 @@ from daal.errors import CheckpointError
 from daal.nn.attention import DomainAdaptiveAttention, IndependentAttention, NoAttention
 from daal.nn.backbone import build_backbone, num_frozen_children
 from daal.nn.domain_batch_norm import Border, checkpoint_name, separate_domains
-from daal.nn.heads import ClusterMemory
+from daal.nn.heads import HEAD_SCALE, ClusterMemory
 from daal.nn.pooling import AveragePooling, BatchNormNeck, GeneralizedMeanPooling
 from daal.nn.stripes import pool_stripes
 
@@ -36,14 +36,14 @@ class IdentityHead(nn.Module):
     """FC from the shared feature to identities (Eq. 3 and Eq. 5).
 
     identity_head "linear" is the paper's FC. "unit" normalises the feature first and multiplies
-    it by head_scale; its logits are float32, also under autocast: the scale would make much of
+    it by HEAD_SCALE; its logits are float32, also under autocast: the scale would make much of
     bf16's rounding.
     """
 
     def __init__(self, config: NetworkConfig, num_features: int, num_ids: int) -> None:
         super().__init__()
         self.unit = config.identity_head == "unit"
-        self.scale = config.head_scale
+        self.scale = HEAD_SCALE
         self.fc = nn.Linear(num_features, num_ids, bias=not self.unit)
         if self.unit:
             nn.init.normal_(self.fc.weight, std=num_features**-0.5)  # rows of length about 1
@@ -189,7 +189,7 @@ def _target_head(
     config: NetworkConfig, channels: int, num_clusters: int
 ) -> IdentityHead | ClusterMemory:
     if config.target_head == "memory":
-        return ClusterMemory(channels, num_clusters, config.head_scale, config.memory_momentum)
+        return ClusterMemory(channels, num_clusters)
     return IdentityHead(config, channels, num_clusters)
 
 
@@ -198,4 +198,10 @@ def _attention(config: NetworkConfig, channels: int) -> nn.Module:
     if attention.mode == "none":
         return NoAttention()
     module = DomainAdaptiveAttention if attention.mode == "residual" else IndependentAttention
-    return module(channels, **attention.model_dump(exclude={"mode"}))
+    return module(
+        channels,
+        relu_before_sigmoid=attention.relu_before_sigmoid,
+        norm_after_depthwise=attention.norm_after_depthwise,
+        pool_channels=attention.pool_channels,
+        zero_init=attention.zero_init,
+    )

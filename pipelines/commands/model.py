@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from daal.service_config import ANY_LAYOUT, Layout
+from daal.config import ANY_LAYOUT, Layout
 from daal.whole_file import check_file_to_write, write_whole
 from pipelines.commands.arguments import AsJson, Verbose
 from pipelines.show.console import errors, plain, show

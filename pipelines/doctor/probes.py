@@ -68,7 +68,7 @@ def torch_facts(backbone: str, weights: str) -> Facts:
     import torch
     import torchvision
 
-    from daal.method_config import IMAGENET_WEIGHTS
+    from daal.config import IMAGENET_WEIGHTS
 
     # torch also counts GPUs that an old driver can't use, and raises when it is asked about them.
     usable = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()

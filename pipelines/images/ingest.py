@@ -6,7 +6,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from daal.config import DatasetConfig
+from daal.config import Config
 from daal.data.images import read
 from daal.data.layouts import load_records, records_to_read
 from daal.data.records import IMAGE_TABLE, QUARANTINE_TABLE, Domain, ImageRecord
@@ -15,24 +15,25 @@ from daal.errors import DataError
 IMAGES_PER_TASK = 512
 
 
-def ingest(config: DatasetConfig, domain: Domain, seed: int) -> tuple[pa.Table, pa.Table]:
+def ingest(config: Config, domain: Domain) -> tuple[pa.Table, pa.Table]:
     """Read and check every image once: (IMAGE_TABLE, QUARANTINE_TABLE), in the records' order.
 
     Raises:
         DataError: the folder isn't what its layout says, or too many images are unreadable.
     """
-    records = load_records(config.layout, config.root)
-    records = records_to_read(records, domain, config.max_train_images, seed)
-    return read_images(config, domain, records)
+    dataset = config.source if domain == "source" else config.target
+    records = load_records(dataset.layout, dataset.root)
+    records = records_to_read(records, domain, config.max_train_images, config.seed)
+    return read_images(dataset.root, domain, records, config.max_bad_share)
 
 
 def read_images(
-    config: DatasetConfig, domain: Domain, records: list[ImageRecord]
+    root: str, domain: Domain, records: list[ImageRecord], max_bad_share: float
 ) -> tuple[pa.Table, pa.Table]:
-    """As `ingest`, for these records under `config.root`."""
+    """As `ingest`, for these records under `root`."""
     num_tasks = -(-len(records) // IMAGES_PER_TASK)
     dataset = ray.data.range(len(records), override_num_blocks=num_tasks).map_batches(
-        _Reader(config.root, records),
+        _Reader(root, records),
         batch_size=None,
         batch_format="pyarrow",
         # The folder may exist on this node only.
@@ -60,10 +61,10 @@ def read_images(
         {"path": paths, "domain": [domain] * len(paths), "reason": bad["reason"]},
         schema=QUARANTINE_TABLE,
     )
-    if len(quarantine) > config.max_bad_share * len(records):
+    if len(quarantine) > max_bad_share * len(records):
         raise DataError(
-            f"{len(quarantine):,} of {len(records):,} images in {config.root} can't be read, e.g. "
-            f"{paths[0]!a}: {bad['reason'][0]}; repair them or raise {domain}.max_bad_share."
+            f"{len(quarantine):,} of {len(records):,} images in {root} can't be read, e.g. "
+            f"{paths[0]!a}: {bad['reason'][0]}; repair them or raise max_bad_share."
         )
     return table.combine_chunks(), quarantine
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from daal.config import Config
+from daal.config import MAY_CHANGE, NOT_KEPT, Config, marked
 from daal.data.records import Domain
 from daal.errors import ConfigError
 from daal.load_config import check_config, differences
@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from pipelines.run.folder import RunFolder
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
-NOT_KEPT = {"out", "tracking", "report"}  # settings that say nothing about the result
-# `ray` may change, as clusters do. Another number or kind of workers changes rounding and the
-# groups of BatchNorm: the journal has them, and the run says so (`pipelines.adapt`).
-MAY_CHANGE = NOT_KEPT | {"ray"}
 DOMAINS: tuple[Domain, ...] = ("source", "target")
 
 
@@ -53,14 +49,15 @@ def checked(settings: dict[str, Any]) -> Config:
 def keep_config(run: "RunFolder", config: Config) -> None:
     """Write config.yaml, or check that this is the run that the folder belongs to.
 
-    `MAY_CHANGE` may differ. So may what no finished stage depends on: `iterations`, down to those
-    that were begun, and a data set's root, if it has the images that the run has read.
+    Settings marked `MAY_CHANGE` may differ. So may what no finished stage depends on: `iterations`,
+    down to those that were begun, and a data set's root, if it has the images that the run has
+    read.
 
     Raises:
         ConfigError: the folder has a run with another configuration; names each difference.
         DataError: the new root isn't what its layout says.
     """
-    ours = config.model_dump(mode="json", exclude=NOT_KEPT)
+    ours = config.model_dump(mode="json", exclude=marked(NOT_KEPT))
     values = kept_settings(run)
     if values is None:
         _write(run, ours)
@@ -100,7 +97,7 @@ def keep_config(run: "RunFolder", config: Config) -> None:
 
 
 def _compared(config: Config) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude=MAY_CHANGE)
+    return config.model_dump(mode="json", exclude=marked(NOT_KEPT) | marked(MAY_CHANGE))
 
 
 def _write(run: "RunFolder", settings: dict[str, Any]) -> None:

@@ -115,7 +115,7 @@ def changes_since(kept: KeptImages, config: Config, moved: bool) -> Changes:
     settings: DatasetConfig = getattr(config, kept.domain)
     root = Path(settings.root)
     listed = records_to_read(load_records(settings.layout, root), kept.domain, None, config.seed)
-    chosen = records_to_read(listed, kept.domain, settings.max_train_images, config.seed)
+    chosen = records_to_read(listed, kept.domain, config.max_train_images, config.seed)
     now = {record.path: record for record in listed}
     # Of a random choice it isn't known which images were there and weren't chosen.
     unknown = {r.path for r in listed if r.split == "train"} if len(chosen) < len(listed) else set()

@@ -12,10 +12,10 @@ from typing import get_args
 
 import numpy as np
 
+from daal.config import ANY_LAYOUT, Layout
 from daal.data.layouts import any_images, is_inside, load_records
 from daal.data.records import ImageRecord
 from daal.errors import ConfigError, DataError
-from daal.service_config import ANY_LAYOUT, Layout
 from pipelines.run.feature_files import read_features
 from pipelines.search.extractor import Extractor, Features
 

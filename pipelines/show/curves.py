@@ -16,10 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from daal.config import Config, TrackingConfig
+from daal.config import MAY_CHANGE, NOT_KEPT, Config, TrackingConfig, marked
 from daal.errors import ConfigError, first_line
 from pipelines.run.folder import RunFolder
-from pipelines.run.kept_config import MAY_CHANGE
 from pipelines.show.trackers import Ending, Mlflow, Picture, Point, RunToTrack, TensorBoard, Wandb
 
 Event = Mapping[str, Any]  # a line of metrics.jsonl
@@ -112,7 +111,7 @@ def tracked(
         return
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of every new try
     history = run.lines(METRICS)
-    values = config.model_dump(mode="json", exclude=MAY_CHANGE)
+    values = config.model_dump(mode="json", exclude=marked(NOT_KEPT) | marked(MAY_CHANGE))
     described = RunToTrack(name, _id(run), Path(run.base) if run.is_local else None, values)
     followers = [
         _Follower(kind.title, partial(kind, described, config.tracking), history, note)
@@ -137,9 +136,9 @@ def tracked(
 
 def _chosen(config: TrackingConfig, run: RunFolder, say: Say) -> list[type[Tracker]]:
     chosen: list[type[Tracker]] = []
-    if config.tensorboard and run.is_local:
+    if run.is_local:
         chosen.append(TensorBoard)
-    elif config.tensorboard:
+    else:
         say("TensorBoard is left out: its files need a run folder on a disk; metrics.jsonl is kept")
     return chosen + [Mlflow] * bool(config.mlflow) + [Wandb] * bool(config.wandb)
 

@@ -121,7 +121,7 @@ class Mlflow:
 
         self._metric = Metric
         self._client = MlflowClient(tracking_uri=config.mlflow)
-        name = config.mlflow_experiment
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "daal"
         found = self._client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else self._client.create_experiment(name)
         earlier = self._client.search_runs([experiment], f"tags.`daal.id` = '{run.id}'")

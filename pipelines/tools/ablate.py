@@ -20,8 +20,7 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
-from daal.config import Config, RayConfig
-from daal.config_section import Section
+from daal.config import LATER, MAY_CHANGE, NOT_KEPT, Config, RayConfig, Section, marked
 from daal.errors import ConfigError, DaalError
 from daal.load_config import (
     Origins,
@@ -41,12 +40,6 @@ Say = Callable[[str], None]
 Job = tuple[str, Config, str | None]  # its name, and the run whose pretraining it takes over
 
 LAYOUTS = {"market": "market1501", "duke": "dukemtmc", "msmt17": "msmt17"}
-
-# What pretraining and the direct transfer don't depend on.
-LATER_SECTIONS = {"out", "ray", "tracking", "report", "adapt", "cluster", "soft_labels", "loss",
-                  "iterations", "warm_start", "supervised_bound"}  # fmt: skip
-LATER_NETWORK = {"specific_branch", "target_head", "memory_momentum", "centroid_init",
-                 "domain_batch_norm"}  # fmt: skip
 
 
 class Row(Section):
@@ -144,7 +137,7 @@ def configurations(
                 apply_overrides(values, layer, origins)
             expand_home_folders(values)
             config = check_config(values | {"out": "-"}, origins)
-            key = _digest(config.model_dump(mode="json", exclude={"tracking", "report"}))
+            key = _digest(config.model_dump(mode="json", exclude=marked(NOT_KEPT)))
             found[row.name, seed] = config.model_copy(update={"out": f"{out}/runs/{key}"})
     return found
 
@@ -230,8 +223,8 @@ def _digest(value: Any) -> str:
 
 
 def _pretraining_key(config: Config) -> str:
-    values = config.model_dump(mode="json", exclude=LATER_SECTIONS)
-    values["network"] = {k: v for k, v in values["network"].items() if k not in LATER_NETWORK}
+    apart = marked(LATER) | marked(NOT_KEPT) | marked(MAY_CHANGE)
+    values = config.model_dump(mode="json", exclude=apart)
     values["num_workers"] = config.ray.num_workers
     values["target_only"] = config.target_only
     return _digest(values)
@@ -253,7 +246,7 @@ def room_on_cluster(config: RayConfig, common_batch: int = 0) -> tuple[int, int 
     while fitting_workers(nodes, beside(number + 1), alone.use_gpu) >= (number + 1) * workers:
         number += 1
     if number == 1:
-        return number, config.threads_per_worker
+        return number, None
     return number, plan(nodes, beside(number)).threads
 
 
@@ -264,15 +257,12 @@ def _all_of(jobs: list[Job], room: int, threads: int | None, say: Say) -> None:
     while waiting or running:
         while waiting and len(running) < room:
             name, config, pretraining = waiting.pop()
-            config = config.model_copy(
-                update={"ray": config.ray.model_copy(update={"threads_per_worker": threads})}
-            )
             say(f"{name}: started in {config.out}")
             here = NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=False
             )
             task = _run.options(name=name, scheduling_strategy=here)
-            running[task.remote(config, pretraining, os.getcwd())] = name
+            running[task.remote(config, pretraining, os.getcwd(), threads)] = name
         (done,), _ = ray.wait(list(running), num_returns=1)
         name = running.pop(done)
         try:
@@ -290,16 +280,15 @@ def _all_of(jobs: list[Job], room: int, threads: int | None, say: Say) -> None:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _run(config: Config, pretraining: str | None, directory: str) -> str:
+def _run(config: Config, pretraining: str | None, directory: str, threads: int | None) -> str:
     """One run in a process of its own; it writes its messages to log.txt in the run folder."""
     os.chdir(directory)  # relative paths begin there
     folder = RunFolder(config.out)
     with open(folder.path("log.txt") if folder.is_local else os.devnull, "a") as log:
         progress = Progress(lambda event: folder.append("metrics.jsonl", event), Console(file=log))
         with folder.claimed():
-            adaptation = Adaptation(
-                config, folder, place(config.ray, config.common_batch), progress
-            )
+            resources = place(config.ray, config.common_batch, threads)
+            adaptation = Adaptation(config, folder, resources, progress)
             if pretraining is None:
                 adaptation.pretrain_only()
                 return "done"

@@ -7,12 +7,12 @@ from typing import Any, get_args
 import pyarrow as pa
 import ray
 
+from daal.config import ANY_LAYOUT, MODEL, Layout, marked
 from daal.data.layouts import any_images, check_characters, load_records
 from daal.data.records import ImageRecord
 from daal.errors import ConfigError
 from daal.load_config import apply_overrides, check_config, flat
-from daal.service_config import ANY_LAYOUT, Layout
-from daal.trained_model import MODEL_FIELDS, load_trained
+from daal.trained_model import load_trained
 from pipelines.images.ingest import read_images
 from pipelines.images.pixels import Images, Pixels
 from pipelines.run.artefacts import features_table
@@ -31,14 +31,14 @@ def extract_folder(
 
     The network and the image size are those of the checkpoint. With the layout "any", a row has
     only a path and a feature. Raises DataError if the folder doesn't have this layout, or more
-    images than `target.max_bad_share` are unreadable.
+    images than `max_bad_share` are unreadable.
     """
     # Check the user's input before the checkpoint is read and before workers hold GPUs.
     apply_overrides({}, overrides)
     records = _records(layout, root)
     model = load_trained(folder)
     # Only the model's settings: the run's workers and cluster don't matter here.
-    values = model.config.model_dump(mode="json", include=set(MODEL_FIELDS))
+    values = model.config.model_dump(mode="json", include=marked(MODEL))
     config = check_config(for_any_workers(apply_overrides(values, overrides)))
     progress = Progress(live=not verbose)
     with (
@@ -46,8 +46,7 @@ def extract_folder(
         tempfile.TemporaryDirectory() as scratch,
         Workers(config, RunFolder(scratch), resources, progress) as workers,
     ):
-        dataset = config.target.model_copy(update={"root": root})
-        table, quarantine = read_images(dataset, "target", records)
+        table, quarantine = read_images(root, "target", records, config.max_bad_share)
         images = Images(table, ray.put(table))
         weights = {name: tensor.numpy() for name, tensor in model.network.state_dict().items()}
         pixels = Pixels(config, resources, progress.say)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from daal.config import DatasetConfig
+from daal.config import Config
 from daal.data.images import read
-from daal.data.records import Domain, ImageRecord
+from daal.data.records import ImageRecord
 from daal.errors import DataError
 
 SAMPLED_IMAGES = 512  # of a domain; a run reads them all
@@ -18,27 +18,24 @@ SAMPLING_SECONDS = 10.0
 NUM_THREADS = 8  # most of them wait for the disk
 
 
-def check_sample(
-    domain: Domain, settings: DatasetConfig, records: list[ImageRecord], seed: int
-) -> tuple[int, list[str]]:
+def check_sample(config: Config, root: Path, records: list[ImageRecord]) -> tuple[int, list[str]]:
     """Find all empty files and decode a seeded sample of the others.
 
     Returns how many images were decoded, and a warning for each kind of problem. Raises DataError
     if more than `max_bad_share` of all images can't be used: for sure, or by the sample with a
     margin of three standard deviations.
     """
-    root = Path(settings.root)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         chunks = [records[at : at + 1000] for at in range(0, len(records), 1000)]
         empty = set().union(*pool.map(lambda some: _empty_files(root, some), chunks))
         full = [record for record in records if record.path not in empty]
-        order = np.random.default_rng([seed, 2]).permutation(len(full))[:SAMPLED_IMAGES]
+        order = np.random.default_rng([config.seed, 2]).permutation(len(full))[:SAMPLED_IMAGES]
         sample = [full[at].path for at in order]
         reasons = _read_in_time(pool, [root / path for path in sample])
     bad = dict.fromkeys(empty, "the file is empty")
     bad |= {path: why for path, why in zip(sample, reasons, strict=False) if why}
 
-    limit = settings.max_bad_share * len(records)
+    limit = config.max_bad_share * len(records)
     each = len(full) / max(1, len(reasons))  # images that one of the sample stands for
     unseen_share = 1 - len(reasons) / max(1, len(full))
     bad_in_sample = len(bad) - len(empty)
@@ -47,9 +44,9 @@ def check_sample(
     kinds = _kinds(bad)
     seen = f"of {len(reasons) + len(empty):,} images looked at ({len(records):,} in all)"
     too_many = (
-        f"{len(bad):,} {seen} in {root} can't be used, and no more than {domain}.max_bad_share="
-        f"{settings.max_bad_share:g} may be: {'; '.join(kinds)}; repair or remove them, or raise "
-        f"{domain}.max_bad_share."
+        f"{len(bad):,} {seen} in {root} can't be used, and no more than max_bad_share="
+        f"{config.max_bad_share:g} may be: {'; '.join(kinds)}; repair or remove them, or raise "
+        "max_bad_share."
     )
     if len(bad) > limit or estimate - margin > limit:
         raise DataError(too_many)

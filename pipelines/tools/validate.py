@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.camera_norm import MIN_IMAGES
-from daal.config import Config, DatasetConfig
+from daal.config import IMAGENET_WEIGHTS, Config, DatasetConfig
 from daal.data.layout_checks import (
     check_counts,
     check_identities,
@@ -18,7 +18,6 @@ from daal.data.layout_checks import (
 from daal.data.layouts import URI, checked_root, load_records, records_to_read
 from daal.data.records import SPLITS, Domain, ImageRecord
 from daal.errors import CheckpointError, ConfigError, DataError
-from daal.method_config import IMAGENET_WEIGHTS
 from pipelines.tools.sample_images import check_sample
 
 
@@ -66,11 +65,11 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
         }
         warnings = _check_folder(domain, settings, root, records)
         warnings += _check_training(config, domain, records)
-        read_here = records_to_read(records, domain, settings.max_train_images, config.seed)
+        read_here = records_to_read(records, domain, config.max_train_images, config.seed)
         warnings += _check_cameras(config, domain, read_here)
         real_root = root.resolve()
         read_files.append({real_root / record.path for record in read_here})
-        found.num_sampled[domain], bad = check_sample(domain, settings, read_here, config.seed)
+        found.num_sampled[domain], bad = check_sample(config, root, read_here)
         found.warnings.extend(f"{domain}: {text}" for text in warnings + bad)
     found.warnings.extend(_check_overlap(config, read_files))
     trainings = ["pretrain/train"] + ["supervised/train"] * config.supervised_bound
@@ -85,7 +84,7 @@ def _check_folder(
 ) -> list[str]:
     """Warnings about files that aren't read, names and published numbers."""
     layout = settings.layout
-    warnings = check_counts(layout, records) if settings.published_counts else []
+    warnings = check_counts(layout, records)
     if files := passed_over(root, records):
         warnings.append(
             f"{len(files):,} files or folders in {root} are passed over, e.g. {files[0]!a}; make "
@@ -173,7 +172,7 @@ def _check_training(config: Config, domain: Domain, records: list[ImageRecord]) 
             "can be learned; give a set of more people."
         )
     if domain == "target" and config.iterations:
-        num_train = min(len(train), settings.max_train_images or len(train))
+        num_train = min(len(train), config.max_train_images or len(train))
         least = config.cluster.min_samples * config.cluster.min_clusters
         if num_train < 2:
             raise DataError(

@@ -98,7 +98,7 @@ class ExtractJob:
 
     def _batches(self, worker: Worker, rows: NDArray[np.int64]) -> Iterator[Tensor]:
         """uint8 (B, height, width, 3) of the rows: kept images first, then decoded ones."""
-        size = self.config.ray.extract_batch or BATCH[worker.device.type]
+        size = BATCH[worker.device.type]
         num_kept = int((self.source.places_N[rows] >= 0).sum())
         if num_kept:
             reader = pixel_reader(worker, self.source, self.config)

@@ -97,7 +97,7 @@ class Trainer:
             target_labels=target_labels,
             images_per_id=fit.images_per_id,
             steps_per_epoch=fit.steps_per_epoch or 0,
-            num_parts=fit.accumulate,
+            num_parts=self.config.accumulate,
         )
 
     def _fit(

@@ -19,6 +19,9 @@ from daal.step import TrainBatch
 from pipelines.images.prefetch import pinned
 from pipelines.images.stream import FedBatch
 
+# Eq. 4 has no limit where a sample is its cluster's center (near-copies).
+MIN_SQ_DISTANCE = 1e-3
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -118,13 +121,14 @@ class BatchMaker:
                 return lsr_weights(labels_T, num_clusters)
             case _:
                 assert given.features_TC is not None
+                literal = config.target_labels == "soft-literal"
                 return soft_label_weights(
                     given.features_TC,
                     self._centroids_KC,
                     labels_T,
-                    config.epsilon,
-                    config.form,
-                    config.min_sq_distance,
+                    epsilon=config.epsilon,
+                    form="literal" if literal else "normalized",
+                    min_sq_distance=MIN_SQ_DISTANCE,
                 )
 
     def _copied(self, array: NDArray[Any]) -> Tensor:

@@ -85,7 +85,7 @@ class FitJob:
             last = step + 1 == plan.num_steps
             end_of_epoch = (step + 1) % plan.steps_per_epoch == 0
             leaving = end_of_epoch and worker.must_leave()
-            due = end_of_epoch and (epoch + 1) % fit.checkpoint_every_epochs == 0
+            due = end_of_epoch and (epoch + 1) % config.checkpoint_every_epochs == 0
             saves = last or leaving or due
             if earlier is not None:
                 self._raise_if_diverged(state, maker, *earlier)
@@ -124,7 +124,8 @@ class FitJob:
         self, worker: Worker, plan: Plan, maker: BatchMaker, first_step: int
     ) -> tuple[str, Iterator[tuple[int, list[HostBatch]]]]:
         """Where pixels come from, and the parts of each step's batch, prepared on the host."""
-        stream, share = self.stream, (worker.rank, worker.world_size)
+        config, stream = self.config, self.stream
+        share = worker.rank, worker.world_size
         fed: Iterator[FedBatch]
         if stream.source.keeps(plan.source_rows) and stream.target.keeps(plan.target_rows):
             source = pixel_reader(worker, stream.source, self.config)
@@ -136,7 +137,7 @@ class FitJob:
             fed = streamed_batches(stream, first_step, plan.num_steps, *share)
 
         def on_host(batch: FedBatch) -> tuple[int, list[HostBatch]]:
-            parts = (batch.part(at, self.fit.accumulate) for at in range(self.fit.accumulate))
+            parts = (batch.part(at, config.accumulate) for at in range(config.accumulate))
             return batch.step, [maker.on_host(part, plan.epoch_of(batch.step)) for part in parts]
 
         batches = map(on_host, fed)
@@ -185,6 +186,6 @@ def build_network(config: Config, labels: Labels, start: Weights) -> DaalNetwork
     if start:
         carried = [name for name in start if not name.startswith("target_head.")]
         network.load_matching({name: torch.tensor(start[name]) for name in carried})
-    if network.target_head is not None and config.network.centroid_init:
+    if network.target_head is not None:
         network.target_head.start_from(torch.tensor(labels.centroids_KC))
     return network

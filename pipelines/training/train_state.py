@@ -9,8 +9,6 @@ import ray.train
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
-from torch.distributed import GradBucket  # type: ignore[attr-defined]
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from daal import checkpoint
@@ -40,7 +38,6 @@ class TrainState:
     next_step: int
     diverged: Tensor  # see `daal.step.train_step`
     writer: CheckpointWriter
-    compress_gradients: bool
 
     @classmethod
     def start(
@@ -56,7 +53,7 @@ class TrainState:
         network = network.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Before workers share statistics: the teacher's copy shares none.
         teacher = Teacher(network, fit.teacher_momentum) if fit.teacher_momentum else None
-        _share_statistics(network, worker, plan, fit, config)
+        _share_statistics(network, worker, plan, config)
         saved = _last_checkpoint(stage, worker)
         next_step = 0
         if saved is not None:
@@ -86,7 +83,6 @@ class TrainState:
             next_step=next_step,
             diverged=torch.zeros((), device=worker.device),
             writer=CheckpointWriter(stage, worker),
-            compress_gradients=config.compress_gradients,
         )
 
     def distributed(self) -> nn.Module:
@@ -94,16 +90,13 @@ class TrainState:
         if self.worker.world_size == 1:
             return self.network
         on_gpu = self.worker.device.type == "cuda"
-        model = DistributedDataParallel(
+        return DistributedDataParallel(
             self.network,
             device_ids=[self.worker.device] if on_gpu else None,
             # Every worker's BatchNorm keeps statistics of its own; rank 0's are saved.
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
-        if self.compress_gradients:
-            model.register_comm_hook(None, _as_bf16)
-        return model
 
     def report(self, next_step: int) -> None:
         """Hand a checkpoint of the present state to Ray Train; see `CheckpointWriter.begin`."""
@@ -125,11 +118,6 @@ class TrainState:
 
 # Tensors, the optimizer's tensors, the next step, and the number of workers that made it.
 Saved = tuple[dict[str, Tensor], dict[str, Tensor], int, int]
-
-
-def _as_bf16(state: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
-    """torch's hook under another name: a torch without CUDA refuses the name, also for gloo."""
-    return bf16_compress_hook(state, bucket)
 
 
 def _last_checkpoint(stage: str, worker: Worker) -> Saved | None:
@@ -159,15 +147,13 @@ def _read_checkpoint(directory: Path, stage: str, worker: Worker) -> Saved | Non
     return tensors, checkpoint.load_optimizer(directory), metadata["next_step"], workers
 
 
-def _share_statistics(
-    network: DaalNetwork, worker: Worker, plan: Plan, fit: FitConfig, config: Config
-) -> None:
+def _share_statistics(network: DaalNetwork, worker: Worker, plan: Plan, config: Config) -> None:
     """Have workers with few images share BatchNorm statistics in groups."""
     images = plan.batch_source + plan.batch_target
     if config.network.domain_batch_norm and plan.batch_source and plan.batch_target:
         images = min(plan.batch_source, plan.batch_target)
-    images //= worker.world_size * fit.accumulate
-    size = group_size(images, worker.world_size, config.network.batch_norm_images)
+    images //= worker.world_size * config.accumulate
+    size = group_size(images, worker.world_size)
     if size == 1:
         return
     if ("group", size) not in worker.kept:

@@ -41,6 +41,7 @@ from pipelines.workers.watchdog import Watchdog
 
 POLL_SECONDS = 0.5  # between looks at whether the group is still there
 LOG_SECONDS = 2.0  # between lines of a job about how far it is
+RESIZE_SECONDS = 60.0  # between looks of an elastic run for new nodes; Ray's own default
 CLOSE_SECONDS = 30.0  # what a group may take to end; idle workers need about 3
 
 
@@ -209,7 +210,7 @@ class Workers:
         trainer: Any = TorchTrainer
         scaling_config = scaling(
             num_workers=most if least == most else (least, most),
-            elastic_resize_monitor_interval_s=config.ray.resize_seconds,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=resources.use_gpu,
             resources_per_worker=resources.per_worker,
         )

@@ -59,16 +59,22 @@ class Resources:
         return text
 
 
-def place(config: RayConfig, common_batch: int = 0) -> Resources:
+def place(config: RayConfig, common_batch: int = 0, threads: int | None = None) -> Resources:
     """`plan` on the cluster's nodes as they are now."""
-    return plan(cluster_nodes(), config, common_batch)
+    return plan(cluster_nodes(), config, common_batch, threads)
 
 
-def plan(nodes: Sequence[Node], config: RayConfig, common_batch: int = 0) -> Resources:
+def plan(
+    nodes: Sequence[Node],
+    config: RayConfig,
+    common_batch: int = 0,
+    threads: int | None = None,
+) -> Resources:
     """What a run takes of these nodes.
 
     The number of workers divides `common_batch` (`Config.common_batch`), so that they share batches
-    equally; 0: any number does.
+    equally; 0: any number does. threads: of each worker, by default a node's cores divided by its
+    workers.
 
     Raises:
         ClusterError: it doesn't fit.
@@ -84,7 +90,7 @@ def plan(nodes: Sequence[Node], config: RayConfig, common_batch: int = 0) -> Res
     num_workers = largest_share(min(most, fitting_workers(nodes, config, use_gpu)), common_batch)
 
     held = _packed(nodes, config, num_workers, use_gpu)
-    threads = config.threads_per_worker or max(1, min(node.cores // n for node, n in held))
+    threads = threads or max(1, min(node.cores // n for node, n in held))
     return Resources(
         num_workers=num_workers,
         least_workers=least,

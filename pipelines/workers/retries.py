@@ -42,9 +42,8 @@ def final(error: Exception) -> DaalError | None:
     if is_out_of_memory(error) and not isinstance(error, MemoryError):  # the host's memory
         return ClusterError(
             f"the GPU's memory ran out ({first_line(error)}); end other programs on it, double "
-            "adapt.accumulate and pretrain.accumulate (a part keeps all adapt.images_per_id images "
-            "of an identity), lower ray.extract_batch, set ray.images=decoded, use more workers, "
-            "or set ray.use_gpu=false."
+            "accumulate (a part keeps all adapt.images_per_id images of an identity), set "
+            "ray.images=decoded, use more workers, or set ray.use_gpu=false."
         )
     if isinstance(error, ImportError):
         return _import_failed(first_line(error))

@@ -37,7 +37,7 @@ def cut() -> list[Case]:
         data = encoded(picture(1, 64, 32), format)
         for share in sorted(rng.uniform(0.02, 0.95, times)):
             kept = int(share * len(data))
-            reason = f"{TOO_MANY}, and no more than target.max_bad_share=0.05 may be"
+            reason = f"{TOO_MANY}, and no more than max_bad_share=0.05 may be"
             cases.append(image(f"{format} cut off at {share:.1%}", data[:kept], reason))
     return cases
 
@@ -145,25 +145,25 @@ CASES = [
     Case("Images", "file of a terabyte", spoiled(sparse), 3,
          (TOO_MANY, "the file has 1,099,512 million bytes where 268 million are allowed")),
     Case("Images", "one of 18, 10 % allowed",
-         spoiled(lambda: many(1, b"no image"), "target.max_bad_share=0.1"), 0,
+         spoiled(lambda: many(1, b"no image"), "max_bad_share=0.1"), 0,
          ("target: not a readable image (JPEG, PNG, BMP, WEBP, TIFF): 1 (e.g. 'bounding_box_test/",
           "of 18 images looked at (18 in all); left out of the run unless they are repaired")),
     Case("Images", "two kinds, 20 % allowed",
-         spoiled(lambda: (many(2, b"no image"), many(1, b"")), "target.max_bad_share=0.2"), 0,
+         spoiled(lambda: (many(2, b"no image"), many(1, b"")), "max_bad_share=0.2"), 0,
          ("the file is empty: 1", "not a readable image", "left out of the run")),
     Case("Images", "all of them", spoiled(lambda: many(18, b"no image")), 3,
          ("18 of 18 images looked at",)),
     Case("Images", "one of 18, none allowed",
-         spoiled(lambda: many(1, PICTURE[:300]), "target.max_bad_share=0"), 3,
-         ("target.max_bad_share=0 may be",)),
+         spoiled(lambda: many(1, PICTURE[:300]), "max_bad_share=0"), 3,
+         ("max_bad_share=0 may be",)),
     Case("Images", "150 of 1,501 more, which are only sampled", spoiled(among_thousands), 3,
          ("of 512 images looked at (1,519 in all)", "the image data is cut off")),
     Case("Images", "the same, 9 % allowed",
-         spoiled(among_thousands, "target.max_bad_share=0.09"), 0,
+         spoiled(among_thousands, "max_bad_share=0.09"), 0,
          ("of 512 images looked at (1,519 in all)", "If the others are like these, the run will")),
     Case("Images", "in the source's gallery, which no run reads",
          spoiled(lambda: write("source/query/0007_c1s1_000007_00.jpg", b"")), 0, ()),
     Case("Images", "in the source's training images",
          spoiled(lambda: write("source/bounding_box_train/0001_c1s1_000001_00.jpg", b"")), 3,
-         ("source.max_bad_share=0.05", "1 of 12 images looked at (12 in all) in source")),
+         ("max_bad_share=0.05", "1 of 12 images looked at (12 in all) in source")),
 ]  # fmt: skip

@@ -22,7 +22,7 @@ import bad_weights
 import pytest
 from bad_input import PICTURE, VICTIM, Case, Outcome, as_markdown, check, market, run
 
-from daal.config import DatasetConfig
+from daal.config import Config, DatasetConfig
 
 PARTS = (bad_configs, bad_folders, bad_images, bad_features, bad_weights, bad_verbs)
 CASES: list[Case] = [case for part in PARTS for case in part.CASES]
@@ -134,15 +134,15 @@ def test_a_run_sets_aside_what_validate_names(
     for file, (data, _) in spoiled.items():
         file.write_bytes(data)
     os.truncate(files[4], 1 << 40)
-    settings = DatasetConfig(root=str(root), max_bad_share=0.5)
-    table, quarantine = ingest(settings, "target", 0)
+    config = Config(target=DatasetConfig(root=str(root)), max_bad_share=0.5)
+    table, quarantine = ingest(config, "target")
     assert len(table) == 18 - len(spoiled)
     paths = [str(file.relative_to(root)) for file in spoiled]
     assert quarantine["path"].to_pylist() == paths
     for found, (_, reason) in zip(quarantine["reason"].to_pylist(), spoiled.values(), strict=True):
         assert found.startswith(reason)
-    with pytest.raises(DataError, match=r"5 of 18 images .* raise target\.max_bad_share"):
-        ingest(settings.model_copy(update={"max_bad_share": 0.2}), "target", 0)
+    with pytest.raises(DataError, match=r"5 of 18 images .* raise max_bad_share"):
+        ingest(config.model_copy(update={"max_bad_share": 0.2}), "target")
 
 
 @pytest.mark.parametrize(

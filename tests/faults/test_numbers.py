@@ -39,7 +39,7 @@ def test_one_rank_meets_a_nan__all_stop_before_the_weights_change(
     with ray_session(config.ray) as resources:
         source, target = (
             Images(table, ray.put(table))
-            for table, _ in (ingest(config.source, "source", 0), ingest(config.target, "target", 0))
+            for table, _ in (ingest(config, "source"), ingest(config, "target"))
         )
         rows = target.rows("train")
         labels_N = np.full(len(target.table), -1)

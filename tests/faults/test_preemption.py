@@ -24,10 +24,8 @@ WEIGHTS = "pretrain/checkpoint/weights.safetensors"
 def test_saved_at_the_end_of_the_epoch__and_continued_on_another_node(
     two_workers: Config, tmp_path: Path
 ) -> None:
-    fit = two_workers.pretrain.model_copy(
-        update={"epochs": 25, "steps_per_epoch": 8, "checkpoint_every_epochs": 1000}
-    )
-    config = two_workers.model_copy(update={"pretrain": fit})
+    fit = two_workers.pretrain.model_copy(update={"epochs": 25, "steps_per_epoch": 8})
+    config = two_workers.model_copy(update={"pretrain": fit, "checkpoint_every_epochs": 1000})
     calm, struck = (run_of(config, f"{tmp_path}/{name}") for name in ("calm", "struck"))
     with ray_head(num_cpus=1) as head, another_node(head):
         node = the_other_node(head)

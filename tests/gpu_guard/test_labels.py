@@ -49,7 +49,7 @@ def estimate(features_ND: NDArray[np.float32]) -> Estimate:
     camids_N = np.arange(len(features_ND)) % 4
 
     def run(device: str, **settings: Any) -> PseudoLabels:
-        config = ClusterConfig(**{"backend": "components", "eps_rule": "q", "q": 6, **settings})
+        config = ClusterConfig(**{"backend": "components", "q": 6, **settings})
         with Threads(1, device) as runner:
             return estimate_pseudo_labels(
                 features_ND, config, camids_N=camids_N, runner=runner, num_blocks=2

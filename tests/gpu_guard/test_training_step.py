@@ -27,7 +27,7 @@ TECHNIQUES = {
     "hard labels": ("paper", ["soft_labels.target_labels=hard"]),
     "float32": ("paper", ["mixed_precision=false"]),
     "not deterministic": ("paper", ["deterministic=false"]),
-    "accumulated": ("paper", ["adapt.accumulate=2"]),
+    "accumulated": ("paper", ["accumulate=2"]),
     "triplets beside the memory": ("modern", ["loss.triplet_weight=1", "loss.triplet_margin=null"]),
     "no source": ("modern", ["adapt.batch_source=0"]),
     "teacher": ("paper", ["adapt.teacher_momentum=0.999", "loss.teacher_weight=0.5"]),
@@ -79,5 +79,5 @@ def test_technique(technique: str) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_streamed_images(accumulate: int) -> None:
-    config = config_of("paper", f"adapt.accumulate={accumulate}", *SMALL)
+    config = config_of("paper", f"accumulate={accumulate}", *SMALL)
     watched_step(config, "adapt", streamed=True)

@@ -42,7 +42,7 @@ def test_rows_share_runs_and_pretraining__what_fails_is_named__nothing_is_repeat
 ) -> None:
     said, say = started
     out = str(tmp_path / "suite")
-    bad = Row(name="no cluster", settings=["cluster.eps_rule=fixed", "cluster.eps=1e-9"])
+    bad = Row(name="no cluster", settings=["cluster.eps=1e-9"])
     with_bad = SUITE.model_copy(update={"rows": [bad, *SUITE.rows]})
     configs = configurations(with_bad, lambda name: tiny_config, [], 1, out)
     with pytest.raises(DaalError, match=r"1 of 3 runs failed.*\nno cluster, seed 0: DBSCAN found"):

@@ -15,7 +15,7 @@ from tiny_run import FinishedRun
 from cluster.estimate import estimate_pseudo_labels
 from cluster.outliers import in_all_parts
 from daal import checkpoint
-from daal.config import AttentionConfig, Config, OptimConfig, RayConfig
+from daal.config import AdaptOptimConfig, AttentionConfig, Config, RayConfig
 from daal.data.plan import Plan
 from daal.errors import ClusterError, ConfigError, LabelError
 from daal.load_config import apply_overrides, check_config
@@ -217,7 +217,7 @@ def test_two_workers__equal_one_process_on_the_same_batches(
     network_config = two_workers.network.model_copy(
         update={"attention": AttentionConfig(zero_init=False)}
     )
-    optim = OptimConfig(lr_backbone=0.01, lr_new=0.01)
+    optim = AdaptOptimConfig(lr_backbone=0.01, lr_new=0.01)
     config = two_workers.model_copy(
         update={
             "network": network_config,
@@ -226,7 +226,7 @@ def test_two_workers__equal_one_process_on_the_same_batches(
         }
     )
     with ray_session(config.ray) as resources:
-        tables = [ingest(config.source, "source", 0)[0], ingest(config.target, "target", 0)[0]]
+        tables = [ingest(config, "source")[0], ingest(config, "target")[0]]
         source, target = (Images(table, ray.put(table)) for table in tables)
         rng = np.random.default_rng(0)
         features = rng.standard_normal((len(target.table), 512)).astype(np.float32)
@@ -314,10 +314,11 @@ def test_broken_images__are_set_aside_with_the_reason(
     victims = sorted((root / "bounding_box_train").glob("*.jpg"))[:2]
     victims[0].write_bytes(b"")
     victims[1].write_bytes(victims[1].read_bytes()[:200])
-    settings = tiny_config.target.model_copy(update={"root": str(root), "max_bad_share": 0.05})
-    table, quarantine = ingest(settings, "target", 0)
+    target = tiny_config.target.model_copy(update={"root": str(root)})
+    config = tiny_config.model_copy(update={"target": target})
+    table, quarantine = ingest(config, "target")
     assert quarantine["path"].to_pylist() == [f"bounding_box_train/{file.name}" for file in victims]
     assert all(quarantine["reason"].to_pylist())
     assert not set(quarantine["path"].to_pylist()) & set(table["path"].to_pylist())
     with pytest.raises(Exception, match="can't be read, e.g. 'bounding_box_train"):
-        ingest(settings.model_copy(update={"max_bad_share": 0.0}), "target", 0)
+        ingest(config.model_copy(update={"max_bad_share": 0.0}), "target")

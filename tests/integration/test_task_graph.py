@@ -109,7 +109,7 @@ def test_same_bits_with_gpus(changes) -> None:
 @pytest.mark.ray
 def test_killed_workers_change_no_bit(ray_cluster):
     features = drawn_features(8000, 1024, num_copies=0)
-    config = ClusterConfig(eps_rule="q")
+    config = ClusterConfig(q=10.35)
     expected = estimate_pseudo_labels(features, config)
     for _ in range(10):  # on a busy machine, the killer may come too late
         found, num_killed = estimate_while_two_workers_are_killed(features, config)

@@ -21,7 +21,7 @@ features_ND = (people_PD.repeat(16, 0) + 0.2 * rng.standard_normal((800, 24))).a
 camids_N = np.arange(800) % 4
 ray.init(num_cpus=2, num_gpus=0, include_dashboard=False)
 for camera_aware in (False, True):
-    config = ClusterConfig(eps_rule="q", camera_aware=camera_aware, max_cluster_share=1)
+    config = ClusterConfig(q=10.35, camera_aware=camera_aware, max_cluster_share=1)
     estimate_pseudo_labels(features_ND, config, camids_N=camids_N)
     estimate_on_ray(features_ND, config, camids_N=camids_N)  # one task
     estimate_on_ray(features_ND, config, camids_N=camids_N, num_blocks=2)

@@ -14,8 +14,6 @@ OFF = mixed_precision(torch.device("cpu"), wanted=False)
 SGD = OptimConfig(lr_backbone=0.02, lr_new=0.02)
 OPTIMIZERS = {
     "sgd": SGD,
-    "nesterov": SGD.model_copy(update={"nesterov": True}),
-    "no momentum": SGD.model_copy(update={"momentum": 0.0}),
     "adam": OptimConfig(optimizer="adam", lr_backbone=1e-3, lr_new=1e-3),
 }
 

@@ -24,12 +24,12 @@ CPU = torch.device("cpu")
 SMALL = [
     "network.backbone=resnet18", "network.weights=none", "input.height=32", "input.width=16",
     "augment.pad=2", "mixed_precision=false", "adapt.batch_source=4", "adapt.batch_target=8",
-    "adapt.steps_per_epoch=3", "adapt.optim.warmup_steps=6", "ray.num_workers=1",
+    "adapt.steps_per_epoch=3", "ray.num_workers=1",
     "pretrain.batch_source=4",
 ]  # fmt: skip
 CASES = {
     "paper": ("paper", []),
-    "paper, accumulate=2": ("paper", ["adapt.accumulate=2"]),
+    "paper, accumulate=2": ("paper", ["accumulate=2"]),
     "paper, teacher": ("paper", ["adapt.teacher_momentum=0.9", "loss.teacher_weight=0.5"]),
     "modern": ("modern", []),
     "udap": ("udap", []),
@@ -91,8 +91,8 @@ class Training:
         images = torch.from_numpy(draw.integers(0, 256, size, np.uint8))
         fed = FedBatch(step, images, source, target[: fit.batch_target])
         parts = [
-            self.maker.on_host(fed.part(at, fit.accumulate), step // 3)
-            for at in range(fit.accumulate)
+            self.maker.on_host(fed.part(at, self.config.accumulate), step // 3)
+            for at in range(self.config.accumulate)
         ]
         if poisoned:
             assert parts[0].features_TC is not None

@@ -70,14 +70,14 @@ def fit_job(stage: str, config: Config, plan: Any = None, known: Any = None) -> 
     return FitJob(stage, config, config.adapt, 1, stream, known, {})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("settings", [[], ["adapt.accumulate=2", "adapt.teacher_momentum=0.9"]])
+@pytest.mark.parametrize("settings", [[], ["accumulate=2", "adapt.teacher_momentum=0.9"]])
 def test_a_whole_fit__the_weights_and_checkpoints_of_an_eager_one(
     settings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three epochs of three steps, of which the first two are a warm-up."""
     config = load_config(
         RECIPES / "paper.yaml",
-        [*SMALL, "adapt.epochs=3", "adapt.checkpoint_every_epochs=1", *settings],
+        [*SMALL, "adapt.epochs=3", "checkpoint_every_epochs=1", *settings],
     )
     eager, graphs = run(config, False, monkeypatch)
     assert not graphs
@@ -99,7 +99,7 @@ def run(
     plan = Plan(
         *(0, 1, fit.epochs, fit.batch_source, fit.batch_target, rows[:12], rows, rows),
         steps_per_epoch=3,
-        num_parts=fit.accumulate,
+        num_parts=config.accumulate,
     )
     saved: list[dict[str, Tensor]] = []
     graphs: list[RecordedGraph] = []

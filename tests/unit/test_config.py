@@ -1,17 +1,20 @@
 """Recipes and overrides: what parses, and what is said when something doesn't."""
 
+import ast
+import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 
-from daal.config import ClusterConfig, Config
-from daal.eps_choice import VALUE_OF_RULE
+from daal.config import VALUE_OF_RULE, ClusterConfig, Config, conditions_of, fields
 from daal.errors import ConfigError
-from daal.load_config import PATHS, apply_overrides, check_config, flat, known_keys, load_config
+from daal.load_config import PATHS, apply_overrides, check_config, flat, load_config
 from pipelines.tools.shipped import read_config
 
-RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "pipelines" / "recipes").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -25,8 +28,8 @@ def test_recipe_paper__is_the_printed_text() -> None:
     assert config.adapt.epochs == 260
     assert config.adapt.batch_source + config.adapt.batch_target == 32
     assert (config.adapt.optim.lr_backbone, config.adapt.optim.lr_new) == (1.5e-4, 3e-5)
-    assert config.adapt.optim.momentum == 0.9
-    assert (config.soft_labels.epsilon, config.soft_labels.form) == (0.9, "literal")
+    labels = config.soft_labels
+    assert (labels.epsilon, labels.target_labels) == (0.9, "soft-literal")
     assert config.network.backbone == "resnet50"
 
 
@@ -132,23 +135,11 @@ def test_several_mistakes__each_on_its_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "part"),
-    [
-        (["adapt.batch_source=0", "adapt.batch_target=0"], "are both 0"),
-        (["adapt.optim.nesterov=true", "adapt.optim.momentum=0"], "momentum above 0"),
-    ],
-)
-def test_settings_that_exclude_each_other(overrides: list[str], part: str) -> None:
-    with pytest.raises(ConfigError, match=part):
-        load_config(None, overrides)
-
-
-@pytest.mark.parametrize(
     ("recipe", "overrides", "common"),
     [
         ("modern", ["ray.min_workers=1", "ray.num_workers=4"], 64),
-        ("udap", ["ray.num_workers=1", "adapt.accumulate=4"], 32),
-        ("ssg", ["ray.num_workers=2", "adapt.batch_target=24", "adapt.accumulate=2"], 4),
+        ("udap", ["ray.num_workers=1", "accumulate=4"], 32),
+        ("ssg", ["ray.num_workers=2", "adapt.batch_target=24", "accumulate=2"], 4),
         ("fast", ["ray.min_workers=1", "ray.num_workers=7"], 16),
     ],
 )
@@ -161,9 +152,9 @@ def test_batches_of_any_range_of_workers__and_parts_of_whole_identities(
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["adapt.accumulate=16"],  # two images an identity and part
-        ["adapt.batch_target=40", "adapt.accumulate=4"],
-        ["adapt.accumulate=8", "adapt.images_per_id=4"],  # one identity a part
+        ["accumulate=16"],  # two images an identity and part
+        ["adapt.batch_target=40", "accumulate=4"],
+        ["accumulate=8", "adapt.images_per_id=4"],  # one identity a part
         ["adapt.batch_target=4"],
     ],
 )
@@ -181,44 +172,42 @@ def test_parts_in_which_the_triplet_loss_would_be_0__are_refused(
     [
         ("", [], ("p", 1.6e-3)),
         ("", ["cluster.eps=0.6"], ("fixed", 0.6)),
-        ("", ["cluster.eps=0.5"], ("fixed", 0.5)),
         ("", ["cluster={q: 8}"], ("q", 8)),
         ("cluster: {p: 1.0e-3}", [], ("p", 1e-3)),
-        ("cluster: {eps: 0.4}", [], ("fixed", 0.4)),
-        ("cluster: {eps_rule: q, q: 8}", ["cluster.eps=0.6"], ("fixed", 0.6)),
-        ("cluster: {eps_rule: fixed, eps: 0.4}", ["cluster.p=1e-3"], ("p", 1e-3)),
-        ("cluster: {eps_rule: fixed, eps: 0.4}", ["cluster.eps_rule=q"], ("q", 10.35)),
+        ("cluster: {q: 8}", ["cluster.eps=0.6"], ("fixed", 0.6)),
+        ("cluster: {eps: 0.4}", ["cluster.p=1e-3"], ("p", 1e-3)),
+        ("cluster: {eps: 0.4}", ["cluster.eps=null"], ("p", 1.6e-3)),
         ("cluster: {eps: 0.4}", ["cluster.k1=10"], ("fixed", 0.4)),
-        ("cluster: {q: 8}", ["cluster.eps_rule=q"], ("q", 8)),
+        # as in release 0.1
+        ("", ["cluster.eps_rule=q"], ("q", 10.35)),
+        ("cluster: {eps_rule: fixed, eps: 0.4}", ["cluster.eps_rule=q"], ("q", 10.35)),
+        ("cluster: {eps_rule: q, q: 8}", ["cluster.eps=0.6"], ("fixed", 0.6)),
+        ("cluster: {eps_rule: p, p: 1.0e-3, q: 8, eps: 0.6}", [], ("p", 1e-3)),
     ],
 )
-def test_the_rule_of_eps_follows_from_its_value(
+def test_one_of_p_q_and_eps(
     tmp_path: Path, recipe: str, settings: list[str], rule: tuple[str, float]
 ) -> None:
     (tmp_path / "mine.yaml").write_text(recipe)
     found = load_config(tmp_path / "mine.yaml", settings).cluster
-    value = {"p": found.p, "q": found.q, "fixed": found.eps}[found.eps_rule]
-    assert (found.eps_rule, value) == rule
-    # What the rule doesn't use is as if it had never been given.
-    assert load_config(tmp_path / "mine.yaml", settings).cluster == ClusterConfig(
-        eps_rule=rule[0], **{VALUE_OF_RULE[rule[0]]: rule[1]}, k1=found.k1
-    )
+    name, value = rule
+    assert (found.eps_rule, getattr(found, VALUE_OF_RULE[found.eps_rule])) == rule
+    assert found == ClusterConfig(**{VALUE_OF_RULE[name]: value}, k1=found.k1)  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
     ("recipe", "settings", "said"),
     [
-        ("", ["cluster.eps_rule=p", "cluster.eps=0.6"],
-         r"cluster\.eps has no effect with cluster\.eps_rule=p; .*cluster\.eps_rule=fixed"),
-        ("", ["cluster.eps_rule=q", "cluster.eps=0.5"], r"cluster\.eps has no effect"),
-        ("", ["cluster.eps_rule=q", "cluster.eps=0.6", "cluster.p=1e-3", "cluster.q=9"],
-         r"cluster\.p has no effect with cluster\.eps_rule=q"),
-        ("cluster: {eps_rule: fixed, q: 8}", [], r"cluster\.q=8 has no effect"),
-        ("", ["cluster.q=8", "cluster.p=1e-3"], r"cluster\.p and cluster\.q belong to different"),
-        ("cluster: {p: 1.0e-3, eps: 0.6}", [], r"cluster\.p and cluster\.eps .*eps_rule=fixed"),
+        (
+            "cluster: {eps_rule: fixed, q: 8}",
+            [],
+            r"cluster\.q=8 has no effect with cluster\.eps_rule",
+        ),
+        ("", ["cluster.q=8", "cluster.p=1e-3"], r"cluster\.p and cluster\.q are different rules"),
+        ("cluster: {p: 1.0e-3, eps: 0.6}", [], r"cluster\.p and cluster\.eps are different rules"),
     ],
-)  # fmt: skip
-def test_a_value_that_the_rule_of_eps_does_not_use_is_refused(
+)
+def test_two_rules_for_eps_are_refused(
     tmp_path: Path, recipe: str, settings: list[str], said: str
 ) -> None:
     (tmp_path / "mine.yaml").write_text(recipe)
@@ -226,14 +215,106 @@ def test_a_value_that_the_rule_of_eps_does_not_use_is_refused(
         load_config(tmp_path / "mine.yaml", settings)
 
 
-def test_a_runs_own_configuration_is_read__also_one_of_release_0_1_with_an_unused_eps() -> None:
-    values = load_config(None, ["cluster.eps_rule=p"]).model_dump(mode="json")
-    values["cluster"]["eps"] = 0.6  # as release 0.1 accepted
-    kept = check_config(values)
-    assert (kept.cluster.eps_rule, kept.cluster.eps) == ("p", 0.6)
-    assert check_config(kept.model_dump(mode="json")) == kept
-    changed = check_config(apply_overrides(kept.model_dump(), ["cluster.q=8"])).cluster
-    assert (changed.eps_rule, changed.q, changed.eps) == ("q", 8, 0.5)
+# ---- Settings without an effect ---------------------------------------------------------
+
+# What else a value needs, beside the condition that is looked at.
+COMPANIONS = {
+    "network.attention.relu_before_sigmoid": ["network.attention.zero_init=false"],
+    "loss.triplet_margin": ["adapt.images_per_id=4"],
+}
+CONDITIONS = [
+    (key, *found)
+    for key, field in fields().items()
+    for found in re.findall(r"([\w.]+)(!=|=|>)([^ ,]*)", conditions_of(field))
+]
+
+
+def another(key: str) -> Any:
+    """A value of the key that isn't its default."""
+    field = fields()[key]
+    if isinstance(field.default, bool) or field.default == "auto":
+        return not field.default
+    if choices := [c for c in get_args(field.annotation) if isinstance(c, str)]:
+        return next(choice for choice in choices if choice != field.default)
+    whole = isinstance(field.default, int)
+    return 0.5 if field.default is None else field.default + 1 if whole else field.default / 2
+
+
+def as_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def without(key: str, name: str, sign: str, wanted: str) -> tuple[str, str]:
+    """The other key, and a value with which this one has no effect."""
+    other = name if "." in name else f"{key.rpartition('.')[0]}.{name}"
+    if sign == "!=":
+        return other, wanted
+    if sign == ">":
+        return other, "0"
+    return other, "hard" if "soft" in wanted else as_text(another(other))
+
+
+@pytest.mark.parametrize(("key", "name", "sign", "wanted"), CONDITIONS)
+def test_a_setting_without_effect_is_refused__and_a_recipes_is_dropped(
+    key: str, name: str, sign: str, wanted: str, tmp_path: Path
+) -> None:
+    other, value = without(key, name, sign, wanted)
+    changed = f"{key}={as_text(another(key))}"
+    together = [changed, f"{other}={value}", *COMPANIONS.get(key, [])]
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, together)
+    said = next(line for line in str(caught.value).splitlines() if line.startswith(f"{changed} "))
+    assert re.fullmatch(
+        rf"{re.escape(changed)} has no effect with {re.escape(other)}=\S+; leave it out, or .*\.",
+        said,
+    )
+    # A recipe's value may lose its effect by a setting on the command line.
+    kept = check_config(apply_overrides({}, together), kept=True)
+    assert flat(kept.model_dump())[key] == fields()[key].default
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(yaml.safe_dump(apply_overrides({}, [changed])))
+    assert (
+        flat(load_config(recipe, [f"{other}={value}"]).model_dump())[key] == fields()[key].default
+    )
+
+
+def test_conditions_name_keys_that_there_are() -> None:
+    for key, name, *_ in CONDITIONS:
+        assert (name if "." in name else f"{key.rpartition('.')[0]}.{name}") in fields()
+
+
+# What a section is called where it is read, beside its own name and config.
+ALIASES = {
+    "source": {"settings", "dataset"},
+    "target": {"settings", "dataset"},
+    "pretrain": {"fit"},
+    "adapt": {"fit"},
+    "loss": {"weights"},
+}
+
+
+def test_every_key_is_read_somewhere() -> None:
+    reads: dict[str, set[str]] = {}
+    for package in ("daal", "cluster", "pipelines"):
+        for file in (ROOT / package).rglob("*.py"):
+            if file.stem in ("config", "load_config", "old_config"):
+                continue
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Attribute):
+                    of = getattr(node.value, "attr", getattr(node.value, "id", ""))
+                    reads.setdefault(node.attr, set()).add(of)
+    unread = [
+        key
+        for key in fields()
+        for *_, section, name in [["config", *key.split(".")]]
+        if not reads.get(name, set()) & {"config", section, *ALIASES.get(section, ())}
+    ]
+    assert unread == []
+
+
+def test_there_are_at_most_100_keys__each_with_words() -> None:
+    assert len(fields()) <= 100
+    assert [key for key, field in fields().items() if not field.description] == []
 
 
 def test_independent_attention_needs_its_branch() -> None:
@@ -244,9 +325,3 @@ def test_independent_attention_needs_its_branch() -> None:
 def test_resolved_config_reads_back_the_same() -> None:
     config = load_config(RECIPES[0])
     assert check_config(config.model_dump(mode="json")) == config
-
-
-def test_every_key_has_a_home() -> None:
-    assert "cluster.eps" in known_keys()
-    assert "adapt.optim.lr_new" in known_keys()
-    assert "network.attention.mode" in known_keys()

@@ -12,7 +12,8 @@ import pytest
 import typer
 from pages import FENCE, PAGES, ROOT, blocks, command_lines, text_of
 
-from daal.load_config import known_keys, load_config
+from daal.config import fields
+from daal.load_config import load_config
 from pipelines import cli
 from pipelines.tools.shipped import read_config
 
@@ -36,7 +37,7 @@ def test_the_site_builds_without_a_warning_and_asks_no_network(tmp_path: Path) -
             assert "//" not in tag, f"{page.name} loads from elsewhere: {tag}"
     # The generators have seen the program: every key and command has its place to link to.
     config = text_of(tmp_path / "site" / "config.html")
-    assert [key for key in known_keys() if f'id="confval-{key}"' not in config] == []
+    assert [key for key in fields() if f'id="confval-{key}"' not in config] == []
     commands = text_of(tmp_path / "site" / "commands.html")
     names = typer.main.get_command(cli.app).commands
     assert [name for name in names if f'id="daal-{name}"' not in commands] == []
@@ -51,7 +52,7 @@ def test_every_key_is_described() -> None:
     entries = re.findall(
         r"```\{confval\} (\S+)\n:type: (.+)\n:default: (.+)\n\n(.*)\n", reference()
     )
-    assert {key for key, *_ in entries} == set(known_keys())
+    assert {key for key, *_ in entries} == set(fields())
     assert [key for key, *_, prose in entries if not prose.strip()] == []
 
 

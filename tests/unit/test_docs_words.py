@@ -12,7 +12,7 @@ import typer
 from pages import FENCE, PAGES, ROOT, spans, text_of
 
 from daal import errors
-from daal.load_config import known_keys
+from daal.config import fields
 from pipelines import cli
 from pipelines.show.gauges import GAUGES
 from pipelines.tools.shipped import RECIPES
@@ -57,13 +57,13 @@ def is_there(span: str) -> bool:
         return span in _python_files()
     name = re.sub(r"\.\*$|=.*$", "", span)
     if re.fullmatch(rf"({'|'.join(_sections())})(\.\w+)+", name):
-        return any(f"{key}.".startswith(f"{name}.") for key in known_keys()) or _resolves(name)
+        return any(f"{key}.".startswith(f"{name}.") for key in fields()) or _resolves(name)
     return True
 
 
 @cache
 def _sections() -> tuple[str, ...]:
-    sections = {key.partition(".")[0] for key in known_keys() if "." in key}
+    sections = {key.partition(".")[0] for key in fields() if "." in key}
     return (*sorted(sections), "daal", "cluster", "pipelines", "benchmarks")
 
 

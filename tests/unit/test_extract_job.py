@@ -16,7 +16,7 @@ from daal.nn.network import DaalNetwork
 from daal.trained_model import TrainedModel
 from pipelines.images.pixels import ImageSource
 from pipelines.training import extract
-from pipelines.training.extract import ExtractJob
+from pipelines.training.extract import BATCH, ExtractJob
 
 NUM_IMAGES = 7
 
@@ -53,8 +53,11 @@ def worker() -> Any:
 
 
 @pytest.mark.parametrize("batch", [2, 3, 7, 100])
-def test_features_are_in_the_rows_order(pixels_NHWC: Tensor, batch: int) -> None:
-    asked = job(config(f"ray.extract_batch={batch}"))
+def test_features_are_in_the_rows_order(
+    pixels_NHWC: Tensor, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setitem(BATCH, "cpu", batch)
+    asked = job(config())
     rows, features_NC = asked.run(worker())
     assert rows.tolist() == list(range(NUM_IMAGES))
     tensors = {name: torch.from_numpy(array) for name, array in asked.weights.items()}  # type: ignore[attr-defined]
@@ -84,5 +87,6 @@ def test_two_batches_of_features_are_on_their_way_at_most(
             return super().tensors()
 
     monkeypatch.setattr(extract, "HostCopy", Counted)
-    job(config("ray.extract_batch=2")).run(worker())
+    monkeypatch.setitem(BATCH, "cpu", 2)
+    job(config()).run(worker())
     assert (waiting, most) == (0, 2)

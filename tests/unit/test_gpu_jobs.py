@@ -21,7 +21,7 @@ from pipelines.workers.gpu_jobs import SCORES_BY_CPU, EvaluateJob, StageJob, sta
 from pipelines.workers.group import Worker, free_memory
 from pipelines.workers.watchdog import Watchdog
 
-CONFIG = ClusterConfig(eps_rule="q", q=8, k1=10)
+CONFIG = ClusterConfig(q=8, k1=10)
 PIDS, CAMIDS = np.repeat(np.arange(20), 15), np.arange(300) % 3
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),

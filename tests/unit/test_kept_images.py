@@ -40,7 +40,7 @@ def begun(folder: Path, *settings: str, end: bytes = b"") -> tuple[RunFolder, Co
     run = RunFolder(config.out)
     run.keep_config(config)
     records = load_records("folder", config.target.root)
-    records = records_to_read(records, "target", config.target.max_train_images, config.seed)
+    records = records_to_read(records, "target", config.max_train_images, config.seed)
     rows = [
         {
             "image": (folder / "images" / record.path).read_bytes() + end,
@@ -95,7 +95,7 @@ def test_an_unreadable_image_that_was_repaired__is_named(tmp_path: Path) -> None
 
 
 def test_a_random_choice_of_images__is_compared_as_a_choice(tmp_path: Path) -> None:
-    run, config = begun(tmp_path, "target.max_train_images=5")
+    run, config = begun(tmp_path, "max_train_images=5")
     assert notes(run, config) == "", "images that were not chosen are not new"
     for number in range(30):
         (tmp_path / "images" / f"0077_2_{number:06d}.jpg").write_bytes(b"x")

@@ -118,7 +118,6 @@ def test_neck__is_in_front_of_the_heads_and_of_matching() -> None:
 @pytest.mark.parametrize(
     ("settings", "remedy"),
     [
-        ({"neck": "bnneck", "batch_norm_images": 1}, "batch_norm_images of at least 2"),
         ({"ibn": "a", "frozen_stages": 2}, "network.weights=FILE of a ResNet-IBN"),
     ],
 )

@@ -5,22 +5,21 @@ import torch
 from one_step import OPTIMIZERS, assert_same_bits, everything, setting, step
 
 from daal import checkpoint
-from daal.config import FitConfig, OptimConfig
+from daal.config import AdaptConfig, AdaptOptimConfig, PretrainConfig, PretrainOptimConfig
 from daal.optimizer import make_optimizer, set_learning_rate
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_fused_optimizers_equal_the_plain_ones(name: str) -> None:
-    config = OPTIMIZERS[name].model_copy(update={"weight_decay": 0.1})
+    config = OPTIMIZERS[name]
     networks = [setting()[0].to(memory_format=torch.channels_last) for _ in range(2)]
-    fused = make_optimizer(networks[0], config)
-    settings = {"lr": config.lr_new, "weight_decay": config.weight_decay, "foreach": False}
+    fused = make_optimizer(networks[0], config, weight_decay=0.1)
+    settings = {"lr": config.lr_new, "weight_decay": 0.1, "foreach": False}
     plain: torch.optim.Optimizer
     if name == "adam":
         plain = torch.optim.Adam(networks[1].parameters(), **settings)
     else:
-        momentum = {"momentum": config.momentum, "nesterov": config.nesterov}
-        plain = torch.optim.SGD(networks[1].parameters(), **settings, **momentum)
+        plain = torch.optim.SGD(networks[1].parameters(), **settings, momentum=0.9)
     for seed in range(5):
         for network, optimizer in zip(networks, (fused, plain), strict=True):
             torch.manual_seed(seed)
@@ -58,7 +57,7 @@ def test_restored_optimizers_go_on_to_the_bit(name: str, num_before: int) -> Non
 
 def test_schedule__two_rates_warm_up_and_decay() -> None:
     network, _ = setting()
-    fit = FitConfig(optim=OptimConfig(warmup_steps=4, decay_every_epochs=2))
+    fit = PretrainConfig(optim=PretrainOptimConfig(warmup_steps=4, decay_at_epochs=[2, 4]))
     optimizer = make_optimizer(network, fit.optim)
     rates = []
     for number in range(12):
@@ -71,7 +70,7 @@ def test_schedule__two_rates_warm_up_and_decay() -> None:
 
 def test_paper_schedule__drops_every_60_epochs() -> None:
     network, _ = setting()
-    fit = FitConfig()
+    fit = AdaptConfig()
     optimizer = make_optimizer(network, fit.optim)
     rates = [set_learning_rate(optimizer, fit, epoch, 1) for epoch in (0, 59, 60, 120, 180, 259)]
     assert rates == pytest.approx([3e-5, 3e-5, 3e-6, 3e-7, 3e-8, 3e-9])
@@ -79,7 +78,7 @@ def test_paper_schedule__drops_every_60_epochs() -> None:
 
 def test_schedule__listed_epochs() -> None:
     network, _ = setting()
-    fit = FitConfig(optim=OptimConfig(decay_at_epochs=[20, 80]))
+    fit = AdaptConfig(optim=AdaptOptimConfig(decay_at_epochs=[20, 80]))
     optimizer = make_optimizer(network, fit.optim)
     rates = [set_learning_rate(optimizer, fit, epoch, 1) for epoch in (19, 20, 79, 80, 259)]
     assert rates == pytest.approx([3e-5, 3e-6, 3e-6, 3e-7, 3e-7])
@@ -87,7 +86,7 @@ def test_schedule__listed_epochs() -> None:
 
 def test_schedule__listed_iterations() -> None:
     network, _ = setting()
-    fit = FitConfig(optim=OptimConfig(decay_at_iterations=[3, 5]))
+    fit = AdaptConfig(optim=AdaptOptimConfig(decay_at_iterations=[3, 5]))
     optimizer = make_optimizer(network, fit.optim)
     rates = [set_learning_rate(optimizer, fit, 60, 1, at) for at in (0, 2, 3, 4, 5)]
     assert rates == pytest.approx([3e-6, 3e-6, 3e-7, 3e-7, 3e-8])

@@ -1,12 +1,17 @@
 """Files of earlier releases can still be read; each release leaves its own in tests/golden."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from daal import checkpoint
-from daal.load_config import check_config, load_config
+from daal.config import fields
+from daal.errors import ConfigError
+from daal.load_config import check_config, flat, load_config
+from daal.old_config import FIXED, IGNORED, JOINED
 from pipelines.run import artefacts
 from pipelines.run.feature_files import read_features
 from pipelines.run.folder import RunFolder
@@ -23,6 +28,60 @@ def release(request: pytest.FixtureRequest) -> Path:
 def test_the_configuration_of_a_run(release: Path) -> None:
     config = load_config(release / "config.yaml")
     assert config.network.backbone == "resnet18" and config.ray.num_workers == 2
+
+
+def test_keys_of_release_0_1__with_the_values_that_are_fixed_now() -> None:
+    old = flat(yaml.safe_load((RELEASES[0] / "config.yaml").read_text()))
+    moved = {name for names in JOINED.values() for name in names}
+    moved |= {"cluster.eps_rule", "soft_labels.form"}
+    moved |= {f"{training}.optim.decay_every_epochs" for training in ("pretrain", "adapt")}
+    assert old.keys() - fields().keys() <= {*FIXED, *IGNORED, *moved}
+    assert not {*FIXED, *IGNORED, *moved} & fields().keys()
+    for key, value in FIXED.items():
+        assert key not in old or old[key] == value
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "value"),
+    [
+        ({"network": {"head_scale": 20}}, "network.identity_head", "linear"),
+        ({"source": {"published_counts": True}}, "source.layout", "market1501"),
+        ({"soft_labels": {"form": "literal"}}, "soft_labels.target_labels", "soft-literal"),
+        ({"soft_labels": {"form": "literal", "target_labels": "hard"}},
+         "soft_labels.target_labels", "hard"),
+        ({"pretrain": {"accumulate": 2}, "adapt": {"accumulate": 2}, "ray": {"num_workers": 1}},
+         "accumulate", 2),
+        ({"pretrain": {"checkpoint_every_epochs": 4}, "adapt": {"checkpoint_every_epochs": 2}},
+         "checkpoint_every_epochs", 2),
+        ({"pretrain": {"epochs": 20, "optim": {"decay_every_epochs": 6}}},
+         "pretrain.optim.decay_at_epochs", [6, 12, 18]),
+        ({"adapt": {"optim": {"decay_every_epochs": 60, "decay_at_epochs": None}}},
+         "adapt.optim.decay_at_epochs", [60, 120, 180, 240]),
+        ({"adapt": {"optim": {"decay_every_epochs": 60, "decay_at_epochs": [9]}}},
+         "adapt.optim.decay_at_epochs", [9]),
+    ],
+)  # fmt: skip
+def test_a_setting_of_release_0_1__in_todays_words(
+    given: dict[str, Any], key: str, value: Any
+) -> None:
+    assert flat(check_config(given).model_dump())[key] == value
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"network": {"head_scale": 30}},
+            "head_scale=30 can't be set any more: it is 20.0",
+        ),
+        ({"adapt": {"accumulate": 2}}, "pretrain.accumulate and adapt.accumulate are one setting"),
+    ],
+)
+def test_a_setting_of_release_0_1__that_would_be_lost_is_refused(
+    given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_config(given, kept=True)
 
 
 def test_a_checkpoint_and_the_configuration_in_it(release: Path) -> None:

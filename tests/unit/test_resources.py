@@ -64,7 +64,6 @@ def test_workers_take_gpus_where_there_are_any(
     ("given", "config", "threads", "per_task", "store"),
     [
         ([(12, 0)], {"num_workers": 4}, 3, 12, 12),
-        ([(12, 0)], {"num_workers": 4, "threads_per_worker": 2}, 2, 8, 12),
         # A head without GPUs gets no worker, whatever it has.
         ([(64, 0), (64, 8)], {"num_workers": 8}, 8, 64, 64),
         ([(2, 0), (64, 8)], {"num_workers": 8}, 8, 64, 64),
@@ -157,7 +156,6 @@ def test_cores_of_this_machine__as_many_as_this_process_may_use(
         ([(4, 0)], {}, 1, None),  # alone: a worker takes its share of the node
         ([(8, 0)], {}, 2, 2),  # 2 workers and 2 readers of 1 CPU each: 4 CPUs a run
         ([(32, 0)], {"cpus_per_worker": 4}, 3, 5),
-        ([(32, 0)], {"cpus_per_worker": 4, "threads_per_worker": 4}, 3, 4),
         ([(64, 6)], {}, 3, 10),  # GPUs are scarcer than CPUs
         ([(64, 1)], {}, 1, None),
         ([(64, 0), (64, 8)], {}, 4, 8),  # no worker on the head

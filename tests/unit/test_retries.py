@@ -36,7 +36,7 @@ def test_a_gpu_that_torch_was_not_built_for__is_final() -> None:
     [torch.OutOfMemoryError("CUDA full.\nTried"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")],
 )
 def test_a_full_gpu__in_a_job_or_a_task(full: Exception) -> None:
-    assert "adapt.accumulate" in str(final(full))
+    assert "double accumulate" in str(final(full))
     with pytest.raises(ClusterError, match=r"GPU's memory ran out \(C[^\n]*use_gpu=false"):
         with ray_errors("the same command continues it."):
             raise RayTaskError("_GpuActor.run", "Traceback ...", full)

@@ -92,7 +92,7 @@ def test_keep_config__is_read_on_its_own__whatever_the_workers(
     config = load_config(None, [
         f"out={tmp_path}/run", f"ray.num_workers={workers}", f"pretrain.batch_source={batch}",
         f"adapt.batch_source={batch}", f"adapt.batch_target={batch}",
-        f"pretrain.accumulate={8 if batch == 24 else 1}",
+        f"accumulate={8 if batch == 24 else 1}",
     ])  # fmt: skip
     run = RunFolder(config.out)
     run.keep_config(config)

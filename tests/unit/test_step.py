@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
-from daal.config import AttentionConfig, FitConfig, LossConfig, NetworkConfig, OptimConfig
+from daal.config import AdaptConfig, AttentionConfig, LossConfig, NetworkConfig, OptimConfig
 from daal.errors import TrainingDiverged
 from daal.host_copy import HostCopy
 from daal.losses import LossTerms
@@ -38,7 +38,7 @@ def test_steps_lower_every_term_of_eq7() -> None:
 def test_loss_weights_of_zero_leave_their_heads_alone() -> None:
     network, batch = setting()
     before = {name: tensor.clone() for name, tensor in network.domain_head.state_dict().items()}  # type: ignore[union-attr]
-    optimizer = make_optimizer(network, OptimConfig(lr_new=0.1, weight_decay=0, momentum=0))
+    optimizer = make_optimizer(network, OptimConfig(lr_new=0.1), weight_decay=0)
     step(network, batch, optimizer, LossConfig(domain_weight=0))
     for name, tensor in network.domain_head.state_dict().items():  # type: ignore[union-attr]
         assert torch.equal(tensor, before[name])
@@ -217,7 +217,7 @@ def test_bf16_on_cpus__no_garbage_gradient_on_maps_one_pixel_wide() -> None:
     images = torch.randn(8, 3, 64, 32).to(memory_format=torch.channels_last)
     bf16 = mixed_precision(torch.device("cpu"), wanted=True)
     for number in range(20):
-        set_learning_rate(optimizer, FitConfig(), number, 100)
+        set_learning_rate(optimizer, AdaptConfig(), number, 100)
         batch = TrainBatch(images, torch.randint(120, (8,)), None)
         step(network, batch, optimizer, autocast=bf16)
         worst = max(float(p.grad.abs().max()) for p in network.parameters() if p.grad is not None)

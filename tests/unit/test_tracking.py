@@ -130,22 +130,15 @@ def test_tensorboard__a_resumed_run_continues_its_series(tmp_path: Path) -> None
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
-def test_tensorboard__switched_on_later_has_all_that_was_before(tmp_path: Path) -> None:
-    assert follow(config_of(tmp_path, tensorboard=False), FIRST) == []
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.jsonl"]
-    follow(config_of(tmp_path), SECOND)
-    found = tensorboard(tmp_path / "tensorboard")
-    assert [step for step, _ in found["adapt/loss/total"]] == STEPS
-
-
 def test_mlflow__one_run_however_often_it_is_continued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     mlflow = pytest.importorskip("mlflow", reason='pip install "daal-reid[mlflow]"')
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # the store that needs no server
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "cameras")
     uri = (tmp_path / "store").as_uri()
     for out, events in (("a", FIRST), ("a", SECOND), ("b", FIRST)):
-        config = config_of(tmp_path / out, mlflow=uri, mlflow_experiment="cameras")
+        config = config_of(tmp_path / out, mlflow=uri)
         assert follow(config, events) == []
     client = mlflow.MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("cameras").experiment_id
@@ -212,7 +205,7 @@ def test_wandb__without_a_login_asks_nothing_and_is_noted(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    (note,) = follow(config_of(tmp_path / "run", wandb="cameras", tensorboard=False), FIRST)
+    (note,) = follow(config_of(tmp_path / "run", wandb="cameras"), FIRST)
     wandb.teardown()
     assert note.startswith("Weights & Biases gets no more of this run's figures (No API key")
 
@@ -288,5 +281,5 @@ def test_no_logins_in_the_configuration() -> None:
 
 def test_tracking_may_change_when_a_run_is_continued(tmp_path: Path) -> None:
     RunFolder(str(tmp_path)).keep_config(config_of(tmp_path))
-    RunFolder(str(tmp_path)).keep_config(config_of(tmp_path, tensorboard=False, wandb="cameras"))
+    RunFolder(str(tmp_path)).keep_config(config_of(tmp_path, wandb="cameras"))
     assert "tracking" not in (tmp_path / "config.yaml").read_text()

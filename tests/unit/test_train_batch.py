@@ -58,8 +58,8 @@ def test_labels_of_each_kind(kind: str) -> None:
         "hard": lambda: hard_label_weights(pseudo_labels, 4),
         "lsr": lambda: lsr_weights(pseudo_labels, 4),
         "soft": lambda: soft_label_weights(
-            known.features_NC[10:16], known.centroids_KC, pseudo_labels, soft.epsilon, soft.form,  # type: ignore[index]
-            soft.min_sq_distance,
+            known.features_NC[10:16], known.centroids_KC, pseudo_labels, soft.epsilon,  # type: ignore[index]
+            "normalized", 1e-3,
         ),
     }[kind]()  # fmt: skip
     np.testing.assert_array_equal(batch.target_weights_TK, expected)

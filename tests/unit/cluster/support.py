@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 from sklearn.cluster import DBSCAN
 
 from cluster.rerank import distances_below, invert, symmetric
-from daal.method_config import Backend
+from daal.config import Backend
 
 CPU_BACKENDS = [name for name in get_args(Backend) if name not in ("auto", "cuml")]
 

@@ -18,7 +18,7 @@ from daal.load_config import check_config
 pytest.importorskip("faiss")
 
 K = 21
-APPROXIMATE = ClusterConfig(search="approximate", eps_rule="q")
+APPROXIMATE = ClusterConfig(search="approximate", q=10.35)
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,13 @@ from cluster.runner import Threads
 from daal.config import ClusterConfig
 from daal.errors import ConfigError
 
-CONFIG = ClusterConfig(
-    camera_aware=True, k1_intra=4, k1_inter=10, k2_intra=2, k2_inter=3, p=0.05, min_samples=3
-)
+CONFIG = ClusterConfig(camera_aware=True, p=0.05, min_samples=3)
 COUNTS = CameraNeighbours(4, 10, 2, 3)
+
+
+@pytest.fixture(autouse=True)
+def few_neighbours(monkeypatch):
+    monkeypatch.setattr("cluster.estimate.CA_JACCARD", COUNTS)
 
 
 def encoded(runner, features, camids, counts, num_blocks=3, precision="fp32"):

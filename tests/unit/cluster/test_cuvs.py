@@ -66,7 +66,7 @@ def test_neighbours_are_the_exact_ones(runner, num_copies, k):
 @pytest.mark.usefixtures("cuvs")
 @pytest.mark.parametrize("dialect", ["zhong", "faiss"])
 def test_labels_are_the_same(dialect):
-    config = ClusterConfig(eps_rule="q", q=6, k1=10, k2=3, dialect=dialect)
+    config = ClusterConfig(q=6, k1=10, k2=3, dialect=dialect)
     expected = estimate_pseudo_labels(drawn(), config)
     with Threads(2, "cpu:0") as threads:
         config = config.model_copy(update={"search": "cuvs"})

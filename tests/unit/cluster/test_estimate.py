@@ -142,13 +142,13 @@ def test_shuffling_only_shuffles(dialect):
 
 def test_q_is_p_of_so_many_pairs_an_image(features, estimated):
     q = 0.02 * 499 / 2
-    by_q = estimate_pseudo_labels(features, CONFIG.model_copy(update={"eps_rule": "q", "q": q}))
+    by_q = estimate_pseudo_labels(features, CONFIG.model_copy(update={"q": q}))
     assert by_q.p == pytest.approx(0.02)
     assert_same_bits(by_q, estimated)
 
 
 def test_more_pairs_an_image_than_there_are_select_all(features):
-    config = CONFIG.model_copy(update={"eps_rule": "q", "q": 1e6, "max_backoffs": 0})
+    config = CONFIG.model_copy(update={"q": 1e6})
     config = config.model_copy(update={"max_cluster_share": 1, "min_clusters": 1})
     found = estimate_pseudo_labels(features, config)
     assert found.p == 1
@@ -156,16 +156,14 @@ def test_more_pairs_an_image_than_there_are_select_all(features):
 
 
 def test_fixed_eps(features, estimated):
-    fixed = estimate_pseudo_labels(
-        features, CONFIG.model_copy(update={"eps_rule": "fixed", "eps": estimated.eps})
-    )
+    fixed = estimate_pseudo_labels(features, CONFIG.model_copy(update={"eps": estimated.eps}))
     assert fixed.p is None
     assert_same_bits(fixed, estimated)
 
 
-@pytest.mark.parametrize("eps_rule", ["p", "q", "fixed"])
-def test_an_eps_that_is_given_goes_before_any_rule(features, estimated, eps_rule):
-    config = CONFIG.model_copy(update={"eps_rule": eps_rule})
+@pytest.mark.parametrize("rule", [{"p": 0.02}, {"q": 10.35}, {"eps": 0.5}])
+def test_an_eps_that_is_given_goes_before_any_rule(features, estimated, rule):
+    config = CONFIG.model_copy(update=rule)
     assert_same_bits(estimate_pseudo_labels(features, config, eps=estimated.eps), estimated)
     frozen = estimate_pseudo_labels(features, config, eps=0.3)
     assert (frozen.eps, frozen.p) == (0.3, None)

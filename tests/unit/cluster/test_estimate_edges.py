@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from cluster.estimate import estimate_pseudo_labels, giant_size
+from cluster.estimate import MAX_BACKOFFS, estimate_pseudo_labels, giant_size
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
 
@@ -79,7 +79,7 @@ def test_copies_are_reported(features):
 
 def test_identical_images_are_one_cluster():
     features = np.ones((300, 8), np.float32)
-    for config in (ClusterConfig(max_cluster_share=1), ClusterConfig(eps_rule="q")):
+    for config in (ClusterConfig(max_cluster_share=1), ClusterConfig(q=10.35)):
         with pytest.raises(LabelError, match="^All 300 features are identical"):
             estimate_pseudo_labels(features, config)
     config = ClusterConfig(max_cluster_share=1, min_clusters=1)
@@ -131,7 +131,9 @@ def test_p_that_selects_no_pair_names_the_smallest_that_does(eps_rule):
     with pytest.raises(LabelError) as error:
         estimate_pseudo_labels(features, config)
     p, q = map(float, re.search(r"use p=(\S+) \(or q=(\S+)\) or more", str(error.value)).groups())
-    found = estimate_pseudo_labels(features, config.model_copy(update={"p": p, "q": q}))
+    found = estimate_pseudo_labels(
+        features, config.model_copy(update={eps_rule: {"p": p, "q": q}[eps_rule]})
+    )
     assert found.num_clusters > 1
     with pytest.raises(LabelError, match="selects none"):
         less = {"p": 0.98 * p, "q": 0.98 * q}
@@ -168,7 +170,7 @@ def blurred():
 
 def test_giant_cluster_steps_back(blurred):
     found = estimate_pseudo_labels(blurred, changed(p=0.08))
-    assert 1 <= found.num_backoffs <= CONFIG.max_backoffs
+    assert 1 <= found.num_backoffs <= MAX_BACKOFFS
     assert found.p == 0.08 / 2**found.num_backoffs
     assert found.first_eps > found.eps
     assert found.largest_cluster_share <= 0.5
@@ -183,21 +185,23 @@ def test_giant_cluster_steps_back(blurred):
 
 @pytest.mark.parametrize("rule", ["given", "fixed"])
 def test_giant_cluster_steps_back_from_an_eps_too(blurred, rule):
-    config = CONFIG if rule == "given" else changed(eps_rule="fixed", eps=0.97)
+    config = CONFIG if rule == "given" else changed(p=None, eps=0.97)
     found = estimate_pseudo_labels(blurred, config, eps=0.97 if rule == "given" else None)
-    assert 1 <= found.num_backoffs <= CONFIG.max_backoffs
+    assert 1 <= found.num_backoffs <= MAX_BACKOFFS
     assert found.eps == pytest.approx(0.97 * 0.8**found.num_backoffs)
     assert found.p is None
     note = next(note for note in found.notes if "giant" in note)
     assert note.endswith(f"eps is now {found.eps:.4f}.")
 
 
-def test_giant_cluster_that_stays_stops(blurred):
+def test_giant_cluster_that_stays_stops(blurred, monkeypatch):
     needed = estimate_pseudo_labels(blurred, changed(p=0.08)).num_backoffs
     for max_backoffs in range(needed):
+        monkeypatch.setattr("cluster.estimate.MAX_BACKOFFS", max_backoffs)
         with pytest.raises(LabelError, match=f"One cluster holds .* after {max_backoffs} step"):
-            estimate_pseudo_labels(blurred, changed(p=0.08, max_backoffs=max_backoffs))
-    assert estimate_pseudo_labels(blurred, changed(p=0.08, max_backoffs=needed)).num_clusters
+            estimate_pseudo_labels(blurred, changed(p=0.08))
+    monkeypatch.setattr("cluster.estimate.MAX_BACKOFFS", needed)
+    assert estimate_pseudo_labels(blurred, changed(p=0.08)).num_clusters
 
 
 def test_giant_size():
@@ -218,10 +222,13 @@ def test_many_outliers_are_noted(features, estimated):
     ("rule", "setting"),
     [({"p": 0.08}, "cluster.p"), ({"q": 20}, "cluster.q"), ({"eps": 0.97}, "cluster.eps")],
 )
-def test_remedies_name_the_setting_that_decides_on_eps(blurred, features, rule, setting):
+def test_remedies_name_the_setting_that_decides_on_eps(
+    blurred, features, rule, setting, monkeypatch
+):
+    monkeypatch.setattr("cluster.estimate.MAX_BACKOFFS", 0)
     config = ClusterConfig(k1=10, k2=3, **rule)
     with pytest.raises(LabelError, match=f"use a smaller {re.escape(setting)},"):
-        estimate_pseudo_labels(blurred, config.model_copy(update={"max_backoffs": 0}))
+        estimate_pseudo_labels(blurred, config)
     with pytest.raises(LabelError, match=f"use a larger {re.escape(setting)},"):
         estimate_pseudo_labels(features, config.model_copy(update={"min_clusters": 400}))
 
@@ -235,12 +242,12 @@ def test_cuml_needs_a_gpu(features, monkeypatch):
         estimate_pseudo_labels(features, changed(backend="cuml"))
 
 
-@pytest.mark.parametrize("rule", [{"p": 0.5}, {"eps_rule": "fixed", "eps": 0.95}])
+@pytest.mark.parametrize("rule", [{"p": 0.5}, {"eps": 0.95}])
 def test_more_pairs_than_memory_holds_are_refused(monkeypatch, rule):
     monkeypatch.setattr("cluster.eps.MAX_PAIRS", 2000)
     monkeypatch.setattr("cluster.eps.SAMPLED_ROWS", 100)
     features = reference.drawn(300, 12, 10, seed=4, noise=0.8)
-    with pytest.raises(LabelError, match="eps_rule=q") as error:
+    with pytest.raises(LabelError, match="q=10.35") as error:
         estimate_pseudo_labels(features, ClusterConfig(**rule))
     assert f"a smaller cluster.{'p' if 'p' in rule else 'eps'}" in str(error.value)
 

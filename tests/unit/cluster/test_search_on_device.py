@@ -175,7 +175,7 @@ CONFIGS = {
 def estimated(changes, device, backend="components"):
     features = reference.drawn(900, 32, 50, seed=7, noise=0.3, num_copies=20)
     camids = np.random.default_rng(0).integers(0, 4, 900)
-    config = ClusterConfig(backend=backend, eps_rule="q", q=6, **changes)
+    config = ClusterConfig(backend=backend, q=6, **changes)
     with Threads(num_threads=2, device=device) as runner:
         return estimate_pseudo_labels(
             features, config, camids_N=camids, runner=runner, num_blocks=4

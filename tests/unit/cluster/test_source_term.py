@@ -24,7 +24,7 @@ def test_source_distance_is_the_formula() -> None:
     assert found.max() == 1 and found[3] < 1e-5
 
 
-@pytest.mark.parametrize("rule", [{"p": 0.02}, {"eps_rule": "fixed", "eps": 0.6}])
+@pytest.mark.parametrize("rule", [{"p": 0.02}, {"eps": 0.6}])
 def test_labels_are_those_of_the_dense_matrix(rule: dict) -> None:
     features = reference.drawn(300, 24, 20, seed=4, noise=0.4)
     w = np.random.default_rng(1).random(300).astype(np.float32)
