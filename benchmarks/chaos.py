@@ -3,7 +3,7 @@
     python -m benchmarks.chaos [--kills 50] [--seed 0] [--folder DIR] [--json]
 
 Victims are real processes of the run: its driver, a Ray Train worker, or any other of its Ray's
-processes that do its work (tasks, decoders, the desk, Ray Train's controller). A run that ends
+processes that do its work (tasks, decoders, the job queue, Ray Train's controller). A run that ends
 with an error is started again by the same command. In the end its weights must be those of the
 undisturbed run, byte for byte, and no finished stage may have been run twice. Exits with 1 if not.
 """

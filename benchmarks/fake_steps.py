@@ -1,6 +1,6 @@
 """The training step of any configuration on fake CUDA tensors, as a worker runs it.
 
-The step is `pipelines.training.train_loop.FitJob`'s own. Only DDP is left out, as its C++ core
+The step is `pipelines.training.step_function`'s own. Only DDP is left out, as its C++ core
 knows no fake tensors: it would add a copy and an all-reduce for each of a few buckets.
 """
 
@@ -24,9 +24,10 @@ from daal.host_copy import HostCopy
 from daal.nn.network import DaalNetwork
 from daal.optimizer import set_learning_rate
 from pipelines.images.stream import FedBatch
-from pipelines.training import train_loop, train_state
+from pipelines.training import step_function as steps
+from pipelines.training import train_state
 from pipelines.training.train_batch import BatchMaker, HostBatch, Labels
-from pipelines.training.train_loop import FitJob, build_network
+from pipelines.training.train_loop import build_network
 from pipelines.training.train_state import TrainState
 
 Stage = Literal["pretrain", "adapt"]
@@ -68,20 +69,18 @@ class FakeFit:
         )
         rows, batches = np.arange(NUM_ROWS), (self.fit.batch_source, self.fit.batch_target)
         plan = Plan(0, 1, 1, *batches, rows, rows, rows, num_parts=config.accumulate)
-        nothing: Any = None
-        job = FitJob(stage, config, self.fit, 1, nothing, nothing, nothing)
         with ExitStack() as stack:
             for owner, name, value in (
                 (train_state, "_last_checkpoint", lambda *_: None),
                 (TrainState, "distributed", lambda state: state.network),
-                (train_loop, "CudaGraph", lambda: FakeGraph(self.watch)),
-                (train_loop, "WARM_UP", 0),
+                (steps, "CudaGraph", lambda: FakeGraph(self.watch)),
+                (steps, "WARM_UP", 0),
             ):
                 stack.enter_context(patch.object(owner, name, value))
             self.maker = BatchMaker(labels, config, 1, CUDA)
             network = _memory_only(config, labels)
             self.state = TrainState.start(stage, worker, network, plan, self.fit, config)
-            self._train = job._training(self.state, self.maker)
+            self._train = steps.step_function(self.state, self.maker, config)
         self.state.network.train()
         size = config.input
         self._images_BHWC = torch.empty(

@@ -27,6 +27,8 @@ from unittest.mock import patch
 import ray
 from ray.air._internal import device_manager
 from ray.cluster_utils import Cluster
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
 from ray.util.placement_group import placement_group_table, remove_placement_group
 from ray.util.state import list_tasks, list_workers
 from rich.console import Console
@@ -41,7 +43,6 @@ from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
 from pipelines.workers import group as workers
 from pipelines.workers.group import Worker
-from pipelines.workers.process_group import ProcessGroup
 from pipelines.workers.resources import place
 from pipelines.workers.turn_to_start import ask_for_room
 
@@ -119,7 +120,7 @@ def placement(layout: str) -> dict[str, Any]:
 
 
 @dataclass
-class OnCpus(ProcessGroup):
+class OnCpus(TorchConfig):  # type: ignore[misc]
     """Workers that have GPUs by Ray's count, and compute on CPUs."""
 
     backend: str | None = "gloo"
@@ -129,7 +130,7 @@ class OnCpus(ProcessGroup):
         return _OnCpus
 
 
-class _OnCpus(ProcessGroup().backend_cls):  # type: ignore[misc]
+class _OnCpus(_TorchBackend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(_compute_on_cpus)
         super().on_start(worker_group, backend_config)
@@ -170,7 +171,7 @@ def one_run(layout: str, images: Path, scratch: Path) -> dict[str, Any]:
             over = time.time()
 
     progress = Progress(record, Console(file=io.StringIO()))
-    with cluster_of(layout, dashboard=True) as nodes, patch.object(workers, "ProcessGroup", OnCpus):
+    with cluster_of(layout, dashboard=True) as nodes, patch.object(workers, "TorchConfig", OnCpus):
         started = time.monotonic()
         resources = place(config.ray, config.common_batch)
         run = Adaptation(config, RunFolder(str(out)), resources, progress)

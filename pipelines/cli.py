@@ -12,7 +12,7 @@ from typer.exceptions import TyperException
 
 from daal import DISTRIBUTION
 from daal.errors import ConfigError, DaalError
-from pipelines.commands import jobs, label, model, report, run, setup
+from pipelines.commands import ablate, jobs, label, model, report, run, setup
 from pipelines.show.console import show
 from pipelines.workers.ray_environment import set_for_process
 
@@ -36,10 +36,10 @@ def print_version(wanted: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=print_version, is_eager=True, help="Print it, and end."),
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Those of `daal` itself."""
+    """Options of `daal` itself."""
 
 
 for command in (
@@ -48,7 +48,7 @@ for command in (
     run.size,
     run.adapt,
     run.pretrain,
-    run.ablate,
+    ablate.ablate,
     report.report,
     model.extract,
     model.evaluate,
@@ -74,7 +74,7 @@ def main() -> None:
     """Entry point of the script `daal`."""
     set_for_process()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # Of damaged images and weights files; we say ourselves which they are and why.
+    # About damaged images and weights files, which this project's own messages name.
     warnings.filterwarnings("ignore", module=r"PIL\.|torch\.(serialization|_weights_only)")
     try:
         arguments = [with_home(argument) for argument in sys.argv[1:]]
@@ -83,7 +83,7 @@ def main() -> None:
         show_usage_error(error)
         sys.exit(error.exit_code)
     except DaalError as error:
-        # Mistakes in settings have a line each; in other errors, a newline is part of a name.
+        # Each mistake in settings has a line; in other errors, a newline is part of a name.
         several = isinstance(error, ConfigError) or type(error) is DaalError
         for line in str(error).split("\n") if several else [str(error)]:
             show("red", "error", line)
@@ -95,10 +95,10 @@ def main() -> None:
 
 
 def with_home(argument: str) -> str:
-    """The argument with the home folder for `~` in front of a path, also in `--option=~/path`.
+    """The argument with `~` expanded at its start, also in `--option=~/path`.
 
-    A shell does this for most. It doesn't inside quotes, after `--option=`, or where there is no
-    shell. The configuration does it for KEY=VALUE.
+    A shell doesn't do this inside quotes and after `--option=`. The configuration does it for
+    KEY=VALUE.
     """
     option, equals, value = argument.partition("=")
     if equals and option.startswith("-"):
@@ -110,7 +110,7 @@ def show_usage_error(error: TyperException) -> None:
     """A wrong command, option or argument, as one line like all other errors."""
     message = error.format_message()
     if not message:
-        return  # nothing was given, and the help has been printed
+        return  # without arguments, the help has been printed
     ending = "" if message.endswith((".", "?", ")")) else "."
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "daal"

@@ -17,34 +17,35 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="e.g. target.root=DIR cluster.p=2e-3"),
 ]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also show what Ray says.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also show Ray's own messages.")]
 Quiet = Annotated[
-    bool, typer.Option("-q", "--quiet", help="Only warnings, errors and the scores at the end.")
+    bool, typer.Option("-q", "--quiet", help="Show only warnings, errors and the final scores.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 EventsAsJson = Annotated[
     bool,
     typer.Option(
-        "--json", help="Progress as lines of JSON, those of metrics.jsonl; the last is the summary."
+        "--json", help="Print the lines of metrics.jsonl, and the summary as the last line."
     ),
 ]
 
 
 @contextmanager
 def ray_errors(remedy: str) -> Iterator[None]:
-    """Turn an error of Ray's own, such as a lost worker, into one line with its remedy.
+    """Turn errors of Ray itself, such as a lost worker, into a ClusterError with a remedy.
 
-    A task's error that would come again is raised in its own words (`pipelines.workers.retries`).
+    A task's error that another try would raise again keeps its own words
+    (`pipelines.workers.retries`).
     """
     from ray.exceptions import RayError
 
     try:
         yield
     except (RayError, ImportError) as error:
-        from pipelines.workers.retries import OF_TASKS, final
+        from pipelines.workers.retries import final
 
         cause = getattr(error, "cause", error if isinstance(error.__cause__, RayError) else None)
-        if isinstance(cause, Exception) and (known := final(cause, OF_TASKS)):
+        if isinstance(cause, Exception) and (known := final(cause)):
             raise known from error
         if not isinstance(error, RayError):
             raise

@@ -14,7 +14,7 @@ from pipelines.commands.arguments import AsJson, Overrides, Recipe
 from pipelines.show.console import errors
 from pipelines.tools.shipped import read_config
 
-if TYPE_CHECKING:  # Ray is imported when a command needs it: --help takes no seconds
+if TYPE_CHECKING:
     from pipelines.tools.submit import Job, Jobs
 
 Address = Annotated[
@@ -26,6 +26,10 @@ Address = Annotated[
 Insecure = Annotated[
     bool,
     typer.Option("--insecure", help="Send the token unencrypted to another host (http://)."),
+]
+Follow = Annotated[
+    bool,
+    typer.Option("-f", "--follow", help="Follow the log until the run ends; exit with its code."),
 ]
 Name = Annotated[str, typer.Argument(help="The run's name.")]
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
@@ -39,21 +43,22 @@ def submit(
         str | None, typer.Option(help="The run's name (default: the last part of out=).")
     ] = None,
     ship_code: Annotated[
-        bool, typer.Option("--ship-code", help="Send daal's own code along, for a bare image.")
+        bool, typer.Option("--ship-code", help="Also send daal's code, for an image without it.")
     ] = False,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Print the log; end with the run's exit code.")
+        bool,
+        typer.Option(
+            "-f", "--follow", help="Follow the log until the run ends; exit with its code."
+        ),
     ] = False,
     insecure: Insecure = False,
 ) -> None:
-    """Run `adapt` as a job of a Ray cluster; submitting a name again continues its run."""
-    from pipelines.tools.submit import Jobs
-
+    """Run `adapt` as a job of a Ray cluster; the same name again continues the run."""
     config = read_config(recipe, overrides, expand_home=False)  # its home is the cluster's
-    jobs = Jobs(address, insecure)
+    jobs = connect(address, insecure)
     job = jobs.submit(name or config.run_name, config, ship_code)
     errors.print(
-        f"submitted to {address} as {job.submission_id}; daal status {job.run} says how it is.",
+        f"submitted to {address} as {job.submission_id}; daal status {job.run} shows its status.",
         markup=False, soft_wrap=True,
     )  # fmt: skip
     if follow:
@@ -61,15 +66,13 @@ def submit(
 
 
 def status(
-    name: Annotated[str | None, typer.Argument(help="A run's name; default: all.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The run's name (default: all runs).")] = None,
     address: Address = LOCAL_DASHBOARD,
     as_json: AsJson = False,
     insecure: Insecure = False,
 ) -> None:
-    """How the runs on a cluster are."""
-    from pipelines.tools.submit import Jobs
-
-    jobs = Jobs(address, insecure)
+    """List the runs on a cluster, or one run, with their status."""
+    jobs = connect(address, insecure)
     found = jobs.all() if name is None else [jobs.get(name)]
     if as_json:
         print(json.dumps([asdict(job) for job in found]))
@@ -80,7 +83,7 @@ def status(
     table = Table("run", "job", "status", "exit code", "message")
     for job in found:
         code = "" if job.exit_code is None else str(job.exit_code)
-        # Of a failed job, the message is the end of its log, up to 20,000 characters.
+        # A failed job's message is the end of its log, up to 20,000 characters.
         last = (job.message.splitlines() or [""])[-1]
         table.add_row(job.run, job.submission_id, job.status.value, code, escape(last))
     Console().print(table)
@@ -90,14 +93,15 @@ def logs(
     name: Name,
     address: Address = LOCAL_DASHBOARD,
     follow: Annotated[
-        bool, typer.Option("-f", "--follow", help="Until the run ends; with its exit code.")
+        bool,
+        typer.Option(
+            "-f", "--follow", help="Follow the log until the run ends; exit with its code."
+        ),
     ] = False,
     insecure: Insecure = False,
 ) -> None:
-    """What a run has printed."""
-    from pipelines.tools.submit import Jobs
-
-    jobs = Jobs(address, insecure)
+    """Print a run's log."""
+    jobs = connect(address, insecure)
     job = jobs.get(name)
     if follow:
         follow_job(jobs, job)
@@ -105,10 +109,8 @@ def logs(
 
 
 def stop(name: Name, address: Address = LOCAL_DASHBOARD, insecure: Insecure = False) -> None:
-    """End a run's job; submitting the name again continues the run."""
-    from pipelines.tools.submit import Jobs
-
-    jobs = Jobs(address, insecure)
+    """Stop a run; submitting its name again continues it."""
+    jobs = connect(address, insecure)
     job = jobs.get(name)
     if job.is_over:
         errors.print(f"{job.submission_id} is over already ({job.status.value}).")
@@ -117,8 +119,14 @@ def stop(name: Name, address: Address = LOCAL_DASHBOARD, insecure: Insecure = Fa
     errors.print(f"{job.submission_id} is being stopped.")
 
 
+def connect(address: str, insecure: bool) -> "Jobs":
+    from pipelines.tools.submit import Jobs  # imports Ray, which takes seconds
+
+    return Jobs(address, insecure)
+
+
 def follow_job(jobs: "Jobs", job: "Job") -> NoReturn:
-    """Print a job's log to its end, then exit as the job did."""
+    """Print a job's log until it ends, then exit with its code."""
     job = jobs.follow(job, lambda text: print(text, end="", flush=True))
     errors.print(f"{job.submission_id}: {job.status.value}")
     sys.exit(0 if job.status.value == "SUCCEEDED" else job.exit_code or 1)

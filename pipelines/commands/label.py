@@ -26,16 +26,16 @@ def label(
         str | None, typer.Option(help="Only rows of this split, e.g. train (default: all rows).")
     ] = None,
     on_ray: Annotated[
-        bool, typer.Option("--ray", help="As Ray tasks: RAY_ADDRESS's cluster, or a local Ray.")
+        bool,
+        typer.Option("--ray", help="Compute on Ray: on RAY_ADDRESS's cluster, or on this machine."),
     ] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Pseudo-labels of any features, by themselves: k-reciprocal distance, eps, DBSCAN.
+    """Write pseudo-labels of any features: k-reciprocal distance, eps, DBSCAN.
 
-    eps is found by cluster.q=10.35 here, which holds for sets of any size. Giving cluster.p,
-    cluster.q or cluster.eps implies the rule that uses it: p, q or fixed; more than one of them
-    is refused.
+    eps is found by cluster.q=10.35, which suits sets of any size. cluster.p, cluster.q or
+    cluster.eps implies the rule that uses it: p, q or fixed. Only one of them can be given.
     """
     from pipelines.run.artefacts import table_bytes
     from pipelines.run.feature_files import read_features
@@ -59,7 +59,7 @@ def label(
             verbose,
             lambda stage, done, tasks: status.update(f"{stage}: {done} of {tasks} tasks"),
         )
-    figures = labelling.as_dict(given, found)  # first, so that no failure leaves a file behind
+    figures = labelling.as_dict(given, found)  # first, so that a failure leaves no file
     write_whole(out, bytes(table_bytes(labelling.labels_table(given, found))))
     for note in [*found.notes, *camera_warnings(figures, config.cluster)]:
         show("yellow", "note", note)
@@ -71,7 +71,7 @@ def label(
 
 
 def labels_table_of(figures: dict[str, Any]) -> Table:
-    """Figures of pseudo-labels: of cameras and against identities only where these are known."""
+    """Figures of pseudo-labels; those of cameras and identities only where these are known."""
     table = Table("", "", title="Pseudo-labels", show_header=False)
     for name in ("num_images", "num_clusters", "outlier_share", "largest_cluster", "eps", "p",
                  "one_camera_share", "cross_camera_share", "cross_camera_chance", "ari", "nmi",

@@ -19,14 +19,14 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="RUN_OR_CHECKPOINT",
-        help="A run's folder (its selected or last iteration is taken), or a checkpoint's.",
+        help="A run's folder (takes its selected or last iteration), or a checkpoint's folder.",
     ),
 ]
 
 
 def extract(
     model: Model,
-    images: Annotated[str, typer.Argument(help="A data set's folder, or one of any images.")],
+    images: Annotated[str, typer.Argument(help="A data set's folder, or any folder of images.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="e.g. ray.num_workers=1")
     ] = None,
@@ -36,16 +36,17 @@ def extract(
     layout: Annotated[
         str,
         typer.Option(
-            help=f"One of {LAYOUTS}; or {ANY_LAYOUT}: every image under the folder, whatever its "
-            "name, to rows of a path and a feature."
+            help=f"One of {LAYOUTS}; or {ANY_LAYOUT}: every image under the folder, of which the "
+            "file has only path and feature."
         ),
     ] = "market1501",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As an argument.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="The same as the argument KEY=VALUE."),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Features of every image of a folder, to a Parquet file."""
+    """Write the features of all images of a folder to a Parquet file."""
     from pipelines.run.artefacts import table_bytes
     from pipelines.run.find_checkpoint import checkpoint_of
     from pipelines.tools.extract_folder import extract_folder
@@ -64,7 +65,7 @@ def extract(
 def evaluate(
     features: Annotated[Path, typer.Argument(help="A features file with query and gallery rows.")],
 ) -> None:
-    """Market-protocol scores of a features file, as JSON."""
+    """Print scores of a features file by the Market-1501 protocol, as JSON."""
     from pipelines.training.evaluate import evaluate_file
 
     print(json.dumps(evaluate_file(features).as_dict(), indent=1))
@@ -77,7 +78,7 @@ def export(
         str, typer.Option(help="onnx, torch (a torch.export program) or safetensors.")
     ] = "onnx",
 ) -> None:
-    """The model as one file for other programs, kept only if it gives the same features."""
+    """Write the model as one file for other programs, if that gives the same features."""
     from daal import export as exporting
     from daal.trained_model import load_trained
     from pipelines.run.find_checkpoint import checkpoint_of
@@ -102,25 +103,25 @@ def export(
 def search(
     model: Model,
     query: Annotated[Path, typer.Argument(help="An image.", metavar="QUERY_IMAGE")],
-    gallery: Annotated[Path, typer.Argument(help="A folder of any images, or a data set's.")],
+    gallery: Annotated[Path, typer.Argument(help="Any folder of images, or a data set's folder.")],
     layout: Annotated[
         str,
         typer.Option(
-            help=f"One of {LAYOUTS}: the set's gallery is searched, and pids are shown. Or "
-            f"{ANY_LAYOUT}, the default: every image under the folder, whatever its name."
+            help=f"One of {LAYOUTS}: searches the set's gallery and shows pids. "
+            f"{ANY_LAYOUT}, the default: searches every image under the folder."
         ),
     ] = ANY_LAYOUT,
     top: Annotated[int, typer.Option(min=1, max=1000, help="How many matches.")] = 10,
     out: Annotated[
-        Path | None, typer.Option(help="Also draw them: .png, .jpg, .svg or .pdf.")
+        Path | None, typer.Option(help="Also draw the matches: a .png, .jpg, .svg or .pdf file.")
     ] = None,
     features: Annotated[
         Path | None,
-        typer.Option(help="The gallery's features, from daal extract or a run, with this model."),
+        typer.Option(help="The gallery's features by this model, from daal extract or a run."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Images of a gallery that are most like one image.
+    """Find the images of a gallery that are most like one image.
 
     Runs in this process, without Ray. For a large gallery, let daal extract write a features file
     (on a cluster, if you have one) and search that with --features.
@@ -175,9 +176,9 @@ def search(
 
 
 def replay(
-    step: Annotated[Path, typer.Argument(help="What a diverged training has kept of its step.")],
+    step: Annotated[Path, typer.Argument(help="The folder that a diverged training has named.")],
 ) -> None:
-    """Compute a training step again that came out not finite, and say where it did so first."""
+    """Compute a diverged training step again, and name the module that diverged first."""
     from pipelines.training.diverged_step import replay as compute
 
     found = compute(step)

@@ -20,14 +20,14 @@ REPORT = "report.html"  # in the run folder
 def report(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN", help="A run's folder or URI; several: a comparison."),
+        typer.Argument(metavar="RUN", help="A run's folder or URI; several are compared."),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Default: RUN/report.html, or comparison.html here for several runs."),
+        typer.Option(help="The file to write (RUN/report.html; for several runs comparison.html)."),
     ] = None,
 ) -> None:
-    """One HTML page that says how far to trust a run's model, or that compares runs."""
+    """Write an HTML page about how far to trust a run's model, or that compares runs."""
     from daal.whole_file import check_file_to_write, write_whole
     from pipelines.report import page as pages
     from pipelines.run.folder import RunFolder
@@ -51,9 +51,9 @@ def report(
 
 
 def leave_report(run: "RunFolder", note: "Callable[[str], None]") -> "tuple[Picture, ...]":
-    """Write the page into a finished run's folder; returns pictures of it for trackers.
+    """Write the page into a finished run's folder; returns its pictures for trackers.
 
-    A run never fails of it: a note says why.
+    If that fails, a note says why; the run itself doesn't fail.
     """
     try:
         from pipelines.report.page import report as page_of
@@ -63,7 +63,7 @@ def leave_report(run: "RunFolder", note: "Callable[[str], None]") -> "tuple[Pict
         for failure in made.failures:
             note(f"not in {REPORT}: {failure}")
         return made.pictures
-    except Exception as error:  # whatever it is, the run itself is done
+    except Exception as error:  # the run itself is finished
         reason = first_line(error)
         note(f"no report was written ({reason}); daal report {run.uri} tries again.")
         return ()

@@ -1,4 +1,4 @@
-"""Commands around runs: doctor, synth, config show, config schema."""
+"""The commands doctor, synth, config show and config schema."""
 
 import json
 import sys
@@ -19,20 +19,19 @@ COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 
 
 def doctor(overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """What works on this machine, and what it would take; seconds, a minute with a cluster.
+    """Say what works on this machine, and what is missing for the rest.
 
-    Settings say what is wanted: out=URI tries that place with a small file, ray.use_gpu=true asks
-    for GPUs. With RAY_ADDRESS it joins that cluster for a moment. Exit code 0 if a run can start,
-    else the one that it would end with.
+    Takes seconds, with a cluster up to a minute. Settings say what a run would need: out=URI is
+    tried with a small file, ray.use_gpu=true asks for GPUs. With RAY_ADDRESS it joins that cluster
+    for a moment. The exit code is 0 if a run can start, otherwise the one that it would end with.
     """
     from daal.load_config import load_config
-    from pipelines.doctor.judge import as_dict, examine, exit_code
+    from pipelines.doctor.checks import as_dict, examine, exit_code
 
     given = overrides or []
-    config = load_config(None, given)
     write_out = any(setting.partition("=")[0] == "out" for setting in given)
-    with errors.status("looking around"):
-        checks = examine(config, write_out, tell=partial(show, "yellow", "note"))
+    with errors.status("checking this machine"):
+        checks = examine(load_config(None, given), write_out, tell=partial(show, "yellow", "note"))
     code = exit_code(checks)
     if as_json:
         print(json.dumps(as_dict(checks), indent=1))
@@ -69,7 +68,7 @@ def config_schema() -> None:
 
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder for the two drawn domains.")],
-    seed: Annotated[int, typer.Option(help="Another seed draws other people.")] = 0,
+    seed: Annotated[int, typer.Option(help="Each seed draws other people.")] = 0,
 ) -> None:
     """Draw a source and a target domain of pedestrians, in Market-1501's layout."""
     from daal.drawn.domains import draw_domains

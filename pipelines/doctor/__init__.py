@@ -1,1 +1,1 @@
-"""What works on this machine and what it would take: `daal doctor`."""
+"""The command `daal doctor`: what works on this machine, and what is missing."""

@@ -30,13 +30,13 @@ def ingest(config: Config, domain: Domain) -> tuple[pa.Table, pa.Table]:
 def read_images(
     root: str, domain: Domain, records: list[ImageRecord], max_bad_share: float
 ) -> tuple[pa.Table, pa.Table]:
-    """The same for these records under `root`. Raises DataError as `ingest` does."""
+    """As `ingest`, for these records under `root`."""
     num_tasks = -(-len(records) // IMAGES_PER_TASK)
     dataset = ray.data.range(len(records), override_num_blocks=num_tasks).map_batches(
         _Reader(root, records),
         batch_size=None,
         batch_format="pyarrow",
-        # The folder is known to be on this node; from here on images travel by the object store.
+        # The folder may exist on this node only.
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},
     )
     rows = pa.concat_tables(dataset.iter_batches(batch_size=None, batch_format="pyarrow")).sort_by(

@@ -1,8 +1,8 @@
 """Image tables, and their decoded pixels where there is room to keep them.
 
-A JPEG is decoded once and kept as uint8 in the object store, or at every use if the images
-don't fit. Kept pixels are blocks made by Ray tasks: each node fetches them once and its workers
-read them in place; Ray makes a lost block again. Workers may copy them to their device.
+An image is decoded once and kept as uint8 in the object store, or decoded at each use if the images
+don't fit. Kept pixels are blocks made by Ray tasks: each node fetches them once, its workers read
+them in place, and Ray makes a lost block again. Workers may copy them to their device.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ from pipelines.workers.group import Worker
 from pipelines.workers.resources import Resources
 
 BLOCK = 512  # images in a block
-STORE_SHARE = 0.4  # of a node's object store may hold kept pixels; the rest is for what passes
-DEVICE_SHARE = 0.25  # of what a GPU has free for us, for all sets together
+STORE_SHARE = 0.4  # of a node's object store that may hold kept pixels
+DEVICE_SHARE = 0.25  # of a GPU's free memory that kept pixels of all sets may take
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ImageSource:
 
 
 class Pixels:
-    """The driver's side: which images of a run are kept, as they are first asked for."""
+    """The driver's side: decides which images are kept, set by set as they are asked for."""
 
     def __init__(self, config: Config, resources: Resources, say: Callable[[str], None]) -> None:
         self._mode = config.ray.images
@@ -142,7 +142,7 @@ class PixelReader:
 def pixel_reader(worker: Worker, source: ImageSource, config: Config) -> PixelReader:
     """The reader of a table's kept pixels, made once for all jobs of a worker.
 
-    The pixels of all sets share the device's room, those that are first asked for first.
+    All sets share the device's room; the first that is asked for takes it first.
     """
     key = source.table
     if key not in worker.kept:
@@ -178,5 +178,5 @@ _decode_block = ray.remote(num_cpus=1)(_decoded)
 
 @lru_cache(maxsize=8)
 def get_once(reference: ray.ObjectRef[Any]) -> Any:
-    """What a reference stands for; cached because a process serves many tasks of one stream."""
+    """ray.get, cached because a process runs many tasks of one stream."""
     return ray.get(reference)

@@ -1,16 +1,14 @@
-"""The batches of a fit, in the plan's order, ahead of the training step.
+"""The batches of a fit, in the plan's order, prepared before the training step needs them.
 
-Pixels that are kept are gathered from memory. Others are streamed by Ray Data, one stream for
-all epochs of a fit, which ships nothing but step numbers: each task works out which images its
-step takes (the plan is a pure function), reads their bytes in place from the object store, and
-hands on decoded pixels.
+Pixels that are kept are gathered from memory. Others are decoded by Ray Data, which is sent
+nothing but numbers: each task computes which images its step takes (the plan is a pure function),
+reads their bytes from the object store, and returns decoded pixels.
 """
 
-import queue
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 import ray
@@ -23,15 +21,15 @@ from daal.config import InputConfig
 from daal.data.plan import Batch, Plan
 from pipelines.images.pixels import ImageSource, PixelReader, decode_rows, get_once
 
-T = TypeVar("T")
-# A Ray Data task decodes this much, and at most so many batches; some run ahead of the training.
-# Fewer, larger tasks start sooner (a thousand take seconds), but the first batch later.
+# A Ray Data task of a fit decodes this much, and at most so many batches. Fewer, larger tasks start
+# sooner (a thousand take seconds), but give the first batch later.
 TASK_BYTES, TASK_STEPS = 32 * 1024**2, 16
+BATCHES_PER_TASK = 4  # of an extraction
 
 
 @dataclass(frozen=True)
 class FedBatch:
-    """One worker's batch. images_BHWC: uint8, source rows first; rows: into each domain's table."""
+    """One worker's batch. images_BHWC: uint8, source rows first; rows: of each domain's table."""
 
     step: int
     images_BHWC: Tensor
@@ -68,7 +66,7 @@ def kept_batches(
     rank: int,
     world_size: int,
 ) -> Iterator[FedBatch]:
-    """One worker's share of the steps from `first_step` on, from kept pixels, on its device."""
+    """One worker's share of each step from `first_step` on, from kept pixels, on its device."""
     for step in range(first_step, plan.num_steps):
         share = plan.batch(step).share(rank, world_size)
         parts = [
@@ -86,88 +84,59 @@ def streamed_batches(
     """The same from JPEG bytes, decoded by Ray Data."""
     if first_step >= num_steps:
         return
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
     plan: Plan = get_once(stream.plan)
     share = (plan.batch_source + plan.batch_target) // world_size
     step_bytes = share * stream.size.height * stream.size.width * 3
     steps = max(1, min(TASK_STEPS, TASK_BYTES // step_bytes))
-    dataset = ray.data.range(
-        num_steps - first_step, override_num_blocks=-(-(num_steps - first_step) // steps)
-    ).map(_BatchReader(stream, first_step, rank, world_size).read)
-    # One row is one batch, whatever its size.
-    for row in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2):
+    decode = partial(_decoded_step, stream, first_step, rank, world_size)
+    for found in _in_order(decode, num_steps - first_step, steps):
         yield FedBatch(
-            step=int(row["step"][0]),
-            images_BHWC=torch.tensor(row["images"][0]),
-            source_rows=row["source_rows"][0],
-            target_rows=row["target_rows"][0],
+            step=int(found["step"]),
+            images_BHWC=torch.tensor(found["images"]),
+            source_rows=found["source_rows"],
+            target_rows=found["target_rows"],
         )
 
 
-@dataclass(frozen=True)
-class _BatchReader:
-    stream: StreamSource
-    first_step: int
-    rank: int
-    world_size: int
-
-    def read(self, row: dict[str, Any]) -> dict[str, Any]:
-        plan: Plan = get_once(self.stream.plan)
-        batch: Batch = plan.batch(self.first_step + int(row["id"]))
-        batch = batch.share(self.rank, self.world_size)
-        images = [
-            decode_rows(self.stream.source.table, batch.source, self.stream.size),
-            decode_rows(self.stream.target.table, batch.target, self.stream.size),
-        ]
-        return {
-            "step": batch.step,
-            "images": np.concatenate(images),
-            "source_rows": batch.source,
-            "target_rows": batch.target,
-        }
+def _decoded_step(
+    stream: StreamSource, first_step: int, rank: int, world_size: int, number: int
+) -> dict[str, Any]:
+    plan: Plan = get_once(stream.plan)
+    batch: Batch = plan.batch(first_step + number).share(rank, world_size)
+    images = [
+        decode_rows(stream.source.table, batch.source, stream.size),
+        decode_rows(stream.target.table, batch.target, stream.size),
+    ]
+    return {
+        "step": batch.step,
+        "images": np.concatenate(images),
+        "source_rows": batch.source,
+        "target_rows": batch.target,
+    }
 
 
-def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor in memory from which a copy to the device waits for nothing.
+def streamed_rows(
+    source: ImageSource, rows: NDArray[np.int64], batch_size: int, size: InputConfig
+) -> Iterator[Tensor]:
+    """uint8 (B, height, width, 3) of these rows, decoded by Ray Data."""
 
-    Pinned memory if the device is a GPU; what is there already, or stays on the host, as it is.
-    Pinning is a copy that takes time: best done by the thread of `ahead`.
-    """
-    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+    def decode(number: int) -> dict[str, Any]:
+        chosen = rows[number * batch_size : (number + 1) * batch_size]
+        return {"images": decode_rows(source.table, chosen, size)}
+
+    for found in _in_order(decode, -(-len(rows) // batch_size), BATCHES_PER_TASK):
+        yield torch.tensor(found["images"])
 
 
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
-    """The same items, made by a thread up to `depth` ahead of their use."""
-    made: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
-    unwanted = threading.Event()
-
-    def put(kind: str, value: Any = None) -> None:
-        while not unwanted.is_set():
-            try:
-                return made.put((kind, value), timeout=0.2)
-            except queue.Full:
-                continue
-
-    def make() -> None:
-        try:
-            for item in items:
-                put("item", item)
-                if unwanted.is_set():
-                    return
-            put("end")
-        except BaseException as error:
-            put("error", error)
-
-    threading.Thread(target=make, daemon=True).start()
-    try:
-        while True:
-            kind, value = made.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise value
-            yield value
-    finally:
-        unwanted.set()
+def _in_order(
+    make: Callable[[int], dict[str, Any]], number: int, per_task: int
+) -> Iterator[dict[str, Any]]:
+    """make(0), make(1), ..., made by Ray Data tasks."""
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    dataset = ray.data.range(number, override_num_blocks=-(-number // per_task)).map(
+        lambda row: make(int(row["id"]))
+    )
+    for row in dataset.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2):
+        yield {name: values[0] for name, values in row.items()}

@@ -16,7 +16,7 @@ from daal import DISTRIBUTION
 from daal.data.records import Domain
 from daal.errors import DaalError, DataError
 from daal.load_config import flat
-from pipelines.doctor.machine import version_of
+from pipelines.doctor.packages import version_of
 from pipelines.report import facts as report_data
 from pipelines.report.facts import Facts, Row
 from pipelines.report.plots import Plot, compared_plots, inlined, iteration_plots, training_plots

@@ -1,6 +1,6 @@
 """What a run shows while it works: a live table on a terminal, plain lines elsewhere.
 
-Workers report to their desk; the driver collects from it while it waits for them.
+Workers send events to the job queue; the driver collects them while it waits.
 """
 
 import threading
@@ -90,7 +90,7 @@ class Progress:
             self._board.show(event)
 
     @contextmanager
-    def watch(self, desk: Any) -> Iterator[None]:
+    def watch(self, queue: Any) -> Iterator[None]:
         """Show and record what workers send, until the block ends."""
         done = threading.Event()
 
@@ -98,8 +98,8 @@ class Progress:
             while True:
                 finished = done.wait(1.0)
                 try:
-                    events = ray.get(desk.events.remote(), timeout=10)
-                except ray.exceptions.GetTimeoutError:  # the desk is only starting, or busy
+                    events = ray.get(queue.events.remote(), timeout=10)
+                except ray.exceptions.GetTimeoutError:  # the queue is starting, or busy
                     events = []
                 except ray.exceptions.RayError:  # lost with its node: training goes on unseen
                     return

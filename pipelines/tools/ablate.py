@@ -1,7 +1,7 @@
 """A suite: the rows of one of the paper's tables, each the scores of a run.
 
-What rows have in common is run once: equal configurations are one run, and runs that differ only
-behind pretraining share its checkpoint, features and scores.
+Equal configurations are one run, and runs that differ only after pretraining share its checkpoint,
+features and scores.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ class Suite(Section):
 
 @dataclass(frozen=True)
 class Result:
-    """A row with its scores, one of each seed: dictionaries with map and rank1, in 0-1."""
+    """A row and, for each seed, its scores and those of its direct transfer: map and rank1, 0-1."""
 
     row: Row
     scores: list[dict[str, float]]
@@ -82,7 +82,7 @@ class Result:
         return statistics.fmean(score[figure] for score in self.scores)
 
     def spread(self, figure: str) -> float:
-        """Sample standard deviation over seeds; 0 of a single one."""
+        """Sample standard deviation over seeds; 0 for one seed."""
         values = [score[figure] for score in self.scores]
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
@@ -118,10 +118,10 @@ def configurations(
     out: str,
     folders: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[tuple[str, int], Config]:
-    """The run of each row and seed. Rows whose settings make no difference share theirs.
+    """The run of each row and seed; equal ones have the same `out`.
 
-    `recipes` reads a recipe by name; `folders` are those of data sets that rows name. A row's own
-    settings go over the suite's, the user's over both, and the row's own data sets over all.
+    `recipes` reads a recipe by name; `folders` are those of data sets that rows name. A row's
+    settings override the suite's, the user's override both, and the row's data sets override all.
 
     Raises:
         ConfigError: a setting is wrong, or a data set's folder isn't given.
@@ -237,7 +237,7 @@ def room_on_cluster(config: RayConfig, common_batch: int = 0) -> tuple[int, int 
     workers, number = alone.least_workers, 1
 
     def beside(number: int) -> RayConfig:
-        """As many runs as one, whose workers each take their share of their node's cores."""
+        """All workers of this number of runs, as one run."""
         return config.model_copy(update={
             "num_workers": number * workers, "min_workers": None, "use_gpu": alone.use_gpu,
             "data_cpus": number * config.data_cpus,
@@ -251,7 +251,7 @@ def room_on_cluster(config: RayConfig, common_batch: int = 0) -> tuple[int, int 
 
 
 def _all_of(jobs: list[Job], room: int, threads: int | None, say: Say) -> None:
-    """Run them as Ray tasks, `room` at a time; fail at the end if any has failed."""
+    """Run them as Ray tasks, `room` at a time. Raises DaalError at the end if any has failed."""
     waiting, failed = list(reversed(jobs)), []
     running: dict[Any, str] = {}
     while waiting or running:
@@ -274,15 +274,15 @@ def _all_of(jobs: list[Job], room: int, threads: int | None, say: Say) -> None:
             say(failed[-1])
     if failed:
         raise DaalError(
-            f"{len(failed)} of {len(jobs)} runs failed; the same command goes on with them.\n"
+            f"{len(failed)} of {len(jobs)} runs failed; the same command continues with them.\n"
             + "\n".join(failed)
         )
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _run(config: Config, pretraining: str | None, directory: str, threads: int | None) -> str:
-    """One run in a process of its own; what it says goes to a file of the run."""
-    os.chdir(directory)  # where relative paths begin
+    """One run in a process of its own; it writes its messages to log.txt in the run folder."""
+    os.chdir(directory)  # relative paths begin there
     folder = RunFolder(config.out)
     with open(folder.path("log.txt") if folder.is_local else os.devnull, "a") as log:
         progress = Progress(lambda event: folder.append("metrics.jsonl", event), Console(file=log))

@@ -29,15 +29,15 @@ def extract_folder(
     """Features of every image under `root` by the model in the checkpoint `folder`, and the
     images that could not be read (QUARANTINE_TABLE).
 
-    The network and the image size are those that the checkpoint was trained with. With the layout
-    "any", names say nothing, and a row has a path and a feature only. Raises DataError if the
-    folder isn't what the layout says, or more images than `max_bad_share` are unreadable.
+    The network and the image size are those of the checkpoint. With the layout "any", a row has
+    only a path and a feature. Raises DataError if the folder doesn't have this layout, or more
+    images than `max_bad_share` are unreadable.
     """
-    # What the user has given is looked at before the checkpoint, and before workers hold the GPUs.
+    # Check the user's input before the checkpoint is read and before workers hold GPUs.
     apply_overrides({}, overrides)
     records = _records(layout, root)
     model = load_trained(folder)
-    # How that run was laid over its cluster says nothing about the model, and not how this one is.
+    # Only the model's settings: the run's workers and cluster don't matter here.
     values = model.config.model_dump(mode="json", include=marked(MODEL))
     config = check_config(for_any_workers(apply_overrides(values, overrides)))
     progress = Progress(live=not verbose)
@@ -57,9 +57,9 @@ def extract_folder(
 
 
 def for_any_workers(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings of an extraction, with batches that its workers can share: nothing is trained."""
+    """The settings with training batches that any number of workers divides: nothing is trained."""
     number = flat(values).get("ray.num_workers")
-    if not isinstance(number, int) or number < 1:  # the default suits; or it will be refused
+    if not isinstance(number, int) or number < 1:  # the default, or a value that will be refused
         return values
     batches = {
         "pretrain": {"batch_source": number},

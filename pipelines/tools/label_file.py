@@ -43,7 +43,7 @@ def label(
     try:
         if ray_config is None:
             return estimate_pseudo_labels(features.features_NC, config, camids_N=features.camids)
-        # Nothing is trained or read here, so don't ask the cluster for the CPUs and GPUs of that.
+        # Nothing is trained or read here, so one worker's resources are enough.
         ray_config = ray_config.model_copy(update={"num_workers": 1, "data_cpus": 1})
         with (
             ray_session(ray_config, verbose, start_gpus=False) as resources,
@@ -72,7 +72,7 @@ def labels_table(features: Features, found: PseudoLabels) -> pa.Table:
 
 
 def as_dict(features: Features, found: PseudoLabels) -> dict[str, Any]:
-    """What `daal label --json` prints; figures are against the file's pids if it knows any."""
+    """What `daal label --json` prints; compared with the file's pids if it has any."""
     return {
         "eps": found.eps,
         "p": found.p,

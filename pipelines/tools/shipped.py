@@ -1,4 +1,4 @@
-"""Recipes and suites: those that are shipped by name, others by path."""
+"""Finds recipes and suites: shipped ones by name, others by path."""
 
 import os
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ def shipped(kind: Literal["recipe", "suite"], name: str) -> Path:
         return path
     folder = {"recipe": RECIPES, "suite": SUITES}[kind]
     path = folder / f"{name}.yaml"
-    if not os.path.exists(path):  # of Path, it fails for names too long for a disk
+    if not os.path.exists(path):  # Path.exists fails for names that are too long
         names = shipped_names(folder)
         hint = did_you_mean(name, names)
         raise ConfigError(

@@ -1,7 +1,7 @@
-"""Runs as jobs of a Ray cluster, through its job API: submit, status, logs, stop.
+"""Runs as jobs of a Ray cluster: Ray's job API with names, and a check of where the token goes.
 
-A run has a name; each submission of it is a job of its own, `daal-NAME-1`, `daal-NAME-2`, ... They
-share the run folder, so that submitting a name again continues its run.
+Each submission of a run is a job of its own, `daal-NAME-1`, `daal-NAME-2`, ... They share the run
+folder, so that submitting a name again continues its run.
 """
 
 import asyncio
@@ -48,11 +48,11 @@ class Job:
 
 
 class Jobs:
-    """The cluster's job API, as `daal` uses it.
+    """Runs on one cluster. `address` is its dashboard's: http://HOST:8265.
 
-    `address` is the dashboard's, `http://HOST:8265`. The token, where the cluster asks for one,
-    comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token with RAY_AUTH_MODE=token.
-    `insecure` lets it travel unencrypted to another host.
+    The token, where the cluster asks for one, comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
+    ~/.ray/auth_token with RAY_AUTH_MODE=token. `insecure` lets it travel unencrypted to another
+    host.
 
     Raises:
         ConfigError: it isn't such an address, or the token would be readable on its way there.
@@ -62,22 +62,22 @@ class Jobs:
     def __init__(self, address: str, insecure: bool = False) -> None:
         check_address(address, insecure)
         self.address = address
-        # Ray follows this variable, or else RAY_ADDRESS, rather than the address it is given: it
-        # would send the token to a host that nobody checked.
+        # Ray prefers this variable, or else RAY_ADDRESS, to the address it is given, and would send
+        # the token to a host that wasn't checked.
         os.environ["RAY_API_SERVER_ADDRESS"] = address
         if _is_loopback(host := urlsplit(address).hostname or ""):
-            # A proxy of the environment would be given the token, and can't reach this machine.
+            # A proxy of the environment would get the token, and can't reach this machine.
             os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), host]))
         with self._errors():
             self._client = JobSubmissionClient(address)
         for name in ("ray", "ray.dashboard.modules", "ray._private.runtime_env.packaging"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # it tells of every upload
+            logging.getLogger(name).setLevel(logging.WARNING)  # they report every upload
 
     def submit(self, name: str, config: Config, ship_code: bool = False) -> Job:
         """Start the run `name`, or continue it. `ship_code` sends these packages along.
 
         Raises:
-            ConfigError: the name can't be one, or the run is at work already.
+            ConfigError: it can't be a name, or the run is at work already.
         """
         last = self.find(name)
         if last is not None and not last.is_over:
@@ -87,7 +87,6 @@ class Jobs:
             )
         number = 1 if last is None else int(last.submission_id.rpartition("-")[2]) + 1
         with tempfile.TemporaryDirectory() as folder, self._errors():
-            # The whole of what travels: one resolved recipe.
             recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             (Path(folder) / RECIPE).write_text(recipe, encoding="utf-8")
             environment: dict[str, Any] = {
@@ -104,26 +103,22 @@ class Jobs:
                 runtime_env=environment,
                 metadata={RUN_KEY: name, "out": config.out},
             )
-        return self.job(submission_id)
-
-    def job(self, submission_id: str) -> Job:
-        with self._errors():
             return _job(self._client.get_job_info(submission_id))
 
     def all(self) -> list[Job]:
-        """Every submission of a run of ours, oldest first."""
+        """Every submission of a run of this project, oldest first."""
         with self._errors():
-            details = self._client.list_jobs()
-        ours = [_job(each) for each in details if RUN_KEY in (each.metadata or {})]
+            found = self._client.list_jobs()
+        ours = [_job(each) for each in found if RUN_KEY in (each.metadata or {})]
         return sorted(ours, key=lambda job: job.started)
 
     def find(self, name: str) -> Job | None:
-        """The last submission of a run."""
+        """The last submission of a run; None if there is none."""
         check_name(name)
         return next((job for job in reversed(self.all()) if job.run == name), None)
 
     def get(self, name: str) -> Job:
-        """The same. Raises ConfigError if there is none."""
+        """The last submission of a run. Raises ConfigError if there is none."""
         found = self.find(name)
         if found is None:
             known = sorted({job.run for job in self.all()})
@@ -137,7 +132,7 @@ class Jobs:
             return str(self._client.get_job_logs(job.submission_id))
 
     def follow(self, job: Job, write: Callable[[str], Any]) -> Job:
-        """Pass on what the job prints until it is over; the job as it then is."""
+        """Pass the job's log to `write` until it is over; returns the job as it is then."""
 
         async def tail() -> None:
             async for text in self._client.tail_job_logs(job.submission_id):
@@ -145,7 +140,7 @@ class Jobs:
 
         with self._errors():
             asyncio.run(tail())
-        return self.job(job.submission_id)
+            return _job(self._client.get_job_info(job.submission_id))
 
     def stop(self, job: Job) -> None:
         with self._errors():
@@ -153,11 +148,13 @@ class Jobs:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        remedy = "give the dashboard's address, --address http://HOST:8265"
         try:
             yield
         except (ConnectionError, requests.exceptions.RequestException, ValueError) as error:
-            raise ClusterError(f"no Ray cluster answers at {self.address}; {remedy}.") from error
+            raise ClusterError(
+                f"no Ray cluster answers at {self.address}; give the dashboard's address, "
+                "--address http://HOST:8265."
+            ) from error
         except AuthenticationError as error:
             raise ClusterError(
                 f"the cluster at {self.address} refuses the token: set RAY_AUTH_MODE=token and "
@@ -187,19 +184,19 @@ def check_address(address: str, insecure: bool = False) -> None:
         )
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def check_name(name: str) -> None:
     if not NAME.fullmatch(name):
         raise ConfigError(
             f'"{name}" can\'t name a run: small letters, digits, dots, dashes and underscores, '
             "at most 63, beginning with a letter or digit."
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _job(details: Any) -> Job:

@@ -10,10 +10,7 @@ from pipelines.tools.ablate import Result, Suite
 
 
 def measured_on(config: Config, counts: dict[str, dict[str, int]]) -> str:
-    """Which data the scores are of; never to be taken for the paper's.
-
-    Folders by their last name only: tables are shown to others.
-    """
+    """The data that the scores are of, with folders by their last name only."""
 
     def describe(domain: str, dataset: DatasetConfig) -> str:
         kind = "drawn images" if is_drawn(dataset.root) else dataset.layout
@@ -23,6 +20,15 @@ def measured_on(config: Config, counts: dict[str, dict[str, int]]) -> str:
     parts = [describe(domain, dataset) for domain, dataset in config.domains()]
     size = f"{config.input.height}x{config.input.width}"
     return f"{'; '.join(parts)}; {config.network.backbone}, {size}"
+
+
+def write_table(folder: Path, suite: Suite, results: list[Result], measured: str) -> str:
+    """Write table.md, table.json and table.svg; returns the first."""
+    text = markdown(suite, results, measured)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    (folder / "table.json").write_text(as_json(suite, results, measured), encoding="utf-8")
+    (folder / "table.svg").write_bytes(plot(suite, results, measured))
+    return text
 
 
 def markdown(suite: Suite, results: list[Result], measured: str) -> str:

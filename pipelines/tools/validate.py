@@ -1,20 +1,13 @@
-"""Everything that can be wrong before a worker is started; writes nothing."""
+"""Checks before a run starts: data sets, weights file and run folder. Writes nothing."""
 
-import math
 import os
-import re
-import time
 from collections import Counter
-from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cluster.camera_norm import MIN_IMAGES
 from daal.config import IMAGENET_WEIGHTS, Config, DatasetConfig
-from daal.data.images import read
 from daal.data.layout_checks import (
     check_counts,
     check_identities,
@@ -25,18 +18,16 @@ from daal.data.layout_checks import (
 from daal.data.layouts import URI, checked_root, load_records, records_to_read
 from daal.data.records import SPLITS, Domain, ImageRecord
 from daal.errors import CheckpointError, ConfigError, DataError
-
-SAMPLED_IMAGES = 512  # of a domain; all of them are read in a run
-SAMPLING_SECONDS = 10.0
-NUM_THREADS = 8  # most of them wait for the disk
-
-Bad = dict[str, str]  # path -> why the image can't be used
+from pipelines.tools.sample_images import check_sample
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a run would read: by domain and split, the numbers of images, of people whose pid is
-    known, and of cameras; by domain, how many images were decoded; and warnings as sentences."""
+    """What a run would read.
+
+    counts, people and cameras: by domain and split, the numbers of images, of people whose pid is
+    known, and of cameras. num_sampled: by domain, how many images were decoded.
+    """
 
     counts: dict[str, dict[str, int]]
     people: dict[str, dict[str, int]]
@@ -46,90 +37,93 @@ class Findings:
 
 
 def validate(config: Config, finished: Collection[str] = ()) -> Findings:
-    """Look at both data sets, the weights file and the run folder.
+    """Check both data sets, the weights file and the run folder.
 
-    Of the images, a seeded sample is decoded, and every empty file found. What only stages need
-    that are `finished` is passed over: the images that they have read, and the weights file.
+    What only stages need that are `finished` isn't checked: images that were read, and the weights
+    file.
 
     Raises:
         DaalError: the run could not work; one sentence says why.
     """
     check_out(config.out)
-    counts: dict[str, dict[str, int]] = {}
-    people: dict[str, dict[str, int]] = {}
-    cameras: dict[str, dict[str, int]] = {}
-    num_sampled: dict[str, int] = {}
-    read_files: list[set[Path]] = []
-    warnings: list[str] = []
     if config.target_only and config.cluster.source_weight:
         raise DataError("cluster.source_weight above 0 needs a source: give source.root=DIR.")
+    found = Findings({}, {}, {}, {}, [])
+    read_files: list[set[Path]] = []
     for domain, settings in config.domains():
         if f"ingest/{domain}" in finished:
             continue
         root = root_of(domain, settings)
         records = load_records(settings.layout, root)
         by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
-        counts[domain] = {split: len(some) for split, some in by_split.items()}
-        people[domain] = {
+        found.counts[domain] = {split: len(some) for split, some in by_split.items()}
+        found.people[domain] = {
             split: len({r.pid for r in some if r.pid > 0}) for split, some in by_split.items()
         }
-        cameras[domain] = {split: len({r.camid for r in some}) for split, some in by_split.items()}
-        found = check_counts(settings.layout, records)
-        if unread := passed_over(root, records):
-            found.append(
-                f"{len(unread):,} files or folders in {root} are passed over, e.g. "
-                f"{unread[0]!a}; make JPEG or PNG files beside the others of what should be "
-                "read."
-            )
-        if unread := unread_folders(settings.layout, root, records):
-            found += _unread_warnings(settings.layout, root, unread)
-        found += check_names(records)
-        if domain == "target":
-            found += check_identities(settings.layout, root, records)
-        found += _check_training(config, domain, records)
+        found.cameras[domain] = {
+            split: len({r.camid for r in some}) for split, some in by_split.items()
+        }
+        warnings = _check_folder(domain, settings, root, records)
+        warnings += _check_training(config, domain, records)
         read_here = records_to_read(records, domain, config.max_train_images, config.seed)
-        found += _check_cameras(config, domain, read_here)
+        warnings += _check_cameras(config, domain, read_here)
         real_root = root.resolve()
         read_files.append({real_root / record.path for record in read_here})
-        num_sampled[domain], odd = _look_at_images(config, settings.root, read_here)
-        warnings += [f"{domain}: {text}" for text in found + odd]
-    roots = [Path(settings.root).resolve() for _, settings in config.domains()]
-    if len(set(roots)) < len(roots):
-        warnings.append(
-            f"source.root and target.root are the same folder, {roots[0]}: nothing has to be "
-            "adapted to; give the unlabelled cameras' images as target.root."
-        )
-    elif shared := set.intersection(*read_files) if len(read_files) > 1 else set():
-        warnings.append(
-            f"{len(shared):,} images are read as source and as target, e.g. {min(shared)}; give "
-            "the unlabelled cameras' images alone as target.root."
-        )
+        found.num_sampled[domain], bad = check_sample(config, root, read_here)
+        found.warnings.extend(f"{domain}: {text}" for text in warnings + bad)
+    found.warnings.extend(_check_overlap(config, read_files))
     trainings = ["pretrain/train"] + ["supervised/train"] * config.supervised_bound
     starts = any(stage not in finished for stage in trainings)  # from the backbone's weights
     if starts and config.network.weights not in (*IMAGENET_WEIGHTS, "none"):
         _check_weights(config)
-    return Findings(counts, people, cameras, num_sampled, warnings)
+    return found
 
 
-def _unread_warnings(layout: str, root: Path, unread: list[str]) -> list[str]:
-    """Sentences about folders of images that the layout doesn't read; "." is the root itself."""
-    warnings = []
-    if "." in unread:
+def _check_folder(
+    domain: Domain, settings: DatasetConfig, root: Path, records: list[ImageRecord]
+) -> list[str]:
+    """Warnings about files that aren't read, names and published numbers."""
+    layout = settings.layout
+    warnings = check_counts(layout, records)
+    if files := passed_over(root, records):
+        warnings.append(
+            f"{len(files):,} files or folders in {root} are passed over, e.g. {files[0]!a}; make "
+            "JPEG or PNG files beside the others of what should be read."
+        )
+    folders = unread_folders(layout, root, records)
+    if "." in folders:
         warnings.append(
             f"images right in {root} are not read, as layout={layout} reads its folders only; "
             "move them into one of these if they should be."
         )
-    if folders := [name for name in unread if name != "."]:
-        names = ", ".join(map(ascii, folders[:3])) + (", ..." if len(folders) > 3 else "")
+    if names := [name for name in folders if name != "."]:
+        shown = ", ".join(map(ascii, names[:3])) + (", ..." if len(names) > 3 else "")
         warnings.append(
-            f"images in {names} of {root} are not read, as layout={layout} has no such folder; "
+            f"images in {shown} of {root} are not read, as layout={layout} has no such folder; "
             "rename it if they should be."
         )
-    return warnings
+    warnings += check_names(records)
+    return warnings + (check_identities(layout, root, records) if domain == "target" else [])
+
+
+def _check_overlap(config: Config, read_files: list[set[Path]]) -> list[str]:
+    """A warning if source and target have images in common."""
+    roots = [Path(settings.root).resolve() for _, settings in config.domains()]
+    if len(set(roots)) < len(roots):
+        return [
+            f"source.root and target.root are the same folder, {roots[0]}: nothing has to be "
+            "adapted to; give the unlabelled cameras' images as target.root."
+        ]
+    if shared := set.intersection(*read_files) if len(read_files) > 1 else set():
+        return [
+            f"{len(shared):,} images are read as source and as target, e.g. {min(shared)}; give "
+            "the unlabelled cameras' images alone as target.root."
+        ]
+    return []
 
 
 def root_of(domain: Domain, settings: DatasetConfig) -> Path:
-    """A domain's folder. Raises DataError if none is set, or it is none."""
+    """A domain's folder. Raises DataError if none is set, or it isn't a folder."""
     if settings.root:
         return checked_root(settings.root)
     other = " (or adapt.batch_source=0, to train without a source)" if domain == "source" else ""
@@ -139,7 +133,7 @@ def root_of(domain: Domain, settings: DatasetConfig) -> Path:
 
 
 def check_out(out: str) -> None:
-    """Raise ConfigError if a run folder on this machine's disks couldn't be made or written."""
+    """Raise ConfigError if a local run folder can't be made or written."""
     if "://" in out:
         return
     if URI.match(out):
@@ -157,7 +151,7 @@ def check_out(out: str) -> None:
 
 
 def _check_training(config: Config, domain: Domain, records: list[ImageRecord]) -> list[str]:
-    """Whether there is enough to train on. Raises DataError if a stage would stop the run."""
+    """Warnings about few images or people. Raises DataError if a stage would stop the run."""
     settings = config.source if domain == "source" else config.target
     train = [record for record in records if record.split == "train"]
     known = {record.pid for record in train if record.pid >= 0}
@@ -195,7 +189,7 @@ def _check_training(config: Config, domain: Domain, records: list[ImageRecord]) 
 
 
 def _check_cameras(config: Config, domain: Domain, records: list[ImageRecord]) -> list[str]:
-    """A warning where cluster.camera_norm finds no camera that it could standardise."""
+    """A warning if cluster.camera_norm would find no camera with enough images."""
     if domain == "source" or not config.cluster.camera_norm:
         return []
     cameras = Counter(record.camid for record in records if record.split == "train")
@@ -205,81 +199,6 @@ def _check_cameras(config: Config, domain: Domain, records: list[ImageRecord]) -
         f"cluster.camera_norm=true takes no camera's mean out, as none of {len(cameras):,} cameras "
         f"has {MIN_IMAGES} training images; check the cameras in the names, or set it to false."
     ]
-
-
-def _look_at_images(
-    config: Config, root_folder: str, records: list[ImageRecord]
-) -> tuple[int, list[str]]:
-    """How many images were decoded, and a warning for each kind of what is wrong.
-
-    Raises DataError where ingest would find more than `max_bad_share` unusable: surely, or, by
-    the sample, with a margin of three standard deviations.
-    """
-    root = Path(root_folder)
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        chunks = [records[at : at + 1000] for at in range(0, len(records), 1000)]
-        empty: Bad = {}
-        for some in pool.map(lambda chunk: _empty_files(root, chunk), chunks):
-            empty |= some
-        full = [record for record in records if record.path not in empty]
-        order = np.random.default_rng([config.seed, 2]).permutation(len(full))[:SAMPLED_IMAGES]
-        sample = [full[at] for at in order]
-        reasons = list(_in_time(pool, root, sample))
-    bad = {record.path: why for record, why in zip(sample, reasons, strict=False) if why}
-    num_sampled = len(reasons)
-
-    limit = config.max_bad_share * len(records)
-    unseen_share = 1 - num_sampled / len(full) if full else 0.0
-    each = len(full) / num_sampled if num_sampled else 0.0  # images that one of the sample is for
-    estimate = len(empty) + each * len(bad)
-    margin = 3 * each * math.sqrt(len(bad)) * unseen_share
-    kinds = _kinds(empty | bad)
-    seen = f"of {num_sampled + len(empty):,} images looked at ({len(records):,} in all)"
-    num_bad = len(empty) + len(bad)
-    too_many = (
-        f"{num_bad:,} {seen} in {root} can't be used, and no more than max_bad_share="
-        f"{config.max_bad_share:g} may be: {'; '.join(kinds)}; repair or remove them, or raise "
-        "max_bad_share."
-    )
-    if num_bad > limit or estimate - margin > limit:
-        raise DataError(too_many)
-    if estimate > limit:
-        return num_sampled, [f"{too_many} If the others are like these, the run will stop."]
-    return num_sampled, [
-        f"{kind} {seen}; left out of the run unless they are repaired." for kind in kinds
-    ]
-
-
-def _empty_files(root: Path, records: list[ImageRecord]) -> Bad:
-    return {r.path: "the file is empty" for r in records if _is_empty(root / r.path)}
-
-
-def _is_empty(path: Path) -> bool:
-    try:
-        return path.stat().st_size == 0
-    except OSError:
-        return False  # reading it will say why
-
-
-def _in_time(
-    pool: ThreadPoolExecutor, root: Path, records: list[ImageRecord]
-) -> Iterator[str | None]:
-    """Why each image can't be used, or None; fewer than asked for when the time is over."""
-    last = time.monotonic() + SAMPLING_SECONDS
-    futures = [pool.submit(read, root / record.path) for record in records]
-    for future in futures:
-        if time.monotonic() > last:
-            pool.shutdown(wait=False, cancel_futures=True)
-            return
-        yield future.result()[1]
-
-
-def _kinds(bad: Bad) -> list[str]:
-    """A phrase for each kind of reason, with a count and an example."""
-    kinds: dict[str, list[str]] = {}
-    for path, reason in bad.items():
-        kinds.setdefault(re.sub(r"\d[\d,]*", "#", reason), []).append(path)
-    return [f"{bad[min(paths)]}: {len(paths):,} (e.g. {min(paths)!a})" for paths in kinds.values()]
 
 
 def _check_weights(config: Config) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints that are written while the training continues.
 
-Ray Train's `report` is a short barrier here: the state is copied to the host first, and a thread of
-Ray Train's writes the copy. A checkpoint counts once it is whole in the run folder.
+The state is copied to the host, and a thread of Ray Train writes the copy, so that Ray Train's
+`report` is a short barrier. A checkpoint counts once it is whole in the run folder.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from daal.errors import StorageError
 from daal.host_copy import HostCopy
 from pipelines.workers.group import Worker
 
-TELL_SECONDS = 600.0  # how long a failure waits for the training to look
+TELL_SECONDS = 600.0  # that a failure waits for the training to notice it
 
 
 class CheckpointWriter:
@@ -39,10 +39,10 @@ class CheckpointWriter:
     ) -> None:
         """Hand the tensors as they are now to Ray Train; a barrier for all workers.
 
-        Waits for the checkpoint before. Tensors of workers other than rank 0 aren't looked at.
+        Waits for the previous checkpoint. Only rank 0's tensors are used.
 
         Raises:
-            StorageError: that one could not be written.
+            StorageError: the previous one could not be written.
         """
         if self._worker.rank != 0:
             _report(next_step)
@@ -69,7 +69,7 @@ class CheckpointWriter:
                 self._worker.reach(self._stage, next_step - 1, "saving")
                 stored = self._store(local, name)
             except Exception as error:
-                # Ray Train would start the workers again. The training is to end with this error.
+                # The training shall end with this error before Ray Train restarts the workers.
                 done.set_exception(error)
                 self._told.wait(TELL_SECONDS)
                 raise
@@ -90,7 +90,7 @@ class CheckpointWriter:
         except OSError as error:
             raise StorageError(
                 f"a checkpoint of {self._stage} can't be written to the run folder ({error}); "
-                "make room or check the storage, and the same command goes on."
+                "make room or check the storage, and the same command continues the run."
             ) from error
 
     def raise_if_failed(self) -> None:

@@ -1,4 +1,4 @@
-"""A training step that came out not finite: kept by its worker, computed again later."""
+"""A training step with a loss or gradient that isn't finite: kept, and computed again."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -23,7 +23,7 @@ NETWORK, BATCH = "network.", "batch"
 
 
 class Replayed(NamedTuple):
-    """What the step gives again: loss terms, and the first module whose output isn't finite."""
+    """Loss terms of the step, and the first module whose output isn't finite."""
 
     terms: dict[str, float]
     module: str | None
@@ -52,8 +52,8 @@ def keep_step(
 def replay(directory: Path) -> Replayed:
     """Compute a kept step on this machine's CPU, without the other workers.
 
-    What the losses take from the whole batch (triplets, shared statistics of BatchNorm) comes from
-    this worker's part of it alone. A teacher's loss is left out.
+    Losses and statistics of the whole batch (triplets, shared BatchNorm) are those of this worker's
+    part of it. A teacher's loss is left out.
 
     Raises:
         CheckpointError: the folder isn't one that `keep_step` wrote, or is damaged.
@@ -70,11 +70,16 @@ def replay(directory: Path) -> Replayed:
         domain_head="domain_head.weight" in state,
     ).train()
     network.load_state_dict(state)
-    device, diverged = torch.device("cpu"), torch.zeros(())
+    diverged = torch.zeros(())
     not_finite = _watch_outputs(network)
     terms = train_step(
-        *(network, _batches(tensors), make_optimizer(network, config.adapt.optim), config.loss),
-        *(diverged, lambda flag: None, mixed_precision(device, config.mixed_precision)),
+        network,
+        _batches(tensors),
+        make_optimizer(network, config.adapt.optim),
+        config.loss,
+        diverged,
+        lambda flag: None,
+        mixed_precision(torch.device("cpu"), config.mixed_precision),
     )
     return Replayed(terms.as_dict(), next(iter(not_finite), None), bool(diverged))
 
@@ -85,7 +90,7 @@ def _check_kept(directory: Path) -> None:
             if any(name.startswith(BATCH) for name in file.keys()):  # noqa: SIM118
                 return
     except SafetensorError:
-        return  # it is damaged, and reading it will say how
+        return  # damaged: reading it will say how
     except OSError:
         pass
     raise CheckpointError(

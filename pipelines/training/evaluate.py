@@ -12,7 +12,7 @@ from pipelines.run.feature_files import read_features
 
 
 def evaluate_file(path: Path) -> EvaluationResult:
-    """Scores of a file that `daal extract` or a run wrote.
+    """Scores of a features file of `daal extract` or of a run.
 
     Raises:
         DataError: the file isn't such a file, or nothing in it can be scored.

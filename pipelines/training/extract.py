@@ -7,23 +7,22 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.data
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from daal.config import Config, InputConfig
+from daal.config import Config
 from daal.errors import DataError
 from daal.host_copy import HostCopy
 from daal.step import mixed_precision
 from daal.trained_model import TrainedModel
-from pipelines.images.pixels import Images, ImageSource, Pixels, decode_rows, pixel_reader
-from pipelines.images.stream import ahead, pinned
+from pipelines.images.pixels import Images, ImageSource, Pixels, pixel_reader
+from pipelines.images.prefetch import ahead, pinned
+from pipelines.images.stream import streamed_rows
 from pipelines.training.train_state import Weights
 from pipelines.workers.group import LOG_SECONDS, Worker, Workers
 
-BATCHES_PER_BLOCK = 4  # a Ray Data task decodes this many batches
-# By device: a GPU does 64 images in less time than the host takes to issue their operations.
+# By device: a GPU extracts 64 images faster than the host issues their operations.
 BATCH = {"cpu": 64, "cuda": 256}
 
 
@@ -47,7 +46,7 @@ def extract(
 
 @dataclass(frozen=True)
 class ExtractJob:
-    """Features of all rows of a table. Large things are references into the object store."""
+    """Features of all rows of a table. Large things in it are references into the object store."""
 
     stage: str
     config: Config
@@ -106,33 +105,9 @@ class ExtractJob:
             for first in range(0, num_kept, size):
                 yield reader.read(rows[first : min(first + size, num_kept)])
         if num_kept < len(rows):
-            yield from _decoded(self.source, rows[num_kept:], size, self.config.input)
+            yield from streamed_rows(self.source, rows[num_kept:], size, self.config.input)
 
 
 def _put(features_NC: Tensor, copy: HostCopy, at: int) -> None:
     (features_BC,) = copy.tensors()
     features_NC[at : at + len(features_BC)] = features_BC
-
-
-def _decoded(
-    source: ImageSource, rows: NDArray[np.int64], batch_size: int, size: InputConfig
-) -> Iterator[Tensor]:
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    num_blocks = -(-len(rows) // (BATCHES_PER_BLOCK * batch_size))
-    dataset = ray.data.range(len(rows), override_num_blocks=num_blocks).map_batches(
-        _Decoder(source.table, rows, size), batch_size=batch_size
-    )
-    for batch in dataset.iter_batches(batch_size=batch_size, batch_format="numpy"):
-        yield torch.tensor(batch["pixels"])
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    table: ray.ObjectRef[Any]
-    rows: NDArray[np.int64]
-    size: InputConfig
-
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {"pixels": decode_rows(self.table, self.rows[batch["id"]], self.size)}

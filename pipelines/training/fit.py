@@ -25,7 +25,7 @@ NO_ROWS = np.empty(0, np.int64)
 
 @dataclass(frozen=True)
 class Trainer:
-    """Gives trainings to the workers; everything that is the same for all of a run."""
+    """Gives trainings to the workers of a run."""
 
     config: Config
     workers: Workers
@@ -54,11 +54,11 @@ class Trainer:
         pseudo_labels_NP: NDArray[np.int64],
         start: Weights,
     ) -> Weights:
-        """Line 6 of Algorithm 1: Eq. 7 on both domains, outliers (-1) left out.
+        """Line 6 of Algorithm 1: Eq. 7 on both domains, without outliers (-1).
 
         features_NX and pseudo_labels_NP have a row for every row of the target's table; labels
-        have a column for the whole body, and for each stripe. Without a source, or with batches
-        without its images, the target's part of Eq. 7 is left.
+        have a column for the whole body and one for each stripe. Without source images in the
+        batches, only the target's part of Eq. 7 remains.
         """
         features_NC = whole_and_stripes(features_NX, self.config.network.stripes)[0]
         pseudo_labels_N = pseudo_labels_NP[:, 0]
@@ -87,17 +87,17 @@ class Trainer:
         target_labels: NDArray[np.int64],
     ) -> Plan:
         return Plan(
-            self.config.seed,
-            iteration,
-            fit.epochs,
-            fit.batch_source,
-            fit.batch_target,
-            source_rows,
-            target_rows,
-            target_labels,
-            fit.images_per_id,
-            fit.steps_per_epoch or 0,
-            self.config.accumulate,
+            seed=self.config.seed,
+            iteration=iteration,
+            epochs=fit.epochs,
+            batch_source=fit.batch_source,
+            batch_target=fit.batch_target,
+            source_rows=source_rows,
+            target_rows=target_rows,
+            target_labels=target_labels,
+            images_per_id=fit.images_per_id,
+            steps_per_epoch=fit.steps_per_epoch or 0,
+            num_parts=self.config.accumulate,
         )
 
     def _fit(

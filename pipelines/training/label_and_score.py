@@ -1,4 +1,4 @@
-"""Pseudo-labels and scores of a run: tasks of Ray's on CPUs, jobs of the workers on GPUs."""
+"""Pseudo-labels and scores of a run: Ray tasks on CPUs, jobs of the workers on GPUs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def estimate_parts(
 ) -> list[PseudoLabels]:
     """Pseudo-labels by the features (N, C) of each part of the body.
 
-    Raises what `cluster.estimate.estimate_pseudo_labels` raises, of the first part that has none.
+    Raises the errors of `cluster.estimate.estimate_pseudo_labels`.
     """
     on_gpus = stages_on(workers) if workers.resources.use_gpu else None
     return [

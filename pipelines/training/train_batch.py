@@ -1,4 +1,4 @@
-"""What a training step takes: gathered on the host, finished on the device that trains.
+"""The input of a training step: gathered on the host, finished on the device.
 
 Shapes: B images of a part of a worker's batch, S of them from the source, T from the target; C
 channels of a feature, K clusters, H x W pixels, X columns of `daal.data.augment.draw_table`.
@@ -16,7 +16,8 @@ from cluster.soft_labels import hard_label_weights, lsr_weights, soft_label_weig
 from daal.config import Config
 from daal.data.augment import augment, draw_table, sample_seeds
 from daal.step import TrainBatch
-from pipelines.images.stream import FedBatch, pinned
+from pipelines.images.prefetch import pinned
+from pipelines.images.stream import FedBatch
 
 # Eq. 4 has no limit where a sample is its cluster's center (near-copies).
 MIN_SQ_DISTANCE = 1e-3
@@ -24,7 +25,7 @@ MIN_SQ_DISTANCE = 1e-3
 
 @dataclass(frozen=True)
 class Labels:
-    """What the losses know about every row, by domain.
+    """Labels of every row, by domain.
 
     source_N: class index of each source row. features_NC, pseudo_labels_N, centroids_KC: the
     target's features and clusters as they were before this fit (line 5 of Algorithm 1), of the
@@ -44,11 +45,11 @@ class Labels:
 
 
 class HostBatch(NamedTuple):
-    """All that the device needs to know of one part of a batch, source rows first.
+    """One part of a batch, source rows first, in shapes that are fixed for a whole fit.
 
-    Of fixed shapes for a whole fit. None where there is none: pretraining has no clusters, and only
-    Eq. 4 looks at features. Host memory is pinned where a GPU trains, so that nobody waits for the
-    GPU's queue; pixels that are kept on the device are there already.
+    None: not used (pretraining has no clusters, and only Eq. 4 uses features). Host memory is
+    pinned where a GPU trains, so that copies don't wait for its queue; pixels that are kept on the
+    device are there already.
     """
 
     images_BHWC: Tensor  # uint8
@@ -76,29 +77,28 @@ class BatchMaker:
             self._centroids_KC = torch.tensor(labels.centroids_KC, device=device)
 
     def on_host(self, fed: FedBatch, epoch: int) -> HostBatch:
-        """What the host has to do for a part of a batch: look up and draw."""
+        """The host's work: look up labels and draw the augmentation."""
         labels, config = self._labels, self._config
         # Target rows are numbered after the source's, so that no two samples share a seed.
         samples_B = np.concatenate([fed.source_rows, len(labels.source_N) + fed.target_rows])
         seeds_B = sample_seeds(config.seed, self._iteration, epoch, fed.step, samples_B)
         table_BX = draw_table(seeds_B, config.input.height, config.input.width, config.augment)
         needs_features = config.soft_labels.target_labels in ("soft", "soft-literal")
+
+        def of_target(array_NX: NDArray[Any] | None) -> Tensor | None:
+            return None if array_NX is None else self._copied(array_NX[fed.target_rows])
+
         return HostBatch(
-            pinned(fed.images_BHWC, self._device),
-            self._copied(table_BX),
-            self._copied(labels.source_N[fed.source_rows]),
-            *(
-                None if array_NX is None else self._copied(array_NX[fed.target_rows])
-                for array_NX in (
-                    labels.pseudo_labels_N,
-                    labels.features_NC if needs_features else None,
-                    labels.stripe_labels_NS,
-                )
-            ),
+            images_BHWC=pinned(fed.images_BHWC, self._device),
+            table_BX=self._copied(table_BX),
+            source_labels_S=self._copied(labels.source_N[fed.source_rows]),
+            target_labels_T=of_target(labels.pseudo_labels_N),
+            features_TC=of_target(labels.features_NC) if needs_features else None,
+            stripe_labels_TS=of_target(labels.stripe_labels_NS),
         )
 
     def on_device(self, given: HostBatch) -> TrainBatch:
-        """The rest, from tensors on the device; a function of them alone, which never waits."""
+        """The device's work: a function of these tensors alone, without a wait."""
         images_BCHW = given.images_BHWC.permute(0, 3, 1, 2)
         return TrainBatch(
             augment(images_BCHW, given.table_BX),

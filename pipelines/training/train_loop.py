@@ -2,51 +2,42 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
-from daal.captured_step import WARM_UP, WARM_UP_OF_DDP, CapturedStep, CudaGraph
 from daal.config import Config, FitConfig
 from daal.data.plan import Plan
-from daal.errors import ClusterError, TrainingDiverged, first_line
+from daal.errors import TrainingDiverged
 from daal.host_copy import HostCopy
 from daal.losses import LossTerms
 from daal.nn.network import DaalNetwork
 from daal.optimizer import set_learning_rate
-from daal.step import mixed_precision, raise_if_diverged, train_step
+from daal.step import raise_if_diverged
 from pipelines.images.pixels import pixel_reader
-from pipelines.images.stream import FedBatch, StreamSource, ahead, kept_batches, streamed_batches
+from pipelines.images.prefetch import ahead
+from pipelines.images.stream import FedBatch, StreamSource, kept_batches, streamed_batches
 from pipelines.training.diverged_step import keep_step
+from pipelines.training.fit_log import FitLog, FitTimes
+from pipelines.training.step_function import step_function
 from pipelines.training.train_batch import BatchMaker, HostBatch, Labels
 from pipelines.training.train_state import TrainState, Weights
-from pipelines.workers.group import LOG_SECONDS, Worker
-
-
-@dataclass
-class FitTimes:
-    """Where a worker's time went, in seconds."""
-
-    started: float  # when the first step began, since the epoch
-    input: float = 0.0  # waiting for images
-    first_step: float = 0.0
-    checkpoints: float = 0.0  # copying them to the host, and waiting for the last one
-    total: float = 0.0  # of the first step and all that followed
+from pipelines.workers.group import Worker
 
 
 @dataclass(frozen=True)
 class FitOutcome:
-    """What a worker returns of a fit; the weights come from rank 0 alone."""
+    """What a worker returns of a fit."""
 
-    weights: Weights | None
+    weights: Weights | None  # of rank 0
     num_workers: int
     device: str
     images: str  # where pixels came from: jpeg, decoded or device
-    first_step: int  # above 0 if it went on from a checkpoint
+    first_step: int  # above 0 if it resumed from a checkpoint
     times: FitTimes
 
 
@@ -63,7 +54,7 @@ class FitJob:
     start: ray.ObjectRef[Any]  # Weights to start from, {} for none
 
     def run(self, worker: Worker) -> FitOutcome:
-        """All steps of the plan, or those behind the last checkpoint of this stage.
+        """All steps of the plan, or those after the last checkpoint of this stage.
 
         Raises:
             TrainingDiverged: on every worker, with the weights of the step before.
@@ -75,15 +66,12 @@ class FitJob:
         state = TrainState.start(self.stage, worker, network, plan, fit, config)
         maker = BatchMaker(labels, config, self.iteration, worker.device)
         first_step = state.next_step
-        images, fed_batches = self._fed(worker, plan, first_step)
-        batches = self._on_host(fed_batches, plan, maker)
-        if worker.device.type == "cuda":
-            batches = ahead(batches, 2)  # on a CPU, the thread would take the step's own core
+        images, batches = self._batches(worker, plan, maker, first_step)
         earlier = None  # the step before, which a GPU may still be working on
 
         state.network.train()
-        train = self._training(state, maker)
-        times, log = FitTimes(time.time()), _Log(self.stage, worker, plan)
+        take_step = step_function(state, maker, config)
+        times, log = FitTimes(time.time()), FitLog(self.stage, worker, plan)
         clock = begun = time.monotonic()
         for step, parts in batches:
             times.input += time.monotonic() - clock
@@ -93,17 +81,17 @@ class FitJob:
             rate = set_learning_rate(
                 state.optimizer, fit, step, plan.steps_per_epoch, self.iteration
             )
-            terms = train(parts)
+            terms = take_step(parts)
             last = step + 1 == plan.num_steps
             end_of_epoch = (step + 1) % plan.steps_per_epoch == 0
             leaving = end_of_epoch and worker.must_leave()
             due = end_of_epoch and (epoch + 1) % config.checkpoint_every_epochs == 0
             saves = last or leaving or due
             if earlier is not None:
-                self._check(state, maker, *earlier)
+                self._raise_if_diverged(state, maker, *earlier)
             earlier = HostCopy(state.diverged), terms, step, parts
             if saves or worker.device.type == "cpu":
-                self._check(state, maker, *earlier)
+                self._raise_if_diverged(state, maker, *earlier)
 
             clock = time.monotonic()
             if step == first_step:
@@ -116,58 +104,47 @@ class FitJob:
                 state.writer.finish()
             if end_of_epoch:
                 # DDP sorts its buckets after its first step, and with them the order of additions.
-                # Wrapped again wherever a run may be resumed, both continue alike.
+                # A new DDP wherever a run may resume: a resumed run adds in the same order.
                 if worker.world_size > 1:
-                    train = self._training(state, maker)
+                    take_step = step_function(state, maker, config)
                 times.checkpoints += time.monotonic() - clock
                 clock = time.monotonic()
         times.total = time.monotonic() - begun
 
         return FitOutcome(
-            state.result() if worker.rank == 0 else None,
-            worker.world_size,
-            str(worker.device),
-            images,
-            first_step,
-            times,
+            weights=state.result() if worker.rank == 0 else None,
+            num_workers=worker.world_size,
+            device=str(worker.device),
+            images=images,
+            first_step=first_step,
+            times=times,
         )
 
-    def _training(
-        self, state: TrainState, maker: BatchMaker
-    ) -> Callable[[Sequence[HostBatch]], LossTerms]:
-        """`train_step` on the parts of a batch, with all workers; captured where that is wanted."""
-        worker = state.worker
-        autocast = mixed_precision(worker.device, self.config.mixed_precision)
+    def _batches(
+        self, worker: Worker, plan: Plan, maker: BatchMaker, first_step: int
+    ) -> tuple[str, Iterator[tuple[int, list[HostBatch]]]]:
+        """Where pixels come from, and the parts of each step's batch, prepared on the host."""
+        config, stream = self.config, self.stream
+        share = worker.rank, worker.world_size
+        fed: Iterator[FedBatch]
+        if stream.source.keeps(plan.source_rows) and stream.target.keeps(plan.target_rows):
+            source = pixel_reader(worker, stream.source, self.config)
+            target = pixel_reader(worker, stream.target, self.config)
+            images = "device" if source.on_device and target.on_device else "decoded"
+            fed = kept_batches(plan, source, target, first_step, *share)
+        else:
+            images = "jpeg"
+            fed = streamed_batches(stream, first_step, plan.num_steps, *share)
 
-        def take(parts: Sequence[HostBatch]) -> LossTerms:
-            batches = [maker.on_device(part.to(worker.device)) for part in parts]
-            return train_step(
-                *(model, batches, state.optimizer, self.config.loss),
-                *(state.diverged, _agree, autocast, state.teacher),
-            )
+        def on_host(batch: FedBatch) -> tuple[int, list[HostBatch]]:
+            parts = (batch.part(at, config.accumulate) for at in range(config.accumulate))
+            return batch.step, [maker.on_host(part, plan.epoch_of(batch.step)) for part in parts]
 
-        if not is_captured(worker, self.config):
-            model = state.distributed()
-            return take
-        graph = CudaGraph()
-        with graph.beside():  # where DDP's own work is to be captured
-            model = state.distributed()
-        warm_up = WARM_UP if worker.world_size == 1 else WARM_UP_OF_DDP
-        return CapturedStep(take, worker.device, graph, warm_up, self._not_captured(worker))
+        batches = map(on_host, fed)
+        # On a CPU, a thread would take the step's own core.
+        return images, ahead(batches, 2) if worker.device.type == "cuda" else batches
 
-    def _not_captured(self, worker: Worker) -> Callable[[RuntimeError], None]:
-        """What becomes of a capture that fails: the run ends if it was asked for."""
-
-        def tell(error: RuntimeError) -> None:
-            reason = f"the step can't be captured as a CUDA graph ({first_line(error)})"
-            if self.config.ray.cuda_graph is True:
-                raise ClusterError(f"{reason}; set ray.cuda_graph=false.") from error
-            note = f"{reason}; its kernels are launched one by one"
-            worker.log({"stage": self.stage, "note": note})
-
-        return tell
-
-    def _check(
+    def _raise_if_diverged(
         self,
         state: TrainState,
         maker: BatchMaker,
@@ -176,7 +153,7 @@ class FitJob:
         step: int,
         parts: Sequence[HostBatch],
     ) -> None:
-        """`raise_if_diverged`, with the step kept where it can be computed again."""
+        """The check of `step`. The step is kept on workers where it can be computed again."""
         try:
             raise_if_diverged(diverged, terms, step)
         except TrainingDiverged as error:
@@ -188,69 +165,14 @@ class FitJob:
                 kept = keep_step(worker.folder, name, state.network, batches, self.config)
                 where = f" The step is kept: daal replay {kept}"
             if worker.world_size > 1:
-                distributed.barrier()  # the first to raise ends the others
+                distributed.barrier()  # the first worker that raises ends the others
             raise TrainingDiverged(f"{error}{where}") from None
-
-    def _fed(self, worker: Worker, plan: Plan, first_step: int) -> tuple[str, Iterator[FedBatch]]:
-        stream, share = self.stream, (worker.rank, worker.world_size)
-        if stream.source.keeps(plan.source_rows) and stream.target.keeps(plan.target_rows):
-            source = pixel_reader(worker, stream.source, self.config)
-            target = pixel_reader(worker, stream.target, self.config)
-            images = "device" if source.on_device and target.on_device else "decoded"
-            batches = kept_batches(plan, source, target, first_step, *share)
-        else:
-            images = "jpeg"
-            batches = streamed_batches(stream, first_step, plan.num_steps, *share)
-        return images, batches
-
-    def _on_host(
-        self, batches: Iterator[FedBatch], plan: Plan, maker: BatchMaker
-    ) -> Iterator[tuple[int, list[HostBatch]]]:
-        """Steps, and the parts of each one's batch."""
-        num_parts = self.config.accumulate
-        for fed in batches:
-            epoch = plan.epoch_of(fed.step)
-            parts = [maker.on_host(fed.part(at, num_parts), epoch) for at in range(num_parts)]
-            yield fed.step, parts
-
-
-@dataclass
-class _Log:
-    """Rank 0's lines about a training, one every few seconds."""
-
-    stage: str
-    worker: Worker
-    plan: Plan
-    shown: float = field(default_factory=time.monotonic)
-    num_steps: int = 0
-
-    def step(self, step: int, terms: LossTerms, rate: float, input_share: float) -> None:
-        plan, now = self.plan, time.monotonic()
-        self.num_steps += 1
-        last = step + 1 == plan.num_steps
-        if self.worker.rank != 0 or (not last and now - self.shown <= LOG_SECONDS):
-            return
-        num_images = self.num_steps * (plan.batch_source + plan.batch_target)
-        self.worker.log({
-            "stage": self.stage, "epoch": plan.epoch_of(step) + 1, "epochs": plan.epochs,
-            "step": step + 1, "steps": plan.num_steps, "loss": terms.as_dict(), "lr": rate,
-            "images_per_s": round(num_images / (now - self.shown), 1),
-            "input_share": round(input_share, 4),
-        })  # fmt: skip
-        self.shown, self.num_steps = now, 0
-
-
-def is_captured(worker: Worker, config: Config) -> bool:
-    """Whether this worker's steps become a CUDA graph."""
-    wanted = config.ray.cuda_graph
-    by_itself = wanted == "auto" and worker.world_size == 1
-    return worker.device.type == "cuda" and (wanted is True or by_itself)
 
 
 def build_network(config: Config, labels: Labels, start: Weights) -> DaalNetwork:
-    """The network of one fit: started from `start`, target head from the cluster centroids.
+    """The network of one fit: weights of `start`, and a target head from the cluster centroids.
 
-    Heads that aren't carried over are drawn with the run's seed, the same on every worker.
+    Heads that `start` doesn't have are drawn with the run's seed, the same on every worker.
     Backbone weights come with `start`: a weights file need not exist on every node.
     """
     torch.manual_seed(config.seed)
@@ -267,8 +189,3 @@ def build_network(config: Config, labels: Labels, start: Weights) -> DaalNetwork
     if network.target_head is not None:
         network.target_head.start_from(torch.tensor(labels.centroids_KC))
     return network
-
-
-def _agree(flag: Tensor) -> None:
-    if distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.all_reduce(flag, distributed.ReduceOp.MAX)

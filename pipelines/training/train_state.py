@@ -28,7 +28,7 @@ Weights = dict[str, NDArray[Any]]  # a network's tensors, as they travel through
 
 @dataclass
 class TrainState:
-    """The weights on one worker, and what decides on the next ones."""
+    """The weights on one worker, and all that the next ones depend on."""
 
     stage: str
     worker: Worker
@@ -49,9 +49,9 @@ class TrainState:
         fit: FitConfig,
         config: Config,
     ) -> "TrainState":
-        """From the network as it is, or from the last whole checkpoint of the stage, if any."""
+        """From the last whole checkpoint of the stage, or from the network as it is."""
         network = network.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        # A copy from before workers share statistics: it takes none.
+        # Before workers share statistics: the teacher's copy shares none.
         teacher = Teacher(network, fit.teacher_momentum) if fit.teacher_momentum else None
         _share_statistics(network, worker, plan, config)
         saved = _last_checkpoint(stage, worker)
@@ -65,20 +65,25 @@ class TrainState:
                     "of either alone in rounding and in BatchNorm's groups"
                 )
                 worker.log({"stage": stage, "note": note})
-            taught = {
-                n.removeprefix(TEACHER): t for n, t in tensors.items() if n.startswith(TEACHER)
-            }
-            network.load_state_dict({n: t for n, t in tensors.items() if not n.startswith(TEACHER)})
+            taught = {name for name in tensors if name.startswith(TEACHER)}
+            network.load_state_dict({n: t for n, t in tensors.items() if n not in taught})
             if teacher is not None:
-                teacher.load_state_dict(taught)
+                teacher.load_state_dict({n.removeprefix(TEACHER): tensors[n] for n in taught})
         optimizer = make_optimizer(network, fit.optim)
         if saved is not None:
             checkpoint.restore_optimizer(optimizer, network.named_parameters(), optimizer_state)
         if config.compile:
             network.compile()
-        diverged = torch.zeros((), device=worker.device)
-        writer = CheckpointWriter(stage, worker)
-        return cls(stage, worker, network, optimizer, teacher, next_step, diverged, writer)
+        return cls(
+            stage=stage,
+            worker=worker,
+            network=network,
+            optimizer=optimizer,
+            teacher=teacher,
+            next_step=next_step,
+            diverged=torch.zeros((), device=worker.device),
+            writer=CheckpointWriter(stage, worker),
+        )
 
     def distributed(self) -> nn.Module:
         """The network as all workers train it together."""
@@ -94,16 +99,16 @@ class TrainState:
         )
 
     def report(self, next_step: int) -> None:
-        """Hand a checkpoint of what is here now to Ray Train; see `CheckpointWriter.begin`."""
-        taught = self.teacher.state_dict() if self.teacher is not None else {}
+        """Hand a checkpoint of the present state to Ray Train; see `CheckpointWriter.begin`."""
+        teacher = self.teacher.state_dict() if self.teacher is not None else {}
         self.writer.begin(
             next_step,
-            self.network.state_dict() | {f"{TEACHER}{n}": t for n, t in taught.items()},
+            self.network.state_dict() | {f"{TEACHER}{n}": t for n, t in teacher.items()},
             checkpoint.optimizer_tensors(self.optimizer, self.network.named_parameters()),
         )
 
     def result(self) -> Weights:
-        """What the training is for: the teacher's weights if there is one, or the network's."""
+        """The trained weights: the teacher's if there is one, or the network's."""
         trained = self.network if self.teacher is None else self.teacher.module
         return {
             name: np.asarray(tensor.cpu().contiguous().numpy())
@@ -111,12 +116,12 @@ class TrainState:
         }
 
 
-# Tensors, the optimizer's, the next step, and the number of workers that came so far.
+# Tensors, the optimizer's tensors, the next step, and the number of workers that made it.
 Saved = tuple[dict[str, Tensor], dict[str, Tensor], int, int]
 
 
 def _last_checkpoint(stage: str, worker: Worker) -> Saved | None:
-    """What Ray Train has of this stage, if all workers can read it."""
+    """Ray Train's checkpoint of this stage, if all workers can read it."""
     saved = None
     if (reported := ray.train.get_checkpoint()) is not None:
         try:
@@ -124,10 +129,10 @@ def _last_checkpoint(stage: str, worker: Worker) -> Saved | None:
                 if any(Path(directory).iterdir()):
                     saved = _read_checkpoint(Path(directory), stage, worker)
         except FileNotFoundError:
-            pass  # it was an earlier stage's, and has made room since
+            pass  # it was an earlier stage's and has been deleted
         except CheckpointError as error:
             worker.log({"stage": stage, "note": f"starts from its first step again: {error}"})
-    # Between two trainings, only the worker that reported a checkpoint knows of it.
+    # Between two trainings, only the worker that reported a checkpoint has it.
     found = torch.tensor(float(saved is not None), device=worker.device)
     if worker.world_size > 1:
         distributed.all_reduce(found, distributed.ReduceOp.MIN)
@@ -138,7 +143,7 @@ def _read_checkpoint(directory: Path, stage: str, worker: Worker) -> Saved | Non
     tensors, metadata = checkpoint.load(directory)
     if metadata["stage"] != stage:
         return None
-    workers = metadata.get("workers", worker.world_size)  # release 0.1 didn't say
+    workers = metadata.get("workers", worker.world_size)  # not in files of release 0.1
     return tensors, checkpoint.load_optimizer(directory), metadata["next_step"], workers
 
 

@@ -1,14 +1,15 @@
-"""The Ray cluster that a command joins: what RAY_ADDRESS says, and whether it answers.
-
-Ray itself asks for minutes without a word where nothing answers, and for 20 seconds where it is
-not let in.
-"""
+"""The Ray cluster that a command joins: what RAY_ADDRESS says, and whether it answers."""
 
 import os
 import socket
-from pathlib import Path
 
 from daal.errors import ClusterError
+
+OTHER_ADDRESSES = {
+    "ray": "Ray Client's, which Ray Train can't be run through",
+    "http": "the dashboard's",
+    "https": "the dashboard's",
+}
 
 
 def is_own_ray() -> bool:
@@ -17,10 +18,10 @@ def is_own_ray() -> bool:
 
 
 def cluster_address() -> str | None:
-    """RAY_ADDRESS: HOST:PORT, or auto for the one on this machine; None: a Ray of one's own.
+    """HOST:PORT from RAY_ADDRESS, or auto: the cluster on this machine; None: a Ray of one's own.
 
     Raises:
-        ClusterError: it is an address of another kind, which drivers can't join by.
+        ClusterError: it is an address of another kind.
     """
     if is_own_ray():
         return None
@@ -29,16 +30,13 @@ def cluster_address() -> str | None:
         return address
     scheme, found, _ = address.partition("://")
     if found:
-        what = {
-            "ray": "Ray Client's, which Ray Train can't be run through",
-            "http": "the dashboard's",
-            "https": "the dashboard's",
-        }.get(scheme, "of a kind that a run can't join by")
+        kind = OTHER_ADDRESSES.get(scheme, "of a kind that a run can't join by")
         raise ClusterError(
-            f"RAY_ADDRESS={address} is {what}; start the command on a node of the cluster with "
+            f"RAY_ADDRESS={address} is {kind}; start the command on a node of the cluster with "
             "RAY_ADDRESS=auto, or send the run there with daal submit --address http://HOST:8265."
         )
-    if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdigit():
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
         raise ClusterError(
             f"RAY_ADDRESS={address} has no port; give HOST:PORT as ray start prints it, usually "
             f"{address.rstrip(':')}:6379, or auto on a node of the cluster."
@@ -46,46 +44,11 @@ def cluster_address() -> str | None:
     return address
 
 
-def knock(address: str, seconds: float) -> None:
-    """Raises OSError (or OverflowError) if nothing answers at HOST:PORT; auto isn't asked."""
+def raise_if_silent(address: str, seconds: float) -> None:
+    """Raises OSError (or OverflowError) if nothing answers at HOST:PORT; auto isn't asked.
+
+    Ray itself would wait for minutes without a word.
+    """
     host, _, port = address.rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
-
-
-def token_refused(address: str, seconds: float) -> str | None:
-    """Why the cluster at HOST:PORT would not let this user in, with what to set; None if it would.
-
-    The token, which Ray sends unencrypted too, is sent only where one is asked for.
-    """
-    import grpc
-
-    def status(metadata: list[tuple[str, str]]) -> str:
-        # Not by way of http_proxy: the cluster's own network is meant, and its token.
-        with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-            ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")
-            try:
-                ask(b"", timeout=seconds, metadata=metadata)
-            except grpc.RpcError as error:
-                return str(error.code().name)
-        return "OK"
-
-    if not address.rpartition(":")[2].isdigit() or status([]) != "UNAUTHENTICATED":
-        return None  # it asks for none; or it isn't for us to know
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        return "it asks for a token, and RAY_AUTH_MODE is not token"
-    token = os.environ.get("RAY_AUTH_TOKEN")
-    if not token:
-        path = token_path()
-        try:
-            token = path.read_text(encoding="ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            return f"it asks for a token, and {path} can't be read"
-    if status([("authorization", f"Bearer {token}")]) == "UNAUTHENTICATED":
-        return "it refuses the token"
-    return None
-
-
-def token_path() -> Path:
-    """Where Ray looks for this user's token. It begins with ~ if the user's home isn't known."""
-    return Path(os.path.expanduser(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token"))

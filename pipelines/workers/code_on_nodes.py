@@ -1,7 +1,7 @@
-"""Whether each node of a cluster would run the same code as this command.
+"""Whether each node of a cluster has the same code as this command.
 
 Ray sends functions by the name of their module, and each node imports what it finds under that
-name: another version, or a `cluster` of another project.
+name: perhaps another version, or a `cluster` of another project.
 """
 
 import sys
@@ -14,13 +14,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from daal.errors import ClusterError
 
 PACKAGES = ("daal", "cluster", "pipelines")
-SECONDS = 120.0  # a node that doesn't answer in time is not judged here
+SECONDS = 120.0  # a node that doesn't answer in time isn't checked
 
 
 def code_found(packages: tuple[str, ...]) -> dict[str, Any]:
-    """By package: where this process finds it, or None; and a digest of all their source.
+    """Where this process finds each package (None: nowhere), and a digest of their source.
 
-    Travels by value, so that it uses nothing but the standard library.
+    Sent by value, so it uses the standard library only.
     """
     import hashlib
     from importlib.util import find_spec
@@ -40,7 +40,7 @@ def code_found(packages: tuple[str, ...]) -> dict[str, Any]:
 
 
 def check_code_on_nodes(ours: dict[str, Any]) -> None:
-    """Raises ClusterError, naming the node, if one has other code than `ours` (`code_found`)."""
+    """Raises ClusterError if a node has other code than `ours` (`code_found`)."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
         ask = ray.remote(num_cpus=0, max_retries=0)(code_found)
@@ -58,7 +58,7 @@ def check_code_on_nodes(ours: dict[str, Any]) -> None:
         try:
             theirs = ray.get(reference)
         except RayError:
-            continue  # the node has gone since
+            continue  # the node has left since
         if theirs["digest"] != ours["digest"]:
             raise ClusterError(_difference(asked[reference], ours["places"], theirs["places"]))
 

@@ -1,8 +1,7 @@
-"""Elastic groups of workers: as many as there is room for, of those that share batches equally.
+"""Elastic groups: as many workers as there is room for, that share batches equally.
 
-Ray Train counts what a cluster has room for, one worker after the other. A batch is cut into equal
-shares, so that a group of 3 may have to be one of 2; and a group that takes every CPU leaves none
-for reading images, which would wait for ever.
+Ray Train counts how many workers a cluster has room for. Here a batch is cut into equal shares, so
+that only some numbers are possible, and some CPUs must stay free for reading images.
 """
 
 from typing import Any
@@ -22,7 +21,7 @@ class EqualShares(ElasticScalingPolicy):  # type: ignore[misc]
         self._config, self._common_batch = config, common_batch
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
-        """How many workers fit into what Ray Train has reserved on each node, 0 if none do."""
+        """How many workers fit into what Ray Train has reserved on each node."""
         each = self.scaling_config._resources_per_worker_not_none
         reserved = sum(
             # A worker may reserve a fraction of a CPU, and Ray's own count rounds such sums down.
@@ -35,7 +34,7 @@ class EqualShares(ElasticScalingPolicy):  # type: ignore[misc]
 
 
 class ElasticTrainer(TorchTrainer):
-    """A TorchTrainer of such a group. Ray 2.60 makes the policy itself, with no say for us."""
+    """A TorchTrainer with this policy. Ray 2.60 has no argument for it."""
 
     def __init__(self, *arguments: Any, policy: EqualShares, **settings: Any) -> None:
         super().__init__(*arguments, **settings)

@@ -1,6 +1,6 @@
-"""Pseudo-labels and scores on GPUs: jobs of the workers, which would otherwise wait meanwhile.
+"""Pseudo-labels and scores on GPUs: jobs of the workers, which would otherwise be idle.
 
-A worker's process has loaded CUDA and all libraries already, and its GPU is its own.
+A worker's process has loaded CUDA and all libraries already, and it has a GPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,10 +31,10 @@ class StageJob:
     shared: tuple[ray.ObjectRef[Any], ...]
 
     def run(self, worker: Worker) -> list[Any] | DaalError:
-        """The values of this worker's blocks: every `world_size`th, from that of its rank on.
+        """The values of this worker's blocks: number rank, rank + world_size, ...
 
-        An error of ours is a result: what is raised would end the workers, and a run without new
-        labels may keep its last ones.
+        A DaalError is returned: raising it would end the workers, and a run without new labels may
+        keep its last ones.
         """
         mine = self.blocks[worker.rank :: worker.world_size]
         if not mine:
@@ -57,7 +57,7 @@ def stages_on(workers: Workers) -> OnGpus:
     def on_gpus(
         stage: str, function: Callable[..., Any], blocks: Sequence[tuple[int, int]], *shared: Any
     ) -> list[Any]:
-        # A worker without a block brings nothing of it to its node.
+        # A worker without a block doesn't fetch them.
         references = tuple(x if isinstance(x, ray.ObjectRef) else ray.put(x) for x in shared)
         by_rank = workers.run(StageJob(stage, function, tuple(blocks), references))
         values: list[Any] = [None] * len(blocks)
@@ -74,7 +74,7 @@ def stages_on(workers: Workers) -> OnGpus:
 class EvaluateJob:
     """Scores, computed by the first worker.
 
-    sides: references to what `pipelines.training.evaluate.both_sides` returns.
+    sides: references to the arrays of `pipelines.training.evaluate.both_sides`.
     """
 
     stage: str
@@ -82,7 +82,7 @@ class EvaluateJob:
     num_threads: int
 
     def run(self, worker: Worker) -> EvaluationResult | None:
-        """By the CPU, with a note, if the GPU's memory runs out."""
+        """On the CPU, with a note, if the GPU's memory runs out."""
         if worker.rank > 0:
             return None
         worker.reach(self.stage, 0)
@@ -99,7 +99,7 @@ class EvaluateJob:
 
 @contextmanager
 def _torch_threads(number: int) -> Iterator[None]:
-    """So many inside; as before it afterwards, whatever was set inside."""
+    """Inside, torch uses this number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

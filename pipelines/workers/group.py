@@ -2,7 +2,7 @@
 
 To start a group (processes, imports, the process group of DDP) costs tens of seconds, and each
 iteration of Algorithm 1 needs it twice. So Ray Train's training function is a loop here: a
-worker takes a job from the desk, runs it, delivers what it returns and waits for the next.
+worker takes a job from the queue, runs it, returns its result and waits for the next.
 A job is a training or an extraction; on GPUs, also pseudo-labels and scores. If a worker dies, Ray
 Train restarts the group, and the new workers take the same job again (`pipelines.workers.retries`).
 """
@@ -22,7 +22,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
 
@@ -32,9 +32,9 @@ from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
 from pipelines.workers import retries
 from pipelines.workers.elastic import ElasticTrainer, EqualShares
-from pipelines.workers.job_queue import Desk
+from pipelines.workers.job_queue import JobQueue
 from pipelines.workers.planned_faults import Fault, Point, planned_faults
-from pipelines.workers.process_group import ProcessGroup, library_settings
+from pipelines.workers.ray_environment import worker_variables
 from pipelines.workers.resources import Resources
 from pipelines.workers.turn_to_start import turn_to_start
 from pipelines.workers.watchdog import Watchdog
@@ -49,10 +49,8 @@ class Job(Protocol):
     """What workers do together. Large things in it are references into the object store."""
 
     def run(self, worker: "Worker") -> Any:
-        """This worker's part; what it returns travels through the object store.
-
-        What becomes of errors is in `pipelines.workers.retries`.
-        """
+        """This worker's part. Results travel through the object store; `pipelines.workers.retries`
+        says what errors lead to."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +60,15 @@ class Worker:
     rank: int
     world_size: int
     device: torch.device
-    desk: Any
+    queue: Any  # JobQueue
     folder: RunFolder
     watchdog: Watchdog
     faults: tuple[Fault, ...] = ()
-    kept: dict[Any, Any] = field(default_factory=dict)  # what is worth keeping between jobs
+    kept: dict[Any, Any] = field(default_factory=dict)  # from one job to the next
 
     def log(self, event: dict[str, Any]) -> None:
         """Send figures to the driver, which shows and records them."""
-        _log(self.desk, event)
+        _log(self.queue, event)
 
     def must_leave(self) -> bool:
         """Whether a node of the group is about to be taken away; all workers ask together."""
@@ -82,65 +80,64 @@ class Worker:
         return True
 
     def reach(self, stage: str, step: int, point: Point = "step") -> None:
-        """A named point of a job: a sign of life, and where a test may have planned a fault."""
+        """A named point of a job: resets the watchdog; a test may have planned a fault for it."""
         where = {"stage": stage, "step": step, "point": point, "rank": self.rank}
         self.watchdog.step(where)
         for fault in self.faults:
-            if fault.is_at(**where) and ray.get(self.desk.strike.remote(fault)):
-                fault.strike()
+            if fault.is_at(**where) and ray.get(self.queue.is_first.remote(fault)):
+                fault.happen()
 
 
 def serve(settings: dict[str, Any]) -> None:
-    """What each Ray Train worker runs: jobs, until there are no more."""
+    """Each Ray Train worker's function: runs jobs until there are no more."""
     if settings["deterministic"]:
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(settings["threads"])
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    device, desk = ray.train.torch.get_device(), settings["desk"]
-    watchdog = Watchdog(settings["stall_seconds"], lambda event: _log(desk, event))
+    device, queue = ray.train.torch.get_device(), settings["queue"]
+    watchdog = Watchdog(settings["stall_seconds"], lambda event: _log(queue, event))
     worker = Worker(
-        rank, world_size, device, desk, settings["folder"], watchdog, settings["faults"]
+        rank, world_size, device, queue, settings["folder"], watchdog, settings["faults"]
     )
     attempt = torch.zeros(1, dtype=torch.int64, device=device)
     if rank == 0:
-        attempt.fill_(ray.get(desk.enter.remote()))
+        attempt.fill_(ray.get(queue.start_attempt.remote()))
         worker.log({"stage": "workers", "starts": int(attempt), "workers": world_size})
     if distributed.is_initialized():
         distributed.broadcast(attempt, src=0)
     number = 0
     while True:
-        number, posted = ray.get(desk.take.remote(number))
-        if not posted:
+        number, given = ray.get(queue.get.remote(number))
+        if not given:
             return
         try:
-            job: Job = ray.get(posted[0])  # which imports what it is made of
+            job: Job = ray.get(given[0])  # imports the job's modules
             with worker.watchdog:
                 result = job.run(worker)
         except Exception as error:
             reason, mistake = retries.final(error), retries.mistake(error)
-            if mistake and ray.get(desk.failed_before.remote(number, mistake)):
+            if mistake and ray.get(queue.failed_before.remote(number, mistake)):
                 reason = retries.repeated(mistake)
             if reason:
-                ray.get(desk.fail.remote(number, reason))
+                ray.get(queue.fail.remote(number, reason))
             raise  # so that no other worker waits for this one
         reference = ray.put(result)
         del result, job
         free_memory(device)
-        ray.get(desk.deliver.remote(number, int(attempt), rank, world_size, [reference]))
+        ray.get(queue.add_result.remote(number, int(attempt), rank, world_size, [reference]))
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what a job has left of a GPU's memory: cuML, which has an allocator of its own,
-    finds none of torch's."""
+    """Return a GPU's unused memory to the driver: cuML has an allocator of its own."""
     if device.type == "cuda":
         gc.collect()  # DDP and its reducer refer to each other
         torch.cuda.empty_cache()
 
 
-def _log(desk: Any, event: dict[str, Any]) -> None:
-    desk.log.remote({"time": time.time(), **event})
+def _log(queue: Any, event: dict[str, Any]) -> None:
+    queue.log.remote({"time": time.time(), **event})
 
 
 class Workers:
@@ -153,7 +150,7 @@ class Workers:
         self._config = config
         self._folder = folder
         self._progress = progress
-        self._desk: Any = None
+        self._queue: Any = None
         self._group: Future[Any] | None = None
 
     def __enter__(self) -> "Workers":
@@ -162,35 +159,35 @@ class Workers:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._group is None:
             return
-        self._desk.post.remote([])
+        self._queue.put.remote([])
         if kind is None:
-            with contextlib.suppress(Exception):  # all results are in, whatever its end is like
+            with contextlib.suppress(Exception):  # all results have arrived
                 self._group.result(timeout=CLOSE_SECONDS)
-        self._group = self._desk = None
+        self._group = self._queue = None
 
     def run(self, job: Job) -> list[Any]:
         """What each worker returned, by rank.
 
         Raises:
-            DaalError: what a worker raised; ClusterError when too many workers were lost.
+            DaalError: raised by a worker; ClusterError: too many workers were lost.
         """
         if self._group is None:
             self._start()
         reference = ray.put(job)
-        with self._progress.watch(self._desk):
+        with self._progress.watch(self._queue):
             while True:
-                ray.get(self._desk.post.remote([reference]))
-                finished = self._wait(self._desk.result.remote())
+                ray.get(self._queue.put.remote([reference]))
+                finished = self._wait(self._queue.results.remote())
                 if isinstance(finished, DaalError):
                     raise finished
                 try:
                     return ray.get(finished)
                 except (ray.exceptions.ObjectLostError, ray.exceptions.RayActorError):
-                    continue  # a worker was lost with its result before we had it
+                    continue  # a worker was lost before its result was fetched
 
     def num_starts(self) -> int:
         """How often the group was started: more than once if workers were lost."""
-        return int(ray.get(self._desk.num_starts.remote())) if self._desk else 0
+        return int(ray.get(self._queue.num_starts.remote())) if self._queue else 0
 
     def _wait(self, reference: Any) -> Any:
         assert self._group is not None
@@ -202,8 +199,10 @@ class Workers:
     def _start(self) -> None:
         config, resources = self._config, self.resources
         least, most = resources.least_workers, resources.most_workers
-        scaling: Any = ScalingConfig  # typed as its predecessor, which has no ranges
-        self._desk = Desk.options(  # type: ignore[attr-defined]
+        # Their type hints are those of Ray Train's version 1.
+        scaling: Any = ScalingConfig
+        run_config: Any = RunConfig
+        self._queue = JobQueue.options(  # type: ignore[attr-defined]
             scheduling_strategy=NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=False
             )
@@ -221,7 +220,7 @@ class Workers:
         group = trainer(
             serve,
             train_loop_config={
-                "desk": self._desk,
+                "queue": self._queue,
                 "folder": self._folder,
                 "threads": resources.threads,
                 "deterministic": config.deterministic,
@@ -229,13 +228,14 @@ class Workers:
                 "stall_seconds": 60 * config.ray.stall_minutes,
             },
             scaling_config=scaling_config,
-            torch_config=ProcessGroup(environment=library_settings(config.deterministic)),
-            run_config=RunConfig(
+            torch_config=TorchConfig(),
+            run_config=run_config(
                 name="workers",
                 storage_path=self._folder.path("ray_train"),
                 storage_filesystem=self._folder.filesystem,
                 failure_config=FailureConfig(max_failures=config.ray.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
+                worker_runtime_env={"env_vars": worker_variables(config.deterministic)},
             ),
         )
         with turn_to_start(config.ray, resources, self._progress.say):

@@ -1,8 +1,8 @@
 """Planned faults, for tests of what a run survives: a worker dies or hangs at a named point.
 
 The environment variable DAAL_FAULTS holds them as JSON: [{"stage": "pretrain", "step": 5,
-"rank": 1}]. `pipelines.workers.group.Worker.reach` strikes them. Each happens once, however often
-workers restart: `pipelines.workers.job_queue.Desk.strike` remembers it.
+"rank": 1}]. `pipelines.workers.group.Worker.reach` looks for them. Each happens once, however often
+workers restart: `pipelines.workers.job_queue.JobQueue` remembers it.
 """
 
 import json
@@ -32,8 +32,8 @@ class Fault:
     def is_at(self, **where: Any) -> bool:
         return where.items() <= asdict(self).items()
 
-    def strike(self) -> None:
-        """On this process, as a machine that goes or a collective that is never joined would."""
+    def happen(self) -> None:
+        """Kill this process, or hang for ever."""
         if self.kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         while True:
@@ -41,6 +41,6 @@ class Fault:
 
 
 def planned_faults() -> tuple[Fault, ...]:
-    """The faults of this process's environment; none where it says nothing."""
+    """The faults in this process's environment."""
     plan: list[dict[str, Any]] = json.loads(os.environ.get(FAULTS, "[]"))
     return tuple(Fault(**fault) for fault in plan)

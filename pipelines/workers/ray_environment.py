@@ -1,7 +1,7 @@
-"""The variables that Ray and oneDNN are started with; what the user has set stays.
+"""Variables that Ray and oneDNN are started with; what the user has set stays.
 
-They are set for the command's own process, or for the length of a `ray_session`. To import
-`pipelines` sets none.
+They are set for a command's process, or for the length of a `ray_session`. Importing `pipelines`
+sets none.
 """
 
 import os
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 from pipelines.workers.cluster_address import is_own_ray
 
-# Without it, CPUs with AMX are left without bf16 (`daal.cpu_bf16`).
+# Without it, CPUs with AMX don't compute in bf16 (`daal.cpu_bf16`).
 ONEDNN = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 ALWAYS = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab is empty without
-    # A task without a GPU sees none. By Ray's default it sees all of its node's, and a library
-    # that looks for one would take memory of it.
+    # A task without a GPU sees none. By Ray's default it sees all GPUs of its node, and a library
+    # that looks for one would take some of its memory.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     **ONEDNN,
 }
@@ -24,30 +24,44 @@ OWN_RAY = {
     # Ray's own switch, by the name of where it is the default: all its ports on loopback.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray lowers its workers' priority (nice 15): beside any other program at work they would get
-    # some hundredth of its time, and start for minutes.
+    # Ray lowers its workers' priority (nice 15): beside other busy programs they would take minutes
+    # to start.
     "RAY_worker_niceness": "0",
     # Ray's C++ side writes warnings about its own actors to our standard error.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 
+def worker_variables(deterministic: bool) -> dict[str, str]:
+    """Variables of a training's workers, for libraries that read them once."""
+    wanted = {
+        # Shared BatchNorm's groups of workers exchange sums during DDP's reduction of all workers.
+        # Without this, two groups at once may wait for each other for ever.
+        "NCCL_LAUNCH_ORDER_IMPLICIT": "1",
+        **ONEDNN,
+    }
+    if deterministic:
+        wanted["NCCL_ALGO"] = "Ring"  # a switch that adds (NVLS) does it in any order
+        wanted["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch requires it
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
+
 def set_for_process() -> None:
-    """For a command: before Ray is imported, which reads some of them then."""
+    """For a command: call it before Ray is imported, which reads some of them."""
     for name, value in _missing().items():
         os.environ[name] = value
 
 
 @contextmanager
 def set_for_session() -> Iterator[None]:
-    """For a program that has imported Ray already; what was set is taken back at the end."""
+    """For a program that has imported Ray already. All is as before at the end."""
     from ray._private import ray_constants
 
     missing = _missing()
-    # A session may set these two, or Ray itself.
+    # A session or Ray may set these two.
     before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
     was_cluster = ray_constants.ENABLE_RAY_CLUSTER
-    # Ray has read this one at its import; the processes that it starts read the variable.
+    # Ray read this one at its import; the processes that it starts read the variable.
     switch = missing.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
     if switch:
         ray_constants.ENABLE_RAY_CLUSTER = False

@@ -1,7 +1,7 @@
-"""What a run takes of a cluster; what can't be placed is refused.
+"""How many workers, GPUs and threads a run takes of a cluster.
 
-`plan` is a pure function of the nodes and the configuration, and counts node by node: a worker
-needs its CPUs and its GPU on one node.
+`plan` is a pure function of the nodes and the configuration. It counts node by node, because a
+worker needs its CPUs and its GPU on one node.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from daal.errors import ClusterError
 
 @dataclass(frozen=True)
 class Node:
-    """What a node has. Its CPUs are as many as Ray was told, its cores those that compute."""
+    """What a node has. `cpus` is what Ray was told; `cores` is what computes."""
 
     cpus: float
     gpus: float
@@ -32,19 +32,16 @@ class Node:
 
 @dataclass(frozen=True)
 class Resources:
-    """What this run takes of the cluster.
+    """What a run takes of the cluster. A worker has a whole GPU: Ray plans groups by each node's
+    sum of GPUs, which would be wrong for fractions."""
 
-    A worker has a whole GPU. Ray plans groups of workers by each node's sum of GPUs, which says
-    how many find room only if none takes a fraction.
-    """
-
-    num_workers: int  # as many as there is room for now
-    least_workers: int  # an elastic run continues with these
+    num_workers: int  # that fit now
+    least_workers: int  # an elastic run continues with this number
     most_workers: int
     use_gpu: bool
     cpus_per_worker: float
     threads: int  # of each worker
-    threads_per_task: int  # pseudo-labels and scores: while they are made, the workers wait
+    threads_per_task: int  # pseudo-labels and scores, while the workers wait
     node_store_bytes: int  # the smallest object store of the nodes that get workers
     num_gpus: int = 0  # of the whole cluster
 
@@ -75,8 +72,8 @@ def plan(
 ) -> Resources:
     """What a run takes of these nodes.
 
-    As many workers as divide `common_batch` (`Config.common_batch`) share its batches equally;
-    0: any number does. `threads` of each worker are by default a node's cores divided by its
+    The number of workers divides `common_batch` (`Config.common_batch`), so that they share batches
+    equally; 0: any number does. threads: of each worker, by default a node's cores divided by its
     workers.
 
     Raises:
@@ -87,7 +84,7 @@ def plan(
     if config.use_gpu == "auto":
         on_gpus = count_places(nodes, config, use_gpu=True)
         use_gpu = on_gpus > 0
-        if 0 < on_gpus < least:  # rather few workers on GPUs than all of them on CPUs
+        if 0 < on_gpus < least:  # fewer workers on GPUs are preferred to all on CPUs
             least = most = largest_share(on_gpus, common_batch or least)
     _raise_if_too_small(nodes, config, least, use_gpu)
     num_workers = largest_share(min(most, fitting_workers(nodes, config, use_gpu)), common_batch)
@@ -108,7 +105,7 @@ def plan(
 
 
 def count_places(nodes: Sequence[Node], config: RayConfig, use_gpu: bool) -> int:
-    """How many workers find their CPUs, and a GPU if they need one, on these nodes."""
+    """How many workers fit on these nodes, each with its CPUs and its GPU if `use_gpu`."""
     return sum(node.places(config.cpus_per_worker, use_gpu) for node in nodes)
 
 
@@ -119,7 +116,7 @@ def fitting_workers(nodes: Sequence[Node], config: RayConfig, use_gpu: bool) -> 
 
 
 def largest_share(num_workers: int, common_batch: int) -> int:
-    """The most workers, up to so many, that divide `common_batch`; 0 if there are none."""
+    """The largest number up to `num_workers` that divides `common_batch`; 0 if there is none."""
     return next((n for n in range(num_workers, 0, -1) if common_batch % n == 0), 0)
 
 
@@ -132,7 +129,7 @@ def cluster_nodes() -> list[Node]:
             continue
         has = node["Resources"]
         cpus = has.get("CPU", 0.0)
-        # Ray may have been told of more CPUs than this machine has; elsewhere it is believed.
+        # Ray may have been told more than this machine has; other nodes can't be checked.
         cores = min(int(cpus), cpus_here) if node["NodeManagerAddress"] == here else int(cpus)
         store_bytes = int(has.get("object_store_memory", 0.0))
         nodes.append(Node(cpus, has.get("GPU", 0.0), max(1, cores), store_bytes))
@@ -142,7 +139,7 @@ def cluster_nodes() -> list[Node]:
 def _packed(
     nodes: Sequence[Node], config: RayConfig, num_workers: int, use_gpu: bool
 ) -> list[tuple[Node, int]]:
-    """The nodes that get workers, and how many: as Ray packs them, the roomiest node first."""
+    """The nodes that get workers, and how many. Ray fills the node with most room first."""
     held = []
     places = [(node.places(config.cpus_per_worker, use_gpu), node) for node in nodes]
     for number, node in sorted(places, key=lambda place: (-place[0], -place[1].cores)):

@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import secrets
 import signal
 import sys
 import tempfile
@@ -11,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, chdir, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, chdir, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +24,16 @@ from daal.available_cpus import available_cpus
 from daal.config import RayConfig
 from daal.errors import ClusterError
 from pipelines.show.console import errors, show
-from pipelines.workers.cluster_address import cluster_address, knock, token_path, token_refused
+from pipelines.workers.cluster_address import cluster_address, raise_if_silent
 from pipelines.workers.code_on_nodes import PACKAGES, check_code_on_nodes, code_found
 from pipelines.workers.own_ray import start_own_ray
 from pipelines.workers.ray_environment import set_for_session
+from pipelines.workers.ray_token import ensure_private_token, token_path, token_refused
 from pipelines.workers.resources import Resources
 from pipelines.workers.wait_for_nodes import place_in_time
 
-KNOCK_SECONDS = 10.0
-LOOK_SECONDS, LOST_SECONDS = 3.0, 40.0  # whether the cluster is there; until it is given up
+ANSWER_SECONDS = 10.0  # that a cluster has to answer
+LOOK_SECONDS, LOST_SECONDS = 3.0, 40.0  # between looks at the cluster; until it counts as lost
 
 
 @contextmanager
@@ -43,10 +43,9 @@ def ray_session(
     """Ray for the length of a run: RAY_ADDRESS's cluster if set, a local one otherwise.
 
     A local Ray listens on loopback only and asks for a token, unless RAY_AUTH_MODE says
-    otherwise; it gets as many logical CPUs as the run needs, however few cores there are.
-    The run's workers share batches that `common_batch` divides
-    (`pipelines.workers.resources.plan`). With ray.use_gpu=auto, an autoscaling cluster is asked
-    for GPUs if `start_gpus`.
+    otherwise. It gets as many logical CPUs as the run needs, however few cores there are.
+    common_batch: see `pipelines.workers.resources.plan`. start_gpus: with ray.use_gpu=auto, ask an
+    autoscaling cluster for GPUs.
 
     Raises:
         ClusterError: the cluster can't be reached, refuses the token, is too small, or has other
@@ -73,7 +72,7 @@ def ray_session(
 
 
 def silence_ray_data() -> None:
-    """It reports every execution on the driver's console, through loggers of its own."""
+    """Ray Data would report every execution on the driver's console."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -81,8 +80,8 @@ def silence_ray_data() -> None:
 
 @contextmanager
 def _reports_on_standard_error() -> Iterator[None]:
-    """Standard output is for results, and whatever is asked of `ray.init`, Ray prints there what
-    its nodes report: a worker that was ended for want of memory, or that many have started."""
+    """Ray prints what its nodes report, such as a worker that was ended for want of memory, on
+    standard output, which is for results. No argument of `ray.init` changes that."""
     rays_print = rays.print_to_stdstream
 
     def on_standard_error(data: Any, ignore_prefix: bool) -> None:
@@ -98,8 +97,8 @@ def _reports_on_standard_error() -> Iterator[None]:
 def _start_or_join(address: str | None, config: RayConfig, verbose: bool) -> None:
     quiet = logging.INFO if verbose else logging.ERROR
     common: dict[str, Any] = {"logging_level": quiet, "log_to_driver": verbose}
-    # Ray puts the current folder in front of its workers' sys.path, with whatever cluster.py lies
-    # there; from here, they find the code that runs this command.
+    # Ray puts the current folder first in its workers' sys.path, where another cluster.py may be.
+    # From this folder they find the code that runs this command.
     code = Path(__file__).resolve().parents[2]
     if os.environ.get("RAY_AUTH_TOKEN_PATH"):  # Ray's processes are in another folder
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_path().absolute())
@@ -109,8 +108,8 @@ def _start_or_join(address: str | None, config: RayConfig, verbose: bool) -> Non
             if address:
                 if address == "auto":
                     address = canonicalize_bootstrap_address_or_die(address)
-                knock(address, KNOCK_SECONDS)
-                if refused := token_refused(address, KNOCK_SECONDS):
+                raise_if_silent(address, ANSWER_SECONDS)
+                if refused := token_refused(address, ANSWER_SECONDS):
                     raise ClusterError(
                         f"the Ray cluster at {address} can't be used: {refused}; set "
                         "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file that holds the "
@@ -128,7 +127,7 @@ def _start_or_join(address: str | None, config: RayConfig, verbose: bool) -> Non
 
 
 def reason(error: Exception) -> str:
-    """What Ray says, in one line; of different versions, which they are."""
+    """Ray's error in one line; if versions differ, which they are."""
     text = str(error)
     if "Version mismatch" in text:
         versions = re.findall(r"(?:Ray|Python): (\S+)", text)
@@ -148,7 +147,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def _without_its_first_line() -> Iterator[None]:
-    """Ray's C++ side says on file descriptor 2 that it will say nothing; all else is passed on."""
+    """Leaves out what Ray's C++ side writes to file descriptor 2 because its log level is set."""
     with os.fdopen(os.dup(2), "wb") as terminal, tempfile.TemporaryFile() as kept:
         os.dup2(kept.fileno(), 2)
         try:
@@ -161,56 +160,24 @@ def _without_its_first_line() -> Iterator[None]:
 
 
 def _end_on_sigterm() -> None:
-    # The handler that Ray installs prints stacks, and aborts the process three seconds later.
+    # Ray's own handler prints stacks and aborts the process three seconds later.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _watch_cluster(over: threading.Event) -> None:
-    # Ray ends a driver that has lost its cluster for a minute, from within and in its own words.
+    # Ray's C++ side would end a driver that has lost its cluster for a minute, without a remedy.
     address = ray.get_runtime_context().gcs_address
     lost_since = None
     while not over.wait(LOOK_SECONDS):
         try:
-            knock(address, KNOCK_SECONDS)
+            raise_if_silent(address, ANSWER_SECONDS)
             lost_since = None
         except OSError:
             lost_since = lost_since or time.monotonic()
             if time.monotonic() - lost_since > LOST_SECONDS:
                 errors.show_cursor()  # which the live table has hidden
-                gone = f"the Ray cluster at {address} is gone"
-                show("red", "error", f"{gone}; the same command continues the run on another one.")
+                lost = f"lost the connection to the Ray cluster at {address}"
+                show("red", "error", f"{lost}; the same command continues the run on another one.")
                 sys.stderr.flush()
                 os._exit(ClusterError.exit_code)  # nothing of Ray answers any more
-
-
-def ensure_private_token() -> None:
-    """Make the token that a local Ray asks for, if there is none, readable to this user alone.
-
-    Ray 2.60 would write it with the umask's mode, so that others could read it for a while. Where
-    no file can be written (a container without a home), this process and its Ray have a token
-    of their own, which nobody else is told.
-    """
-    mode = os.environ.get("RAY_AUTH_MODE", "token")
-    if mode.lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
-        return
-    path = token_path()
-    if path.parts[0] == "~":
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        return
-    if path.is_file():
-        with suppress(PermissionError):  # another user's, whom we may read by their wish
-            path.chmod(0o600)
-        return
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError:
-        if path.is_file():  # another run was faster
-            return
-        if os.environ.get("RAY_AUTH_TOKEN_PATH"):
-            raise  # it was asked for
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        return
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_hex(32))

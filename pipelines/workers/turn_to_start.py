@@ -1,7 +1,7 @@
 """Runs on one cluster start their workers one after the other, and only where all of a run fits.
 
-Workers hold their CPUs as long as the run lasts. If the workers of two runs took all there are
-between them, both would wait for ever for a CPU to decode images with.
+Workers hold their CPUs as long as the run lasts. Two runs whose workers took all CPUs between them
+would both wait for ever for a CPU that decodes images.
 """
 
 import time
@@ -17,7 +17,7 @@ from pipelines.workers.cluster_address import cluster_address
 from pipelines.workers.resources import Resources
 
 NAME, NAMESPACE = "starting", "daal"
-PATIENCE_SECONDS = 5.0  # until waiting is worth a word
+PATIENCE_SECONDS = 5.0  # until the user is told
 POLL_SECONDS = 1.0
 
 
@@ -30,48 +30,50 @@ class _Turn:
 def turn_to_start(
     config: RayConfig, resources: Resources, say: Callable[[str], None]
 ) -> Iterator[None]:
-    """Waits for this run's turn and for room; inside, its workers are to be started.
+    """Waits for this run's turn and for room; start the workers inside.
 
-    A Ray of the run's own has no other runs and room enough.
+    A Ray of the run's own has no other runs and enough room.
     """
     if not cluster_address():
         yield
         return
-    turn = _take_turn(say)
+    waits = "note: waiting for another run, which is waiting for room or starting"
+    turn = _wait_for(_take_turn, lambda: say(waits))
     try:
-        _wait_for_room(config, resources, say)
+        room = ask_for_room(config, resources)
+        try:
+            _wait_for(
+                lambda: ray.wait([room.ready()], timeout=POLL_SECONDS)[0],
+                lambda: say(_what_is_missing(config, resources)),
+            )
+        finally:
+            remove_placement_group(room)
         yield
     finally:
         ray.kill(turn)
 
 
-def _take_turn(say: Callable[[str], None]) -> Any:
+def _wait_for(attempt: Callable[[], Any], tell: Callable[[], None]) -> Any:
+    """The first true value of `attempt`; `tell` is called once if it takes long."""
     started, told = time.monotonic(), False
-    while True:
-        try:
-            return _Turn.options(name=NAME, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
-        except ValueError:  # the name is taken
-            if not told and time.monotonic() - started > PATIENCE_SECONDS:
-                told = True
-                say("note: waiting for another run, which is waiting for room or starting")
-            time.sleep(POLL_SECONDS)
+    while not (found := attempt()):
+        if not told and time.monotonic() - started > PATIENCE_SECONDS:
+            told = True
+            tell()
+    return found
 
 
-def _wait_for_room(config: RayConfig, resources: Resources, say: Callable[[str], None]) -> None:
-    room = ask_for_room(config, resources)
-    started, told = time.monotonic(), False
+def _take_turn() -> Any:
     try:
-        while not ray.wait([room.ready()], timeout=POLL_SECONDS)[0]:
-            if not told and time.monotonic() - started > PATIENCE_SECONDS:
-                told = True
-                say(_what_is_missing(config, resources))
-    finally:
-        remove_placement_group(room)
+        return _Turn.options(name=NAME, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
+    except ValueError:  # the name is taken
+        time.sleep(POLL_SECONDS)
+        return None
 
 
 def ask_for_room(config: RayConfig, resources: Resources) -> Any:
-    """A placement group of all that a run holds at a time: granted whole or not at all, and seen
-    by an autoscaler as demand."""
+    """A placement group of all that a run holds at a time. Ray grants it whole or not at all, and
+    an autoscaler sees it as demand."""
     workers = [resources.per_worker] * resources.least_workers
     return placement_group([*workers, *[{"CPU": 1.0}] * config.data_cpus])
 

@@ -1,4 +1,4 @@
-"""A cluster that is too small for a run gets time to grow: an autoscaler starts nodes on demand."""
+"""Waiting for an autoscaler to start nodes when a cluster is too small for a run."""
 
 import json
 import time
@@ -21,15 +21,17 @@ from pipelines.show.console import show
 from pipelines.workers.cluster_address import cluster_address
 from pipelines.workers.resources import Resources, cluster_nodes, count_places, largest_share, place
 
-# Without word of new nodes for so long, none are coming: autoscalers report every 5 seconds.
+# If no new nodes are reported for this long, none will come: autoscalers report every 5 seconds.
 QUIET_SECONDS = 20.0
 POLL_SECONDS = 1.0
 RPC_SECONDS = 10.0
 
 
 def place_in_time(config: RayConfig, common_batch: int = 0, start_gpus: bool = True) -> Resources:
-    """`place`, as soon as there are nodes enough. With ray.use_gpu=auto and `start_gpus`, GPUs are
-    waited for if the cluster starts nodes that have some.
+    """`place`, as soon as there are enough nodes.
+
+    With ray.use_gpu=auto and `start_gpus`, it waits for GPUs if the cluster can start nodes with
+    GPUs.
 
     Raises:
         ClusterError: the run doesn't fit, after ray.wait_minutes.
@@ -59,9 +61,9 @@ def place_in_time(config: RayConfig, common_batch: int = 0, start_gpus: bool = T
 
 
 def _wait_for_gpus(config: RayConfig, common_batch: int, last: float) -> bool:
-    """Asks an autoscaler for the workers' GPUs, until they are there or none are coming.
+    """Ask an autoscaler for the workers' GPUs, until they are there or none will come.
 
-    Returns whether a request is left.
+    Returns whether the request still stands.
     """
     number = config.num_workers
     if _gpus_are_there(config, number) or not _has_autoscaler(last):
@@ -105,7 +107,7 @@ def _gpus_are_there(config: RayConfig, number: int) -> bool:
 
 
 def _has_autoscaler(last: float) -> bool:
-    # A young cluster has reported nothing yet; some time must be left to ask it.
+    # A new cluster has reported nothing yet; some time must remain to ask it.
     last = min(last - QUIET_SECONDS, time.monotonic() + QUIET_SECONDS)
     while not (types := autoscaler_report().node_types) and time.monotonic() < last:
         time.sleep(POLL_SECONDS)
@@ -114,10 +116,10 @@ def _has_autoscaler(last: float) -> bool:
 
 
 class AutoscalerReport(NamedTuple):
-    """What an autoscaler says of the nodes that are there, and of others.
+    """Types of the present nodes, whether more are starting, and what can't be started.
 
-    refused: version 2 starts no nodes where it can't start all that a request needs, and says of
-    which requests that is so: here, for how many workers with GPUs. Version 1 starts what it can.
+    refused: numbers of workers with GPUs that version 2 can't start. It starts no node of such a
+    request; version 1 starts what it can.
     """
 
     node_types: list[str]
@@ -126,7 +128,7 @@ class AutoscalerReport(NamedTuple):
 
 
 def autoscaler_report() -> AutoscalerReport:
-    """The last report of the joined cluster, by either version of Ray's autoscaler."""
+    """The last report of either version of Ray's autoscaler."""
     if is_autoscaler_v2():
         return _report_of_version_2(GcsClient(ray.get_runtime_context().gcs_address))
     text = _internal_kv_get(DEBUG_AUTOSCALING_STATUS)
@@ -136,7 +138,7 @@ def autoscaler_report() -> AutoscalerReport:
 
 
 def _report_of_version_2(client: Any) -> AutoscalerReport:
-    # Ray's own `get_cluster_status` leaves out what is refused.
+    # Ray's own `get_cluster_status` doesn't return refused requests.
     reply = GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=RPC_SECONDS))
     nodes, state = reply.cluster_resource_state.node_states, reply.autoscaling_state
     return AutoscalerReport(

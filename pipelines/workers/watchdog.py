@@ -1,7 +1,6 @@
-"""A worker that makes no step for long says where it is and ends, so that the group starts anew.
+"""A worker that makes no step for long reports its stacks and ends, so that the group restarts.
 
-A lost message or a rank that hangs leaves all others waiting inside a collective, for ever as it
-looks from outside. Every rank notices by itself that it stands still, and tells where.
+After a lost message, or when one rank hangs, all others wait inside a collective for ever.
 """
 
 import os
@@ -14,12 +13,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-# Ranks stop a moment apart; the first to end breaks the collective the others would tell about.
+# Ranks stop a moment apart, and the first that ends breaks the collective that others report.
 GRACE_SECONDS = 5.0
 
 
 class Watchdog(AbstractContextManager["Watchdog"]):
-    """Inside, `step` must be called every `seconds`; 0 watches nothing."""
+    """Inside, `step` must be called every `seconds`. 0: no limit."""
 
     def __init__(self, seconds: float, tell: Callable[[dict[str, Any]], None]) -> None:
         self._seconds, self._tell = seconds, tell
@@ -50,7 +49,7 @@ class Watchdog(AbstractContextManager["Watchdog"]):
 
 
 def stacks(first: int) -> str:
-    """What each other thread of this process is doing, that of ident `first` before the rest."""
+    """The stack of each other thread of this process, first that of the thread `first`."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sorted(sys._current_frames().items(), key=lambda item: item[0] != first)
     return "\n".join(

@@ -25,7 +25,7 @@ from pipelines.show.progress import Progress
 from pipelines.workers.gpu_jobs import stages_on
 from pipelines.workers.group import Worker, Workers, serve
 from pipelines.workers.planned_faults import FAULTS
-from pipelines.workers.process_group import library_settings
+from pipelines.workers.ray_environment import worker_variables
 from pipelines.workers.retries import cause_of
 from pipelines.workers.session import ray_session
 
@@ -90,7 +90,7 @@ class Libraries:
     """What is set of their variables, as seen from a job."""
 
     def run(self, worker: Worker) -> dict[str, str | None]:
-        return {name: os.environ.get(name) for name in library_settings(deterministic=True)}
+        return {name: os.environ.get(name) for name in worker_variables(deterministic=True)}
 
 
 def no_labels(device: str, start: int, stop: int) -> None:
@@ -115,7 +115,7 @@ def test_one_group_for_many_jobs__the_same_job_again_for_a_new_group__and_an_err
         assert [(rank, size) for rank, size, _ in first] == [(0, 2), (1, 2)]
         assert first == second, "the second job met other processes"
         assert workers.num_starts() == 2, "the planned fault did not happen"
-        assert workers.run(Libraries()) == [library_settings(deterministic=True)] * 2
+        assert workers.run(Libraries()) == [worker_variables(deterministic=True)] * 2
         # A run may go on without new labels.
         with pytest.raises(LabelError, match="none in 0 to 4"):
             stages_on(workers)("neighbours", no_labels, [(0, 4), (4, 8), (8, 9)])

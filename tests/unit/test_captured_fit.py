@@ -19,9 +19,11 @@ from daal.load_config import load_config
 from pipelines.images.pixels import ImageSource
 from pipelines.images.stream import StreamSource
 from pipelines.tools.shipped import RECIPES
+from pipelines.training import step_function as steps
 from pipelines.training import train_loop, train_state
 from pipelines.training.checkpoint_writer import CheckpointWriter
-from pipelines.training.train_loop import FitJob, is_captured
+from pipelines.training.step_function import is_captured, step_function
+from pipelines.training.train_loop import FitJob
 from pipelines.training.train_state import TrainState
 
 
@@ -42,15 +44,24 @@ def test_which_workers_capture(
     assert is_captured(worker, load_config(None, settings)) == captured
 
 
-def test_a_capture_that_fails__is_noted_by_auto__and_ends_what_asked_for_it() -> None:
+def test_a_capture_that_fails__is_noted_by_auto__and_ends_what_asked_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     said: list[dict[str, Any]] = []
-    worker: Any = SimpleNamespace(log=said.append)
     error = RuntimeError("operation not permitted\nwhen stream is capturing")
-    fit_job("pretrain", load_config(None))._not_captured(worker)(error)
+
+    def failed(config: Config) -> None:
+        worker = SimpleNamespace(log=said.append, device=CPU, world_size=1)
+        state: Any = SimpleNamespace(stage="pretrain", worker=worker, distributed=lambda: None)
+        step_function(state, None, config)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(steps, "is_captured", lambda *_: True)
+    monkeypatch.setattr(steps, "CudaGraph", lambda: RecordedGraph(list))
+    monkeypatch.setattr(steps, "CapturedStep", lambda *given: given[-1](error))
+    failed(load_config(None))
     assert "can't be captured as a CUDA graph (operation not permitted)" in said[0]["note"]
-    asked = load_config(None, ["ray.cuda_graph=true", "ray.use_gpu=true"])
     with pytest.raises(ClusterError, match="not permitted.*set ray.cuda_graph=false"):
-        fit_job("pretrain", asked)._not_captured(worker)(error)
+        failed(load_config(None, ["ray.cuda_graph=true", "ray.use_gpu=true"]))
 
 
 def fit_job(stage: str, config: Config, plan: Any = None, known: Any = None) -> FitJob:
@@ -119,9 +130,9 @@ def run(
             train_state, "make_optimizer", lambda *of: make_optimizer(*of, capturable=True)
         )
         patch.setattr(CheckpointWriter, "begin", begin)
-        patch.setattr(train_loop, "is_captured", lambda *_: captured)
-        patch.setattr(train_loop, "CudaGraph", graph)
-        patch.setattr(train_loop, "WARM_UP", 2)
+        patch.setattr(steps, "is_captured", lambda *_: captured)
+        patch.setattr(steps, "CudaGraph", graph)
+        patch.setattr(steps, "WARM_UP", 2)
         outcome = fit_job("fit", config, plan, labels(0)).run(worker)
     assert outcome.weights is not None
     return [*saved, {n: torch.from_numpy(w) for n, w in outcome.weights.items()}], graphs

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "pipelines/deploy"
 CLUSTERS = [ROOT / "ray_cluster.yaml", DEPLOY / "on_premise.yaml"]
 MANIFESTS = [DEPLOY / "rayjob.yaml", DEPLOY / "raycluster.yaml"]
-# What Ray's schema leaves open: a slip in a provider's section is simply not seen.
+# Ray's schema doesn't check a provider's section.
 PROVIDER_KEYS = {
     "aws": {
         "type", "region", "availability_zone", "use_internal_ips", "cache_stopped_nodes",
@@ -37,11 +37,6 @@ def cluster(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def test_ray_accepts_it(cluster: dict[str, Any]) -> None:
     validate_config(prepare_config(cluster))
-
-
-def test_ray_refuses_a_wrong_one(cluster: dict[str, Any]) -> None:
-    with pytest.raises(Exception, match="max_workerz"):
-        validate_config(prepare_config({**cluster, "max_workerz": 3}))
 
 
 def test_provider_has_no_unknown_key(cluster: dict[str, Any]) -> None:

@@ -90,12 +90,3 @@ def test_two_batches_of_features_are_on_their_way_at_most(
     monkeypatch.setitem(BATCH, "cpu", 2)
     job(config()).run(worker())
     assert (waiting, most) == (0, 2)
-
-
-def test_batches_are_larger_on_gpus(pixels_NHWC: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BATCH, "cpu", 4)
-    reached: list[int] = []
-    counting = worker()
-    counting.reach = lambda stage, number: reached.append(number)
-    job(config()).run(counting)
-    assert reached == [0, 1] and BATCH["cuda"] == 256

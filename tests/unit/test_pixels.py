@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from daal.config import Config
 from pipelines.images.pixels import BLOCK, STORE_SHARE, Images, ImageSource, Pixels, pixel_reader
-from pipelines.images.stream import FedBatch, ahead
+from pipelines.images.prefetch import ahead
+from pipelines.images.stream import FedBatch
 
 BYTES = 32 * 16 * 3  # of an image
 

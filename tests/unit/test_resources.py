@@ -2,18 +2,13 @@
 
 import pytest
 import ray
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-    ResourceRequestPriority,
-    _AutoscalingCoordinatorActor,
-)
 from ray.train import ScalingConfig
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from daal.config import RayConfig
 from daal.errors import ClusterError
 from pipelines.tools.ablate import room_on_cluster
 from pipelines.workers.elastic import EqualShares
-from pipelines.workers.resources import Node, Resources, cluster_nodes, largest_share, plan
+from pipelines.workers.resources import Node, Resources, cluster_nodes, plan
 
 GB = 10**9
 
@@ -125,41 +120,6 @@ def test_a_group_that_lost_a_node__is_of_a_size_that_divides_the_batches(
 
 
 @pytest.mark.parametrize(
-    ("gpus", "least", "most"),
-    [
-        ([1, 1, 1, 1], 2, 4), ([2], 1, 4), ([3], 1, 3), ([4], 2, 8), ([4, 4], 2, 8), ([8], 2, 8),
-        ([8], 4, 16), ([8, 8], 4, 16), ([6], 1, 6), ([2, 2], 1, 8), ([8, 1], 1, 9), ([4, 2], 1, 8),
-    ],
-)  # fmt: skip
-def test_elastic_workers__one_for_each_gpu_that_ray_reserves(
-    gpus: list[int], least: int, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = [(0, 32), *((number, 32) for number in gpus)]  # beside a head without GPUs
-    cluster(monkeypatch, *((cpus, number) for number, cpus in given))
-    alive = [
-        {
-            "NodeID": f"{at}", "Alive": True, "Labels": {},
-            "Resources": {"CPU": cpus, "GPU": number, "memory": GB, "object_store_memory": GB},
-        }
-        for at, (number, cpus) in enumerate(given)
-    ]  # fmt: skip
-    config = RayConfig(min_workers=least, num_workers=most, use_gpu=True)
-    each = plan(cluster_nodes(), config).per_worker
-    coordinator = _AutoscalingCoordinatorActor(
-        send_resources_request=lambda *_, **__: None, get_cluster_nodes=lambda: alive
-    )
-    coordinator.request_resources(
-        requester_id="run", resources=[each] * most, expire_after_s=100,
-        priority=ResourceRequestPriority.HIGH, label_selectors=None,
-    )  # fmt: skip
-    reserved = coordinator.get_reserved_resources("run")
-    scaling = ScalingConfig(num_workers=(least, most), use_gpu=True, resources_per_worker=each)  # type: ignore[arg-type]
-    room = min(sum(gpus), most)
-    assert ElasticScalingPolicy(scaling)._count_possible_workers(reserved) == room
-    assert EqualShares(scaling, config, 0)._count_possible_workers(reserved) == room
-
-
-@pytest.mark.parametrize(
     ("given", "config", "says"),
     [
         ([(4, 0)], {"num_workers": 8}, "has 4 CPUs, but the run needs 10: ray.num_workers=8"),
@@ -215,10 +175,3 @@ def test_runs_side_by_side_share_the_cores(
 def test_gpus_that_no_worker_takes_are_named() -> None:
     assert "this cluster has 8 GPUs" in str(planned([(64, 8)]))
     assert "this cluster" not in str(planned([(64, 8)], num_workers=8))
-
-
-@pytest.mark.parametrize(
-    ("most", "batch", "share"), [(7, 64, 4), (7, 840, 7), (3, 0, 3), (0, 8, 0)]
-)
-def test_largest_share(most: int, batch: int, share: int) -> None:
-    assert largest_share(most, batch) == share

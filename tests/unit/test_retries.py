@@ -35,14 +35,11 @@ def test_a_gpu_that_torch_was_not_built_for__is_final() -> None:
     "full",
     [torch.OutOfMemoryError("CUDA full.\nTried"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")],
 )
-def test_a_full_gpu__what_helps_depends_on_what_has_filled_it(full: Exception) -> None:
+def test_a_full_gpu__in_a_job_or_a_task(full: Exception) -> None:
     assert "double accumulate" in str(final(full))
-    with pytest.raises(
-        ClusterError, match=r"GPU's memory ran out \(C[^\n]*use_gpu=false"
-    ) as raised:
+    with pytest.raises(ClusterError, match=r"GPU's memory ran out \(C[^\n]*use_gpu=false"):
         with ray_errors("the same command continues it."):
             raise RayTaskError("_GpuActor.run", "Traceback ...", full)
-    assert "accumulate" not in str(raised.value), "daal label trains nothing"
 
 
 def test_what_may_pass__is_tried_again() -> None:

@@ -1,4 +1,4 @@
-"""What a session finds around it: variables, homes, versions, CPUs."""
+"""What a session finds around it: variables, the token's place, versions, CPUs."""
 
 import os
 import subprocess
@@ -11,8 +11,8 @@ import pytest
 from daal.available_cpus import available_cpus
 from daal.config import RayConfig
 from pipelines.workers import session
-from pipelines.workers.ray_environment import ALWAYS, OWN_RAY
-from pipelines.workers.session import ensure_private_token, reason
+from pipelines.workers.ray_environment import ALWAYS, OWN_RAY, worker_variables
+from pipelines.workers.session import reason
 
 ROOT = Path(__file__).parents[2]
 MISMATCH = """Version mismatch: The cluster was started with:
@@ -37,41 +37,6 @@ def test_importing_pipelines_sets_no_variable() -> None:
     assert done.stdout == "set()\n", done.stderr
 
 
-def test_a_machine_without_a_home__its_own_ray_has_a_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
-        monkeypatch.setenv(name, "")  # so that it is put back at the end
-        monkeypatch.delenv(name)
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("HOME", str(tmp_path / "file/home"))
-    ensure_private_token()
-    assert len(bytes.fromhex(os.environ["RAY_AUTH_TOKEN"])) == 32
-
-
-def test_a_user_without_a_home_in_passwd__makes_no_folder_of_that_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as of an unknown user
-    ensure_private_token()
-    assert list(tmp_path.iterdir()) == [] and len(os.environ["RAY_AUTH_TOKEN"]) == 64
-
-
-def test_a_token_s_place_that_was_asked_for_and_can_t_be_written__is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file/token"))
-    with pytest.raises(OSError, match="file"):
-        ensure_private_token()
-
-
 def test_a_relative_place_of_the_token__is_of_the_users_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +50,16 @@ def test_a_relative_place_of_the_token__is_of_the_users_folder(
     )
     session._start_or_join(None, RayConfig(), verbose=True)
     assert given == [str(tmp_path / "secrets/token")] and Path(given[0]).is_file()
+
+
+def test_variables_of_workers__as_the_user_has_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in worker_variables(deterministic=True):
+        monkeypatch.delenv(name, raising=False)
+    assert worker_variables(deterministic=False)["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_BF16"
+    assert "NCCL_ALGO" not in worker_variables(deterministic=False)
+    assert worker_variables(deterministic=True)["NCCL_ALGO"] == "Ring"
+    monkeypatch.setenv("NCCL_ALGO", "Tree")
+    assert worker_variables(deterministic=True)["NCCL_ALGO"] == "Tree"
 
 
 def test_other_versions__in_one_line() -> None:

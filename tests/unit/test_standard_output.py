@@ -11,22 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 PARTS = {
-    "__init__",
-    "drawn",
-    "fake_cuda",
-    "fake_steps",
-    "gpu_checks",
-    "gpu_host",
-    "gpu_runs",
-    "gpu_search",
-    "gpu_support",
-    "gpu_training",
-    "gpu_verdicts",
-    "gpu_wheels",
-    "pretended_cuda",
-    "small_run",
-    "tables",
-}
+    "__init__", "drawn", "fake_cuda", "fake_steps", "gpu_checks", "gpu_host", "gpu_runs",
+    "gpu_search", "gpu_support", "gpu_training", "gpu_verdicts", "gpu_wheels", "pretended_cuda",
+    "small_run", "tables",
+}  # fmt: skip
 # As Ray's threads, a library in C and a program that is started write to it.
 NOISY = """
 import os, subprocess, sys

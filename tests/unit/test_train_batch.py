@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cluster.soft_labels import hard_label_weights, lsr_weights, soft_label_weights
 from daal.config import Config
-from pipelines.images.stream import FedBatch, ahead
+from pipelines.images.prefetch import ahead
+from pipelines.images.stream import FedBatch
 from pipelines.training.train_batch import BatchMaker, HostBatch, Labels
 
 CPU = torch.device("cpu")
