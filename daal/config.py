@@ -67,6 +67,18 @@ class Config(Section):
         "where there are several, as clusters that follow cameras are compact too. Papers mostly "
         "report the best by test score, which needs identities that a user doesn't have.",
     )
+    evaluate_every: int = Field(
+        1,
+        ge=0,
+        description="Score every so many iterations; 0: none. Direct transfer, the last iteration "
+        "and the result are scored in any case. Query and gallery images need features only for "
+        "scores.",
+    )
+    keep_features: bool = Field(
+        False,
+        description="Keep the features of every iteration. Otherwise the run folder keeps those of "
+        "direct transfer, of the last iteration and of the result.",
+    )
     warm_start: bool = Field(
         True,
         description="Each iteration goes on from the last one's weights, as UDAP does; False "

@@ -30,6 +30,7 @@ from pipelines.report.images import (
 )
 from pipelines.run.artefacts import read_parts
 from pipelines.run.folder import RunFolder
+from pipelines.run.stages import Stage
 
 NUM_ATTENDED = 4  # of each domain
 NUM_SOURCE = 64  # whose features are made here; the target's are in the run folder
@@ -136,20 +137,20 @@ def source_features(run: RunFolder, model: TrainedModel) -> NDArray[np.float32]:
 
 
 def feature_map(
-    run: RunFolder, facts: Facts, stage: str, source_SD: NDArray[np.float32] | None
+    run: RunFolder, facts: Facts, model: Stage, source_SD: NDArray[np.float32] | None
 ) -> FeatureMap:
     """t-SNE of a seeded sample of the target's training images, and of the source's if given.
 
     Raises:
         DataError: the features aren't there, or are too few.
     """
-    about = columns(run, f"{stage}/features.parquet", ("split", "camid"))
+    about = columns(run, model.file("features.parquet"), ("split", "camid"))
     train = np.flatnonzero(about["split"] == "train")
     if len(train) < 5:
         raise DataError("There are too few training images of the target for a map.")
     rng = np.random.default_rng(facts.config.seed)
     rows = np.sort(rng.permutation(train)[:NUM_POINTS])
-    target_ND = features(run, stage, rows)
+    target_ND = features(run, model, rows)
     num_source = 0 if source_SD is None else len(source_SD)
     both = target_ND if source_SD is None else np.concatenate([target_ND, source_SD])
     points = figures.map_of(both, facts.config.seed)
@@ -160,8 +161,8 @@ def feature_map(
     cameras, camera_N = np.unique(about["camid"][rows], return_inverse=True)
     names = [str(camera) for camera in cameras] if len(cameras) <= MAX_CAMERAS else []
     labels_N = None
-    if facts.labellings:
-        labels_N = _labels(run, facts.labellings[-1]["name"])[rows]
+    if facts.last_labelling:
+        labels_N = _labels(run, facts.last_labelling[0])[rows]
     return FeatureMap(
         by_label=None if labels_N is None else drawn(labels_N, []),
         by_camera=drawn(camera_N, names),
@@ -180,9 +181,9 @@ def clusters(run: RunFolder, facts: Facts) -> list[Cluster]:
     Raises:
         DataError: there is no labelling or no cluster, or the images aren't there.
     """
-    if not facts.labellings:
+    if facts.last_labelling is None:
         raise DataError("There are no pseudo-labels yet.")
-    labels_N = _labels(run, facts.labellings[-1]["name"])
+    labels_N = _labels(run, facts.last_labelling[0])
     about = columns(run, "images/target.parquet", ("pid", "camid", "path"))
     numbers, sizes_K = np.unique(labels_N[labels_N >= 0], return_counts=True)
     if len(numbers) == 0:
@@ -241,8 +242,8 @@ def _purity(pids: NDArray[np.integer]) -> float:
     return float(np.unique(pids, return_counts=True)[1].max() / len(pids))
 
 
-def _labels(run: RunFolder, stage: str) -> NDArray[np.int64]:
-    name = f"{stage}/pseudo_labels.parquet"
+def _labels(run: RunFolder, stage: Stage) -> NDArray[np.int64]:
+    name = stage.file("pseudo_labels.parquet")
     if not run.exists(name):
         raise DataError(f"{name} is not in the run folder; it was deleted.")
     return read_parts(run.read(name))[:, 0]

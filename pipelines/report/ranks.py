@@ -15,6 +15,7 @@ from daal.errors import DataError
 from daal.evaluation import EvaluationResult, evaluate
 from pipelines.report.images import Photo, columns, features, photo, thumbs
 from pipelines.run.folder import RunFolder
+from pipelines.run.stages import PRETRAIN, Stage
 from pipelines.search.nearest import nearest
 
 MAX_QUERIES = 1000  # scored again, one by one
@@ -61,13 +62,13 @@ class Shown(NamedTuple):
     hidden: int
 
 
-def retrieval(run: RunFolder, config: Config, stage: str) -> Retrieval:
-    """The queries of the target by the features of a stage.
+def retrieval(run: RunFolder, config: Config, model: Stage) -> Retrieval:
+    """The queries of the target by the features of a model.
 
     Raises:
         DataError: there is no query, no gallery, or the features aren't there.
     """
-    about = columns(run, f"{stage}/features.parquet", ("split", "pid", "camid", "path"))
+    about = columns(run, model.file("features.parquet"), ("split", "pid", "camid", "path"))
     all_queries = np.flatnonzero(about["split"] == "query")
     gallery_G = np.flatnonzero(about["split"] == "gallery")
     if len(all_queries) == 0 or len(gallery_G) == 0:
@@ -76,7 +77,7 @@ def retrieval(run: RunFolder, config: Config, stage: str) -> Retrieval:
     chosen = rng.permutation(len(all_queries))[:MAX_QUERIES]
     queries_Q = np.sort(all_queries[chosen])
     pids_Q = about["pid"][queries_Q]
-    queries_QD, gallery_GD = _sides(run, stage, queries_Q, gallery_G)
+    queries_QD, gallery_GD = _sides(run, model, queries_Q, gallery_G)
     scored = _score(about, queries_Q, gallery_G, queries_QD, gallery_GD)
     valid_Q = scored.first_match_rank >= 0
     if not valid_Q.any():
@@ -87,9 +88,9 @@ def retrieval(run: RunFolder, config: Config, stage: str) -> Retrieval:
         ranked_G = gallery_G[nearest(queries_QD[query], gallery_GD, len(gallery_G))[0]]
         shown[query] = _first_ones(about, int(queries_Q[query]), ranked_G)
     samples = {"map": scored.ap, "rank1": (scored.first_match_rank == 0).astype(float)}
-    if stage != "pretrain" and run.exists("pretrain/features.parquet"):
+    if model != PRETRAIN and run.exists(PRETRAIN.file("features.parquet")):
         del queries_QD, gallery_GD  # two stages' at once may be too much
-        sides = _sides(run, "pretrain", queries_Q, gallery_G)
+        sides = _sides(run, PRETRAIN, queries_Q, gallery_G)
         before = _score(about, queries_Q, gallery_G, *sides)
         samples["map_gain"] = scored.ap - before.ap
         samples["rank1_gain"] = samples["rank1"] - (before.first_match_rank == 0)
@@ -149,11 +150,11 @@ def choose_queries(
 
 
 def _sides(
-    run: RunFolder, stage: str, queries_Q: NDArray[np.intp], gallery_G: NDArray[np.intp]
+    run: RunFolder, model: Stage, queries_Q: NDArray[np.intp], gallery_G: NDArray[np.intp]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Features of both sides, read at once: (Q, D), (G, D)."""
     rows = np.union1d(queries_Q, gallery_G)
-    features_ND = features(run, stage, rows)
+    features_ND = features(run, model, rows)
     return (
         features_ND[np.searchsorted(rows, queries_Q)],
         features_ND[np.searchsorted(rows, gallery_G)],

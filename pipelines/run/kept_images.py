@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,9 +21,8 @@ from daal.data.jpeg_end import END
 from daal.data.layouts import load_records, records_to_read
 from daal.data.records import Domain, ImageRecord
 from daal.errors import DataError
-
-if TYPE_CHECKING:
-    from pipelines.run.folder import RunFolder
+from pipelines.run.folder import RunFolder
+from pipelines.run.stages import ingest_stage
 
 NUM_THREADS = 8  # most of them wait for the disk
 
@@ -32,7 +31,7 @@ NUM_THREADS = 8  # most of them wait for the disk
 class KeptImages:
     """What a run knows of a domain's images, but for the images themselves."""
 
-    run: "RunFolder"
+    run: RunFolder
     domain: Domain
     records: dict[str, ImageRecord]  # by path
     unreadable: set[str]  # paths of images that were set aside
@@ -79,9 +78,9 @@ def image_files(domain: Domain) -> list[str]:
     return [f"images/{domain}.parquet", f"images/{domain}-quarantine.parquet"]
 
 
-def kept_images(run: "RunFolder", domain: Domain) -> KeptImages | None:
+def kept_images(run: RunFolder, domain: Domain) -> KeptImages | None:
     """What a run has read of a domain; None if it has to read it yet, or again."""
-    stage = f"ingest/{domain}"
+    stage = str(ingest_stage(domain))
     line = next((line for line in reversed(run.journal()) if line["stage"] == stage), None)
     images, unreadable = image_files(domain)
     if line is None or not (run.exists(images) and run.exists(unreadable)):
@@ -141,7 +140,7 @@ def _is_size(kept: int | None, now: int) -> bool:
     return kept is not None and 0 <= kept - now <= len(END)
 
 
-def notes_on_images(run: "RunFolder", config: Config) -> Iterator[str]:
+def notes_on_images(run: RunFolder, config: Config) -> Iterator[str]:
     """A sentence for each domain whose folder has other images now than the run has read."""
     for domain, settings in config.domains():
         kept = kept_images(run, domain)
@@ -163,6 +162,6 @@ def _states(root: Path, paths: list[str]) -> Iterator[os.stat_result]:
         yield from pool.map(lambda path: os.stat(root / path), paths)
 
 
-def _batches(run: "RunFolder", name: str, *columns: str) -> Iterator[Any]:
+def _batches(run: RunFolder, name: str, *columns: str) -> Iterator[Any]:
     with run.filesystem.open_input_file(run.path(name)) as file:
         yield from pq.ParquetFile(file).iter_batches(1024, columns=list(columns))

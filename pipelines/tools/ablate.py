@@ -33,6 +33,7 @@ from daal.load_config import (
 )
 from pipelines.adapt import Adaptation
 from pipelines.run.folder import RunFolder
+from pipelines.run.kept_config import keep_config
 from pipelines.show.progress import Progress
 from pipelines.tools.shipped import shipped
 from pipelines.workers.resources import cluster_nodes, fitting_workers, place, plan
@@ -44,7 +45,8 @@ LAYOUTS = {"market": "market1501", "duke": "dukemtmc", "msmt17": "msmt17"}
 
 # What pretraining and the direct transfer don't depend on.
 LATER_SECTIONS = {"out", "ray", "tracking", "report", "adapt", "cluster", "soft_labels", "loss",
-                  "iterations", "warm_start", "supervised_bound"}  # fmt: skip
+                  "iterations", "evaluate_every", "keep_features", "warm_start",
+                  "supervised_bound"}  # fmt: skip
 LATER_NETWORK = {"specific_branch", "target_head", "memory_momentum", "centroid_init",
                  "domain_batch_norm"}  # fmt: skip
 
@@ -303,7 +305,7 @@ def _run(config: Config, pretraining: str | None, directory: str) -> str:
             if pretraining is None:
                 adaptation.pretrain_only()
                 return "done"
-            folder.keep_config(config)
+            keep_config(folder, config)
             folder.adopt(RunFolder(pretraining))
             summary = adaptation.adapt()
     score = summary["adapted"] or summary["supervised"] or summary["direct_transfer"]

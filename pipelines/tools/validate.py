@@ -26,6 +26,7 @@ from daal.data.layouts import URI, checked_root, load_records, records_to_read
 from daal.data.records import SPLITS, Domain, ImageRecord
 from daal.errors import CheckpointError, ConfigError, DataError
 from daal.method_config import IMAGENET_WEIGHTS
+from pipelines.run.stages import PRETRAIN, SUPERVISED, ingest_stage
 
 SAMPLED_IMAGES = 512  # of a domain; all of them are read in a run
 SAMPLING_SECONDS = 10.0
@@ -65,7 +66,7 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
     if config.target_only and config.cluster.source_weight:
         raise DataError("cluster.source_weight above 0 needs a source: give source.root=DIR.")
     for domain, settings in config.domains():
-        if f"ingest/{domain}" in finished:
+        if str(ingest_stage(domain)) in finished:
             continue
         root = root_of(domain, settings)
         records = load_records(settings.layout, root)
@@ -105,8 +106,8 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
             f"{len(shared):,} images are read as source and as target, e.g. {min(shared)}; give "
             "the unlabelled cameras' images alone as target.root."
         )
-    trainings = ["pretrain/train"] + ["supervised/train"] * config.supervised_bound
-    starts = any(stage not in finished for stage in trainings)  # from the backbone's weights
+    trainings = [PRETRAIN.at("train")] + [SUPERVISED.at("train")] * config.supervised_bound
+    starts = any(str(stage) not in finished for stage in trainings)  # from the backbone's weights
     if starts and config.network.weights not in (*IMAGENET_WEIGHTS, "none"):
         _check_weights(config)
     return Findings(counts, people, cameras, num_sampled, warnings)

@@ -15,6 +15,7 @@ from daal.errors import ConfigError
 from daal.figures import jpeg
 from daal.load_config import load_config
 from pipelines.run.folder import RunFolder
+from pipelines.run.kept_config import keep_config
 from pipelines.show import curves as tracking
 from pipelines.show.curves import Points, check_tracking, tracked
 from pipelines.show.trackers import Picture
@@ -287,6 +288,6 @@ def test_no_logins_in_the_configuration() -> None:
 
 
 def test_tracking_may_change_when_a_run_is_continued(tmp_path: Path) -> None:
-    RunFolder(str(tmp_path)).keep_config(config_of(tmp_path))
-    RunFolder(str(tmp_path)).keep_config(config_of(tmp_path, tensorboard=False, wandb="cameras"))
+    keep_config(RunFolder(str(tmp_path)), config_of(tmp_path))
+    keep_config(RunFolder(str(tmp_path)), config_of(tmp_path, tensorboard=False, wandb="cameras"))
     assert "tracking" not in (tmp_path / "config.yaml").read_text()
