@@ -14,6 +14,8 @@ class Board(Progress):
     """What is known of a run now, from its events."""
 
     def __init__(self, console: Console) -> None:
+        self._rows: dict[str, str] = {}  # in the order in which they are first known
+        self._kind = ""  # of what is counted
         super().__init__(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -23,8 +25,6 @@ class Board(Progress):
             console=console,
             transient=True,
         )
-        self._rows: dict[str, str] = {}  # in the order in which they are first known
-        self._kind = ""  # of what is counted
 
     def show(self, event: Event) -> None:
         figures, stage = event.figures, event.stage
