@@ -34,7 +34,7 @@ class Photo:
     src: str  # a data: URI
     alt: str
     caption: str = ""
-    kind: str = ""  # right, wrong, junk; or "" without a frame
+    kind: str = ""  # right, wrong; or "" without a frame
     title: str = ""  # the file that it is of
 
 

@@ -4,7 +4,6 @@ What a part of it needs may be gone, or not there yet; then the page says so in 
 """
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,21 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from daal import DISTRIBUTION
 from daal.data.records import Domain
 from daal.errors import DaalError, DataError
 from daal.load_config import flat
-from pipelines.doctor.machine import version_of
 from pipelines.report import facts as report_data
 from pipelines.report.facts import Facts, Row
-from pipelines.report.plots import Plot, compared_plots, inlined, iteration_plots, training_plots
+from pipelines.report.plots import compared_plots, iteration_plots, training_plots
 from pipelines.run.folder import RunFolder
 from pipelines.run.results import Clusters, Scores
 from pipelines.run.stages import PRETRAIN, SUPERVISED, Stage, ingest_stage
 
 T = TypeVar("T")
-PACKAGES = (DISTRIBUTION, "torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn",
-            "pyarrow", "pillow", "safetensors", "numba", "faiss-cpu", "cuml-cu13")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,13 +79,12 @@ def report(run: RunFolder) -> Report:
             plots=iteration_plots(facts),
             clusters=parts.make("the sample of clusters", lambda: clusters(run, facts)),
             attention={"source": no_source or attention("source"), "target": attention("target")},
-            map=parts.make("the map", lambda: _map(feature_map(run, facts, result, source_SD))),
+            map=parts.make("the map", lambda: feature_map(run, facts, result, source_SD)),
             map_without_source=without,
             training=training_plots(facts),
             times=report_data.times(facts.journal),
             data=parts.make("the table of data", lambda: _data(run, facts)),
             settings=flat(facts.values),
-            packages=_packages(),
         )
     return Report(page, parts.failures)
 
@@ -205,23 +199,6 @@ def _score_rows(facts: Facts) -> list[tuple[Stage, Scores | None, Clusters | Non
     return [(model, facts.scores.get(model), facts.labellings.get(model)) for model in order]
 
 
-def _map(found: Any) -> dict[str, Any]:
-    ways = {
-        "by pseudo-label": found.by_label,
-        "by camera": found.by_camera,
-        "by domain": found.by_domain,
-    }
-    plots = [
-        Plot(
-            f"Coloured {way}",
-            inlined(svg, f"Map of features, coloured {way}", f"map-{number}"),
-        )
-        for number, (way, svg) in enumerate(ways.items())
-        if svg is not None
-    ]
-    return {"plots": plots, "about": found}
-
-
 def _data(run: RunFolder, facts: Facts) -> list[Row]:
     """A row for each domain: what was read."""
     import numpy as np
@@ -252,8 +229,3 @@ def _target_hash(facts: Facts) -> str | None:
         if line["stage"] == str(ingest_stage("target")):
             return str(line["files"]["images/target.parquet"]["sha256"])
     return None
-
-
-def _packages() -> dict[str, str]:
-    versions = {name: version for name in PACKAGES if (version := version_of(name))}
-    return {"Python": platform.python_version(), **versions}

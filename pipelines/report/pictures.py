@@ -28,6 +28,7 @@ from pipelines.report.images import (
     spread,
     thumbs,
 )
+from pipelines.report.plots import Plot, inlined
 from pipelines.run.artefacts import read_parts
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import Stage
@@ -68,11 +69,9 @@ class Cluster:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """SVGs of one t-SNE, by what colours it."""
+    """One t-SNE, as often as there are ways to colour it."""
 
-    by_label: bytes | None
-    by_camera: bytes
-    by_domain: bytes | None
+    plots: list[Plot]
     num_target: int
     num_source: int
     num_clusters: int
@@ -155,24 +154,27 @@ def feature_map(
     both = target_ND if source_SD is None else np.concatenate([target_ND, source_SD])
     points = figures.map_of(both, facts.config.seed)
 
-    def drawn(groups_N: NDArray[np.integer], names: list[str]) -> bytes:
-        return figures.scatter(points, np.append(groups_N, np.full(num_source, -2)), names)
+    found: dict[str, bytes] = {}
 
-    cameras, camera_N = np.unique(about["camid"][rows], return_inverse=True)
-    names = [str(camera) for camera in cameras] if len(cameras) <= MAX_CAMERAS else []
-    labels_N = None
+    def colour(way: str, groups_N: NDArray[np.integer], names: list[str]) -> None:
+        found[way] = figures.scatter(points, groups_N, names)
+
+    others = np.full(num_source, -2)
+    num_clusters = 0
     if facts.last_labelling:
         labels_N = _labels(run, facts.last_labelling[0])[rows]
-    return FeatureMap(
-        by_label=None if labels_N is None else drawn(labels_N, []),
-        by_camera=drawn(camera_N, names),
-        by_domain=None if source_SD is None else figures.scatter(
-            points, np.repeat([0, 1], [len(rows), num_source]), ["target", "source"]
-        ),
-        num_target=len(rows),
-        num_source=num_source,
-        num_clusters=0 if labels_N is None else len(np.unique(labels_N[labels_N >= 0])),
-    )  # fmt: skip
+        num_clusters = len(np.unique(labels_N[labels_N >= 0]))
+        colour("by pseudo-label", np.append(labels_N, others), [])
+    cameras, camera_N = np.unique(about["camid"][rows], return_inverse=True)
+    names = [str(camera) for camera in cameras] if len(cameras) <= MAX_CAMERAS else []
+    colour("by camera", np.append(camera_N, others), names)
+    if num_source:
+        colour("by domain", np.repeat([0, 1], [len(rows), num_source]), ["target", "source"])
+    plots = [
+        Plot(f"Coloured {way}", inlined(svg, f"Map of features, coloured {way}", f"map-{number}"))
+        for number, (way, svg) in enumerate(found.items())
+    ]
+    return FeatureMap(plots, len(rows), num_source, num_clusters)
 
 
 def clusters(run: RunFolder, facts: Facts) -> list[Cluster]:

@@ -37,10 +37,6 @@ class KeptImages:
     unreadable: set[str]  # paths of images that were set aside
     read_at: float  # when reading them began, in seconds since the epoch
 
-    @property
-    def paths(self) -> set[str]:
-        return self.records.keys() | self.unreadable
-
     def sizes(self) -> dict[str, int]:
         """Bytes of each image by path; the whole table is read for it, a part at a time."""
         sizes: dict[str, int] = {}
@@ -48,29 +44,6 @@ class KeptImages:
             lengths = pc.binary_length(batch["image"])
             sizes |= zip(batch["path"].to_pylist(), lengths.to_pylist(), strict=True)
         return sizes
-
-
-@dataclass(frozen=True)
-class Changes:
-    """Paths of images by what has become of them since a run has read them."""
-
-    new: list[str]
-    gone: list[str]
-    changed: list[str]
-    other_choice: bool  # max_train_images would take others now
-
-    def __bool__(self) -> bool:
-        return bool(self.new or self.gone or self.changed or self.other_choice)
-
-    def __str__(self) -> str:
-        found = []
-        for what, paths in (("new", self.new), ("gone", self.gone), ("changed", self.changed)):
-            if paths:
-                images = "image is" if len(paths) == 1 else "images are"
-                found.append(f"{len(paths):,} {images} {what} (e.g. {paths[0]!a})")
-        if self.other_choice:
-            found.append("max_train_images would choose others")
-        return ", ".join(found)
 
 
 def image_files(domain: Domain) -> list[str]:
@@ -101,8 +74,9 @@ def kept_images(run: RunFolder, domain: Domain) -> KeptImages | None:
     return KeptImages(run, domain, records, aside, line["started"])
 
 
-def changes_since(kept: KeptImages, config: Config, moved: bool) -> Changes:
-    """What differs between a run's images and those that are in the configuration's folder now.
+def changes_since(kept: KeptImages, config: Config, moved: bool) -> str:
+    """What differs between a run's images and those in the configuration's folder now: "8 images
+    are new (e.g. ...), ..."; or nothing.
 
     No image is read. A file counts as changed if its name (or list) says something else of it, or
     if it has another size. Sizes are compared of files that were written since, and of all if
@@ -112,26 +86,31 @@ def changes_since(kept: KeptImages, config: Config, moved: bool) -> Changes:
         DataError: the folder isn't what its layout says.
     """
     settings: DatasetConfig = getattr(config, kept.domain)
-    root = Path(settings.root)
+    root, paths = Path(settings.root), kept.records.keys() | kept.unreadable
     listed = records_to_read(load_records(settings.layout, root), kept.domain, None, config.seed)
     chosen = records_to_read(listed, kept.domain, settings.max_train_images, config.seed)
     now = {record.path: record for record in listed}
-    # Of a random choice it isn't known which images were there and weren't chosen.
-    unknown = {r.path for r in listed if r.split == "train"} if len(chosen) < len(listed) else set()
-    both = sorted(kept.paths & now.keys())
-    states = dict(zip(both, _states(root, both), strict=True))
+    new = now.keys() - paths
+    is_sample = len(chosen) < len(listed)
+    if is_sample:  # which images were there and weren't chosen isn't known
+        new -= {record.path for record in listed if record.split == "train"}
+    both = sorted(paths & now.keys())
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        states = dict(zip(both, pool.map(lambda path: os.stat(root / path), both), strict=True))
     changed = {path for path in both if kept.records.get(path, now[path]) != now[path]}
     if since := {path for path in both if moved or states[path].st_mtime > kept.read_at}:
         sizes = kept.sizes()
         changed |= {path for path in since if not _is_size(sizes.get(path), states[path].st_size)}
         if moved:
             changed -= kept.unreadable  # which have left no size
-    return Changes(
-        new=sorted(now.keys() - kept.paths - unknown),
-        gone=sorted(kept.paths - now.keys()),
-        changed=sorted(changed),
-        other_choice=bool(unknown) and {record.path for record in chosen} != kept.paths,
-    )
+    found = [
+        f"{len(some):,} image{' is' if len(some) == 1 else 's are'} {what} (e.g. {min(some)!a})"
+        for what, some in (("new", new), ("gone", paths - now.keys()), ("changed", changed))
+        if some
+    ]
+    if is_sample and {record.path for record in chosen} != paths:
+        found.append("max_train_images would choose others")
+    return ", ".join(found)
 
 
 def _is_size(kept: int | None, now: int) -> bool:
@@ -147,7 +126,7 @@ def notes_on_images(run: RunFolder, config: Config) -> Iterator[str]:
         if kept is None or not os.path.isdir(settings.root):
             continue
         try:
-            changes = str(changes_since(kept, config, moved=False))
+            changes = changes_since(kept, config, moved=False)
         except DataError as error:
             changes = str(error).rstrip(".")
         if changes:
@@ -155,11 +134,6 @@ def notes_on_images(run: RunFolder, config: Config) -> Iterator[str]:
                 f"{domain}: {settings.root} has changed since {run.uri} has read it: {changes}; "
                 "the run continues with what it has read, and another out= reads the folder again."
             )
-
-
-def _states(root: Path, paths: list[str]) -> Iterator[os.stat_result]:
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        yield from pool.map(lambda path: os.stat(root / path), paths)
 
 
 def _batches(run: RunFolder, name: str, *columns: str) -> Iterator[Any]:

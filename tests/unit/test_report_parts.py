@@ -328,16 +328,15 @@ def test_rank_lists__are_those_of_the_scores(whole: RunFolder) -> None:
         place = by_path[listed.query.title]
         assert listed.ap == pytest.approx(scored.ap[place])
         assert listed.first == scored.first_match_rank[place] + 1
-        kinds = [photo.kind for photo in listed.found]
         pid = about["pid"][rows["query"][place]]
         for photo in listed.found:
             row = int(np.flatnonzero(about["path"] == photo.title)[0])
             same, camera = about["pid"][row] == pid, about["camid"][row] == 1
-            junk = (same and camera) or about["pid"][row] == -1
-            assert photo.kind == ("junk" if junk else "right" if same else "wrong")
-        ranked = [kind for kind in kinds if kind != "junk"]
-        if listed.first <= len(ranked):
-            assert ranked.index("right") + 1 == listed.first
+            assert about["pid"][row] != -1 and not (same and camera), "junk"
+            assert photo.kind == ("right" if same else "wrong")
+        kinds = [photo.kind for photo in listed.found]
+        if listed.first <= len(kinds):
+            assert kinds.index("right") + 1 == listed.first
     assert found.worst[0].ap == np.nanmin(scored.ap)
     low, high = found.intervals["map"]
     assert low <= scored.map <= high and "rank1_gain" in found.intervals
