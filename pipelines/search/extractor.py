@@ -19,7 +19,6 @@ from daal.data.images import decode, read
 from daal.errors import DataError
 from daal.step import mixed_precision
 from daal.trained_model import TrainedModel
-from pipelines.images.stream import ahead
 
 BATCH = 64
 
@@ -62,10 +61,11 @@ class Extractor:
         parts = [np.empty((0, self.num_features), np.float32)]
         with ThreadPoolExecutor(available_cpus()) as pool:
             batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
-            # Only some batches ahead: a gallery's pixels needn't fit into memory.
-            read = ahead((list(pool.map(self._read, batch)) for batch in batches), 2)
-            for number, found in enumerate(read):
-                batch = list(enumerate(found, number * BATCH))
+            upcoming = pool.map(self._read, batches[0] if batches else [])
+            for number in range(len(batches)):
+                batch = list(enumerate(upcoming, number * BATCH))
+                # One batch ahead of the network: a gallery's pixels needn't fit into memory.
+                upcoming = pool.map(self._read, *batches[number + 1 : number + 2] or [[]])
                 reasons |= {place: each for place, each in batch if isinstance(each, str)}
                 pixels = {place: each for place, each in batch if not isinstance(each, str)}
                 if pixels:
