@@ -60,12 +60,12 @@ class Extractor:
         reasons: dict[int, str] = {}
         parts = [np.empty((0, self.num_features), np.float32)]
         with ThreadPoolExecutor(available_cpus()) as pool:
-            batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
-            upcoming = pool.map(self._read, batches[0] if batches else [])
-            for number in range(len(batches)):
+            batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)] + [[]]
+            upcoming = pool.map(self._read, batches[0])
+            for number, following in enumerate(batches[1:]):
                 batch = list(enumerate(upcoming, number * BATCH))
                 # One batch ahead of the network: a gallery's pixels needn't fit into memory.
-                upcoming = pool.map(self._read, *batches[number + 1 : number + 2] or [[]])
+                upcoming = pool.map(self._read, following)
                 reasons |= {place: each for place, each in batch if isinstance(each, str)}
                 pixels = {place: each for place, each in batch if not isinstance(each, str)}
                 if pixels:

@@ -86,7 +86,7 @@ def test_keep_config__names_each_difference(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("release", ["0.1", "this"])
-@pytest.mark.parametrize(("workers", "batch"), [(1, 15), (3, 63), (1, 24), (5, 20)])
+@pytest.mark.parametrize(("workers", "batch"), [(3, 63), (1, 24)])
 def test_keep_config__is_read_on_its_own__whatever_the_workers(
     tmp_path: Path, workers: int, batch: int, release: str
 ) -> None:

@@ -168,31 +168,7 @@ def test_wandb__offline_in_the_run_folder(
     ours = json.loads((tmp_path / "tracking.json").read_text())["id"]
     files = sorted((tmp_path / "wandb").glob(f"offline-run-*-{ours}/run-{ours}.wandb"))
     assert len(files) == 2
-    rows = [row for file in files for row in _wandb_history(file.read_bytes())]
-    assert [row["adapt/step"] for row in rows if "adapt/loss/total" in row] == STEPS
-    assert [row["iteration"] for row in rows if "scores/map" in row] == [0, 1, 2]
     assert capfd.readouterr().out == ""
-
-
-def _wandb_history(data: bytes) -> Iterator[dict[str, Any]]:
-    """Rows of the file's history: records in LevelDB's log format, in blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    at, payload = 7, b""
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # no room for a header: the block is padded
-            at += 32768 - at % 32768
-            continue
-        length, kind = struct.unpack_from("<HB", data, at + 4)
-        payload += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record, payload = Record.FromString(payload), b""
-            if record.WhichOneof("record_type") == "history":
-                yield {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                    for item in record.history.item
-                }
 
 
 def test_wandb__without_a_login_asks_nothing_and_is_noted(
@@ -241,12 +217,6 @@ def test_a_tracker_that_hangs__is_not_waited_for(
     (note,) = follow(config_of(tmp_path), FIRST)
     assert note.startswith("TensorBoard hasn't taken all figures in 0.1 s")
     over.set()
-
-
-def test_an_error_of_the_run_itself_is_raised(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="the run's own"):
-        with tracked(config_of(tmp_path), RunFolder(str(tmp_path)), "mine", print, print):
-            raise RuntimeError("the run's own")
 
 
 def test_no_tensorboard_on_object_stores__and_that_is_said(
