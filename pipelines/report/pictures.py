@@ -46,14 +46,13 @@ BATCH = 16
 class Triplet:
     """An image, and it as bright as the shared and as the specific attention (Fig. 1)."""
 
-    domain: str
-    photos: tuple[Photo, Photo, Photo]
-    shared: tuple[float, float]  # range over the image
-    specific: tuple[float, float]
+    photos: list[Photo]
+    lowest: float  # of the shared attention over the image
+    highest: float
 
     @property
     def is_flat(self) -> bool:
-        return self.shared[1] - self.shared[0] < FLAT
+        return self.highest - self.lowest < FLAT
 
 
 @dataclass(frozen=True)
@@ -93,14 +92,16 @@ def triplets(run: RunFolder, model: TrainedModel, domain: Domain) -> list[Triple
     for image, path, shared_hw, specific_hw in zip(
         thumbs(run, domain, rows, model.config.input), paths, shared_Bhw, specific_Bhw, strict=True
     ):
-        views = (
-            ("image", image),
-            ("shared", figures.weighted(image, shared_hw)),
-            ("specific", figures.weighted(image, specific_hw)),
-        )
-        photos = [photo(view, f"{name}, {domain}", caption=name, title=str(path))
-                  for name, view in views]  # fmt: skip
-        found.append(Triplet(domain, tuple(photos), _range(shared_hw), _range(specific_hw)))  # type: ignore[arg-type]
+        views = {
+            "image": image,
+            "shared": figures.weighted(image, shared_hw),
+            "specific": figures.weighted(image, specific_hw),
+        }
+        photos = [
+            photo(view, f"{name}, {domain}", caption=name, title=str(path))
+            for name, view in views.items()
+        ]
+        found.append(Triplet(photos, float(shared_hw.min()), float(shared_hw.max())))
     return found
 
 
@@ -224,13 +225,16 @@ def _cluster(
     commonest = int(people[counts.argmax()])
     shown = []
     for row, pixels in zip(rows, thumbs(run, "target", rows.tolist(), size), strict=True):
-        camera = f"camera {about['camid'][row]}"
-        same = about["pid"][row] == commonest
-        kind = ("right" if same else "wrong") if pids_known else ""
-        words = {"right": "the commonest person, ", "wrong": "another person, ", "": ""}[kind]
-        caption = f"c{about['camid'][row]}" + {"right": " ✓", "wrong": " ✗", "": ""}[kind]
-        path = str(about["path"][row])
-        shown.append(photo(pixels, words + camera, caption=caption, kind=kind, title=path))
+        camera, kind, words, mark = about["camid"][row], "", "", ""
+        if pids_known:
+            is_right = about["pid"][row] == commonest
+            kind, words, mark = (
+                ("right", "the commonest person, ", " ✓")
+                if is_right
+                else ("wrong", "another person, ", " ✗")
+            )
+        alt, caption = f"{words}camera {camera}", f"c{camera}{mark}"
+        shown.append(photo(pixels, alt, caption=caption, kind=kind, title=str(about["path"][row])))
     return Cluster(
         title,
         len(members),
@@ -261,7 +265,3 @@ def _pixels(run: RunFolder, model: TrainedModel, domain: Domain, rows: list[int]
     size = model.config.input
     pixels_BHWC = np.stack(images(run, domain, rows, size.height, size.width))
     return torch.tensor(pixels_BHWC).permute(0, 3, 1, 2).to(next(model.parameters()).device)
-
-
-def _range(map_hw: NDArray[np.floating]) -> tuple[float, float]:
-    return float(map_hw.min()), float(map_hw.max())

@@ -223,9 +223,9 @@ class RunFolder:
         in a line of the stage `said_as`, and still has their hashes."""
         if stage in self._dropped:
             return
+        self._finish({"stage": said_as, "seconds": 0, "files": {}, "drops": stage})
         for name in self._finished[stage]["files"]:
             self.delete_file(name)
-        self._finish({"stage": said_as, "seconds": 0, "files": {}, "drops": stage})
 
     def restore(
         self, stage: str, make: Callable[[], dict[str, bytes | pa.Buffer]]
