@@ -220,9 +220,10 @@ def _score(summary: dict[str, Any], which: str) -> dict[str, float]:
         score = summary[which]
     else:
         score = next((row for row in summary["iterations"] if row["name"] == which), None)
-    if score is None:
+    if score is None or "map" not in score:
         raise ConfigError(
-            f"the run has no score {which}; see `score` and `iterations` in the suite."
+            f"the run has no score {which}; see `score`, `iterations` and `evaluate_every` in the "
+            "suite."
         )
     return {"map": score["map"], "rank1": score["rank1"]}
 
