@@ -96,9 +96,13 @@ def read_facts(run: RunFolder) -> Facts:
         scores={
             model: Scores.from_json(found)
             for model, found in scores.items()
-            if found and found["num_valid_queries"]
+            if found is not None and found["num_valid_queries"]
         },
-        labellings={model: Clusters.from_json(found) for model, found in clusters.items() if found},
+        labellings={
+            model: Clusters.from_json(found)
+            for model, found in clusters.items()
+            if found is not None
+        },
         trained=trained,
         selected=selected or (trained[-1] if trained else None),
         events=run.lines(METRICS),

@@ -92,8 +92,9 @@ def _read_parquet(path: Path, split: str | None, needed: Collection[str]) -> Fea
             raise ValueError("it is no whole Parquet file") from error
     for name in ("feature", *(["split"] if split is not None else [])):
         if (number := table.column_names.count(name)) != 1:
+            found = f"{number} columns" if number else "no column"
             there = ", ".join(map(repr, table.column_names))
-            raise ValueError(f'it has {number or "no"} column "{name}"; it has {there}')
+            raise ValueError(f'it has {found} "{name}"; it has {there}')
     left_out: list[str] = []
 
     def wanted(name: str, read: Callable[[pa.ChunkedArray, str], Any]) -> Any:

@@ -13,7 +13,7 @@ from drawn_run import SCRIPT, drawn_run
 from typer.testing import CliRunner
 
 from daal.config import NetworkConfig
-from daal.errors import ConfigError, DataError
+from daal.errors import DataError
 from daal.evaluation import evaluate
 from daal.load_config import flat
 from daal.nn.network import DaalNetwork
@@ -163,12 +163,6 @@ def test_attention_maps__one_and_its_rest__or_two_of_their_own(mode: str) -> Non
     assert np.allclose(shared_Bhw, attention_BCHW.mean(1).detach())
     assert shared_Bhw.std() > 0
     assert np.allclose(shared_Bhw + specific_Bhw, 1) == (mode == "residual")
-
-
-def test_not_a_run__one_sentence_and_no_folder_made(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is not a run folder: there is no config\.yaml"):
-        report(RunFolder(str(tmp_path / "typo"), create=False))
-    assert not (tmp_path / "typo").exists()
 
 
 @pytest.mark.parametrize(
