@@ -177,6 +177,18 @@ def test_a_features_file__its_gallery(model: Path, gallery: Path, tmp_path: Path
     assert same["distance"] == pytest.approx(matches[0]["distance"], abs=1e-5)
 
 
+def test_a_features_file__nothing_outside_the_gallery_is_opened(
+    model: Path, gallery: Path, tmp_path: Path, daal: Callable
+) -> None:
+    outside = os.path.relpath(gallery.parent / "outside/1.jpg", gallery)
+    names = [outside, "/etc/passwd", "a\0b", "link.jpg"]
+    file = tmp_path / "f.parquet"
+    pq.write_table(pa.table({"path": names, "feature": [[1.0] * 512] * 4}), file)
+    query = picture(tmp_path / "query.jpg", 3)
+    code, _, err = daal("search", model, query, gallery, "--features", file)
+    assert code == 3 and "are not in" in err
+
+
 def test_a_data_set__its_gallery_split_and_pids(
     model: Path, tiny_world: Path, daal: Callable
 ) -> None:
