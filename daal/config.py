@@ -516,6 +516,12 @@ class Config(Section):
     judged without any target identity, and across cameras where there are several, as clusters that
     follow cameras are compact, too. Papers mostly report the best by test score, for which one
     needs identities."""
+    evaluate_every: int = setting(1, LATER, ge=0)
+    """Score every so many iterations; 0: none. Direct transfer, the last iteration and the result
+    are scored in any case. Only scores need features of query and gallery images."""
+    keep_features: bool = setting(False, NOT_KEPT)
+    """Keep the features of every iteration. Otherwise the run folder keeps those of direct
+    transfer, of the last iteration and of the result."""
     warm_start: bool = setting(True, LATER)
     """true: each iteration continues from the weights of the one before, as in UDAP. false: each
     starts from pretraining. The text only says "re-train"."""

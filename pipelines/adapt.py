@@ -1,8 +1,13 @@
-"""Algorithm 1, as the driver runs it: stages that leave artefacts, and a journal of them."""
+"""Algorithm 1, as the driver runs it: stages that leave files in the run folder, and a journal.
+
+Shapes: N images of the target, T of them for training, C channels of a feature, X of all parts of
+the body together, P parts of the body.
+"""
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,41 +15,46 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from cluster.eps import eps_setting
-from cluster.outliers import in_all_parts, with_singletons
-from cluster.quality import agreement, cluster_quality
+from cluster.outliers import with_singletons
 from cluster.source_term import source_distance
 from daal.config import Config
 from daal.data.records import Domain
-from daal.errors import LabelError
 from daal.nn.stripes import whole_and_stripes
 from pipelines.images.ingest import ingest
 from pipelines.images.pixels import Images, Pixels
 from pipelines.run import artefacts, label_health
-from pipelines.run.folder import RunFolder, workers_text
+from pipelines.run.folder import RunFolder
 from pipelines.run.kept_images import image_files
+from pipelines.run.results import Clusters, Scores
+from pipelines.run.stages import FINAL, PRETRAIN, SUPERVISED, Stage, ingest_stage, iteration_stage
 from pipelines.show.progress import Progress
 from pipelines.training.extract import extract
 from pipelines.training.fit import Trainer
-from pipelines.training.label_and_score import estimate_parts, evaluate_features
+from pipelines.training.label_and_score import ToLabel, evaluate_features, label_images
+from pipelines.training.made_on import made_on, other_workers
 from pipelines.training.train_state import Weights
 from pipelines.workers.group import Workers
 from pipelines.workers.resources import Resources
 
-Scores = dict[str, Any]
+Contents = dict[str, bytes | pa.Buffer]  # of files, by name
+Labels = NDArray[np.int64]  # (N, P), -1: an outlier, or no training image
+# (N, X), read or made when first asked for: a finished stage may need none. Where only training
+# images are extracted, other rows are 0.
+Features = Callable[[], NDArray[np.float32]]
 
 
 @dataclass
 class Adaptation:
-    """One run. `adapt` is Algorithm 1; every other method is one of its stages."""
+    """One run. `algorithm_1` is the paper's listing; every other method is one of its stages."""
 
     config: Config
     run: RunFolder
     resources: Resources
     progress: Progress
-    rows: list[Scores] = field(default_factory=list)  # of pretraining and of each iteration
-    labellings: list[label_health.Clusters] = field(default_factory=list)
-    selected: str | None = None  # the iteration whose model is the result
+    models: list[Stage] = field(default_factory=list)  # iterations that are trained
+    labellings: dict[Stage, Clusters] = field(default_factory=dict)
+    scores: dict[Stage, Scores] = field(default_factory=dict)
+    selected: Stage | None = None  # the iteration whose model is the result
     source: Images | None = field(default=None, init=False)
     target: Images = field(init=False)
 
@@ -64,31 +74,33 @@ class Adaptation:
         self.read_images()
         of_images = self.run.inputs
         weights = pretrained = self.pretrain()  # line 1
-        features = self.extract("pretrain", weights)  # line 3, for the first iteration
-        self.evaluate("pretrain", features)
+        features = self.extract(PRETRAIN, weights)  # line 3, for the first iteration
+        self.evaluate(PRETRAIN, features)
 
         labels = None
-        for iteration in range(1, self.config.iterations + 1):  # line 2
-            name = f"iteration-{iteration:02d}"
-            labels = self.estimate(name, weights, features, labels)  # lines 4, 5
-            if label_health.converged(self.labellings[-1], self.config.stop_agreement):
+        for number in range(1, self.config.iterations + 1):  # line 2
+            stage = iteration_stage(number)
+            labels = self.estimate(stage, weights, features, labels)  # lines 4, 5
+            if label_health.converged(self.labellings[stage], self.config.stop_agreement):
                 self.progress.say("converged: the labels are almost the last ones")
                 break
             start = weights if self.config.warm_start else pretrained
-            weights = self.train(name, iteration, features, labels, start)  # line 6
-            features = self.extract(name, weights)  # line 3, for the next iteration
-            self.evaluate(name, features)
+            weights = self.train(stage, features, labels, start)  # line 6
+            self.drop_features(number - 1)
+            features = self.extract(stage, weights)  # line 3, for the next iteration
+            self.evaluate(stage, features)
         self.choose(weights, features, labels)
 
         if self.config.supervised_bound:
             with self.run.following(of_images):  # whatever the iterations have come to
-                self.evaluate("supervised", self.extract("supervised", self.supervised_bound()))
+                features = self.extract(SUPERVISED, self.supervised_bound())
+                self.evaluate(SUPERVISED, features)
 
     def pretrain_only(self) -> None:
-        """Line 1 and the direct transfer; `adapt` on the same folder goes on from here."""
+        """Line 1 and the direct transfer; `adapt` on the same folder continues from here."""
         with self.workers:
             self.read_images()
-            self.evaluate("pretrain", self.extract("pretrain", self.pretrain()))
+            self.evaluate(PRETRAIN, self.extract(PRETRAIN, self.pretrain()))
 
     def read_images(self) -> None:
         """Both domains, or the target alone."""
@@ -100,7 +112,7 @@ class Adaptation:
         settings = self.config.source if domain == "source" else self.config.target
         files = image_files(domain)
 
-        def make() -> dict[str, bytes | pa.Buffer]:
+        def make() -> Contents:
             table, quarantine = ingest(self.config, domain)
             self.progress.say(
                 f"{domain}: {len(table)} images from {settings.root}"
@@ -108,204 +120,210 @@ class Adaptation:
             )
             return dict(zip(files, map(artefacts.table_bytes, (table, quarantine)), strict=True))
 
-        contents = self._once(f"ingest/{domain}", files, make)
+        contents = self._once(ingest_stage(domain), files, make)
         table = artefacts.read_table(contents[files[0]]).combine_chunks()
         return Images(table, ray.put(table))
 
     def pretrain(self) -> Weights:
         """Line 1: Eq. 3 on the source; without a source, the backbone's weights as they are."""
         if (source := self.source) is None:
-            return self._checkpoint("pretrain", self.trainer.untrained, on_workers=False)
-        return self._checkpoint("pretrain", lambda: self.trainer.supervised("pretrain", source))
+            return self._checkpoint(PRETRAIN, self.trainer.untrained, on_workers=False)
+        return self._checkpoint(PRETRAIN, lambda: self.trainer.supervised(str(PRETRAIN), source))
 
     def supervised_bound(self) -> Weights:
         """The same training on the target's true identities: Table 4's first row."""
         return self._checkpoint(
-            "supervised", lambda: self.trainer.supervised("supervised", self.target)
+            SUPERVISED, lambda: self.trainer.supervised(str(SUPERVISED), self.target)
         )
 
-    def extract(self, name: str, weights: Weights) -> NDArray[np.float32]:
-        """Line 3: features of every target image (training, query and gallery at once)."""
-        file = f"{name}/features.parquet"
+    def extract(self, model: Stage, weights: Weights) -> Features:
+        """Line 3: features of the training images; of query and gallery too if they are scored."""
+        rows = None if self.is_scored(model) else self.target.rows("train")
+        return self._extract(model.at("extract"), weights, rows)
 
-        def make() -> dict[str, bytes | pa.Buffer]:
-            features = extract(
-                f"{name}/extract", self.target, self.config, weights, self.workers, self.pixels
+    def is_scored(self, model: Stage) -> bool:
+        """Whether a model is scored when it is trained; the result is scored in any case."""
+        every, number = self.config.evaluate_every, model.iteration
+        return number in (0, self.config.iterations) or (every > 0 and number % every == 0)
+
+    def estimate(
+        self, stage: Stage, weights: Weights, features: Features, previous: Labels | None
+    ) -> Labels:
+        """Lines 4 and 5: pseudo-labels of the training images, of the whole body and of stripes.
+
+        If there is no cluster, the previous iteration's labels are kept.
+
+        Raises:
+            LabelError: there is no cluster in the first iteration.
+        """
+        files = [stage.file("pseudo_labels.parquet"), stage.file("clusters.json")]
+        config, images = self.config.cluster, self.target
+        to_source_NP = self.source_distance(stage, weights, features)
+        rows = images.rows("train")
+
+        def make() -> Contents:
+            given = ToLabel(
+                [features_NC[rows] for features_NC in self._parts(features())],
+                images.column("pid")[rows],
+                images.column("camid")[rows],
+                None if to_source_NP is None else to_source_NP[rows],
+                None if previous is None else previous[rows],
             )
-            table = artefacts.features_table(self.target.table, features)
-            return {file: artefacts.table_bytes(table)}
+            labels_NP = np.full((len(images.table), len(given.parts)), -1)
+            labels_NP[rows], clusters = label_images(
+                given, config, list(self.labellings.values()), self.workers, self.progress.tasks
+            )
+            table = artefacts.parts_table(images.table, "pseudo_label", labels_NP)
+            json_bytes = artefacts.json_bytes(clusters.as_json())
+            return {files[0]: artefacts.table_bytes(table), files[1]: json_bytes}
 
-        contents = self._once(f"{name}/extract", [file], make)
-        return artefacts.features_array(artefacts.read_table(contents[file]))
+        contents = self._once(stage.at("estimate"), files, make)
+        self._add_labelling(stage, Clusters.from_json(json.loads(contents[files[1]])))
+        return artefacts.read_parts(contents[files[0]])
+
+    def _add_labelling(self, stage: Stage, clusters: Clusters) -> None:
+        """Keep a labelling's figures, show them, and say what looks wrong."""
+        before = list(self.labellings.values())[-1] if self.labellings else None
+        self.labellings[stage] = clusters
+        figures = {name: value for name, value in clusters.row().items() if name != "notes"}
+        self.progress.figures(stage.name, **figures)
+        warnings = label_health.warnings(clusters, before, self.config.cluster)
+        for note in (*clusters.notes, *warnings):
+            self.progress.note(note)
+        self.progress.say(
+            f"{stage.name}: {clusters.num_clusters} clusters, "
+            f"{clusters.outlier_share:.0%} outliers, eps "
+            + ", ".join(f"{eps:.3f}" for eps in clusters.eps)
+        )
 
     def source_distance(
-        self, name: str, weights: Weights, features_NX: NDArray[np.float32]
+        self, stage: Stage, weights: Weights, features: Features
     ) -> NDArray[np.float32] | None:
         """How unlike all source images each target image is (UDAP), if that is wanted. (N, P)"""
         if self.config.cluster.source_weight == 0 or (source := self.source) is None:
             return None
-        file = f"{name}/source_distance.parquet"
+        file = stage.file("source_distance.parquet")
 
-        def make() -> dict[str, bytes | pa.Buffer]:
-            stage = f"{name}/extract-source"
-            of_source = extract(stage, source, self.config, weights, self.workers, self.pixels)
-            pairs = zip(
-                self._parts(features_NX), self._parts(of_source[source.rows("train")]), strict=True
-            )
-            distance_NP = np.stack([source_distance(*pair) for pair in pairs], axis=1)
+        def make() -> Contents:
+            of_source = extract(
+                str(stage.at("extract-source")),
+                source, self.config, weights, self.workers, self.pixels,
+            )  # fmt: skip
+            parts = self._parts(features())
+            source_parts = self._parts(of_source[source.rows("train")])
+            distances = list(map(source_distance, parts, source_parts))
+            distance_NP = np.stack(distances, axis=1)
             table = artefacts.parts_table(self.target.table, "source_distance", distance_NP)
             return {file: artefacts.table_bytes(table)}
 
-        contents = self._once(f"{name}/source-distance", [file], make)
+        contents = self._once(stage.at("source-distance"), [file], make)
         return artefacts.read_parts(contents[file])
 
-    def estimate(
-        self,
-        name: str,
-        weights: Weights,
-        features_NX: NDArray[np.float32],
-        previous: NDArray[np.int64] | None,
-    ) -> NDArray[np.int64]:
-        """Line 4: pseudo-labels of the training images, (N, P): of the whole body, and of stripes.
-
-        With no cluster, the previous iteration's labels are kept; in the first there are none.
-        """
-        to_source_NP = self.source_distance(name, weights, features_NX)
-        config, target = self.config.cluster, self.target
-        files = [f"{name}/pseudo_labels.parquet", f"{name}/clusters.json"]
-        rows = target.rows("train")
-        pids, camids = target.column("pid")[rows], target.column("camid")[rows]
-        frozen = label_health.kept_eps(self.labellings, config)
-
-        def make() -> dict[str, bytes | pa.Buffer]:
-            labels_NP = np.full((len(target.table), 1 + self.config.network.stripes), -1)
-            try:
-                parts = [features_NC[rows] for features_NC in self._parts(features_NX)]
-                estimated = estimate_parts(
-                    parts,
-                    config,
-                    frozen or [None] * len(parts),
-                    camids,
-                    None if to_source_NP is None else to_source_NP[rows],
-                    self.workers,
-                    self.progress.tasks,
-                )
-                labels_NP[rows] = in_all_parts(
-                    np.stack([found.labels for found in estimated], 1), eps_setting(config)
-                )
-                found_now: dict[str, Any] = {
-                    "eps": [found.eps for found in estimated],
-                    "first_eps": [found.first_eps for found in estimated],
-                    "notes": [note for found in estimated for note in found.notes],
-                    "silhouette": estimated[0].silhouette,
-                    "cross_camera_silhouette": estimated[0].cross_camera_silhouette,
-                }
-                if previous is not None:
-                    found_now["agreement"] = agreement(previous[rows, 0], labels_NP[rows, 0])
-            except LabelError as error:
-                if previous is None:
-                    raise
-                labels_NP = previous
-                notes = [f"kept the previous labels: {error}"]
-                found_now = {"eps": self.labellings[-1]["eps"], "notes": notes, "kept": True}
-            known = pids if (pids > 0).any() else None
-            quality = cluster_quality(labels_NP[rows, 0], known, camids)
-            clusters = {**found_now, **quality.as_dict()}
-            table = artefacts.parts_table(target.table, "pseudo_label", labels_NP)
-            return {
-                files[0]: artefacts.table_bytes(table),
-                files[1]: artefacts.json_bytes(clusters),
-            }
-
-        contents = self._once(f"{name}/estimate", files, make)
-        clusters = label_health.as_found(json.loads(contents[files[1]]))
-        before = self.labellings[-1] if self.labellings else None
-        self.labellings.append(clusters)
-        self.progress.figures(name, **{k: v for k, v in clusters.items() if k != "notes"})
-        for note in [*clusters["notes"], *label_health.warnings(clusters, before, config)]:
-            self.progress.note(note)
-        self.progress.say(
-            f"{name}: {clusters['num_clusters']} clusters, "
-            f"{clusters['outlier_share']:.0%} outliers, eps "
-            + ", ".join(f"{eps:.3f}" for eps in clusters["eps"])
-        )
-        return artefacts.read_parts(contents[files[0]])
-
-    def train(
-        self,
-        name: str,
-        iteration: int,
-        features_NX: NDArray[np.float32],
-        pseudo_labels_NP: NDArray[np.int64],
-        weights: Weights,
-    ) -> Weights:
-        """Line 6: Eq. 7 on both domains, from the last weights, with a new head for K clusters."""
-        self.rows.append({"name": name, **self.labellings[-1]})
+    def train(self, stage: Stage, features: Features, labels: Labels, start: Weights) -> Weights:
+        """Line 6: Eq. 7 on both domains, with a new head for the clusters."""
+        self.models.append(stage)
         if self.config.cluster.outliers == "singletons":
-            rows = self.target.rows("train")
-            pseudo_labels_NP = with_singletons(pseudo_labels_NP[:, 0], rows)[:, None]
+            labels = with_singletons(labels[:, 0], self.target.rows("train"))[:, None]
         return self._checkpoint(
-            name,
+            stage,
             lambda: self.trainer.adapt(
-                *(name, iteration, self.source, self.target),
-                *(features_NX, pseudo_labels_NP, weights),
+                stage=stage.name,
+                iteration=stage.iteration,
+                source=self.source,
+                target=self.target,
+                features_NX=features(),
+                pseudo_labels_NP=labels,
+                start=start,
             ),
         )
 
-    def evaluate(self, name: str, features_NC: NDArray[np.float32]) -> None:
-        """Scores on the target's query and gallery, if it has them."""
-        if len(self.target.rows("query")) == 0:
-            return
-        file = f"{name}/evaluation.json"
+    def evaluate(self, model: Stage, features: Features) -> None:
+        """Scores on the target's query and gallery, if it has them and the model is to be scored.
 
-        def make() -> dict[str, bytes | pa.Buffer]:
-            found = evaluate_features(
-                f"{name}/evaluate", self.target.table, features_NC, self.workers
-            )
+        The features are of all images then.
+        """
+        if len(self.target.rows("query")) and self.is_scored(model):
+            self._evaluate(model, features)
+
+    def _evaluate(self, model: Stage, features: Features) -> None:
+        file, stage = model.file("evaluation.json"), model.at("evaluate")
+
+        def make() -> Contents:
+            found = evaluate_features(str(stage), self.target.table, features(), self.workers)
             return {file: artefacts.json_bytes(found.as_dict())}
 
-        contents = self._once(f"{name}/evaluate", [file], make, leads_on=False)
-        scores = json.loads(contents[file])
-        if self.rows and self.rows[-1]["name"] == name:
-            self.rows[-1].update(scores)
-        else:
-            self.rows.append({"name": name, **scores})
-        self.progress.figures(name, **self.rows[-1])
-        self.progress.say(f"{name}: mAP {scores['map']:.1%}  Rank-1 {scores['rank1']:.1%}")
+        contents = self._once(stage, [file], make, leads_on=False)
+        scores = self.scores[model] = Scores.from_json(json.loads(contents[file]))
+        self.progress.figures(model.name, **self.row(model))
+        self.progress.say(f"{model.name}: mAP {scores.map:.1%}  Rank-1 {scores.rank1:.1%}")
 
-    def choose(
-        self,
-        weights: Weights,
-        features_NX: NDArray[np.float32],
-        labels: NDArray[np.int64] | None,
-    ) -> None:
-        """Name the iteration whose model is the result."""
-        models = [row["name"] for row in self.rows if row["name"].startswith("iteration-")]
-        if not models or self.config.select == "last":
-            self.selected = models[-1] if models else None
+    def drop_features(self, iteration: int) -> None:
+        """Delete the features of an iteration's model: the next iteration is trained by now.
+
+        Those of pretraining stay, which a report compares with the result's.
+        """
+        if iteration > 0 and not self.config.keep_features:
+            model = iteration_stage(iteration)
+            self.run.drop(str(model.at("extract")), str(model.at("drop")))
+
+    def choose(self, weights: Weights, features: Features, labels: Labels | None) -> None:
+        """Name the iteration whose model is the result, and see that it has features and scores.
+
+        `weights` and `features` are of the newest model.
+        """
+        if not self.models:
             return
-        if len(self.labellings) == len(models):  # not stopped by the next one's labels
-            self.estimate("final", weights, features_NX, labels)
-        self.selected = label_health.best_model(models, self.labellings[1:])
-        self.progress.say(f"selected by silhouette: {self.selected}")
+        self.selected = self.models[-1]
+        if self.config.select == "silhouette":
+            if len(self.labellings) == len(self.models):  # not stopped by the next one's labels
+                self.estimate(FINAL, weights, features, labels)
+            judged = list(self.labellings.values())[1:]
+            self.selected = label_health.best_model(self.models, judged)
+            self.progress.say(f"selected by silhouette: {self.selected}")
+        self._complete(self.selected, weights)
+
+    def _complete(self, result: Stage, weights: Weights) -> None:
+        """Features of query and gallery, and scores, for a result that lacks them."""
+        is_newest = result == self.models[-1]
+        if self.is_scored(result) and (is_newest or self.config.keep_features):
+            return
+        if not is_newest:
+            files = artefacts.checkpoint_files(result.file("checkpoint"))
+            contents = {name: self.run.read(name) for name in files}
+            weights = artefacts.read_checkpoint(result.file("checkpoint"), contents)
+        features = self._extract(result.at("extract-result"), weights, None, leads_on=False)
+        if result not in self.scores and len(self.target.rows("query")):
+            self._evaluate(result, features)
 
     def finish(self) -> dict[str, Any]:
-        """Write summary.json and forget what only a resumed training would have needed."""
+        """Write summary.json and delete what only a resumed training would have needed."""
         summary = self.summary()
         self.run.write("summary.json", artefacts.json_bytes(summary))
         self.run.delete_folder("ray_train")
         return summary
 
+    def row(self, model: Stage) -> dict[str, Any]:
+        """What is known of a model: the labels that it was trained on, and its scores."""
+        clusters, scores = self.labellings.get(model), self.scores.get(model)
+        return {
+            "name": model.name,
+            **(clusters.row() if clusters else {}),
+            **(scores.row() if scores else {}),
+        }
+
     def summary(self) -> dict[str, Any]:
         """What summary.json holds, of as much as has been done."""
-        by_name = {row["name"]: row for row in self.rows}
-        iterations = [row for row in self.rows if row["name"].startswith("iteration-")]
+
+        def headline(model: Stage | None) -> dict[str, float] | None:
+            found = None if model is None else self.scores.get(model)
+            return found.headline() if found else None
+
         return {
-            "direct_transfer": _score(by_name.get("pretrain")),
-            "adapted": _score(by_name.get(self.selected or "")),
-            "selected": self.selected,
-            "supervised": _score(by_name.get("supervised")),
-            "iterations": iterations,
+            "direct_transfer": headline(PRETRAIN),
+            "adapted": headline(self.selected),
+            "selected": self.selected.name if self.selected else None,
+            "supervised": headline(SUPERVISED),
+            "iterations": [self.row(model) for model in self.models],
             "seed": self.config.seed,
             "seconds": round(sum(line["seconds"] for line in self.run.journal()), 1),
         }
@@ -313,56 +331,65 @@ class Adaptation:
     def _parts(self, features_NX: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         return whole_and_stripes(features_NX, self.config.network.stripes)
 
+    def _extract(
+        self,
+        stage: Stage,
+        weights: Weights,
+        rows: NDArray[np.int64] | None,
+        leads_on: bool = True,
+    ) -> Features:
+        """Features of these rows of the target's table, or of all; the file has their rows only."""
+        name = "features.parquet" if rows is None else "training_features.parquet"
+        file, images = stage.file(name), self.target
+
+        def make() -> Contents:
+            features = extract(
+                str(stage), images, self.config, weights, self.workers, self.pixels, rows
+            )
+            table = images.table if rows is None else images.table.take(rows)
+            return {file: artefacts.table_bytes(artefacts.features_table(table, features))}
+
+        contents = self._once(stage, [file], make, leads_on)
+
+        @cache
+        def features() -> NDArray[np.float32]:
+            if file not in contents:  # dropped in an earlier start of this run
+                contents.update(self.run.restore(str(stage), make))
+            found_MX = artefacts.features_array(artefacts.read_table(contents.pop(file)))
+            if rows is None:
+                return found_MX
+            features_NX = np.zeros((len(images.table), found_MX.shape[1]), np.float32)
+            features_NX[rows] = found_MX
+            return features_NX
+
+        return features
+
     def _once(
         self,
-        stage: str,
+        stage: Stage,
         files: list[str],
-        make: Callable[[], dict[str, bytes | pa.Buffer]],
+        make: Callable[[], Contents],
         leads_on: bool = True,
         made_on: dict[str, Any] | None = None,
     ) -> dict[str, bytes]:
         """`RunFolder.once`, shown and timed."""
-        with self.progress.stage(stage):
-            return self.run.once(stage, files, make, leads_on, made_on)
+        with self.progress.stage(str(stage)):
+            return self.run.once(str(stage), files, make, leads_on, made_on)
 
     def _checkpoint(
-        self, name: str, train: Callable[[], Weights], on_workers: bool = True
+        self, model: Stage, train: Callable[[], Weights], on_workers: bool = True
     ) -> Weights:
-        folder = f"{name}/checkpoint"
+        folder = model.file("checkpoint")
         config = self.config.model_dump(mode="json", exclude={"tracking"})
-        metadata = {"stage": name, "config": config}
-        made_on = self._made_on() if on_workers else {}
+        metadata = {"stage": model.name, "config": config}
+        about = made_on(self.resources) if on_workers else {}
 
-        def make() -> dict[str, bytes | pa.Buffer]:
-            if made_on:
-                self._note_other_workers(name, made_on)
+        def make() -> Contents:
+            if about and (note := other_workers(str(model), about, self.run.journal())):
+                self.progress.note(note)
+                self.progress.figures(str(model.at("train")), note=note)
             return dict(artefacts.checkpoint_bytes(folder, train(), metadata))
 
-        contents = self._once(
-            f"{name}/train", artefacts.checkpoint_files(folder), make, made_on=made_on
-        )
+        files = artefacts.checkpoint_files(folder)
+        contents = self._once(model.at("train"), files, make, made_on=about)
         return artefacts.read_checkpoint(folder, contents)
-
-    def _made_on(self) -> dict[str, Any]:
-        """What a training is made on; nothing of an elastic run, which changes its workers."""
-        found = self.resources
-        if found.least_workers < found.most_workers:
-            return {}
-        return {"workers": found.num_workers, "device": "GPU" if found.use_gpu else "CPU"}
-
-    def _note_other_workers(self, name: str, made_on: dict[str, Any]) -> None:
-        """Say if the training before this one was made on other workers."""
-        before = next((line for line in reversed(self.run.journal()) if "workers" in line), made_on)
-        if (then := workers_text(before)) != (now := workers_text(made_on)):
-            note = (
-                f"{name} is trained on {now}, where {before['stage']} was on {then}: the result "
-                "differs from that of either alone in rounding and in BatchNorm's groups"
-            )
-            self.progress.note(note)
-            self.progress.figures(f"{name}/train", note=note)
-
-
-def _score(row: Scores | None) -> dict[str, float] | None:
-    if row is None or "map" not in row:
-        return None
-    return {key: row[key] for key in ("map", "rank1", "rank5", "rank10", "map_official")}

@@ -21,6 +21,7 @@ from daal.load_config import load_config
 from daal.nn.network import DaalNetwork
 from pipelines.run import artefacts
 from pipelines.run.folder import RunFolder
+from pipelines.run.kept_config import keep_config
 
 NAME = '<img src="x" onerror="alert(0)">$&'
 SCRIPT = "query/<script>alert(1)</script>.jpg"
@@ -38,7 +39,7 @@ def drawn_run(folder: Path, *settings: str, name: str = NAME, iterations: int = 
         f"out={json.dumps(str(folder / name))}", *settings,
     ])  # fmt: skip
     run = RunFolder(config.out)
-    run.keep_config(config)
+    keep_config(run, config)
     rng = np.random.default_rng(0)
     tables = {}
     for domain in ("source", "target") if not config.target_only else ("target",):

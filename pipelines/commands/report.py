@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipelines.run.folder import RunFolder
-    from pipelines.show.trackers import Picture
 
 REPORT = "report.html"  # in the run folder
 
@@ -50,11 +49,8 @@ def report(
     errors.print(f"{where} ({len(made.html) / 1e6:.1f} MB)", markup=False, soft_wrap=True)
 
 
-def leave_report(run: "RunFolder", note: "Callable[[str], None]") -> "tuple[Picture, ...]":
-    """Write the page into a finished run's folder; returns its pictures for trackers.
-
-    If that fails, a note says why; the run itself doesn't fail.
-    """
+def leave_report(run: "RunFolder", note: "Callable[[str], None]") -> None:
+    """Write the page into a finished run's folder. If it fails, a note says why."""
     try:
         from pipelines.report.page import report as page_of
 
@@ -62,8 +58,5 @@ def leave_report(run: "RunFolder", note: "Callable[[str], None]") -> "tuple[Pict
         run.write(REPORT, made.html.encode())
         for failure in made.failures:
             note(f"not in {REPORT}: {failure}")
-        return made.pictures
     except Exception as error:  # the run itself is finished
-        reason = first_line(error)
-        note(f"no report was written ({reason}); daal report {run.uri} tries again.")
-        return ()
+        note(f"no report was written ({first_line(error)}); daal report {run.uri} tries again.")

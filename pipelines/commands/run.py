@@ -94,7 +94,9 @@ def run_adaptation(
 ) -> None:
     """Validate, start or join Ray, run, print the table (or JSON)."""
     from pipelines.run.folder import RunFolder
+    from pipelines.run.kept_config import keep_config
     from pipelines.run.kept_images import kept_images, notes_on_images
+    from pipelines.run.stages import ingest_stage
     from pipelines.show.curves import check_tracking, tracked
     from pipelines.tools import validate as checking
 
@@ -107,7 +109,7 @@ def run_adaptation(
         begun = RunFolder(config.out, create=False)
         finished = {line["stage"] for line in begun.journal()}
         finished -= {
-            f"ingest/{domain}"
+            str(ingest_stage(domain))
             for domain, _ in config.domains()
             if kept_images(begun, domain) is None
         }
@@ -138,7 +140,7 @@ def run_adaptation(
     remedy = "the same command continues it, and -v shows what Ray says."
     try:
         with run.claimed(), ray_errors(remedy):
-            run.keep_config(config)
+            keep_config(run, config)
             for note in notes_on_images(run, config):
                 show("yellow", "note", note)
             num_stages = len(run.journal())
@@ -156,13 +158,11 @@ def run_adaptation(
                 if as_json:
                     print_json(adaptation.summary())
                 else:
-                    scored = [(row["name"], row) for row in adaptation.rows if "map" in row]
-                    Console().print(scores_table(scored))
+                    Console().print(scores_table(adaptation.scores, adaptation.labellings))
                 # A run that was finished before has its report, unless it was deleted.
                 is_new = len(run.journal()) > num_stages or not run.exists(REPORT)
                 if config.report and is_new and not pretrain_only:
-                    for picture in leave_report(run, progress.note):
-                        track(picture)
+                    leave_report(run, progress.note)
     except (KeyboardInterrupt, SystemExit):
         errors.print("stopped; the same command continues this run.")
         raise

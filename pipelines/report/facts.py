@@ -10,17 +10,22 @@ from daal.config import Config
 from daal.errors import ConfigError
 from daal.load_config import differences
 from pipelines.run import label_health
-from pipelines.run.folder import RunFolder, workers_text
-from pipelines.run.kept_config import checked, kept_settings
+from pipelines.run.events import METRICS, TrainingStep, event_of
+from pipelines.run.folder import RunFolder
+from pipelines.run.kept_config import SUMMARY, checked, kept_settings
+from pipelines.run.results import Clusters, Scores
+from pipelines.run.stages import FINAL, PRETRAIN, SUPERVISED, Stage
+from pipelines.show.curves import Points
+from pipelines.training.made_on import workers_text
 
 Row = dict[str, Any]
-Points = tuple[list[float], list[float]]  # x and y of a curve
+Curve = tuple[list[float], list[float]]  # x and y
 POINTS = 400  # of a curve: more than a screen shows
-# A stage's last word, in the order of a run, and what a reader calls it.
+# The part of a stage, and what a reader calls it.
 WORK = {
-    "ingest": "reading the images",
     "train": "training",
     "extract": "features of the target",
+    "extract-result": "features of the target",
     "source-distance": "distances from the source",
     "estimate": "pseudo-labels",
     "evaluate": "scores",
@@ -34,44 +39,30 @@ class Facts:
     name: str  # the folder's own: reports are shown to others
     uri: str
     config: Config
-    values: dict[str, Any]  # config.yaml as it was written
+    values: Row  # config.yaml as it was written
     summary: Row | None  # None: the run isn't finished
-    scores: list[Row]  # of pretraining, each iteration and the supervised bound: `name`, map, ...
-    labellings: list[Row]  # of each iteration: `name`, num_clusters, ...
+    scores: dict[Stage, Scores]  # of pretraining, iterations and the supervised bound
+    labellings: dict[Stage, Clusters]  # of iterations; and the last one's, see `Stage`
+    trained: list[Stage]  # iterations whose training is finished
+    selected: Stage | None  # whose model is the result; of an unfinished run, the last one trained
     events: list[Row]  # metrics.jsonl
     journal: list[Row]
 
     @property
-    def direct(self) -> Row | None:
-        return self.score("pretrain")
+    def direct(self) -> Scores | None:
+        return self.scores.get(PRETRAIN)
 
     @property
-    def adapted(self) -> Row | None:
-        return self.score(self.selected or "")
+    def adapted(self) -> Scores | None:
+        return self.scores.get(self.selected) if self.selected else None
 
     @property
-    def supervised(self) -> Row | None:
-        return self.score("supervised")
+    def supervised(self) -> Scores | None:
+        return self.scores.get(SUPERVISED)
 
     @property
-    def selected(self) -> str | None:
-        """The iteration whose model is the result; of an unfinished run, the last one trained."""
-        if self.summary and self.summary.get("selected"):
-            return str(self.summary["selected"])
-        return self.trained[-1] if self.trained else None
-
-    @property
-    def trained(self) -> list[str]:
-        """Iterations whose training is finished."""
-        stages = [line["stage"] for line in self.journal]
-        return [
-            stage.removesuffix("/train")
-            for stage in dict.fromkeys(stages)
-            if stage.startswith("iteration-") and stage.endswith("/train")
-        ]
-
-    def score(self, name: str) -> Row | None:
-        return next((row for row in self.scores if row["name"] == name), None)
+    def last_labelling(self) -> tuple[Stage, Clusters] | None:
+        return list(self.labellings.items())[-1] if self.labellings else None
 
 
 def read_facts(run: RunFolder) -> Facts:
@@ -88,18 +79,33 @@ def read_facts(run: RunFolder) -> Facts:
             "daal adapt or daal demo wrote (its out=)."
         )
     journal = run.journal()
-    names = _parts_of_the_run([line["stage"] for line in journal])
-    scores = [_named(run, name, "evaluation.json") for name in names]
-    labellings = [_named(run, name, "clusters.json") for name in names]
+    stages = [stage for line in journal if (stage := Stage.find(line["stage"]))]
+    models = _models(stages)
+    scores = {model: _json(run, model.file("evaluation.json")) for model in models}
+    clusters = {model: _json(run, model.file("clusters.json")) for model in models}
+    summary = _json(run, SUMMARY)
+    trained = [model for model in models
+               if model.kind == "iteration" and model.at("train") in stages]  # fmt: skip
+    selected = Stage.find((summary or {}).get("selected"))
     return Facts(
         name=PurePosixPath(run.base).name,
         uri=run.uri,
         config=checked(values),
         values=values,
-        summary=_json(run, "summary.json"),
-        scores=[row for row in scores if row and row["num_valid_queries"]],
-        labellings=[label_health.as_found(row) for row in labellings if row],
-        events=run.lines("metrics.jsonl"),
+        summary=summary,
+        scores={
+            model: Scores.from_json(found)
+            for model, found in scores.items()
+            if found is not None and found["num_valid_queries"]
+        },
+        labellings={
+            model: Clusters.from_json(found)
+            for model, found in clusters.items()
+            if found is not None
+        },
+        trained=trained,
+        selected=selected or (trained[-1] if trained else None),
+        events=run.lines(METRICS),
         journal=journal,
     )
 
@@ -110,32 +116,34 @@ def different_settings(runs: Sequence[Facts]) -> dict[str, list[Any]]:
     return differences([{k: v for k, v in run.values.items() if k not in left_out} for run in runs])
 
 
-def training_curves(events: Sequence[Row]) -> tuple[dict[str, Points], list[float]]:
-    """Loss terms and the learning rate (lr) by name, over the steps of the whole run; and the step
-    at which each training begins. Long curves are thinned by means.
+def training_curves(events: Sequence[Row]) -> tuple[dict[str, Curve], list[float]]:
+    """Loss terms and the learning rate (lr) by name, over the steps of pretraining and then of all
+    iterations; and the step at which each iteration begins. Long curves are thinned by means.
 
-    Of a step that was made twice, after a restart, the later is taken. A term that is 0 throughout
-    a training isn't part of it. The supervised bound's training isn't one of the algorithm's.
+    A term that is always 0 in pretraining, or in the iterations, has no curve there.
     """
-    trainings: dict[str, dict[int, Row]] = {}
-    for event in events:
-        if "loss" in event and event["stage"] != "supervised":
-            trainings.setdefault(event["stage"], {})[event["step"]] = event
-    found: dict[str, Points] = {}
-    begins: list[float] = []
-    before = 0.0
-    for steps in trainings.values():
-        begins.append(before)
-        rows = [steps[step] for step in sorted(steps)]
-        terms = {name for row in rows for name, value in row["loss"].items() if value}
-        for row in rows:
-            values = {name: value for name, value in row["loss"].items() if name in terms}
-            for name, value in [*values.items(), ("lr", row["lr"])]:
-                x, y = found.setdefault(name, ([], []))
-                x.append(before + row["step"])
+    points = Points()
+    found: dict[str, dict[str, Curve]] = {"pretrain": {}, "adapt": {}}
+    for event in map(event_of, events):
+        if not isinstance(event, TrainingStep):
+            continue
+        for point in points.of(event):
+            for name, value in point.values.items():
+                curves = found.get(point.group, {})
+                x, y = curves.setdefault(name.removeprefix("loss/"), ([], []))
+                x.append(point.x)
                 y.append(value)
-        before += rows[-1]["steps"]
-    return {name: (_thinned(x), _thinned(y)) for name, (x, y) in found.items()}, begins
+    first = points.num_steps.get(PRETRAIN, 0)
+    joined: dict[str, Curve] = {}
+    for group, curves in found.items():
+        for name, (x, y) in curves.items():
+            if any(y):
+                all_x, all_y = joined.setdefault(name, ([], []))
+                all_x += [place + first * (group == "adapt") for place in x]
+                all_y += y
+    lengths = [n for model, n in points.num_steps.items() if model.kind == "iteration"]
+    begins = [float(first + sum(lengths[:number])) for number in range(len(lengths))]
+    return {name: (_thinned(x), _thinned(y)) for name, (x, y) in joined.items()}, begins
 
 
 def doubts(facts: Facts) -> list[str]:
@@ -148,19 +156,19 @@ def doubts(facts: Facts) -> list[str]:
             "of then."
         )
     direct, adapted = facts.direct, facts.adapted
-    if direct and adapted and adapted["map"] <= direct["map"]:
+    if direct and adapted and adapted.map <= direct.map:
         found.append("Adapting did not help: the adapted model scores no better than before it.")
-    iterations = [row for row in facts.scores if row["name"].startswith("iteration-")]
-    best = max(iterations, key=lambda row: row["map"], default=None)
-    if best and adapted and best["map"] > adapted["map"] + 0.01:
+    iterations = [model for model in facts.scores if model.kind == "iteration"]
+    best = max(iterations, key=lambda model: facts.scores[model].map, default=None)
+    if best and adapted and facts.scores[best].map > adapted.map + 0.01:
         found.append(
-            f"{best['name']} scored better than the result ({best['map']:.1%} mAP against "
-            f"{adapted['map']:.1%}). Choosing it by this score would need identities that a user "
+            f"{best} scored better than the result ({facts.scores[best].map:.1%} mAP against "
+            f"{adapted.map:.1%}). Choosing it by this score would need identities that a user "
             "of unlabelled cameras doesn't have."
         )
-    if adapted and adapted.get("num_valid_queries", 100) < 100:
+    if adapted and adapted.num_valid_queries < 100:
         found.append(
-            f"Only {adapted['num_valid_queries']} queries could be scored: the figures are rough."
+            f"Only {adapted.num_valid_queries} queries could be scored: the figures are rough."
         )
     if len(kinds := _workers(facts.journal)) > 1:
         found.append(
@@ -168,37 +176,33 @@ def doubts(facts: Facts) -> list[str]:
             "differ in rounding and in the groups of images that BatchNorm takes together."
         )
     before = None
-    for clusters in facts.labellings:
-        name = clusters["name"]
-        notes = [
-            *clusters.get("notes", ()),
-            *label_health.warnings(clusters, before, facts.config.cluster),
-        ]
-        found += [f"{name}: {note}" for note in notes]
+    for stage, clusters in facts.labellings.items():
+        warnings = label_health.warnings(clusters, before, facts.config.cluster)
+        found += [f"{stage}: {note}" for note in (*clusters.notes, *warnings)]
         before = clusters
-    if before and before["outlier_share"] > 0.5:
+    if before and before.outlier_share > 0.5:
         found.append(
-            f"Most training images are outliers ({before['outlier_share']:.0%} at the end): the "
+            f"Most training images are outliers ({before.outlier_share:.0%} at the end): the "
             "model has learnt from the others only."
         )
-    if before and before.get("agreement", 1.0) < 0.7:
+    if before and before.agreement is not None and before.agreement < 0.7:
         found.append(
             "The labels were still changing when the run ended (agreement with the ones before: "
-            f"{before['agreement']:.2f}): more iterations may help."
+            f"{before.agreement:.2f}): more iterations may help."
         )
     return found
 
 
 def times(journal: Sequence[Row]) -> list[tuple[str, float]]:
-    """Seconds by kind of work, in the order of a run; the last making of each stage counts."""
-    stages = {line["stage"]: float(line["seconds"]) for line in journal}
+    """Seconds by kind of work, the longest first; if a stage was repeated, the last time counts."""
     totals: dict[str, float] = {}
-    for stage, seconds in stages.items():
-        first, _, last = stage.partition("/")
-        kind = WORK.get("ingest" if first == "ingest" else last, last)
-        if first == "supervised":
-            kind = "the supervised bound"
-        totals[kind] = totals.get(kind, 0.0) + seconds
+    for name, seconds in {line["stage"]: float(line["seconds"]) for line in journal}.items():
+        stage = Stage.parse(name)
+        kind = {"ingest": "reading the images", "supervised": "the supervised bound"}.get(
+            stage.kind, WORK.get(stage.part, stage.part)
+        )
+        if stage.part != "drop":
+            totals[kind] = totals.get(kind, 0.0) + seconds
     return sorted(totals.items(), key=lambda item: -item[1])
 
 
@@ -218,25 +222,18 @@ def short_names(uris: Sequence[str]) -> list[str]:
     return [f"{'/'.join(part[-1:])} ({number})" for number, part in enumerate(parts, 1)]
 
 
-def _parts_of_the_run(stages: Sequence[str]) -> list[str]:
-    """Names before the stages' slashes, in the order of a run.
+def _models(stages: Sequence[Stage]) -> list[Stage]:
+    """In the order of a run; the labelling "final" last, if it is one of the last iteration's.
 
-    "final" is a labelling after the last iteration, made to judge that one's model. It is none any
-    more once the run was given more iterations.
+    It is none any more once the run was given more iterations.
     """
-    names = list(dict.fromkeys(stage.partition("/")[0] for stage in stages))
-    if "final" in names:
-        names.remove("final")
-        last = len(stages) - 1 - list(reversed(stages)).index("final/estimate")
-        before = {stage.partition("/")[0] for stage in stages[:last]}
-        if all(name in before for name in names if name.startswith("iteration-")):
-            names.append("final")
-    return names
-
-
-def _named(run: RunFolder, name: str, file: str) -> Row | None:
-    found = _json(run, f"{name}/{file}")
-    return None if found is None else {"name": name, **found}
+    models = [stage.model for stage in stages if stage.kind != "ingest"]
+    found = list(dict.fromkeys(model for model in models if model != FINAL))
+    if FINAL in models:
+        last = len(models) - models[::-1].index(FINAL)
+        if {model for model in found if model.kind == "iteration"} <= set(models[:last]):
+            found.append(FINAL)
+    return found
 
 
 def _json(run: RunFolder, name: str) -> Row | None:

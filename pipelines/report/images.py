@@ -7,14 +7,12 @@ a million take little memory.
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 
 from daal import figures
 from daal.config import InputConfig
@@ -22,6 +20,7 @@ from daal.data.images import decode
 from daal.data.records import Domain
 from daal.errors import DataError
 from pipelines.run.folder import RunFolder
+from pipelines.run.stages import Stage
 
 Pixels = NDArray[np.uint8]
 BATCH = 1024  # rows in memory
@@ -35,18 +34,8 @@ class Photo:
     src: str  # a data: URI
     alt: str
     caption: str = ""
-    kind: str = ""  # right, wrong, junk; or "" without a frame
+    kind: str = ""  # right, wrong; or "" without a frame
     title: str = ""  # the file that it is of
-
-    @property
-    def jpeg(self) -> bytes:
-        return base64.b64decode(self.src.partition(",")[2])
-
-
-def strip(photos: Sequence[Photo]) -> bytes:
-    """Photos side by side, as one JPEG."""
-    shown = [np.asarray(Image.open(BytesIO(each.jpeg)).convert("RGB")) for each in photos]
-    return figures.jpeg(np.concatenate(shown, axis=1))
 
 
 def photo(image_HWC: Pixels, alt: str, **more: str) -> Photo:
@@ -87,13 +76,13 @@ def thumbs(run: RunFolder, domain: Domain, rows: Sequence[int], size: InputConfi
     return images(run, domain, rows, THUMB, max(16, round(THUMB * size.width / size.height)))
 
 
-def features(run: RunFolder, stage: str, rows: NDArray[np.integer]) -> NDArray[np.float32]:
+def features(run: RunFolder, model: Stage, rows: NDArray[np.integer]) -> NDArray[np.float32]:
     """Features by row number: float32 (N, D). `rows` ascending.
 
     Raises:
         DataError: the file isn't there.
     """
-    name = f"{stage}/features.parquet"
+    name = model.file("features.parquet")
     found: NDArray[np.float32] | None = None
     at = 0
     for inside, column in _batches(run, name, "feature", rows):

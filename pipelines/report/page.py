@@ -4,7 +4,6 @@ What a part of it needs may be gone, or not there yet; then the page says so in 
 """
 
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,21 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from daal import DISTRIBUTION
 from daal.data.records import Domain
 from daal.errors import DaalError, DataError
 from daal.load_config import flat
-from pipelines.doctor.packages import version_of
 from pipelines.report import facts as report_data
 from pipelines.report.facts import Facts, Row
-from pipelines.report.plots import Plot, compared_plots, inlined, iteration_plots, training_plots
+from pipelines.report.plots import compared_plots, iteration_plots, training_plots
 from pipelines.run.folder import RunFolder
-from pipelines.show.table import LABELS
-from pipelines.show.trackers import Picture
+from pipelines.run.results import Clusters, Scores
+from pipelines.run.stages import PRETRAIN, SUPERVISED, Stage, ingest_stage
 
 T = TypeVar("T")
-PACKAGES = (DISTRIBUTION, "torch", "torchvision", "ray", "numpy", "scipy", "scikit-learn",
-            "pyarrow", "pillow", "safetensors", "numba", "faiss-cpu", "cuml-cu13")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,12 +33,10 @@ class Absent:
 
 @dataclass(frozen=True)
 class Report:
-    """A page, the parts of it that failed in a way that isn't foreseen, and pictures of it for
-    trackers."""
+    """A page, and the parts of it that failed in a way that isn't foreseen."""
 
     html: str
     failures: list[str]
-    pictures: tuple[Picture, ...] = ()
 
 
 def report(run: RunFolder) -> Report:
@@ -54,68 +47,46 @@ def report(run: RunFolder) -> Report:
         DataError: what it says of itself is damaged.
         StorageError: it can't be read.
     """
-    from pipelines.report.images import strip
     from pipelines.report.pictures import clusters, feature_map, source_features, triplets
     from pipelines.report.ranks import retrieval
 
     parts = Parts(run)
     with _readable(run.uri):
         facts = report_data.read_facts(run)
-        stage = facts.selected or "pretrain"
+        result = facts.selected or PRETRAIN
         model = parts.make("the model", lambda: _model(run))
         no_source = Absent("This run had no source.") if facts.config.target_only else None
 
-        def by_model(make: Callable[[Any], T]) -> Callable[[], T | Absent]:
-            return lambda: model if isinstance(model, Absent) else make(model)
+        def by_model(what: str, make: Callable[[Any], T]) -> T | Absent:
+            return model if isinstance(model, Absent) else parts.make(what, lambda: make(model))
 
-        found = parts.make("the rank lists", lambda: retrieval(run, facts.config, stage))
+        def attention(domain: Domain) -> Any:
+            what = f"attention on the {domain}"
+            return by_model(what, lambda model: triplets(run, model, domain))
 
-        def attention_on(domain: Domain) -> Any:
-            shown = by_model(lambda model: triplets(run, model, domain))
-            return parts.make(f"attention on the {domain}", shown)
-
-        attention = {
-            "source": no_source or attention_on("source"),
-            "target": attention_on("target"),
-        }
-        of_source: Any = no_source or parts.make(
-            "the features of the source", by_model(lambda model: source_features(run, model))
+        of_source: Any = no_source or by_model(
+            "the features of the source", lambda model: source_features(run, model)
         )
+        without = of_source.reason if isinstance(of_source, Absent) else ""
         source_SD = None if isinstance(of_source, Absent) else of_source
         page = _render(
             "report.html.j2",
             facts=facts,
-            stage=stage,
+            result=result,
             rows=_score_rows(facts),
             doubts=report_data.doubts(facts),
-            retrieval=found,
+            retrieval=parts.make("the rank lists", lambda: retrieval(run, facts.config, result)),
             plots=iteration_plots(facts),
             clusters=parts.make("the sample of clusters", lambda: clusters(run, facts)),
-            attention=attention,
-            map=parts.make("the map", lambda: _map(feature_map(run, facts, stage, source_SD))),
-            map_without_source=of_source.reason if isinstance(of_source, Absent) else "",
+            attention={"source": no_source or attention("source"), "target": attention("target")},
+            map=parts.make("the map", lambda: feature_map(run, facts, result, source_SD)),
+            map_without_source=without,
             training=training_plots(facts),
             times=report_data.times(facts.journal),
             data=parts.make("the table of data", lambda: _data(run, facts)),
             settings=flat(facts.values),
-            packages=_packages(),
-        )  # fmt: skip
-        pictures = tuple(
-            Picture(tag, strip(photos), len(facts.trained))
-            for tag, photos in _photos(attention, found)
         )
-    return Report(page, parts.failures, pictures)
-
-
-def _photos(attention: dict[str, Any], found: Any) -> Iterator[tuple[str, Sequence[Any]]]:
-    """What belongs side by side in one picture, with a name for it."""
-    for domain, shown in attention.items():
-        for number, triplet in enumerate([] if isinstance(shown, Absent) else shown, start=1):
-            yield f"attention/{domain}-{number}", triplet.photos
-    if not isinstance(found, Absent):
-        for kind, lists in (("worst", found.worst), ("typical", found.typical)):
-            for number, each in enumerate(lists, start=1):
-                yield f"ranks/{kind}-{number}", [each.query, *each.found]
+    return Report(page, parts.failures)
 
 
 def comparison(runs: Sequence[RunFolder]) -> Report:
@@ -195,7 +166,7 @@ def _render(template: str, **values: Any) -> str:
         ),
     }
     made = time.strftime("%-d %B %Y, %H:%M")
-    return environment.get_template(template).render(labels=LABELS, made=made, **values)
+    return environment.get_template(template).render(made=made, **values)
 
 
 def duration(seconds: float) -> str:
@@ -213,7 +184,7 @@ def _model(run: RunFolder) -> Any:
     from daal.trained_model import load_trained
     from pipelines.run.find_checkpoint import checkpoint_of, result_of
 
-    weights = f"{result_of(run)}/checkpoint/weights.safetensors"
+    weights = result_of(run).file("checkpoint/weights.safetensors")
     if not run.exists(weights):
         raise DataError(f"{weights} is not in the run folder; it was deleted.")
     with checkpoint_of(run.uri) as (folder, _):
@@ -221,37 +192,11 @@ def _model(run: RunFolder) -> Any:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _score_rows(facts: Facts) -> list[Row]:
-    """The table of scores: those of a stage, beside the labels that it was trained with."""
-    labels = {row["name"]: row for row in facts.labellings}
-    names = dict.fromkeys([row["name"] for row in facts.scores] + facts.trained)
-    order = sorted(names, key=lambda name: ({"pretrain": 0, "supervised": 2}.get(name, 1), name))
-    return [
-        {
-            "name": LABELS.get(name, name),
-            "selected": name == facts.selected,
-            "scores": facts.score(name) or {},
-            "clusters": labels.get(name, {}),
-        }
-        for name in order
-    ]
-
-
-def _map(found: Any) -> dict[str, Any]:
-    ways = {
-        "by pseudo-label": found.by_label,
-        "by camera": found.by_camera,
-        "by domain": found.by_domain,
-    }
-    plots = [
-        Plot(
-            f"Coloured {way}",
-            inlined(svg, f"Map of features, coloured {way}", f"map-{number}"),
-        )
-        for number, (way, svg) in enumerate(ways.items())
-        if svg is not None
-    ]
-    return {"plots": plots, "about": found}
+def _score_rows(facts: Facts) -> list[tuple[Stage, Scores | None, Clusters | None]]:
+    """Each model, its scores, and the labels that it was trained with."""
+    models = dict.fromkeys([*facts.scores, *facts.trained])
+    order = sorted(models, key=lambda model: (model == SUPERVISED, model.iteration))
+    return [(model, facts.scores.get(model), facts.labellings.get(model)) for model in order]
 
 
 def _data(run: RunFolder, facts: Facts) -> list[Row]:
@@ -281,11 +226,6 @@ def _data(run: RunFolder, facts: Facts) -> list[Row]:
 
 def _target_hash(facts: Facts) -> str | None:
     for line in reversed(facts.journal):
-        if line["stage"] == "ingest/target":
+        if line["stage"] == str(ingest_stage("target")):
             return str(line["files"]["images/target.parquet"]["sha256"])
     return None
-
-
-def _packages() -> dict[str, str]:
-    versions = {name: version for name in PACKAGES if (version := version_of(name))}
-    return {"Python": platform.python_version(), **versions}

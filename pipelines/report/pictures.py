@@ -28,8 +28,10 @@ from pipelines.report.images import (
     spread,
     thumbs,
 )
+from pipelines.report.plots import Plot, inlined
 from pipelines.run.artefacts import read_parts
 from pipelines.run.folder import RunFolder
+from pipelines.run.stages import Stage
 
 NUM_ATTENDED = 4  # of each domain
 NUM_SOURCE = 64  # whose features are made here; the target's are in the run folder
@@ -44,14 +46,13 @@ BATCH = 16
 class Triplet:
     """An image, and it as bright as the shared and as the specific attention (Fig. 1)."""
 
-    domain: str
-    photos: tuple[Photo, Photo, Photo]
-    shared: tuple[float, float]  # range over the image
-    specific: tuple[float, float]
+    photos: list[Photo]
+    lowest: float  # of the shared attention over the image
+    highest: float
 
     @property
     def is_flat(self) -> bool:
-        return self.shared[1] - self.shared[0] < FLAT
+        return self.highest - self.lowest < FLAT
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,9 @@ class Cluster:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """SVGs of one t-SNE, by what colours it."""
+    """One t-SNE, as often as there are ways to colour it."""
 
-    by_label: bytes | None
-    by_camera: bytes
-    by_domain: bytes | None
+    plots: list[Plot]
     num_target: int
     num_source: int
     num_clusters: int
@@ -93,14 +92,16 @@ def triplets(run: RunFolder, model: TrainedModel, domain: Domain) -> list[Triple
     for image, path, shared_hw, specific_hw in zip(
         thumbs(run, domain, rows, model.config.input), paths, shared_Bhw, specific_Bhw, strict=True
     ):
-        views = (
-            ("image", image),
-            ("shared", figures.weighted(image, shared_hw)),
-            ("specific", figures.weighted(image, specific_hw)),
-        )
-        photos = [photo(view, f"{name}, {domain}", caption=name, title=str(path))
-                  for name, view in views]  # fmt: skip
-        found.append(Triplet(domain, tuple(photos), _range(shared_hw), _range(specific_hw)))  # type: ignore[arg-type]
+        views = {
+            "image": image,
+            "shared": figures.weighted(image, shared_hw),
+            "specific": figures.weighted(image, specific_hw),
+        }
+        photos = [
+            photo(view, f"{name}, {domain}", caption=name, title=str(path))
+            for name, view in views.items()
+        ]
+        found.append(Triplet(photos, float(shared_hw.min()), float(shared_hw.max())))
     return found
 
 
@@ -136,42 +137,45 @@ def source_features(run: RunFolder, model: TrainedModel) -> NDArray[np.float32]:
 
 
 def feature_map(
-    run: RunFolder, facts: Facts, stage: str, source_SD: NDArray[np.float32] | None
+    run: RunFolder, facts: Facts, model: Stage, source_SD: NDArray[np.float32] | None
 ) -> FeatureMap:
     """t-SNE of a seeded sample of the target's training images, and of the source's if given.
 
     Raises:
         DataError: the features aren't there, or are too few.
     """
-    about = columns(run, f"{stage}/features.parquet", ("split", "camid"))
+    about = columns(run, model.file("features.parquet"), ("split", "camid"))
     train = np.flatnonzero(about["split"] == "train")
     if len(train) < 5:
         raise DataError("There are too few training images of the target for a map.")
     rng = np.random.default_rng(facts.config.seed)
     rows = np.sort(rng.permutation(train)[:NUM_POINTS])
-    target_ND = features(run, stage, rows)
+    target_ND = features(run, model, rows)
     num_source = 0 if source_SD is None else len(source_SD)
     both = target_ND if source_SD is None else np.concatenate([target_ND, source_SD])
     points = figures.map_of(both, facts.config.seed)
 
-    def drawn(groups_N: NDArray[np.integer], names: list[str]) -> bytes:
-        return figures.scatter(points, np.append(groups_N, np.full(num_source, -2)), names)
+    found: dict[str, bytes] = {}
 
+    def colour(way: str, groups_N: NDArray[np.integer], names: list[str]) -> None:
+        found[way] = figures.scatter(points, groups_N, names)
+
+    others = np.full(num_source, -2)
+    num_clusters = 0
+    if facts.last_labelling:
+        labels_N = _labels(run, facts.last_labelling[0])[rows]
+        num_clusters = len(np.unique(labels_N[labels_N >= 0]))
+        colour("by pseudo-label", np.append(labels_N, others), [])
     cameras, camera_N = np.unique(about["camid"][rows], return_inverse=True)
     names = [str(camera) for camera in cameras] if len(cameras) <= MAX_CAMERAS else []
-    labels_N = None
-    if facts.labellings:
-        labels_N = _labels(run, facts.labellings[-1]["name"])[rows]
-    return FeatureMap(
-        by_label=None if labels_N is None else drawn(labels_N, []),
-        by_camera=drawn(camera_N, names),
-        by_domain=None if source_SD is None else figures.scatter(
-            points, np.repeat([0, 1], [len(rows), num_source]), ["target", "source"]
-        ),
-        num_target=len(rows),
-        num_source=num_source,
-        num_clusters=0 if labels_N is None else len(np.unique(labels_N[labels_N >= 0])),
-    )  # fmt: skip
+    colour("by camera", np.append(camera_N, others), names)
+    if num_source:
+        colour("by domain", np.repeat([0, 1], [len(rows), num_source]), ["target", "source"])
+    plots = [
+        Plot(f"Coloured {way}", inlined(svg, f"Map of features, coloured {way}", f"map-{number}"))
+        for number, (way, svg) in enumerate(found.items())
+    ]
+    return FeatureMap(plots, len(rows), num_source, num_clusters)
 
 
 def clusters(run: RunFolder, facts: Facts) -> list[Cluster]:
@@ -180,9 +184,9 @@ def clusters(run: RunFolder, facts: Facts) -> list[Cluster]:
     Raises:
         DataError: there is no labelling or no cluster, or the images aren't there.
     """
-    if not facts.labellings:
+    if facts.last_labelling is None:
         raise DataError("There are no pseudo-labels yet.")
-    labels_N = _labels(run, facts.labellings[-1]["name"])
+    labels_N = _labels(run, facts.last_labelling[0])
     about = columns(run, "images/target.parquet", ("pid", "camid", "path"))
     numbers, sizes_K = np.unique(labels_N[labels_N >= 0], return_counts=True)
     if len(numbers) == 0:
@@ -221,13 +225,16 @@ def _cluster(
     commonest = int(people[counts.argmax()])
     shown = []
     for row, pixels in zip(rows, thumbs(run, "target", rows.tolist(), size), strict=True):
-        camera = f"camera {about['camid'][row]}"
-        same = about["pid"][row] == commonest
-        kind = ("right" if same else "wrong") if pids_known else ""
-        words = {"right": "the commonest person, ", "wrong": "another person, ", "": ""}[kind]
-        caption = f"c{about['camid'][row]}" + {"right": " ✓", "wrong": " ✗", "": ""}[kind]
-        path = str(about["path"][row])
-        shown.append(photo(pixels, words + camera, caption=caption, kind=kind, title=path))
+        camera, kind, words, mark = about["camid"][row], "", "", ""
+        if pids_known:
+            is_right = about["pid"][row] == commonest
+            kind, words, mark = (
+                ("right", "the commonest person, ", " ✓")
+                if is_right
+                else ("wrong", "another person, ", " ✗")
+            )
+        alt, caption = f"{words}camera {camera}", f"c{camera}{mark}"
+        shown.append(photo(pixels, alt, caption=caption, kind=kind, title=str(about["path"][row])))
     return Cluster(
         title,
         len(members),
@@ -241,8 +248,8 @@ def _purity(pids: NDArray[np.integer]) -> float:
     return float(np.unique(pids, return_counts=True)[1].max() / len(pids))
 
 
-def _labels(run: RunFolder, stage: str) -> NDArray[np.int64]:
-    name = f"{stage}/pseudo_labels.parquet"
+def _labels(run: RunFolder, stage: Stage) -> NDArray[np.int64]:
+    name = stage.file("pseudo_labels.parquet")
     if not run.exists(name):
         raise DataError(f"{name} is not in the run folder; it was deleted.")
     return read_parts(run.read(name))[:, 0]
@@ -258,7 +265,3 @@ def _pixels(run: RunFolder, model: TrainedModel, domain: Domain, rows: list[int]
     size = model.config.input
     pixels_BHWC = np.stack(images(run, domain, rows, size.height, size.width))
     return torch.tensor(pixels_BHWC).permute(0, 3, 1, 2).to(next(model.parameters()).device)
-
-
-def _range(map_hw: NDArray[np.floating]) -> tuple[float, float]:
-    return float(map_hw.min()), float(map_hw.max())

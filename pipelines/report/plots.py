@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from daal import figures
 from pipelines.report.facts import Facts, training_curves
+from pipelines.run.stages import FINAL, SUPERVISED
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,14 @@ class Series:
 
     def curve(self, facts: Facts, name: str) -> figures.Curve | None:
         """It over the iterations of a run; None if the run doesn't have it."""
-        iterations = [row for row in facts.scores if row["name"] != "supervised"]
-        rows = [row for row in iterations + facts.labellings if row.get(self.figure) is not None]
-        x = [_iteration(row["name"], facts) for row in rows]
-        y = [self.scale * row[self.figure] for row in rows]
-        return figures.Curve(name, x, y) if rows else None
+        found = [(model, value) for rows in (facts.scores, facts.labellings)
+                 for model, row in rows.items() if model != SUPERVISED
+                 if (value := getattr(row, self.figure, None)) is not None]  # fmt: skip
+        if not found:
+            return None
+        # The labelling called final would be the next iteration's.
+        x = [len(facts.trained) + 1 if model == FINAL else model.iteration for model, _ in found]
+        return figures.Curve(name, x, [self.scale * value for _, value in found])
 
 
 PLOTS: tuple[tuple[str, str, tuple[Series, ...]], ...] = (
@@ -73,7 +77,7 @@ def iteration_plots(facts: Facts) -> list[Plot]:
         bound = facts.supervised
         if title == "Scores" and curves and bound:
             ends = [0, max(1, len(facts.trained))]
-            curves.append(figures.Curve("mAP, supervised", ends, [100 * bound["map"]] * 2))
+            curves.append(figures.Curve("mAP, supervised", ends, [100 * bound.map] * 2))
         if curves:
             plots.append(_plot(title, curves, "iteration", y_label, whole_x=True))
     return plots
@@ -95,13 +99,14 @@ def compared_plots(runs: Sequence[tuple[str, Facts]]) -> list[Plot]:
 def training_plots(facts: Facts) -> list[Plot]:
     """Loss terms and learning rate over all steps."""
     found, begins = training_curves(facts.events)
+    borders = [place for place in begins if place > 0]
     terms = [figures.Curve(name, *found[name]) for name in found if name not in ("lr", "total")]
     plots = []
     if terms:
-        plots.append(_plot("Loss terms", terms, "step", "loss", borders=begins[1:]))
+        plots.append(_plot("Loss terms", terms, "step", "loss", borders=borders))
     if "lr" in found:
         rate = [figures.Curve("learning rate", *found["lr"])]
-        plots.append(_plot("Learning rate", rate, "step", "rate", log_y=True, borders=begins[1:]))
+        plots.append(_plot("Learning rate", rate, "step", "rate", log_y=True, borders=borders))
     return plots
 
 
@@ -126,10 +131,3 @@ def _plot(
         f"{curve.name} from {float(curve.y[0]):.4g} to {float(curve.y[-1]):.4g}" for curve in curves
     )
     return Plot(title, inlined(svg, f"{title}: {alt}", re.sub(r"\W+", "-", title.lower())))
-
-
-def _iteration(name: str, facts: Facts) -> int:
-    """0 for pretraining; a labelling called final would be the next iteration's."""
-    if name.startswith("iteration-"):
-        return int(name.removeprefix("iteration-"))
-    return 0 if name == "pretrain" else len(facts.trained) + 1

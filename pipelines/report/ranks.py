@@ -4,7 +4,7 @@ Shapes: Q queries, G gallery images, D channels.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,24 +15,23 @@ from daal.errors import DataError
 from daal.evaluation import EvaluationResult, evaluate
 from pipelines.report.images import Photo, columns, features, photo, thumbs
 from pipelines.run.folder import RunFolder
+from pipelines.run.stages import PRETRAIN, Stage
 from pipelines.search.nearest import nearest
 
 MAX_QUERIES = 1000  # scored again, one by one
 NUM_WORST, NUM_TYPICAL = 5, 4
 DEPTH = 10  # ranks to show
-MAX_JUNK = 3  # images shown among them that don't count
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class RankList:
-    """A query, and the gallery from its nearest image on."""
+    """A query, and the gallery from its nearest image on, without images that don't count."""
 
     query: Photo
     found: list[Photo]
     ap: float
     first: int  # rank of the first right image, from 1
-    num_hidden: int  # junk images beyond those shown
 
 
 @dataclass(frozen=True)
@@ -52,60 +51,92 @@ class Retrieval:
     reason: str = ""
 
 
-class Shown(NamedTuple):
-    """What of a query's ranking is shown: (row, kind, rank from 1 or 0 for junk) of each image."""
+@dataclass(frozen=True)
+class _Sides:
+    """Queries to score and the gallery, as rows of the features file."""
 
-    query: int  # its row
-    images: list[tuple[int, str, int]]
-    first: int
-    hidden: int
+    pids_N: NDArray[np.int64]
+    camids_N: NDArray[np.int64]
+    queries_Q: NDArray[np.intp]
+    gallery_G: NDArray[np.intp]
+
+    def features(
+        self, run: RunFolder, model: Stage
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Of both sides, read at once: (Q, D), (G, D)."""
+        rows = np.union1d(self.queries_Q, self.gallery_G)
+        features_ND = features(run, model, rows)
+        return (
+            features_ND[np.searchsorted(rows, self.queries_Q)],
+            features_ND[np.searchsorted(rows, self.gallery_G)],
+        )
+
+    def score(
+        self, queries_QD: NDArray[np.float32], gallery_GD: NDArray[np.float32]
+    ) -> EvaluationResult:
+        queries_Q, gallery_G = self.queries_Q, self.gallery_G
+        return evaluate(
+            queries_QD,
+            self.pids_N[queries_Q],
+            self.camids_N[queries_Q],
+            gallery_GD,
+            self.pids_N[gallery_G],
+            self.camids_N[gallery_G],
+        )
+
+    def ranked(
+        self, query: int, query_D: NDArray[np.float32], gallery_GD: NDArray[np.float32]
+    ) -> NDArray[np.intp]:
+        """Rows of the first images that count for a query (a row)."""
+        order = self.gallery_G[nearest(query_D, gallery_GD, len(gallery_GD))[0]]
+        pids_G = self.pids_N[order]
+        same_person = pids_G == self.pids_N[query]
+        junk = (same_person & (self.camids_N[order] == self.camids_N[query])) | (pids_G == JUNK_PID)
+        return order[~junk][:DEPTH]
 
 
-def retrieval(run: RunFolder, config: Config, stage: str) -> Retrieval:
-    """The queries of the target by the features of a stage.
+def retrieval(run: RunFolder, config: Config, model: Stage) -> Retrieval:
+    """The queries of the target by the features of a model.
 
     Raises:
         DataError: there is no query, no gallery, or the features aren't there.
     """
-    about = columns(run, f"{stage}/features.parquet", ("split", "pid", "camid", "path"))
+    about = columns(run, model.file("features.parquet"), ("split", "pid", "camid", "path"))
     all_queries = np.flatnonzero(about["split"] == "query")
     gallery_G = np.flatnonzero(about["split"] == "gallery")
     if len(all_queries) == 0 or len(gallery_G) == 0:
         raise DataError("The target has no query and gallery images, so nothing can be looked for.")
-    rng = np.random.default_rng(config.seed)
-    chosen = rng.permutation(len(all_queries))[:MAX_QUERIES]
-    queries_Q = np.sort(all_queries[chosen])
-    pids_Q = about["pid"][queries_Q]
-    queries_QD, gallery_GD = _sides(run, stage, queries_Q, gallery_G)
-    scored = _score(about, queries_Q, gallery_G, queries_QD, gallery_GD)
+    chosen = np.random.default_rng(config.seed).permutation(len(all_queries))[:MAX_QUERIES]
+    sides = _Sides(about["pid"], about["camid"], np.sort(all_queries[chosen]), gallery_G)
+    pids_Q = sides.pids_N[sides.queries_Q]
+    queries_QD, gallery_GD = sides.features(run, model)
+    scored = sides.score(queries_QD, gallery_GD)
     valid_Q = scored.first_match_rank >= 0
     if not valid_Q.any():
         raise DataError("No query has an image of the same person by another camera.")
     worst, typical = choose_queries(scored.ap, pids_Q)
-    shown = {}
-    for query in (*worst, *typical):
-        ranked_G = gallery_G[nearest(queries_QD[query], gallery_GD, len(gallery_G))[0]]
-        shown[query] = _first_ones(about, int(queries_Q[query]), ranked_G)
+    shown = {
+        query: sides.ranked(int(sides.queries_Q[query]), queries_QD[query], gallery_GD)
+        for query in (*worst, *typical)
+    }
     samples = {"map": scored.ap, "rank1": (scored.first_match_rank == 0).astype(float)}
-    if stage != "pretrain" and run.exists("pretrain/features.parquet"):
-        del queries_QD, gallery_GD  # two stages' at once may be too much
-        sides = _sides(run, "pretrain", queries_Q, gallery_G)
-        before = _score(about, queries_Q, gallery_G, *sides)
+    if model != PRETRAIN and run.exists(PRETRAIN.file("features.parquet")):
+        del queries_QD, gallery_GD  # two models' at once may be too much
+        before = sides.score(*sides.features(run, PRETRAIN))
         samples["map_gain"] = scored.ap - before.ap
         samples["rank1_gain"] = samples["rank1"] - (before.first_match_rank == 0)
-    intervals = {
-        name: interval(values_Q[valid_Q], pids_Q[valid_Q], config.seed)
-        for name, values_Q in samples.items()
-    }
     lists, reason = [], ""
     try:
-        lists = _rank_lists(run, config.input, about, shown, scored.ap)
+        lists = _rank_lists(run, config.input, about, sides, shown, scored)
     except DataError as error:
         reason = str(error)
     return Retrieval(
         worst=lists[: len(worst)],
         typical=lists[len(worst) :],
-        intervals=intervals,
+        intervals={
+            name: interval(values_Q[valid_Q], pids_Q[valid_Q], config.seed)
+            for name, values_Q in samples.items()
+        },
         num_sampled=int(valid_Q.sum()),
         num_queries=len(all_queries),
         num_people=len(np.unique(pids_Q[valid_Q])),
@@ -148,75 +179,32 @@ def choose_queries(
     return worst, list(typical)
 
 
-def _sides(
-    run: RunFolder, stage: str, queries_Q: NDArray[np.intp], gallery_G: NDArray[np.intp]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Features of both sides, read at once: (Q, D), (G, D)."""
-    rows = np.union1d(queries_Q, gallery_G)
-    features_ND = features(run, stage, rows)
-    return (
-        features_ND[np.searchsorted(rows, queries_Q)],
-        features_ND[np.searchsorted(rows, gallery_G)],
-    )
-
-
-def _score(
-    about: dict[str, NDArray[Any]],
-    queries_Q: NDArray[np.intp],
-    gallery_G: NDArray[np.intp],
-    queries_QD: NDArray[np.float32],
-    gallery_GD: NDArray[np.float32],
-) -> EvaluationResult:
-    pids, camids = about["pid"], about["camid"]
-    return evaluate(
-        *(queries_QD, pids[queries_Q], camids[queries_Q]),
-        *(gallery_GD, pids[gallery_G], camids[gallery_G]),
-    )
-
-
 def _rank_lists(
     run: RunFolder,
     size: InputConfig,
     about: dict[str, NDArray[Any]],
-    shown: dict[int, Shown],
-    ap_Q: NDArray[np.floating],
+    sides: _Sides,
+    shown: dict[int, NDArray[np.intp]],
+    scored: EvaluationResult,
 ) -> list[RankList]:
-    found_rows = [row for some in shown.values() for row, _, _ in some.images]
-    wanted = [*(some.query for some in shown.values()), *found_rows]
-    pixels = dict(zip(wanted, thumbs(run, "target", wanted, size), strict=True))
+    rows = [int(row) for query, found in shown.items() for row in (sides.queries_Q[query], *found)]
+    pixels = dict(zip(rows, thumbs(run, "target", rows, size), strict=True))
+
+    def shown_as(row: int, alt: str, caption: str, kind: str = "") -> Photo:
+        title = str(about["path"][row])
+        return photo(pixels[row], alt, caption=caption, kind=kind, title=title)
+
     lists = []
-    for query, some in shown.items():
-        found = [
-            photo(
-                pixels[row],
-                f"rank {place}: {kind}" if place else "junk: the same person by the same camera",
-                caption={"right": f"{place} ✓", "wrong": f"{place} ✗", "junk": "junk"}[kind],
-                kind=kind,
-                title=str(about["path"][row]),
-            )
-            for row, kind, place in some.images
+    for query, found in shown.items():
+        own_row = int(sides.queries_Q[query])
+        right = sides.pids_N[found] == sides.pids_N[own_row]
+        photos = [
+            shown_as(row, f"rank {place}: right", f"{place} ✓", "right")
+            if is_right
+            else shown_as(row, f"rank {place}: wrong", f"{place} ✗", "wrong")
+            for place, (row, is_right) in enumerate(zip(found.tolist(), right, strict=True), 1)
         ]
-        title = str(about["path"][some.query])
-        queried = photo(pixels[some.query], "the query", caption="query", title=title)
-        lists.append(RankList(queried, found, float(ap_Q[query]), some.first, some.hidden))
+        first = int(scored.first_match_rank[query]) + 1
+        asked = shown_as(own_row, "the query", "query")
+        lists.append(RankList(asked, photos, float(scored.ap[query]), first))
     return lists
-
-
-def _first_ones(about: dict[str, NDArray[Any]], query: int, ranked_G: NDArray[np.intp]) -> Shown:
-    pids_G, camids_G = about["pid"][ranked_G], about["camid"][ranked_G]
-    same_G = pids_G == about["pid"][query]
-    junk_G = (same_G & (camids_G == about["camid"][query])) | (pids_G == JUNK_PID)
-    rank_G = (~junk_G).cumsum()
-    first = int(rank_G[np.flatnonzero(same_G & ~junk_G)[0]])
-    shown: list[tuple[int, str, int]] = []
-    num_junk = 0
-    for row, same, junk, place in zip(ranked_G, same_G, junk_G, rank_G, strict=True):
-        if not junk:
-            shown.append((int(row), "right" if same else "wrong", int(place)))
-            if place == DEPTH:
-                break
-            continue
-        num_junk += 1
-        if num_junk <= MAX_JUNK:
-            shown.append((int(row), "junk", 0))
-    return Shown(query, shown, first, max(0, num_junk - MAX_JUNK))

@@ -92,9 +92,9 @@ def _read_parquet(path: Path, split: str | None, needed: Collection[str]) -> Fea
             raise ValueError("it is no whole Parquet file") from error
     for name in ("feature", *(["split"] if split is not None else [])):
         if (number := table.column_names.count(name)) != 1:
-            others = _other_columns(table, name)
             found = f"{number} columns" if number else "no column"
-            raise ValueError(f'it has {found} "{name}"{others}')
+            there = ", ".join(map(repr, table.column_names))
+            raise ValueError(f'it has {found} "{name}"; it has {there}')
     left_out: list[str] = []
 
     def wanted(name: str, read: Callable[[pa.ChunkedArray, str], Any]) -> Any:
@@ -131,17 +131,6 @@ def _read_parquet(path: Path, split: str | None, needed: Collection[str]) -> Fea
         splits,
         tuple(left_out),
     )
-
-
-def _other_columns(table: pa.Table, name: str) -> str:
-    """What to do about a missing column: which there are, and which of them may be meant."""
-    if name in table.column_names:
-        return ""
-    there = f"; it has {', '.join(map(repr, table.column_names))}"
-    lists = [field.name for field in table.schema if _is_list_of_numbers(field.type)]
-    if name != "feature" or not lists:
-        return there
-    return f"{there}, and in pandas .rename(columns={{{lists[0]!r}: 'feature'}}) renames one"
 
 
 def _float32(features_NC: NDArray[Any]) -> NDArray[np.float32]:

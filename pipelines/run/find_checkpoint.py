@@ -1,7 +1,6 @@
 """Which checkpoint is meant: a checkpoint folder itself, or the model that a run has come to."""
 
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +9,7 @@ from pathlib import Path
 from daal.errors import CheckpointError
 from pipelines.run.artefacts import checkpoint_files
 from pipelines.run.folder import JOURNAL, RunFolder
-
-ITERATION = re.compile(r"iteration-\d{2,4}")
+from pipelines.run.stages import Stage
 
 
 @contextmanager
@@ -27,8 +25,8 @@ def checkpoint_of(where: str) -> Iterator[tuple[Path, str]]:
     if "://" not in where:
         folder = Path(where)
         if (folder / JOURNAL).is_file():
-            stage = result_of(RunFolder(where, create=False))
-            yield folder / stage / "checkpoint", f"{where}: {stage}"
+            model = result_of(RunFolder(where, create=False))
+            yield folder / model.file("checkpoint"), f"{where}: {model}"
         else:
             inside = folder / "checkpoint"
             folder = inside if inside.is_dir() else folder
@@ -40,27 +38,30 @@ def checkpoint_of(where: str) -> Iterator[tuple[Path, str]]:
             f"{where} is no run folder ({JOURNAL} isn't there); give a run's URI, or a local "
             "checkpoint folder."
         )
-    stage = result_of(run)
+    model = result_of(run)
     with tempfile.TemporaryDirectory() as scratch:
-        for name in checkpoint_files(f"{stage}/checkpoint"):
+        for name in checkpoint_files(model.file("checkpoint")):
             (Path(scratch) / Path(name).name).write_bytes(run.read(name))
-        yield Path(scratch), f"{where}: {stage}"
+        yield Path(scratch), f"{where}: {model}"
 
 
-def result_of(run: RunFolder) -> str:
-    """The stage (iteration-03, or pretrain) whose model is a run's result so far."""
+def result_of(run: RunFolder) -> Stage:
+    """The model (an iteration's, or pretraining's) that is a run's result so far."""
     if run.exists("summary.json"):
         try:
-            selected = json.loads(run.read("summary.json"))["selected"]
+            selected = Stage.parse(json.loads(run.read("summary.json"))["selected"])
+            if selected.kind == "iteration" and not selected.part:
+                return selected
         except (ValueError, KeyError, TypeError):
-            selected = None  # the journal knows as much, but for the choice
-        if isinstance(selected, str) and ITERATION.fullmatch(selected):
-            return selected
-    trained = [line["stage"].removesuffix("/train") for line in run.journal()
-               if line["stage"].endswith("/train")]  # fmt: skip
-    models = [stage for stage in trained if stage == "pretrain" or ITERATION.fullmatch(stage)]
+            pass  # the journal knows as much, but for the choice
+    stages = [Stage.find(line["stage"]) for line in run.journal()]
+    models = [
+        stage.model
+        for stage in stages
+        if stage and stage.part == "train" and stage.kind in ("pretrain", "iteration")
+    ]
     if not models:
         raise CheckpointError(
-            f"{run.uri} has no trained model yet; go on with the run, or give a checkpoint folder."
+            f"{run.uri} has no trained model yet; continue the run, or give a checkpoint folder."
         )
     return models[-1]

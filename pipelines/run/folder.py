@@ -28,9 +28,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from daal.config import Config
 from daal.errors import ConfigError, StorageError, first_line
-from pipelines.run.kept_config import keep_config
 
 Entries = dict[str, dict[str, Any]]  # size and sha256 of a stage's files, by name
 JOURNAL = "journal.jsonl"
@@ -71,7 +69,9 @@ class RunFolder:
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
         # Digests of what the stages so far have left; the first is recorded, see `following`.
         self._inputs = [""]
-        self._finished: dict[str, dict[str, Any]] | None = None  # last journal line by stage
+        self._was_read = False
+        self._finished: dict[str, dict[str, Any]] = {}  # last journal line by stage
+        self._dropped: set[str] = set()  # stages whose files were deleted on purpose
         self._last_parts: dict[str, tuple[str, bytes]] = {}  # of files of lines; see `append`
 
     @contextmanager
@@ -192,14 +192,6 @@ class RunFolder:
         if self.filesystem.get_file_info(self.path(name)).type == fs.FileType.Directory:
             self.filesystem.delete_dir(self.path(name))
 
-    def keep_config(self, config: Config) -> None:
-        """Write config.yaml, or check that this is the run that the folder belongs to.
-
-        Raises:
-            ConfigError: the folder has a run with another configuration; names each difference.
-        """
-        keep_config(self, config)
-
     # The journal
 
     def once(
@@ -214,24 +206,65 @@ class RunFolder:
 
         `make` returns their content. Stages are asked for in the order of the run; nothing
         follows from one that doesn't lead on. `made_on` is written into the journal's line.
+        Nothing is returned of a stage whose files were dropped; `restore` makes them again.
         """
         found = self._whole(stage, files)
         if found is None:
-            started = time.time()
-            made = make()
-            entries: Entries = {}
-            for name in files:
-                self.write(name, made[name])
-                entries[name] = {"size": len(made[name]), "sha256": _sha256(made[name])}
-            line = {"stage": stage, "started": started, "seconds": round(time.time() - started, 3)}
-            line |= {**(made_on or {}), "inputs": self._inputs[0], "files": entries}
-            self._finish(line)
-            found = entries, {name: bytes(made[name]) for name in files}
+            about = {**(made_on or {}), "inputs": self.inputs}
+            found = self._make(stage, files, make, about)
         entries, contents = found
         if leads_on:
             hashes = "".join(entries[name]["sha256"] for name in sorted(entries))
             self._inputs = [_sha256((inputs + hashes).encode()) for inputs in self._inputs]
         return contents
+
+    def drop(self, stage: str, said_as: str) -> None:
+        """Delete the files of a finished stage, which nothing needs any more. The journal says so
+        in a line of the stage `said_as`, and still has their hashes."""
+        if stage in self._dropped:
+            return
+        self._finish({"stage": said_as, "seconds": 0, "files": {}, "drops": stage})
+        for name in self._finished[stage]["files"]:
+            self.delete_file(name)
+
+    def restore(
+        self, stage: str, make: Callable[[], dict[str, bytes | pa.Buffer]]
+    ) -> dict[str, bytes]:
+        """The files of a stage that were dropped, made again: a later stage has to be repeated.
+
+        Raises:
+            StorageError: they differ from those that were dropped, as with other workers.
+        """
+        line = self._finished[stage]
+        about = {"inputs": line["inputs"]} if "inputs" in line else {}
+        entries, contents = self._make(stage, list(line["files"]), make, about)
+        if entries != line["files"]:
+            raise StorageError(
+                f"{stage} was made again, and differs from what later stages of {self.uri} were "
+                "made from (by other workers or another machine); the same command repeats those."
+            )
+        return contents
+
+    def _make(
+        self,
+        stage: str,
+        files: list[str],
+        make: Callable[[], dict[str, bytes | pa.Buffer]],
+        about: Mapping[str, Any],
+    ) -> tuple[Entries, dict[str, bytes]]:
+        started = time.time()
+        made = make()
+        entries: Entries = {}
+        for name in files:
+            self.write(name, made[name])
+            entries[name] = {"size": len(made[name]), "sha256": _sha256(made[name])}
+        line = {"stage": stage, "started": started, "seconds": round(time.time() - started, 3)}
+        before = self._finished.get(stage, {"files": ()})["files"]
+        self._finish({**line, **about, "files": entries})
+        for name in set(before) - set(files):
+            if self.exists(name):
+                self.delete_file(name)
+        return entries, {name: bytes(made[name]) for name in files}
 
     @property
     def inputs(self) -> str:
@@ -266,25 +299,35 @@ class RunFolder:
 
     def _finish(self, line: dict[str, Any]) -> None:
         self.append(JOURNAL, line)
-        if self._finished is not None:
+        self._note(line)
+
+    def _note(self, line: dict[str, Any]) -> None:
+        if "drops" in line:
+            self._dropped.add(line["drops"])
+        else:
             self._finished[line["stage"]] = line
+            self._dropped.discard(line["stage"])
 
     def _whole(self, stage: str, files: list[str]) -> tuple[Entries, dict[str, bytes]] | None:
-        if self._finished is None:  # read once: this object alone adds to it
-            self._finished = {line["stage"]: line for line in self.journal()}
-        line = self._finished.get(stage)
-        if line is None or set(line["files"]) != set(files):
+        if not self._was_read:  # once: this object alone adds to it
+            self._was_read = True
+            for line in self.journal():
+                self._note(line)
+        found = self._finished.get(stage)
+        if found is None or set(found["files"]) != set(files):
             return None
-        if line.get("inputs", self._inputs[0]) not in self._inputs:  # older journals don't say
+        if found.get("inputs", self.inputs) not in self._inputs:  # older journals don't say
             return None
+        if stage in self._dropped:
+            return found["files"], {}
         contents = {}
-        for name, expected in line["files"].items():
+        for name, expected in found["files"].items():
             if not self.exists(name):
                 return None
             contents[name] = self.read(name)
             if {"size": len(contents[name]), "sha256": _sha256(contents[name])} != expected:
                 return None
-        return line["files"], contents
+        return found["files"], contents
 
     @contextmanager
     def _storage(self, name: str, need: int | None = None) -> Iterator[None]:
@@ -299,7 +342,7 @@ class RunFolder:
                 what = f"{path} can't be written: the disk is full ({need or 0:,} bytes needed)"
                 remedy = "make room"
             raise StorageError(
-                f"{what}; {remedy}, and the same command goes on: finished stages are kept."
+                f"{what}; {remedy}, and the same command continues: finished stages are kept."
             ) from error
 
 
@@ -312,9 +355,3 @@ def _part_after(name: str, part: str) -> str:
     stem, suffix = os.path.splitext(name)
     number = 1 if part == name else int(os.path.splitext(part)[0].rpartition(".")[2])
     return f"{stem}.{number + 1:06d}{suffix}"
-
-
-def workers_text(line: Mapping[str, Any]) -> str:
-    """What a training's line in the journal says that it was made on."""
-    workers = "worker" if line["workers"] == 1 else "workers"
-    return f"{line['workers']} {workers} on {line['device']}s"

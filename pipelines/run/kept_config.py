@@ -1,6 +1,6 @@
 """The configuration that a run has begun with, and what may differ when it is continued."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -8,16 +8,15 @@ from daal.config import MAY_CHANGE, NOT_KEPT, Config, marked
 from daal.data.records import Domain
 from daal.errors import ConfigError
 from daal.load_config import check_config, differences
+from pipelines.run.folder import RunFolder
 from pipelines.run.kept_images import changes_since, kept_images
-
-if TYPE_CHECKING:
-    from pipelines.run.folder import RunFolder
+from pipelines.run.stages import Stage
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 DOMAINS: tuple[Domain, ...] = ("source", "target")
 
 
-def kept_settings(run: "RunFolder") -> dict[str, Any] | None:
+def kept_settings(run: RunFolder) -> dict[str, Any] | None:
     """config.yaml as it is; None if there is none.
 
     Raises:
@@ -46,7 +45,7 @@ def checked(settings: dict[str, Any]) -> Config:
     return check_config({"ray": {"num_workers": 1}} | settings, kept=True)
 
 
-def keep_config(run: "RunFolder", config: Config) -> None:
+def keep_config(run: RunFolder, config: Config) -> None:
     """Write config.yaml, or check that this is the run that the folder belongs to.
 
     Settings marked `MAY_CHANGE` may differ. So may what no finished stage depends on: `iterations`,
@@ -100,11 +99,10 @@ def _compared(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=marked(NOT_KEPT) | marked(MAY_CHANGE))
 
 
-def _write(run: "RunFolder", settings: dict[str, Any]) -> None:
+def _write(run: RunFolder, settings: dict[str, Any]) -> None:
     run.write(CONFIG, yaml.safe_dump(settings, sort_keys=False).encode())
 
 
-def _iterations_begun(run: "RunFolder") -> int:
-    stages = (line["stage"].partition("/")[0] for line in run.journal())
-    numbers = (stage.removeprefix("iteration-") for stage in stages)
-    return max((int(number) for number in numbers if number.isdecimal()), default=0)
+def _iterations_begun(run: RunFolder) -> int:
+    stages = (Stage.find(line["stage"]) for line in run.journal())
+    return max((stage.iteration for stage in stages if stage), default=0)

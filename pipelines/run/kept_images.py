@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,9 +21,8 @@ from daal.data.jpeg_end import END
 from daal.data.layouts import load_records, records_to_read
 from daal.data.records import Domain, ImageRecord
 from daal.errors import DataError
-
-if TYPE_CHECKING:
-    from pipelines.run.folder import RunFolder
+from pipelines.run.folder import RunFolder
+from pipelines.run.stages import ingest_stage
 
 NUM_THREADS = 8  # most of them wait for the disk
 
@@ -32,15 +31,11 @@ NUM_THREADS = 8  # most of them wait for the disk
 class KeptImages:
     """What a run knows of a domain's images, but for the images themselves."""
 
-    run: "RunFolder"
+    run: RunFolder
     domain: Domain
     records: dict[str, ImageRecord]  # by path
     unreadable: set[str]  # paths of images that were set aside
     read_at: float  # when reading them began, in seconds since the epoch
-
-    @property
-    def paths(self) -> set[str]:
-        return self.records.keys() | self.unreadable
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each image by path; the whole table is read for it, a part at a time."""
@@ -51,37 +46,14 @@ class KeptImages:
         return sizes
 
 
-@dataclass(frozen=True)
-class Changes:
-    """Paths of images by what has become of them since a run has read them."""
-
-    new: list[str]
-    gone: list[str]
-    changed: list[str]
-    other_choice: bool  # max_train_images would take others now
-
-    def __bool__(self) -> bool:
-        return bool(self.new or self.gone or self.changed or self.other_choice)
-
-    def __str__(self) -> str:
-        found = []
-        for what, paths in (("new", self.new), ("gone", self.gone), ("changed", self.changed)):
-            if paths:
-                images = "image is" if len(paths) == 1 else "images are"
-                found.append(f"{len(paths):,} {images} {what} (e.g. {paths[0]!a})")
-        if self.other_choice:
-            found.append("max_train_images would choose others")
-        return ", ".join(found)
-
-
 def image_files(domain: Domain) -> list[str]:
     """Where a run keeps a domain's images, and what it could not read of them."""
     return [f"images/{domain}.parquet", f"images/{domain}-quarantine.parquet"]
 
 
-def kept_images(run: "RunFolder", domain: Domain) -> KeptImages | None:
+def kept_images(run: RunFolder, domain: Domain) -> KeptImages | None:
     """What a run has read of a domain; None if it has to read it yet, or again."""
-    stage = f"ingest/{domain}"
+    stage = str(ingest_stage(domain))
     line = next((line for line in reversed(run.journal()) if line["stage"] == stage), None)
     images, unreadable = image_files(domain)
     if line is None or not (run.exists(images) and run.exists(unreadable)):
@@ -102,8 +74,9 @@ def kept_images(run: "RunFolder", domain: Domain) -> KeptImages | None:
     return KeptImages(run, domain, records, aside, line["started"])
 
 
-def changes_since(kept: KeptImages, config: Config, moved: bool) -> Changes:
-    """What differs between a run's images and those that are in the configuration's folder now.
+def changes_since(kept: KeptImages, config: Config, moved: bool) -> str:
+    """What differs between a run's images and those in the configuration's folder now: "8 images
+    are new (e.g. ...), ..."; or nothing.
 
     No image is read. A file counts as changed if its name (or list) says something else of it, or
     if it has another size. Sizes are compared of files that were written since, and of all if
@@ -113,26 +86,31 @@ def changes_since(kept: KeptImages, config: Config, moved: bool) -> Changes:
         DataError: the folder isn't what its layout says.
     """
     settings: DatasetConfig = getattr(config, kept.domain)
-    root = Path(settings.root)
+    root, paths = Path(settings.root), kept.records.keys() | kept.unreadable
     listed = records_to_read(load_records(settings.layout, root), kept.domain, None, config.seed)
     chosen = records_to_read(listed, kept.domain, config.max_train_images, config.seed)
     now = {record.path: record for record in listed}
-    # Of a random choice it isn't known which images were there and weren't chosen.
-    unknown = {r.path for r in listed if r.split == "train"} if len(chosen) < len(listed) else set()
-    both = sorted(kept.paths & now.keys())
-    states = dict(zip(both, _states(root, both), strict=True))
+    new = now.keys() - paths
+    is_sample = len(chosen) < len(listed)
+    if is_sample:  # which images were there and weren't chosen isn't known
+        new -= {record.path for record in listed if record.split == "train"}
+    both = sorted(paths & now.keys())
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        states = dict(zip(both, pool.map(lambda path: os.stat(root / path), both), strict=True))
     changed = {path for path in both if kept.records.get(path, now[path]) != now[path]}
     if since := {path for path in both if moved or states[path].st_mtime > kept.read_at}:
         sizes = kept.sizes()
         changed |= {path for path in since if not _is_size(sizes.get(path), states[path].st_size)}
         if moved:
             changed -= kept.unreadable  # which have left no size
-    return Changes(
-        new=sorted(now.keys() - kept.paths - unknown),
-        gone=sorted(kept.paths - now.keys()),
-        changed=sorted(changed),
-        other_choice=bool(unknown) and {record.path for record in chosen} != kept.paths,
-    )
+    found = [
+        f"{len(some):,} image{' is' if len(some) == 1 else 's are'} {what} (e.g. {min(some)!a})"
+        for what, some in (("new", new), ("gone", paths - now.keys()), ("changed", changed))
+        if some
+    ]
+    if is_sample and {record.path for record in chosen} != paths:
+        found.append("max_train_images would choose others")
+    return ", ".join(found)
 
 
 def _is_size(kept: int | None, now: int) -> bool:
@@ -141,14 +119,14 @@ def _is_size(kept: int | None, now: int) -> bool:
     return kept is not None and 0 <= kept - now <= len(END)
 
 
-def notes_on_images(run: "RunFolder", config: Config) -> Iterator[str]:
+def notes_on_images(run: RunFolder, config: Config) -> Iterator[str]:
     """A sentence for each domain whose folder has other images now than the run has read."""
     for domain, settings in config.domains():
         kept = kept_images(run, domain)
         if kept is None or not os.path.isdir(settings.root):
             continue
         try:
-            changes = str(changes_since(kept, config, moved=False))
+            changes = changes_since(kept, config, moved=False)
         except DataError as error:
             changes = str(error).rstrip(".")
         if changes:
@@ -158,11 +136,6 @@ def notes_on_images(run: "RunFolder", config: Config) -> Iterator[str]:
             )
 
 
-def _states(root: Path, paths: list[str]) -> Iterator[os.stat_result]:
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        yield from pool.map(lambda path: os.stat(root / path), paths)
-
-
-def _batches(run: "RunFolder", name: str, *columns: str) -> Iterator[Any]:
+def _batches(run: RunFolder, name: str, *columns: str) -> Iterator[Any]:
     with run.filesystem.open_input_file(run.path(name)) as file:
         yield from pq.ParquetFile(file).iter_batches(1024, columns=list(columns))

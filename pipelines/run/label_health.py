@@ -9,31 +9,14 @@ from typing import Any
 
 from cluster.eps import eps_setting
 from daal.config import ClusterConfig
+from pipelines.run.results import Clusters
+from pipelines.run.stages import Stage
 
-# clusters.json: eps, first_eps, num_clusters, outlier_share and what else `cluster.quality` counts;
-# silhouettes and agreement where new labels were found
-Clusters = dict[str, Any]
-
-KEPT_NOTE = "kept the previous labels"  # so release 0.1 began the note, and wrote nothing else
 FEWER_CLUSTERS = 0.5
 LITTLE_AGREEMENT = 0.1
 MANY_OF_ONE_CAMERA = 0.5  # of the clusters, if it is
 TIMES_CHANCE = 2  # or more
 FEW_CROSS_CAMERA_PAIRS = 0.25  # of those that chance would give
-
-
-def were_kept(clusters: Mapping[str, Any]) -> bool:
-    """Whether no new labels were found, so that these are the previous iteration's."""
-    notes = clusters.get("notes", ())
-    return bool(clusters.get("kept", any(str(note).startswith(KEPT_NOTE) for note in notes)))
-
-
-def as_found(clusters: Clusters) -> Clusters:
-    """What clusters.json says, and whether labels were `kept`; without an agreement of kept labels
-    with themselves, which release 0.1 wrote."""
-    kept = were_kept(clusters)
-    shown = {name: value for name, value in clusters.items() if not (kept and name == "agreement")}
-    return {**shown, "kept": kept}
 
 
 def kept_eps(labellings: Sequence[Clusters], config: ClusterConfig) -> list[float] | None:
@@ -44,31 +27,30 @@ def kept_eps(labellings: Sequence[Clusters], config: ClusterConfig) -> list[floa
     """
     if not labellings or config.refit_eps or config.eps_rule == "fixed":
         return None
-    eps: list[float] = labellings[0].get("first_eps") or labellings[0]["eps"]
-    return eps
+    return labellings[0].first_eps or labellings[0].eps
 
 
 def warnings(now: Clusters, before: Clusters | None, config: ClusterConfig) -> list[str]:
     """Signs of collapse, from two successive labellings, and of clusters that follow cameras; a
     sentence each."""
-    found = camera_warnings(now, config)
-    if were_kept(now):
+    found = camera_warnings(now.row(), config)
+    if now.kept:
         found.append(
             "clustering found no new labels: the model may be collapsing; use a lower learning "
             "rate or fewer steps, or select=silhouette, which takes no model without labels."
         )
     if before is None:
         return found
-    if now["num_clusters"] < FEWER_CLUSTERS * before["num_clusters"]:
+    if now.num_clusters < FEWER_CLUSTERS * before.num_clusters:
         found.append(
-            f"{now['num_clusters']} clusters after {before['num_clusters']}: identities may be "
+            f"{now.num_clusters} clusters after {before.num_clusters}: identities may be "
             f"merging (collapse); use a smaller {eps_setting(config)}, a lower learning rate or "
             "fewer steps."
         )
-    if "agreement" in now and now["agreement"] < LITTLE_AGREEMENT:
+    if now.agreement is not None and now.agreement < LITTLE_AGREEMENT:
         found.append(
             f"the labels agree with the last ones by an adjusted Rand index of only "
-            f"{now['agreement']:.2f}: training may be undoing itself; use a lower learning rate "
+            f"{now.agreement:.2f}: training may be undoing itself; use a lower learning rate "
             "or fewer steps."
         )
     return found
@@ -102,21 +84,24 @@ def _camera_remedy(config: ClusterConfig) -> str:
 
 
 def converged(now: Clusters, stop_agreement: float) -> bool:
-    """Whether the newest labels are almost the last ones (a stopping criterion of ours), having
-    been found again."""
-    return not were_kept(now) and now.get("agreement", 0.0) > stop_agreement
+    """Whether new labels were found, and almost the last ones: a stopping criterion of ours."""
+    return not now.kept and now.agreement is not None and now.agreement > stop_agreement
 
 
-def best_model(models: Sequence[str], labellings: Sequence[Clusters]) -> str:
+def best_model(models: Sequence[Stage], labellings: Sequence[Clusters]) -> Stage:
     """The model from whose features the labelling with the largest silhouette was made.
 
     It is the silhouette across cameras (`cluster.quality.graph_silhouette`) where every labelling
     has it, as the plain one is large where clusters follow cameras. `labellings[n]` is from
-    `models[n]`. Of equal ones the later counts; a labelling without a silhouette (none was found,
-    and the last one kept) never wins over one that has it.
+    `models[n]`; if two are equal, the later wins. A labelling that was kept has no silhouette and
+    never wins over one that has it.
     """
-    found = [clusters for clusters in labellings if "silhouette" in clusters]
-    across = all(clusters.get("cross_camera_silhouette") is not None for clusters in found)
-    figure = "cross_camera_silhouette" if across else "silhouette"
+    found = [clusters for clusters in labellings if clusters.silhouette is not None]
+    across = all(clusters.cross_camera_silhouette is not None for clusters in found)
+
+    def figure(clusters: Clusters) -> float:
+        value = clusters.cross_camera_silhouette if across else clusters.silhouette
+        return -2.0 if value is None else value
+
     pairs = list(zip(models, labellings, strict=True))
-    return max(reversed(pairs), key=lambda pair: pair[1].get(figure, -2.0))[0]
+    return max(reversed(pairs), key=lambda pair: figure(pair[1]))[0]

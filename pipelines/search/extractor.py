@@ -6,12 +6,9 @@ Shapes: B images of a batch, N of all, C channels of a feature.
 """
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -63,8 +60,12 @@ class Extractor:
         reasons: dict[int, str] = {}
         parts = [np.empty((0, self.num_features), np.float32)]
         with ThreadPoolExecutor(available_cpus()) as pool:
-            found = enumerate(_ahead(pool, self._read, paths))
-            while batch := list(islice(found, BATCH)):
+            batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)] + [[]]
+            upcoming = pool.map(self._read, batches[0])
+            for number, following in enumerate(batches[1:]):
+                batch = list(enumerate(upcoming, number * BATCH))
+                # One batch ahead of the network: a gallery's pixels needn't fit into memory.
+                upcoming = pool.map(self._read, following)
                 reasons |= {place: each for place, each in batch if isinstance(each, str)}
                 pixels = {place: each for place, each in batch if not isinstance(each, str)}
                 if pixels:
@@ -89,16 +90,3 @@ class Extractor:
                 "another checkpoint."
             )
         return np.asarray(features_BC.float().cpu())
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[Path], Any], paths: list[Path]
-) -> Iterator[Any]:
-    """As `map`, but only some batches ahead: a gallery's pixels needn't fit into memory."""
-    waiting: deque[Iterator[Any]] = deque()
-    for start in range(0, len(paths), BATCH):
-        waiting.append(pool.map(work, paths[start : start + BATCH]))
-        if len(waiting) > 3:
-            yield from waiting.popleft()
-    for results in waiting:
-        yield from results

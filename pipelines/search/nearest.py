@@ -8,14 +8,14 @@ Shapes: N images of the gallery, C channels of a feature, K matches, B rows of a
 
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.search.gallery import Features, Gallery, cosine
 
-BLOCK = 4096  # rows of the gallery that are looked at together
+BLOCK = 1024  # rows of the gallery that are looked at together: some 16 MB in float64
 
 
 class Match(NamedTuple):
@@ -50,48 +50,16 @@ def nearest(
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Rows of the `min(k, N)` nearest gallery features, and squared distances: (K,), (K,).
 
-    Ordered by (distance, row), the distances being sums of squared differences in float64, so that
-    copies tie to the last bit. float32 products go ahead; who could be among the nearest, for all
-    their rounding, is measured.
+    Ordered by (distance, row). Distances are sums of squared differences in float64, so that
+    copies tie to the last bit.
     """
-    k = min(k, len(gallery_NC))
-    rough_N, bound_N = _rough_distances(query_C, gallery_NC)
-    farthest = np.partition(rough_N + bound_N, k - 1)[k - 1]  # k of them are no farther
-    candidates = np.flatnonzero(rough_N - bound_N <= farthest)
-    sq_distances = np.concatenate(
-        [
-            np.square(gallery_NC[some].astype(np.float64) - query_C).sum(1)
-            for some in _blocks(candidates)
-        ]
-    )
-    order = np.argsort(sq_distances, kind="stable")[:k]  # candidates are in the order of rows
-    return candidates[order], sq_distances[order]
-
-
-def _rough_distances(
-    query_C: Features, gallery_NC: Features
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """|g|^2 - 2 g q, and how far rounding may have put it off: (N,), (N,)."""
-    sq_norms, products = [], []
-    with np.errstate(over="ignore", invalid="ignore"):
-        for block_BC in _blocks(gallery_NC):
-            sq_norms.append(np.einsum("nc,nc->n", block_BC, block_BC))
-            products.append(block_BC @ query_C)
-        sq_norms_N = np.concatenate(sq_norms).astype(np.float64)
-        rough_N = sq_norms_N - 2 * np.concatenate(products).astype(np.float64)
-    # The worst case of both sums, in any order of additions (Higham 2002, sec. 3.1), and underflow.
-    float32 = np.finfo(np.float32)
-    length = np.linalg.norm(query_C.astype(np.float64))
-    bound_N = len(query_C) * (
-        float(float32.eps) * (sq_norms_N + 2 * length * np.sqrt(sq_norms_N)) + float(float32.tiny)
-    )
-    overflown_N = ~np.isfinite(rough_N)
-    rough_N[overflown_N], bound_N[overflown_N] = 0, np.inf
-    return rough_N, bound_N
-
-
-def _blocks(array: NDArray[Any]) -> list[NDArray[Any]]:
-    return [array[start : start + BLOCK] for start in range(0, len(array), BLOCK)]
+    query = query_C.astype(np.float64)
+    sq_distances_N = np.empty(len(gallery_NC))
+    for start in range(0, len(gallery_NC), BLOCK):
+        differences_BC = gallery_NC[start : start + BLOCK] - query
+        sq_distances_N[start : start + BLOCK] = np.square(differences_BC).sum(1)
+    order = np.argsort(sq_distances_N, kind="stable")[:k]
+    return order, sq_distances_N[order]
 
 
 def _known(pid: int) -> int | None:

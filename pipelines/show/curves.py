@@ -1,7 +1,7 @@
-"""A run's curves for others to show: lines of metrics.jsonl -> points -> trackers; and pictures.
+"""A run's curves: lines of metrics.jsonl become points, which trackers and the report show.
 
-metrics.jsonl is the record; trackers only follow it. Each lives on a thread of its own, so that a
-server that is slow or away holds nothing up: one that fails is named once and left out.
+metrics.jsonl is the record, and trackers follow it. Each has a thread of its own, so that a server
+that is slow or away doesn't delay the run; one that fails is named once and left out.
 """
 
 import importlib.util
@@ -12,20 +12,20 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from daal.config import MAY_CHANGE, NOT_KEPT, Config, TrackingConfig, marked
 from daal.errors import ConfigError, first_line
+from pipelines.run.events import METRICS, Event, TrainingStep, event_of
 from pipelines.run.folder import RunFolder
-from pipelines.show.trackers import Ending, Mlflow, Picture, Point, RunToTrack, TensorBoard, Wandb
+from pipelines.run.stages import Stage
+from pipelines.show.trackers import Ending, Mlflow, Point, RunToTrack, TensorBoard, Wandb
 
-Event = Mapping[str, Any]  # a line of metrics.jsonl
+Line = Mapping[str, Any]  # of metrics.jsonl
 Say = Callable[[str], None]
 Tracker = TensorBoard | Mlflow | Wandb
 
-METRICS = "metrics.jsonl"
 ID_FILE = "tracking.json"
 CLOSE_SECONDS = {"finished": 20.0, "failed": 5.0, "stopped": 5.0}  # that the end waits for servers
 
@@ -37,36 +37,37 @@ TRAINING = ("lr", "images_per_s", "input_share")
 
 
 class Points:
-    """Turns lines of metrics.jsonl into points, each place on each axis once.
+    """Turns events into points, each place on each axis once.
 
-    Trainings have an axis of steps, with those of all iterations in a row; scores and clusters one
-    of iterations. Steps that are done again after an interruption give the same values, and are
-    left out.
+    Trainings have an axis of steps, on which all iterations follow each other; scores and clusters
+    have one of iterations. Steps that are repeated after an interruption give the same values, and
+    are left out.
     """
 
     def __init__(self) -> None:
-        self._num_steps: dict[int, int] = {}  # of each iteration's training
+        self.num_steps: dict[Stage, int] = {}  # of each training
         self._last: dict[str, int] = {}  # place of each tag's last point
 
     def of(self, event: Event) -> Iterator[Point]:
-        stage = str(event.get("stage", "")).partition("/")[0]
-        kind, _, number = stage.partition("-")
-        iteration = int(number) if number.isdecimal() else 0
-        if "loss" in event:
-            group, x = "adapt" if kind == "iteration" else kind, int(event["step"])
-            if kind == "iteration":
-                self._num_steps[iteration] = int(event["steps"])
-                x += sum(n for i, n in self._num_steps.items() if i < iteration)
-            values = {f"loss/{term}": value for term, value in event["loss"].items()}
-            yield from self._new(group, f"{group}/step", x, values | _of(event, TRAINING), event)
-        elif kind in ("pretrain", "iteration"):
-            yield from self._new("scores", "iteration", iteration, _of(event, SCORES), event)
-            clusters = _of(event, CLUSTERS)
-            if eps := event.get("eps"):
+        stage, figures = Stage.find(event.stage), event.figures
+        if stage is None:
+            return
+        if isinstance(event, TrainingStep):
+            group = "adapt" if stage.kind == "iteration" else stage.kind
+            self.num_steps[stage] = event.steps
+            before = (n for of, n in self.num_steps.items()
+                      if of.kind == stage.kind and of.iteration < stage.iteration)  # fmt: skip
+            values = {f"loss/{term}": value for term, value in event.loss.items()}
+            values |= _of(figures, TRAINING)
+            yield from self._new(group, f"{group}/step", event.step + sum(before), values, event)
+        elif stage.kind in ("pretrain", "iteration"):
+            x, clusters = stage.iteration, _of(figures, CLUSTERS)
+            if eps := figures.get("eps"):
                 clusters["eps"] = eps[0]  # of the whole body
-            yield from self._new("clusters", "iteration", iteration, clusters, event)
-        elif kind == "supervised":
-            bound = {f"supervised_{name}": value for name, value in _of(event, SCORES).items()}
+            yield from self._new("scores", "iteration", x, _of(figures, SCORES), event)
+            yield from self._new("clusters", "iteration", x, clusters, event)
+        elif stage.kind == "supervised":
+            bound = {f"supervised_{name}": value for name, value in _of(figures, SCORES).items()}
             yield from self._new("scores", "iteration", 0, bound, event)
 
     def _new(
@@ -79,11 +80,11 @@ class Points:
                 self._last[tag] = x
                 new[name] = float(value)
         if new:
-            yield Point(group, axis, x, new, event["time"])
+            yield Point(group, axis, x, new, event.time)
 
 
-def _of(event: Event, names: tuple[str, ...]) -> dict[str, float]:
-    return {name: event[name] for name in names if isinstance(event.get(name), int | float)}
+def _of(figures: Line, names: tuple[str, ...]) -> dict[str, float]:
+    return {name: figures[name] for name in names if isinstance(figures.get(name), int | float)}
 
 
 def check_tracking(config: TrackingConfig) -> None:
@@ -99,28 +100,25 @@ def check_tracking(config: TrackingConfig) -> None:
 @contextmanager
 def tracked(
     config: Config, run: RunFolder, name: str, say: Say, note: Say
-) -> Iterator[Callable[[Event | Picture], None]]:
-    """Inside, the trackers that `config.tracking` chooses get what the given function is called
-    with; what metrics.jsonl holds of the run already they have, or get first.
+) -> Iterator[Callable[[Line], None]]:
+    """Inside, the trackers that `config.tracking` chooses get each line that the given function is
+    called with, after those that metrics.jsonl holds already.
 
-    `say` is told what is left out, `note` what failed; nothing is raised because of a tracker.
+    `say` is told what is left out, `note` what failed; a tracker never raises anything here.
     """
     chosen = _chosen(config.tracking, run, say)
     if not chosen:
-        yield lambda event: None
+        yield lambda line: None
         return
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # of every new try
     history = run.lines(METRICS)
     values = config.model_dump(mode="json", exclude=marked(NOT_KEPT) | marked(MAY_CHANGE))
-    described = RunToTrack(name, _id(run), Path(run.base) if run.is_local else None, values)
-    followers = [
-        _Follower(kind.title, partial(kind, described, config.tracking), history, note)
-        for kind in chosen
-    ]
+    about = RunToTrack(name, _id(run), Path(run.base) if run.is_local else None, values)
+    followers = [_Follower(kind, about, config.tracking, history, note) for kind in chosen]
 
-    def show(event: Event | Picture) -> None:
+    def show(line: Line) -> None:
         for follower in followers:
-            follower.show(event)
+            follower.lines.put(line)
 
     ending: Ending = "failed"
     try:
@@ -154,50 +152,49 @@ def _id(run: RunFolder) -> str:
 
 
 class _Follower:
-    """One tracker on its thread."""
+    """One tracker on its thread, which is a daemon: one that hangs holds nothing up."""
 
     def __init__(
-        self, name: str, start: Callable[[], Tracker], history: list[dict[str, Any]], note: Say
+        self,
+        kind: type[Tracker],
+        about: RunToTrack,
+        config: TrackingConfig,
+        history: list[dict[str, Any]],
+        note: Say,
     ) -> None:
-        self._name, self._note = name, note
-        self._events: queue.SimpleQueue[Event | Picture | Ending] = queue.SimpleQueue()
-        self._dropped = False
-        self._thread = threading.Thread(target=self._follow, args=(start, history), daemon=True)
+        self.lines: queue.SimpleQueue[Line | Ending] = queue.SimpleQueue()
+        self._kind, self._note = kind, note
+        self._waited_for = True
+        arguments = (about, config, history)
+        self._thread = threading.Thread(target=self._follow, args=arguments, daemon=True)
         self._thread.start()
 
-    def show(self, event: Event | Picture) -> None:
-        if not self._dropped:
-            self._events.put(event)
-
     def close(self, ending: Ending) -> None:
-        self._events.put(ending)
+        self.lines.put(ending)
         self._thread.join(CLOSE_SECONDS[ending])
         if self._thread.is_alive():
-            self._dropped = True
+            self._waited_for = False
             self._note(
-                f"{self._name} hasn't taken all figures in {CLOSE_SECONDS[ending]:g} s and isn't "
-                f"waited for; {METRICS} has them"
+                f"{self._kind.title} hasn't taken all figures in {CLOSE_SECONDS[ending]:g} s and "
+                f"isn't waited for; {METRICS} has them"
             )
 
-    def _follow(self, start: Callable[[], Tracker], history: list[dict[str, Any]]) -> None:
+    def _follow(
+        self, about: RunToTrack, config: TrackingConfig, history: list[dict[str, Any]]
+    ) -> None:
         try:
-            tracker, points = start(), Points()
+            tracker, points = self._kind(about, config), Points()
             for line in history:
-                for point in points.of(line):
+                for point in points.of(event_of(line)):
                     if tracker.fresh:
                         tracker.log(point)
-            while not isinstance(event := self._events.get(), str):
-                if isinstance(event, Picture):
-                    tracker.show(event)
-                    continue
-                for point in points.of(event):
+            while not isinstance(given := self.lines.get(), str):
+                for point in points.of(event_of(given)):
                     tracker.log(point)
-            tracker.close(event)
+            tracker.close(given)
         except Exception as error:
-            if not self._dropped:
-                self._dropped = True
-                reason = first_line(error)[:300]
+            if self._waited_for:
                 self._note(
-                    f"{self._name} gets no more of this run's figures ({reason}); the run "
-                    f"goes on, and {METRICS} has them all"
+                    f"{self._kind.title} gets no more of this run's figures "
+                    f"({first_line(error)[:300]}); the run continues, and {METRICS} has them all"
                 )

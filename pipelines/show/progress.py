@@ -5,18 +5,20 @@ Workers send events to the job queue; the driver collects them while it waits.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import ray
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from daal.errors import StorageError
-from pipelines.show.table import LABELS, Board, clock, loss_terms
+from pipelines.run.events import Extracted, GroupStarted, Note, Stalled, TrainingStep, event_of
+from pipelines.run.results import Clusters, Scores
+from pipelines.run.stages import Stage
+from pipelines.show.table import Board, loss_terms
 
 PLAIN_SECONDS = 15.0  # between plain lines about one thing
 
@@ -37,7 +39,8 @@ class Progress:
         self.console = console or Console(stderr=True)
         self._record = record
         self._quiet = quiet
-        self._board = Board() if live and not quiet and self.console.is_interactive else None
+        on_terminal = live and not quiet and self.console.is_interactive
+        self._board = Board(self.console) if on_terminal else None
         self._stage = ""
         self._started = time.monotonic()
         self._shown = 0.0
@@ -56,20 +59,16 @@ class Progress:
         self._print(f"note: {text}")
 
     def _print(self, text: str) -> None:
-        line = f"[dim]{clock(self._started):>6}[/dim]  {escape(text)}"
+        line = f"[dim]{clock(time.monotonic() - self._started):>6}[/dim]  {escape(text)}"
         self.console.print(line, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage; on a terminal the table stands below it, and is gone however it ends.
-
-        Of one that ends well, the seconds are kept.
-        """
+        """Time a stage; on a terminal the table stands below it, and is gone however it ends."""
         started = time.monotonic()
         self._stage = name
         self.figures(name, state="started")
-        board = self._board
-        with Live(board, console=self.console, transient=True) if board else nullcontext():
+        with self._board or nullcontext():
             yield
         seconds = time.monotonic() - started
         self.say(f"{name}: done in {seconds:.1f} s")
@@ -78,16 +77,16 @@ class Progress:
     def tasks(self, stage: str, num_done: int, num_tasks: int) -> None:
         """Show how far the tasks of a stage of pseudo-labelling are."""
         if self._board:
-            self._board.count(stage, num_done, num_tasks)
+            self._board.count(stage, stage, num_done, num_tasks)
         else:
             self._now_and_then(f"{self._stage}: {stage} {num_done}/{num_tasks}")
 
     def figures(self, stage: str, **figures: Any) -> None:
         """Keep figures of a stage (scores, clusters) beside those of training."""
-        event = {"time": time.time(), "stage": stage, **figures}
-        self._record(event)
+        line = {"time": time.time(), "stage": stage, **figures}
+        self._record(line)
         if self._board:
-            self._board.show(event)
+            self._board.show(event_of(line))
 
     @contextmanager
     def watch(self, queue: Any) -> Iterator[None]:
@@ -98,15 +97,15 @@ class Progress:
             while True:
                 finished = done.wait(1.0)
                 try:
-                    events = ray.get(queue.events.remote(), timeout=10)
+                    lines = ray.get(queue.events.remote(), timeout=10)
                 except ray.exceptions.GetTimeoutError:  # the queue is starting, or busy
-                    events = []
+                    lines = []
                 except ray.exceptions.RayError:  # lost with its node: training goes on unseen
                     return
-                for event in events:
+                for line in lines:
                     with suppress(StorageError):  # the driver's own thread meets it soon enough
-                        self._record(event)
-                    self._show(event)
+                        self._record(line)
+                    self._show(line)
                 if finished:
                     return
 
@@ -118,31 +117,33 @@ class Progress:
             done.set()
             thread.join(timeout=10)
 
-    def _show(self, event: dict[str, Any]) -> None:
+    def _show(self, line: Mapping[str, Any]) -> None:
+        event = event_of(line)
         if self._board:
             self._board.show(event)
-        elif "loss" in event:
-            text = (
-                f"{event['stage']}: epoch {event['epoch']}/{event['epochs']}  "
-                f"step {event['step']}/{event['steps']}  {event['images_per_s']:.0f} images/s  "
-                f"loss {loss_terms(event['loss'])}"
-            )
-            self._now_and_then(text, always=event["step"] == event["steps"])
-        elif "extracted" in event:
-            self._now_and_then(
-                f"{event['stage']}: {event['extracted']}/{event['num_images']} images  "
-                f"{event['extracted_per_s']:.0f} images/s"
-            )
-        if event.get("starts", 1) > 1:
-            self.note(f"{event['workers']} workers have taken over (start {event['starts']})")
-        elif "stack" in event:
-            self.note(
-                f"rank {event['rank']} has finished no step for {event['stalled_s']} s "
-                f"({event['stage']}, step {event['step']}); it ends, and the workers start anew "
-                f"from the last checkpoint. It was here:\n{event['stack']}"
-            )
-        elif "note" in event:
-            self.note(f"{event['stage']}: {event['note']}")
+        match event:
+            case GroupStarted() if event.starts > 1:
+                self.note(f"{event.workers} workers have taken over (start {event.starts})")
+            case Stalled():
+                self.note(
+                    f"rank {event.rank} has finished no step for {event.stalled_s} s "
+                    f"({event.stage}, step {event.step}); it ends, and the workers start again "
+                    f"from the last checkpoint. It was here:\n{event.stack}"
+                )
+            case Note():
+                self.note(f"{event.stage}: {event.note}")
+            case TrainingStep() if not self._board:
+                text = (
+                    f"{event.stage}: epoch {event.epoch}/{event.epochs}  "
+                    f"step {event.step}/{event.steps}  {event.images_per_s:.0f} images/s  "
+                    f"loss {loss_terms(event.loss)}"
+                )
+                self._now_and_then(text, always=event.step == event.steps)
+            case Extracted() if not self._board:
+                self._now_and_then(
+                    f"{event.stage}: {event.extracted}/{event.num_images} images  "
+                    f"{event.extracted_per_s:.0f} images/s"
+                )
 
     def _now_and_then(self, text: str, always: bool = False) -> None:
         if always or time.monotonic() - self._shown > PLAIN_SECONDS:
@@ -150,16 +151,23 @@ class Progress:
             self.say(text)
 
 
-def scores_table(rows: list[tuple[str, dict[str, Any]]]) -> Table:
-    """Stage by stage: mAP, Rank-1 and the clusters trained on."""
+def scores_table(scores: Mapping[Stage, Scores], labellings: Mapping[Stage, Clusters]) -> Table:
+    """Model by model: mAP, Rank-1 and the clusters trained on."""
     table = Table("", "mAP", "Rank-1", "K", "outliers", title="Scores on the target's test images")
-    for name, row in rows:
-        clusters = row.get("num_clusters")
+    for model, found in scores.items():
+        clusters = labellings.get(model)
         table.add_row(
-            LABELS.get(name, name),
-            f"{100 * row['map']:.1f}",
-            f"{100 * row['rank1']:.1f}",
-            "" if clusters is None else str(clusters),
-            "" if clusters is None else f"{100 * row['outlier_share']:.0f} %",
+            model.title,
+            f"{100 * found.map:.1f}",
+            f"{100 * found.rank1:.1f}",
+            "" if clusters is None else str(clusters.num_clusters),
+            "" if clusters is None else f"{100 * clusters.outlier_share:.0f} %",
         )
     return table
+
+
+def clock(seconds: float) -> str:
+    """1:05, or 2:01:05 from an hour on."""
+    minutes, left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"

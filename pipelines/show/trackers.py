@@ -1,20 +1,18 @@
 """Places that show a run's curves: TensorBoard's event files, an MLflow server, Weights & Biases.
 
-Each takes points (`pipelines.show.curves`) and pictures, and is `fresh` if it has none of this
-run's yet. Errors propagate to the tracker's thread, which handles them.
+Each takes points (`pipelines.show.curves`), and is `fresh` if it has none of this run's yet. Errors
+propagate to the tracker's thread, which handles them.
 """
 
-import io
 import os
 import textwrap
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import yaml
-from PIL import Image
 
 from daal.config import TrackingConfig
 from daal.load_config import flat
@@ -35,17 +33,6 @@ class Point:
 
     def tags(self) -> dict[str, float]:
         return {f"{self.group}/{name}": value for name, value in self.values.items()}
-
-
-class Picture(NamedTuple):
-    """Something to look at, by the model that a run has come to."""
-
-    tag: str
-    jpeg: bytes
-    iteration: int
-
-    def decoded(self) -> Image.Image:
-        return Image.open(io.BytesIO(self.jpeg), formats=("JPEG",)).convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -71,10 +58,9 @@ class TensorBoard:
         from tensorboardX import summary
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
 
         assert run.folder is not None
-        self._summary, self._event, self._values = summary, Event, Summary
+        self._scalar, self._event = summary.scalar, Event
         folder = run.folder / "tensorboard"
         self.fresh = not folder.exists()
         folder.mkdir(exist_ok=True)
@@ -88,16 +74,7 @@ class TensorBoard:
 
     def log(self, point: Point) -> None:
         for tag, value in point.tags().items():
-            self._write(point.x, point.time, self._summary.scalar(tag, value))
-        self._writer.flush()
-
-    def show(self, picture: Picture) -> None:
-        width, height = picture.decoded().size
-        image = self._values.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=picture.jpeg
-        )
-        value = self._values.Value(tag=picture.tag, image=image)
-        self._write(picture.iteration, time.time(), self._values(value=[value]))
+            self._write(point.x, point.time, self._scalar(tag, value))
         self._writer.flush()
 
     def close(self, ending: Ending) -> None:
@@ -142,9 +119,6 @@ class Mlflow:
         metrics = [self._metric(tag, value, at, point.x) for tag, value in point.tags().items()]
         self._client.log_batch(self._run, metrics)
 
-    def show(self, picture: Picture) -> None:
-        self._client.log_image(self._run, picture.decoded(), f"{picture.tag}.png")
-
     def close(self, ending: Ending) -> None:
         status = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}[ending]
         self._client.set_terminated(self._run, status)
@@ -185,11 +159,6 @@ class Wandb:
             self._run.define_metric(point.axis, hidden=True)
             self._run.define_metric(f"{point.group}/*", step_metric=point.axis)
         self._run.log({**point.tags(), point.axis: point.x})
-
-    def show(self, picture: Picture) -> None:
-        from wandb import Image as Shown
-
-        self._run.log({picture.tag: Shown(picture.decoded())})
 
     def close(self, ending: Ending) -> None:
         self._run.finish(exit_code=0 if ending == "finished" else 1)

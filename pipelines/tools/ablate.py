@@ -32,6 +32,7 @@ from daal.load_config import (
 )
 from pipelines.adapt import Adaptation
 from pipelines.run.folder import RunFolder
+from pipelines.run.kept_config import keep_config
 from pipelines.show.progress import Progress
 from pipelines.tools.shipped import shipped
 from pipelines.workers.resources import cluster_nodes, fitting_workers, place, plan
@@ -211,9 +212,10 @@ def _score(summary: dict[str, Any], which: str) -> dict[str, float]:
         score = summary[which]
     else:
         score = next((row for row in summary["iterations"] if row["name"] == which), None)
-    if score is None:
+    if score is None or "map" not in score:
         raise ConfigError(
-            f"the run has no score {which}; see `score` and `iterations` in the suite."
+            f"the run has no score {which}; see `score`, `iterations` and `evaluate_every` in the "
+            "suite."
         )
     return {"map": score["map"], "rank1": score["rank1"]}
 
@@ -292,7 +294,7 @@ def _run(config: Config, pretraining: str | None, directory: str, threads: int |
             if pretraining is None:
                 adaptation.pretrain_only()
                 return "done"
-            folder.keep_config(config)
+            keep_config(folder, config)
             folder.adopt(RunFolder(pretraining))
             summary = adaptation.adapt()
     score = summary["adapted"] or summary["supervised"] or summary["direct_transfer"]

@@ -18,6 +18,7 @@ from daal.data.layout_checks import (
 from daal.data.layouts import URI, checked_root, load_records, records_to_read
 from daal.data.records import SPLITS, Domain, ImageRecord
 from daal.errors import CheckpointError, ConfigError, DataError
+from pipelines.run.stages import PRETRAIN, SUPERVISED, ingest_stage
 from pipelines.tools.sample_images import check_sample
 
 
@@ -51,7 +52,7 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
     found = Findings({}, {}, {}, {}, [])
     read_files: list[set[Path]] = []
     for domain, settings in config.domains():
-        if f"ingest/{domain}" in finished:
+        if str(ingest_stage(domain)) in finished:
             continue
         root = root_of(domain, settings)
         records = load_records(settings.layout, root)
@@ -72,8 +73,8 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
         found.num_sampled[domain], bad = check_sample(config, root, read_here)
         found.warnings.extend(f"{domain}: {text}" for text in warnings + bad)
     found.warnings.extend(_check_overlap(config, read_files))
-    trainings = ["pretrain/train"] + ["supervised/train"] * config.supervised_bound
-    starts = any(stage not in finished for stage in trainings)  # from the backbone's weights
+    trainings = [PRETRAIN.at("train")] + [SUPERVISED.at("train")] * config.supervised_bound
+    starts = any(str(stage) not in finished for stage in trainings)  # from the backbone's weights
     if starts and config.network.weights not in (*IMAGENET_WEIGHTS, "none"):
         _check_weights(config)
     return found

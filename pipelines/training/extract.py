@@ -27,18 +27,25 @@ BATCH = {"cpu": 64, "cuda": 256}
 
 
 def extract(
-    stage: str, images: Images, config: Config, weights: Weights, workers: Workers, pixels: Pixels
+    stage: str,
+    images: Images,
+    config: Config,
+    weights: Weights,
+    workers: Workers,
+    pixels: Pixels,
+    rows: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
-    """Shared features (N, C) of an image table, in the rows' order.
+    """Shared features (N, C) of an image table, or of N of its rows alone, in the rows' order.
 
     Raises:
         DataError: a feature isn't finite.
     """
-    job = ExtractJob(stage, config, pixels.source(images), len(images.table), ray.put(weights))
+    rows = np.arange(len(images.table)) if rows is None else rows
+    job = ExtractJob(stage, config, pixels.source(images), rows, ray.put(weights))
     parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = workers.run(job)
-    features_NC = np.empty((len(images.table), parts[0][1].shape[1]), np.float32)
-    for rows, features in parts:
-        features_NC[rows] = features
+    features_NC = np.empty((len(rows), parts[0][1].shape[1]), np.float32)
+    for some, features in parts:
+        features_NC[np.searchsorted(rows, some)] = features
     if not np.isfinite(features_NC).all():
         raise DataError("the network gives features that are not finite; its weights are damaged.")
     return features_NC
@@ -46,12 +53,13 @@ def extract(
 
 @dataclass(frozen=True)
 class ExtractJob:
-    """Features of all rows of a table. Large things in it are references into the object store."""
+    """Features of some rows (ascending) of a table. Large things in it are references into the
+    object store."""
 
     stage: str
     config: Config
     source: ImageSource
-    num_images: int
+    rows: NDArray[np.int64]
     weights: ray.ObjectRef[Any]
 
     def run(self, worker: Worker) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -63,9 +71,9 @@ class ExtractJob:
         model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         autocast = mixed_precision(worker.device, config.mixed_precision)
 
-        is_kept = self.source.places_N >= 0
+        is_kept = self.source.places_N[self.rows] >= 0
         rows = np.concatenate([
-            np.array_split(np.flatnonzero(chosen), worker.world_size)[worker.rank]
+            np.array_split(self.rows[chosen], worker.world_size)[worker.rank]
             for chosen in (is_kept, ~is_kept)
         ])  # fmt: skip
         features_NC = torch.empty((len(rows), model.network.num_features))
@@ -87,9 +95,9 @@ class ExtractJob:
             at += len(features_BC)
             if worker.rank == 0 and (now := time.monotonic()) - shown > LOG_SECONDS:
                 shown = now
-                of_all = min(at * worker.world_size, self.num_images)  # shares are equal
+                of_all = min(at * worker.world_size, len(self.rows))  # shares are equal
                 worker.log({
-                    "stage": self.stage, "extracted": of_all, "num_images": self.num_images,
+                    "stage": self.stage, "extracted": of_all, "num_images": len(self.rows),
                     "extracted_per_s": round(of_all / (now - begun), 1),
                 })  # fmt: skip
         if earlier is not None:

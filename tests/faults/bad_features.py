@@ -110,7 +110,7 @@ TABLES: list[tuple[str, bytes | Callable[[], bytes], str]] = [
      """it has no column "feature"; it has 'path', 'pid', 'camid', 'split'"""),
     ("features under another name",
      partial(parquet, columns(feature=None, features=FEATURES.tolist())),
-     "in pandas .rename(columns={'features': 'feature'}) renames one"),
+     "it has 'path', 'pid', 'camid', 'split', 'features'"),
     ("no rows", partial(parquet, {"feature": pa.array([], pa.list_(pa.float32()))}), "has no rows"),
     ("words", partial(parquet, columns(feature=["a"] * 40)), "is string, not a list of numbers"),
     ("numbers, not lists", partial(parquet, columns(feature=[1.0] * 40)),

@@ -14,6 +14,7 @@ from tiny_run import FinishedRun
 
 from cluster.estimate import estimate_pseudo_labels
 from cluster.outliers import in_all_parts
+from cluster.quality import cluster_quality
 from daal import checkpoint
 from daal.config import AdaptOptimConfig, AttentionConfig, Config, RayConfig
 from daal.data.plan import Plan
@@ -26,6 +27,9 @@ from pipelines.images.ingest import ingest
 from pipelines.images.pixels import Images, Pixels, decode_rows
 from pipelines.images.stream import FedBatch
 from pipelines.run.folder import RunFolder
+from pipelines.run.kept_config import keep_config
+from pipelines.run.results import KEPT_NOTE, Clusters
+from pipelines.run.stages import iteration_stage
 from pipelines.show.progress import Progress
 from pipelines.tools.validate import validate
 from pipelines.training.evaluate import evaluate_file
@@ -44,7 +48,7 @@ def quiet() -> Progress:
 
 def run(config: Config, output: io.StringIO | None = None) -> dict:
     folder = RunFolder(config.out)
-    folder.keep_config(config)
+    keep_config(folder, config)
     progress = Progress(
         lambda event: folder.append("metrics.jsonl", event), Console(file=output or io.StringIO())
     )
@@ -295,13 +299,14 @@ def test_no_cluster__keeps_the_previous_labels_or_says_what_to_change(
         features = np.random.default_rng(0).standard_normal((len(adaptation.target.table), 8))
         features = features.astype(np.float32)
         with pytest.raises(LabelError, match="min_samples"):
-            adaptation.estimate("iteration-01", {}, features, None)
+            adaptation.estimate(iteration_stage(1), {}, lambda: features, None)
         previous = np.arange(len(features)) % 4
-        adaptation.labellings.append({"eps": [0.3], "num_clusters": 4})
-        labels = adaptation.estimate("iteration-02", {}, features, previous[:, None])
+        found = cluster_quality(np.arange(4)).as_dict()
+        adaptation.labellings[iteration_stage(1)] = Clusters(eps=[0.3], **found)
+        labels = adaptation.estimate(iteration_stage(2), {}, lambda: features, previous[:, None])
         assert np.array_equal(labels, previous[:, None])
-        assert adaptation.labellings[-1]["eps"] == [0.3]
-        assert "kept the previous labels" in adaptation.labellings[-1]["notes"][0]
+        kept = adaptation.labellings[iteration_stage(2)]
+        assert kept.eps == [0.3] and kept.kept and kept.notes[0].startswith(KEPT_NOTE)
 
 
 def test_broken_images__are_set_aside_with_the_reason(

@@ -118,8 +118,6 @@ def test_adapt__leaves_a_report__once__unless_switched_off__and_never_fails_of_i
     score = json.loads((out / "summary.json").read_text())["adapted"]["rank1"]
     assert f"{100 * score:.1f}" in html
     assert len(html) < 5_000_000
-    curves = b"".join(file.read_bytes() for file in (out / "tensorboard").iterdir())
-    assert b"attention/source-1" in curves and b"ranks/worst-1" in curves
 
     # A finished run has its report; one that was deleted is made again, if it can be.
     written = page.stat().st_mtime_ns

@@ -16,6 +16,7 @@ from pipelines.adapt import Adaptation
 from pipelines.images.pixels import Images
 from pipelines.run import label_health
 from pipelines.run.folder import RunFolder
+from pipelines.run.stages import iteration_stage
 from pipelines.show.progress import Progress
 from pipelines.training import label_and_score
 from pipelines.workers.resources import Resources
@@ -56,51 +57,51 @@ def adaptation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def clusters(made: Adaptation, iteration: int) -> dict:
-    return json.loads(made.run.read(f"iteration-{iteration:02d}/clusters.json"))
+    return json.loads(made.run.read(iteration_stage(iteration).file("clusters.json")))
 
 
 def test_kept_labels_agree_with_nothing__and_do_not_stop_the_run(adaptation) -> None:
     made = adaptation("cluster.eps=0.5", "cluster.min_clusters=20", "stop_agreement=0.95")
-    first = made.estimate("iteration-01", {}, features(0.3), None)
-    kept = made.estimate("iteration-02", {}, features(30.0), first)
+    first = made.estimate(iteration_stage(1), {}, lambda: features(0.3), None)
+    kept = made.estimate(iteration_stage(2), {}, lambda: features(30.0), first)
     assert np.array_equal(kept, first)
     written = clusters(made, 2)
     assert written["notes"][0].startswith("kept the previous labels: DBSCAN found")
     assert not {"agreement", "silhouette"} & set(written)
     assert written["num_clusters"] == clusters(made, 1)["num_clusters"]
-    assert not label_health.converged(made.labellings[-1], 0.95)
+    assert not label_health.converged(made.labellings[iteration_stage(2)], 0.95)
     assert "clustering found no new labels" in made.progress.console.file.getvalue()
-    made.estimate("iteration-03", {}, features(0.3), kept)
+    made.estimate(iteration_stage(3), {}, lambda: features(0.3), kept)
     assert clusters(made, 3)["agreement"] == 1
-    assert label_health.converged(made.labellings[-1], 0.95)
+    assert label_health.converged(made.labellings[iteration_stage(3)], 0.95)
 
 
 def test_each_iteration_begins_with_the_first_eps_before_its_steps_back(adaptation) -> None:
     made = adaptation("cluster.p=0.08")
-    labels = made.estimate("iteration-01", {}, features(1.0), None)
+    labels = made.estimate(iteration_stage(1), {}, lambda: features(1.0), None)
     first = clusters(made, 1)
     assert first["eps"][0] < first["first_eps"][0]  # there were steps back
-    made.estimate("iteration-02", {}, features(0.3), labels)
+    made.estimate(iteration_stage(2), {}, lambda: features(0.3), labels)
     assert clusters(made, 2)["eps"] == first["first_eps"]
     # The same after an interruption: all that it takes is in the run folder.
     again = adaptation("cluster.p=0.08")
-    labels = again.estimate("iteration-01", {}, features(1.0), None)
-    again.estimate("iteration-02", {}, features(0.3), labels)
-    again.estimate("iteration-03", {}, features(0.3), labels)
+    labels = again.estimate(iteration_stage(1), {}, lambda: features(1.0), None)
+    again.estimate(iteration_stage(2), {}, lambda: features(0.3), labels)
+    again.estimate(iteration_stage(3), {}, lambda: features(0.3), labels)
     assert clusters(again, 3)["eps"] == first["first_eps"]
 
 
 def test_a_fixed_eps_is_as_given__whatever_the_first_iteration_stepped_back_to(adaptation) -> None:
     made = adaptation("cluster.eps=0.97")
-    labels = made.estimate("iteration-01", {}, features(1.0), None)
+    labels = made.estimate(iteration_stage(1), {}, lambda: features(1.0), None)
     assert clusters(made, 1)["eps"][0] < 0.97
-    made.estimate("iteration-02", {}, features(0.01), labels)
+    made.estimate(iteration_stage(2), {}, lambda: features(0.01), labels)
     assert clusters(made, 2)["eps"] == [0.97]
 
 
 def test_figures_of_cameras_are_written(adaptation) -> None:
     made = adaptation("cluster.eps=0.5")
-    made.estimate("iteration-01", {}, features(0.3), None)
+    made.estimate(iteration_stage(1), {}, lambda: features(0.3), None)
     written = clusters(made, 1)
     assert written["one_camera_share"] == 0 and written["cross_camera_precision"] == 1
     assert written["cross_camera_share"] > written["cross_camera_chance"] > 0.5

@@ -43,7 +43,7 @@ def job(config: Config) -> ExtractJob:
     torch.manual_seed(0)
     weights: Any = {n: t.numpy() for n, t in DaalNetwork(config.network).state_dict().items()}
     source = ImageSource(None, (), np.arange(NUM_IMAGES))  # type: ignore[arg-type]
-    return ExtractJob("extract", config, source, NUM_IMAGES, weights)
+    return ExtractJob("extract", config, source, np.arange(NUM_IMAGES), weights)
 
 
 def worker() -> Any:

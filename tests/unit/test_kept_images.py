@@ -15,6 +15,7 @@ from daal.errors import CheckpointError, ConfigError, DataError
 from daal.load_config import load_config
 from pipelines.run import artefacts
 from pipelines.run.folder import RunFolder
+from pipelines.run.kept_config import keep_config
 from pipelines.run.kept_images import image_files, notes_on_images
 from pipelines.tools.validate import validate
 
@@ -38,7 +39,7 @@ def begun(folder: Path, *settings: str, end: bytes = b"") -> tuple[RunFolder, Co
         os.utime(file, (1, 1))
     config = config_of(folder, *settings)
     run = RunFolder(config.out)
-    run.keep_config(config)
+    keep_config(run, config)
     records = load_records("folder", config.target.root)
     records = records_to_read(records, "target", config.max_train_images, config.seed)
     rows = [
@@ -112,18 +113,18 @@ def test_images_that_were_moved__are_the_runs_own_or_refused(tmp_path: Path) -> 
     run, config = begun(tmp_path)
     moved = config_of(tmp_path, f"target.root={tmp_path}/moved")
     shutil.move(tmp_path / "images", tmp_path / "moved")
-    run.keep_config(moved)
+    keep_config(run, moved)
     assert f"root: {tmp_path}/moved" in (tmp_path / "run/config.yaml").read_text()
 
     shutil.copytree(tmp_path / "moved", tmp_path / "images")  # whose files are written now
     (tmp_path / "images" / "0007_1_000007.jpg").write_bytes(b"another")
     with pytest.raises(ConfigError, match=r"target\.root was .*1 image is changed .*'0007_1_0000"):
-        run.keep_config(config)
+        keep_config(run, config)
     (tmp_path / "images" / "0007_1_000007.jpg").unlink()
     with pytest.raises(ConfigError, match=r"target\.root was .*1 image is gone .*'0007_1_000007"):
-        run.keep_config(config)
+        keep_config(run, config)
     with pytest.raises(DataError, match="isn't a folder"):
-        run.keep_config(config_of(tmp_path, f"target.root={tmp_path}/nowhere"))
+        keep_config(run, config_of(tmp_path, f"target.root={tmp_path}/nowhere"))
     assert f"root: {tmp_path}/moved" in (tmp_path / "run/config.yaml").read_text()
 
 
@@ -132,7 +133,7 @@ def test_jpegs_that_were_given_their_end_marker__are_the_same_images(tmp_path: P
     moved = config_of(tmp_path, f"target.root={tmp_path}/moved")
     shutil.copytree(tmp_path / "images", tmp_path / "moved", copy_function=shutil.copyfile)
     os.utime(tmp_path / "moved" / UNREADABLE, (1, 1))  # it has left no size
-    run.keep_config(moved)
+    keep_config(run, moved)
     assert notes(run, moved) == ""
     (tmp_path / "moved" / "0007_1_000007.jpg").write_bytes(bytes(106))
     assert "1 image is changed" in notes(run, moved)
@@ -154,5 +155,5 @@ def test_images_that_were_read__their_folder_is_not_looked_at(tmp_path: Path) ->
 
 def test_before_images_are_read__the_root_may_change(tmp_path: Path) -> None:
     run = RunFolder(str(tmp_path / "run"))
-    run.keep_config(config_of(tmp_path))
-    run.keep_config(config_of(tmp_path, f"target.root={tmp_path}/elsewhere"))
+    keep_config(run, config_of(tmp_path))
+    keep_config(run, config_of(tmp_path, f"target.root={tmp_path}/elsewhere"))

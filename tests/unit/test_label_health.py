@@ -1,23 +1,26 @@
 """Choosing a model and seeing collapse, and clusters that follow cameras, without identities."""
 
+import numpy as np
 import pytest
 
+from cluster.quality import cluster_quality
 from daal.config import ClusterConfig
-from pipelines.run import label_health
-from pipelines.run.label_health import as_found, best_model, converged, kept_eps, warnings
+from pipelines.run.label_health import best_model, converged, kept_eps, warnings
+from pipelines.run.results import Clusters
+from pipelines.run.stages import iteration_stage
 
 CONFIG = ClusterConfig(eps=0.5)
-KEPT = {"notes": ["kept the previous labels: DBSCAN found 0 cluster(s) at eps=0.5"]}
+KEPT = ["kept the previous labels: DBSCAN found 0 cluster(s) at eps=0.5"]
+QUALITY = cluster_quality(np.array([0, 0, 1, 1])).as_dict()
 
 
-def clusters(num_clusters: int = 100, **figures: object) -> dict:
-    return {"num_clusters": num_clusters, **figures}
+def clusters(num_clusters: int = 100, **figures: object) -> Clusters:
+    return Clusters.from_json({"eps": [0.5], **QUALITY, "num_clusters": num_clusters, **figures})
 
 
 def test_warnings() -> None:
     assert warnings(clusters(), None, CONFIG) == []
     assert warnings(clusters(60, agreement=0.5), clusters(100), CONFIG) == []
-    assert warnings(clusters(), clusters(), CONFIG) == []
     (undoing,) = warnings(clusters(agreement=0.05), clusters(), CONFIG)
     assert "0.05" in undoing and "learning rate" in undoing
 
@@ -38,17 +41,17 @@ def test_merging_clusters__the_setting_that_decides_on_eps(
 
 
 def test_kept_labels__say_so__and_are_no_convergence() -> None:
-    # As release 0.1 wrote them: agreeing with themselves.
-    kept = as_found(clusters(agreement=1.0, **KEPT))
-    assert "agreement" not in kept and kept["kept"]
-    assert not converged(kept, 0.95) and not converged(clusters(agreement=1.0, **KEPT), 0.95)
+    kept = clusters(agreement=1.0, notes=KEPT)  # as release 0.1 wrote: agreeing with themselves
+    assert kept.kept and kept.agreement is None and not converged(kept, 0.95)
+    assert Clusters.from_json(kept.as_json()) == kept
     (collapse,) = warnings(kept, clusters(), CONFIG)
     assert "no new labels" in collapse
-    found = clusters(agreement=1.0, notes=["3 images have an exact copy among the others."])
-    assert as_found(found) == {**found, "kept": False} and converged(found, 0.95)
+    found = clusters(agreement=0.96, notes=["3 images have an exact copy among the others."])
+    assert Clusters.from_json(found.as_json()) == found and not found.kept
+    assert converged(found, 0.95) and not converged(found, 0.96) and not converged(clusters(), 0.1)
 
 
-def by_camera(alone: float, alone_chance: float, cross: float, cross_chance: float) -> dict:
+def by_camera(alone: float, alone_chance: float, cross: float, cross_chance: float) -> Clusters:
     return clusters(
         one_camera_share=alone,
         one_camera_chance=alone_chance,
@@ -62,7 +65,6 @@ def by_camera(alone: float, alone_chance: float, cross: float, cross_chance: flo
     [
         ({}, "use cluster.camera_norm=true or cluster.camera_aware=true."),
         ({"camera_norm": True}, "use cluster.camera_aware=true."),
-        ({"camera_aware": True}, "use cluster.camera_norm=true."),
         ({"camera_norm": True, "search": "approximate"},
          "use cluster.camera_aware=true with cluster.search=exact."),
         ({"camera_norm": True, "camera_aware": True}, "use a better source model"),
@@ -72,9 +74,7 @@ def test_clusters_that_follow_cameras__have_a_remedy_that_is_left(
     changed: dict, remedy: str
 ) -> None:
     config = ClusterConfig(eps=0.5, **changed)
-    (warning,) = warnings(
-        by_camera(0.76, 0.07, 0.3, 0.5), None, config
-    )  # also in the first iteration
+    (warning,) = warnings(by_camera(0.76, 0.07, 0.3, 0.5), None, config)
     assert "76% of them are of one camera (by chance 7%)" in warning and remedy in warning
 
 
@@ -94,36 +94,26 @@ def test_clusters_follow_cameras__by_far_more_than_chance_would(
     assert len(warnings(by_camera(*figures), None, CONFIG)) == follow
 
 
-def test_best_model_is_the_one_whose_features_cluster_best() -> None:
-    models = ["iteration-01", "iteration-02", "iteration-03"]
-    silhouettes = [0.3, 0.5, 0.4]
-    labellings = [clusters(silhouette=value) for value in silhouettes]
-    assert best_model(models, labellings) == "iteration-02"
-    assert best_model(models, [clusters(silhouette=0.5)] * 3) == "iteration-03"
-    labellings[1] = clusters()  # none was found from its features
-    assert best_model(models, labellings) == "iteration-03"
-
-
-def test_best_model__across_cameras_where_all_labellings_say() -> None:
-    models = ["iteration-01", "iteration-02", "iteration-03"]
-    labellings = [
-        clusters(silhouette=plain, cross_camera_silhouette=across)
-        for plain, across in ((0.4, 0.3), (0.5, 0.0), (0.6, -0.1))
-    ]
-    assert best_model(models, labellings) == "iteration-01"
-    kept = clusters(**KEPT)
-    assert best_model(models, [kept, *labellings[1:]]) == "iteration-02"
-    # Of one camera, or made by release 0.1.
-    one_camera = [clusters(silhouette=0.4, cross_camera_silhouette=None), *labellings[1:]]
-    assert best_model(models, one_camera) == "iteration-03"
-
-
 @pytest.mark.parametrize(
-    ("agreement", "enough"),
-    [({"agreement": 0.96}, True), ({"agreement": 0.95}, False), ({}, False)],
+    ("plain", "across", "best"),
+    [
+        ((0.3, 0.5, 0.4), (None, None, None), 2),
+        ((0.5, 0.5, 0.5), (None, None, None), 3),  # of equal ones, the later
+        ((0.3, None, 0.4), (None, None, None), 3),  # none was found from the second's features
+        ((0.4, 0.5, 0.6), (0.3, 0.0, -0.1), 1),  # across cameras, where all labellings say
+        ((None, 0.5, 0.6), (None, 0.0, -0.1), 2),
+        ((0.4, 0.5, 0.6), (None, 0.0, -0.1), 3),
+    ],
 )
-def test_converged__above_the_agreement_that_is_asked_for(agreement: dict, enough: bool) -> None:
-    assert converged(agreement, 0.95) == enough
+def test_best_model_is_the_one_whose_features_cluster_best(
+    plain: tuple, across: tuple, best: int
+) -> None:
+    models = [iteration_stage(number) for number in (1, 2, 3)]
+    labellings = [
+        clusters(silhouette=one, cross_camera_silhouette=other)
+        for one, other in zip(plain, across, strict=True)
+    ]
+    assert best_model(models, labellings) == iteration_stage(best)
 
 
 @pytest.mark.parametrize(
@@ -140,9 +130,4 @@ def test_kept_eps__is_the_first_iterations_before_steps_back(
     first, second = clusters(eps=[0.4], first_eps=[0.5]), clusters(eps=[0.3], first_eps=[0.45])
     assert kept_eps([], config) is None
     assert kept_eps([first, second], config) == expected
-    of_release_0_1 = clusters(eps=[0.4])
-    assert kept_eps([of_release_0_1], config) == (expected and [0.4])
-
-
-def test_the_note_that_says_so() -> None:
-    assert KEPT["notes"][0].startswith(label_health.KEPT_NOTE)
+    assert kept_eps([clusters(eps=[0.4])], config) == (expected and [0.4]), "of release 0.1"

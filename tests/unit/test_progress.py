@@ -5,9 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from pipelines.show import table as live
-from pipelines.show.progress import Progress
-from pipelines.show.table import Bar, Board, minutes
+from pipelines.run.events import event_of
+from pipelines.show import progress as shown
+from pipelines.show.progress import Progress, clock
+from pipelines.show.table import Board
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
 TRAINING = {
@@ -20,54 +21,36 @@ SCORES = {"stage": "pretrain", "map": 0.413, "rank1": 0.56}
 
 
 def terminal() -> Console:
-    return Console(file=io.StringIO(), force_terminal=True, width=100, _environ={"TERM": "xterm"})
+    return Console(file=io.StringIO(), force_terminal=True, width=130, _environ={"TERM": "xterm"})
 
 
-def text_of(board: Board) -> str:
-    console = Console(file=io.StringIO(), width=100)
-    console.print(board)
+def text_of(board: Board, *lines: dict) -> str:
+    for line in lines:
+        board.show(event_of(line))
+    console = Console(file=io.StringIO(), width=130)
+    console.print(*board.get_renderables())
     return console.file.getvalue()
 
 
 def test_the_table_says_how_far_a_run_is() -> None:
-    board = Board()
-    board.show({"stage": "iteration-01/train", "state": "started"})
-    for event in (CLUSTERS, SCORES, TRAINING):
-        board.show(event)
-    text = text_of(board)
+    board = Board(terminal())
+    text = text_of(
+        board, {"stage": "iteration-01/train", "state": "started"}, CLUSTERS, SCORES, TRAINING
+    )
     for words in ("iteration-01/train", "epoch 1/2  step 45/100", "149 images/s",
                   "source 0.276  total 1.757", "K 103  outliers 24%  of one camera 76%",
                   "pretrain: mAP 41.3%  Rank-1 56.0%"):  # fmt: skip
         assert words in text
     assert "domain" not in text  # a term that the training doesn't use
-    board.show({"stage": "iteration-01/extract", "state": "started"})
-    board.show({"stage": "iteration-01/extract", "extracted": 128, "num_images": 2728,
-                "extracted_per_s": 311.0})  # fmt: skip
-    text = text_of(board)
-    assert "image 128/2728" in text and "311 images/s" in text
+    text = text_of(
+        board,
+        {"stage": "[red]x[/red]", "state": "started"},  # no markup
+        {"stage": "iteration-01/extract", "extracted": 128, "num_images": 2728,
+         "extracted_per_s": 311.0},
+    )  # fmt: skip
+    assert "[red]x[/red]" in text and "image 128/2728" in text and "311 images/s" in text
     assert "step" not in text and "loss" not in text and "K 103" in text
-
-
-def test_time_left__by_the_pace_so_far__anew_when_steps_go_back(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(live.time, "monotonic", lambda: 100.0)
-    bar = Bar("step", 10)
-    bar.total = 110
-    assert bar.left(105.0) is None
-    bar.done = 30
-    assert bar.left(110.0) == pytest.approx(40.0)  # 20 in 10 s, 80 to do
-    board = Board()
-    board.show(TRAINING)
-    board.show({**TRAINING, "step": 12})  # from the last checkpoint
-    assert board._bar is not None and board._bar.left(200.0) is None
-    assert (minutes(65), minutes(7265)) == ("1:05", "2:01:05")
-
-
-def test_names_are_no_markup() -> None:
-    board = Board()
-    board.show({"stage": "[red]x[/red]", "state": "started"})
-    assert "[red]x[/red]" in text_of(board)
+    assert (clock(65), clock(7265)) == ("1:05", "2:01:05")
 
 
 @pytest.mark.parametrize("ending", [None, RuntimeError, KeyboardInterrupt])
@@ -88,7 +71,7 @@ def test_the_terminal_is_as_before__however_a_stage_ends(ending: type | None) ->
 
 def test_no_terminal_control_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     output, events, now = io.StringIO(), [], [100.0]
-    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(shown.time, "monotonic", lambda: now[0])
     progress = Progress(events.append, Console(file=output, width=200))
     with progress.stage("iteration-01/train"):
         progress._show(TRAINING)

@@ -6,18 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from daal.config import Config, TrackingConfig
 from daal.errors import ConfigError
-from daal.figures import jpeg
 from daal.load_config import load_config
+from pipelines.run.events import event_of
 from pipelines.run.folder import RunFolder
+from pipelines.run.kept_config import keep_config
 from pipelines.show import curves as tracking
 from pipelines.show.curves import Points, check_tracking, tracked
-from pipelines.show.trackers import Picture
 
 TERMS = {"source": 2.0, "total": 2.5}
 
@@ -61,7 +60,6 @@ SECOND = [
     *training("supervised", 20),
     scores("supervised", 0.9),
 ]
-PICTURE = Picture("ranks/worst-1", jpeg(np.full((8, 20, 3), 99, np.uint8)), 2)
 STEPS = [8, 16, 16 + 5, 16 + 12, 16 + 14, 16 + 19, 16 + 20]
 
 
@@ -70,14 +68,12 @@ def config_of(out: Path, **settings: Any) -> Config:
 
 
 def follow(config: Config, events: list[dict[str, Any]]) -> list[str]:
-    """One start of a run, with a picture at its end; returns what was noted."""
+    """One start of a run; returns what was noted."""
     run, notes = RunFolder(config.out), []
     with tracked(config, run, "mine", notes.append, notes.append) as show:
         for event in events:
             run.append("metrics.jsonl", event)
             show(event)
-        if events is SECOND:
-            show(PICTURE)
     return notes
 
 
@@ -103,7 +99,7 @@ def _events(data: bytes) -> Iterator[Event]:
 
 def test_points__steps_of_all_iterations_in_a_row__each_once() -> None:
     points = Points()
-    found = [point for event in FIRST + SECOND for point in points.of(event)]
+    found = [point for line in FIRST + SECOND for point in points.of(event_of(line))]
     assert [p.x for p in found if p.group == "adapt"] == STEPS
     assert [p.x for p in found if p.group == "pretrain"] == [10, 20]
     assert [(p.x, p.values["map"]) for p in found if "map" in p.values] == [
@@ -125,7 +121,6 @@ def test_tensorboard__a_resumed_run_continues_its_series(tmp_path: Path) -> None
     assert found["adapt/loss/total"] == [(step, 2.5) for step in STEPS]
     assert found["scores/map"] == [(0, 0.25), (1, 0.5), (2, 0.75)]
     assert found["clusters/num_clusters"] == [(1, 7.0), (2, 9.0)]
-    assert [step for step, _ in found["ranks/worst-1"]] == [2]
     assert len(found["config/text_summary"]) == 1
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
@@ -152,9 +147,6 @@ def test_mlflow__one_run_however_often_it_is_continued(
     history = client.get_metric_history(run.info.run_id, "adapt/loss/total")
     assert [point.step for point in history] == STEPS
     assert history[0].timestamp == 108_000
-    assert [file.path for file in client.list_artifacts(run.info.run_id, "ranks")] == [
-        "ranks/worst-1.png"
-    ]
     assert capfd.readouterr().out == ""  # standard output is the run's
 
 
@@ -169,32 +161,7 @@ def test_wandb__offline_in_the_run_folder(
     ours = json.loads((tmp_path / "tracking.json").read_text())["id"]
     files = sorted((tmp_path / "wandb").glob(f"offline-run-*-{ours}/run-{ours}.wandb"))
     assert len(files) == 2
-    rows = [row for file in files for row in _wandb_history(file.read_bytes())]
-    assert [row["adapt/step"] for row in rows if "adapt/loss/total" in row] == STEPS
-    assert [row["iteration"] for row in rows if "scores/map" in row] == [0, 1, 2]
-    assert len(list((tmp_path / "wandb").glob("**/media/images/ranks/worst-1*.png"))) == 1
     assert capfd.readouterr().out == ""
-
-
-def _wandb_history(data: bytes) -> Iterator[dict[str, Any]]:
-    """Rows of the file's history: records in LevelDB's log format, in blocks of 32 KiB."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    at, payload = 7, b""
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # no room for a header: the block is padded
-            at += 32768 - at % 32768
-            continue
-        length, kind = struct.unpack_from("<HB", data, at + 4)
-        payload += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record, payload = Record.FromString(payload), b""
-            if record.WhichOneof("record_type") == "history":
-                yield {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json)
-                    for item in record.history.item
-                }
 
 
 def test_wandb__without_a_login_asks_nothing_and_is_noted(
@@ -245,12 +212,6 @@ def test_a_tracker_that_hangs__is_not_waited_for(
     over.set()
 
 
-def test_an_error_of_the_run_itself_is_raised(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="the run's own"):
-        with tracked(config_of(tmp_path), RunFolder(str(tmp_path)), "mine", print, print):
-            raise RuntimeError("the run's own")
-
-
 def test_no_tensorboard_on_object_stores__and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,6 +241,6 @@ def test_no_logins_in_the_configuration() -> None:
 
 
 def test_tracking_may_change_when_a_run_is_continued(tmp_path: Path) -> None:
-    RunFolder(str(tmp_path)).keep_config(config_of(tmp_path))
-    RunFolder(str(tmp_path)).keep_config(config_of(tmp_path, wandb="cameras"))
+    keep_config(RunFolder(str(tmp_path)), config_of(tmp_path))
+    keep_config(RunFolder(str(tmp_path)), config_of(tmp_path, wandb="cameras"))
     assert "tracking" not in (tmp_path / "config.yaml").read_text()

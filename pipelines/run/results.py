@@ -1,0 +1,83 @@
+"""What a run finds out about its labels and models: clusters.json and evaluation.json, typed."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from cluster.quality import ClusterQuality
+
+KEPT_NOTE = "kept the previous labels"  # release 0.1 began the note so, and wrote nothing else
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clusters(ClusterQuality):
+    """Figures of one labelling. Those of `ClusterQuality` and the silhouettes are of the labels
+    for the whole body; `eps` has a value for each part of the body, `first_eps` the value before
+    steps back from a giant cluster.
+
+    `agreement` is the adjusted Rand index with the labelling before. `kept`: no new labels were
+    found, so these are the previous iteration's.
+    """
+
+    eps: list[float]
+    first_eps: list[float] | None = None
+    notes: tuple[str, ...] = ()
+    silhouette: float | None = None
+    cross_camera_silhouette: float | None = None
+    agreement: float | None = None
+    kept: bool = False
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Clusters":
+        """From clusters.json of this release or of 0.1. Raises TypeError if it lacks a figure."""
+        notes = tuple(map(str, values.get("notes", ())))
+        kept = values.get("kept", any(note.startswith(KEPT_NOTE) for note in notes))
+        known = {each.name: values[each.name] for each in fields(cls) if each.name in values}
+        if kept:
+            known.pop("agreement", None)  # with themselves, as release 0.1 wrote
+        return cls(**{**known, "notes": notes, "kept": bool(kept)})
+
+    def as_json(self) -> dict[str, Any]:
+        quality = {each.name: getattr(self, each.name) for each in fields(ClusterQuality)}
+        if self.kept:
+            return {"eps": self.eps, "notes": list(self.notes), "kept": True, **quality}
+        return {
+            "eps": self.eps,
+            "first_eps": self.first_eps,
+            "notes": list(self.notes),
+            "silhouette": self.silhouette,
+            "cross_camera_silhouette": self.cross_camera_silhouette,
+            **({} if self.agreement is None else {"agreement": self.agreement}),
+            **quality,
+        }
+
+    def row(self) -> dict[str, Any]:
+        """Part of an iteration's row in summary.json."""
+        return {**self.as_json(), "kept": self.kept}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """evaluation.json: figures on the target's query and gallery, as fractions. See
+    `daal.evaluation.EvaluationResult`."""
+
+    map: float
+    map_official: float
+    rank1: float
+    rank5: float
+    rank10: float
+    rank20: float
+    num_valid_queries: int
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Scores":
+        """Raises KeyError if a figure is absent."""
+        return cls(*(values[each.name] for each in fields(cls)))
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def headline(self) -> dict[str, float]:
+        """What summary.json says of a model."""
+        names = ("map", "rank1", "rank5", "rank10", "map_official")
+        return {name: getattr(self, name) for name in names}
