@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from daal import float64_distance, match_ranks
+from daal import match_ranks
 from daal.errors import DataError
 from daal.evaluation import evaluate
 
@@ -111,7 +111,7 @@ def test_does_not_depend_on_blocks(offset: float, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(match_ranks, "QUERY_ROWS", 4)
     monkeypatch.setattr(match_ranks, "GALLERY_ROWS", 7)
     monkeypatch.setattr(match_ranks, "TABLE_SIZE", 100)
-    monkeypatch.setattr(float64_distance, "CACHED_SIZE", 100)
+    monkeypatch.setattr(match_ranks, "CACHED_SIZE", 100)
     blocks = evaluate(*query, *gallery)
     np.testing.assert_array_equal(whole.ap, blocks.ap)
     np.testing.assert_array_equal(whole.first_match_rank, blocks.first_match_rank)
@@ -177,6 +177,3 @@ def test_refuses_what_does_not_fit() -> None:
         evaluate(features, ids, ids[:2], features, ids, ids)
     with pytest.raises(DataError, match="integers"):
         evaluate(features, ids * 0.5, ids, features, ids, ids)
-
-
-# ---- Two rounds of products, and what they can't tell apart ----------------------------------
