@@ -113,10 +113,10 @@ def main() -> None:
     num_ids = len(np.unique(source.pids_N))
 
     def show(what: str, network: DaalNetwork) -> None:
-        query_side, gallery_side = (
-            (extract(network, side), *side[1:]) for side in (query, gallery)
+        query_NC, gallery_NC = extract(network, query), extract(network, gallery)
+        scores = evaluate(
+            query_NC, query.pids_N, query.camids_N, gallery_NC, gallery.pids_N, gallery.camids_N
         )
-        scores = evaluate(*query_side, *gallery_side)
         print(f"{what}: mAP {scores.map:.1%}, Rank-1 {scores.rank(1):.1%}", flush=True)
 
     torch.manual_seed(0)

@@ -53,8 +53,14 @@ class BatchNorm2d(nn.BatchNorm2d):
         """(B, C, H, W) of any float type and layout, which the result has too."""
         assert self.momentum is not None, "a cumulative average is not implemented"
         return F.batch_norm(
-            *(input, self.running_mean, self.running_var, self.weight, self.bias),
-            *(self.training, self.momentum, self.eps),
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
         )
 
 
@@ -134,8 +140,16 @@ class _Normalise(torch.autograd.Function):
         # kernel doesn't look at those of a forward; CUDA's takes empty ones, but not None.
         of_forward = mean_C.new_empty(0)
         _, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
-            *(grad_BCHW, input_BCHW, weight_C, mean_C, var_C, of_forward, of_forward, False),
-            *(ctx.eps, [False, True, True]),
+            grad_BCHW,
+            input_BCHW,
+            weight_C,
+            mean_C,
+            var_C,
+            of_forward,
+            of_forward,
+            False,  # statistics are given
+            ctx.eps,
+            [False, True, True],
         )
         sums_2C = torch.stack([grad_weight_C, grad_bias_C])
         dist.all_reduce(sums_2C, group=ctx.process_group)

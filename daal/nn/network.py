@@ -14,7 +14,7 @@ from daal.config import NetworkConfig
 from daal.errors import CheckpointError
 from daal.nn.attention import DomainAdaptiveAttention, IndependentAttention, NoAttention
 from daal.nn.backbone import build_backbone, num_frozen_children
-from daal.nn.domain_batch_norm import Border, checkpoint_name, separate_domains
+from daal.nn.domain_batch_norm import checkpoint_name, separate_domains
 from daal.nn.heads import ClusterMemory
 from daal.nn.pooling import AveragePooling, BatchNormNeck, GeneralizedMeanPooling
 from daal.nn.stripes import pool_stripes
@@ -25,7 +25,7 @@ class NetworkOutput:
     """What the losses need. A head that the network doesn't have gives None."""
 
     shared_BC: Tensor  # the feature used for matching and clustering
-    pooled_BC: Tensor  # the same in front of the neck
+    pooled_BC: Tensor  # the same before the neck
     source_logits_BS: Tensor | None
     target_logits_BK: Tensor | None
     domain_logits_B2: Tensor | None
@@ -102,9 +102,8 @@ class DaalNetwork(nn.Module):
         self._frozen = list(self.backbone.children())[: num_frozen_children(config.frozen_stages)]
         for module in self._frozen:
             module.requires_grad_(False)
-        self._border = Border()
-        if config.domain_batch_norm and num_clusters and num_source_ids:
-            separate_domains(self, self._border)
+        both_domains = config.domain_batch_norm and num_clusters and num_source_ids
+        self._domain_norms = separate_domains(self) if both_domains else []
 
     def train(self, mode: bool = True) -> "DaalNetwork":
         super().train(mode)
@@ -119,15 +118,16 @@ class DaalNetwork(nn.Module):
 
         Only a network with BatchNorms for each domain makes a difference between them.
         """
-        self._border.num_source = num_source
+        for norm in self._domain_norms:
+            norm.num_source = num_source
         maps: tuple[Tensor, Tensor, Tensor] = self.attention(self.backbone(images_BCHW))
         return maps
 
     def extract(self, images_BCHW: Tensor) -> Tensor:
         """The matching feature of target images, of unit length by default. float32 (B, C).
 
-        It is the pooled shared map, behind the neck if there is one. Stripes' features stand
-        behind it: (B, C + S C), of unit length in all.
+        It is the pooled shared map, after the neck if there is one. Stripes' features follow:
+        (B, C + S C), of unit length in all.
         """
         shared_BCHW, _, _ = self.feature_maps(images_BCHW)
         shared_BC: Tensor = self.neck(self.pool(shared_BCHW))
@@ -161,7 +161,7 @@ class DaalNetwork(nn.Module):
         return backbone, new
 
     def load_matching(self, tensors: dict[str, Tensor]) -> None:
-        """Take over a checkpoint of an earlier stage; heads of another size start anew.
+        """Take over a checkpoint of an earlier stage; heads of another size start again.
 
         BatchNorms for each domain start as copies of a plain one, and a plain one is the target's.
 

@@ -135,28 +135,17 @@ def test_forward__each_domain_meets_its_own_head() -> None:
     assert out.domain_logits_B2 is not None and out.domain_logits_B2.shape == (4, 2)
 
 
+@pytest.mark.parametrize("heads", [(7, 0, False), (7, 5, True)], ids=["pretrain", "adapt"])
 @pytest.mark.parametrize("mode", ["residual", "independent", "none"])
-def test_pretraining__has_one_head_and_every_trained_parameter_gets_a_gradient(mode: str) -> None:
+def test_every_trained_parameter_gets_a_gradient(mode: str, heads: tuple[int, int, bool]) -> None:
     config = SMALL.model_copy(update={"attention": AttentionConfig(mode=mode)})  # type: ignore[arg-type]
-    network = DaalNetwork(config, num_source_ids=7)
-    out = network(images(), 4)
-    assert out.target_logits_BK is None
-    assert out.domain_logits_B2 is None
-    assert out.source_logits_BS is not None
-    out.source_logits_BS.sum().backward()
+    network = DaalNetwork(config, *heads)
+    out = network(images(), 2)
+    logits = [out.source_logits_BS, out.target_logits_BK, out.domain_logits_B2]
+    assert [each is not None for each in logits] == [bool(heads[0]), bool(heads[1]), heads[2]]
+    sum(each.sum() for each in logits if each is not None).backward()  # type: ignore[union-attr]
     trained = [p for p in network.parameters() if p.requires_grad]
     assert all(p.grad is not None for p in trained)  # DDP waits for each
-
-
-@pytest.mark.parametrize("mode", ["residual", "independent", "none"])
-def test_adapting__every_parameter_gets_a_gradient(mode: str) -> None:
-    config = SMALL.model_copy(update={"attention": AttentionConfig(mode=mode)})  # type: ignore[arg-type]
-    network = DaalNetwork(config, 7, 5, domain_head=True)
-    out = network(images(), 2)
-    (
-        out.source_logits_BS.sum() + out.target_logits_BK.sum() + out.domain_logits_B2.sum()
-    ).backward()  # type: ignore[union-attr]
-    assert all(p.grad is not None for p in network.parameters())
 
 
 def test_extract__unit_length_and_the_backbones_own_direction_at_the_start() -> None:
