@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 
 def has_kernels(images_BCHW: Tensor) -> bool:
-    """Whether they can be used here: CPUs have none, and a compiler fuses the formulas."""
+    """Whether the kernels can be used: CPUs have none, and a compiler fuses the formulas."""
     return images_BCHW.is_cuda and not torch.compiler.is_compiling()
 
 
@@ -70,7 +70,7 @@ class _Normalise(torch.autograd.Function):
             strict=True,
         ):
             assert norm.momentum is not None
-            counts_G, _ = _counts(_per_channel(part_BCHW), num_workers, part_BCHW.device)
+            counts_G, _ = _counts(per_channel(part_BCHW), num_workers, part_BCHW.device)
             mean_C, invstd_C = torch.batch_norm_gather_stats_with_counts(
                 part_BCHW,
                 means_GC,
@@ -116,7 +116,7 @@ class _Normalise(torch.autograd.Function):
                 *part,
                 sum_C,
                 product_C,
-                _counts(_per_channel(part[1]), num_workers, sum_C.device)[1],
+                _counts(per_channel(part[1]), num_workers, sum_C.device)[1],
             )
             for part, sum_C, product_C in zip(parts, sums[::2], sums[1::2], strict=True)
         ]
@@ -131,10 +131,12 @@ def _counts(count: int, num_workers: int, device: torch.device) -> tuple[Tensor,
     return counts_G.float(), counts_G
 
 
-def _per_channel(images_BCHW: Tensor) -> int:
+def per_channel(images_BCHW: Tensor) -> int:
+    """How many values each channel has."""
     return images_BCHW.numel() // images_BCHW.shape[1]
 
 
 def layout_of(images_BCHW: Tensor) -> torch.memory_format:
+    """channels_last, or the contiguous format of any others."""
     is_last = images_BCHW.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if is_last else torch.contiguous_format

@@ -15,7 +15,7 @@ from daal.errors import CheckpointError
 from daal.nn.attention import DomainAdaptiveAttention, IndependentAttention, NoAttention
 from daal.nn.backbone import build_backbone, num_frozen_children
 from daal.nn.domain_batch_norm import checkpoint_name, separate_domains
-from daal.nn.heads import ClusterMemory
+from daal.nn.heads import ClusterMemory, IdentityHead
 from daal.nn.pooling import AveragePooling, BatchNormNeck, GeneralizedMeanPooling
 from daal.nn.stripes import pool_stripes
 
@@ -30,41 +30,6 @@ class NetworkOutput:
     target_logits_BK: Tensor | None
     domain_logits_B2: Tensor | None
     stripes_BSC: Tensor | None = None  # pooled parts of the body (SSG)
-
-
-class IdentityHead(nn.Module):
-    """FC from the shared feature to identities (Eq. 3 and Eq. 5).
-
-    identity_head "linear" is the paper's FC. "unit" normalises the feature first and multiplies
-    it by head_scale; its logits are float32, also under autocast: the scale would make much of
-    bf16's rounding.
-    """
-
-    def __init__(self, config: NetworkConfig, num_features: int, num_ids: int) -> None:
-        super().__init__()
-        self.unit = config.identity_head == "unit"
-        self.scale = config.head_scale
-        self.fc = nn.Linear(num_features, num_ids, bias=not self.unit)
-        if self.unit:
-            nn.init.normal_(self.fc.weight, std=num_features**-0.5)  # rows of length about 1
-        else:
-            nn.init.normal_(self.fc.weight, std=0.001)
-            nn.init.zeros_(self.fc.bias)
-
-    @torch.no_grad()
-    def start_from(self, centroids_KC: Tensor) -> None:
-        """Use cluster centroids as class weights, so that the first logits already rank clusters.
-
-        A linear head gets the weights of unit length, for features of any length.
-        """
-        self.fc.weight.copy_(F.normalize(centroids_KC.float(), dim=1))
-
-    def forward(self, features_BC: Tensor) -> Tensor:
-        if not self.unit:
-            logits: Tensor = self.fc(features_BC)
-            return logits
-        with torch.autocast(features_BC.device.type, enabled=False):
-            return F.linear(self.scale * F.normalize(features_BC.float(), dim=1), self.fc.weight)
 
 
 class DaalNetwork(nn.Module):

@@ -14,7 +14,8 @@ from daal.config import AttentionConfig, NetworkConfig
 from daal.errors import CheckpointError
 from daal.nn.attention import DomainAdaptiveAttention
 from daal.nn.backbone import build_backbone
-from daal.nn.network import DaalNetwork, IdentityHead
+from daal.nn.heads import IdentityHead
+from daal.nn.network import DaalNetwork
 
 SMALL = NetworkConfig(backbone="resnet18", weights="none")
 
