@@ -19,8 +19,6 @@ from daal import checkpoint
 from daal.checkpoint import (
     load,
     load_optimizer,
-    optimizer_tensors,
-    restore_optimizer,
     save,
 )
 from daal.errors import CheckpointError
@@ -254,59 +252,3 @@ def test_backbone_weights_of_other_kinds(tmp_path: Path) -> None:
     (tmp_path / "weights.onnx").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"type \.onnx"):
         load_backbone_weights(tmp_path / "weights.onnx")
-
-
-def make_training(kind: str) -> tuple[nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
-    model.to(memory_format=torch.channels_last)
-    model[1].bias.requires_grad_(False)
-    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[1:].parameters()}]
-    if kind == "adam":
-        return model, torch.optim.Adam(groups, lr=0.01, weight_decay=5e-4)
-    momentum = 0.9 if kind == "sgd" else 0.0
-    return model, torch.optim.SGD(groups, lr=0.01, momentum=momentum, weight_decay=5e-4)
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    for step in steps:
-        images = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        model(images).square().mean().backward()
-        optimizer.step()
-
-
-@pytest.mark.parametrize("kind", ["sgd", "sgd without momentum", "adam"])
-@pytest.mark.parametrize("before", [0, 4])
-def test_training_goes_on_bit_for_bit(tmp_path: Path, kind: str, before: int) -> None:
-    model, optimizer = make_training(kind)
-    train(model, optimizer, range(before))
-    state = optimizer_tensors(optimizer, model.named_parameters())
-    if kind == "sgd" and before:
-        assert "0.weight.momentum_buffer" in state and "1.bias.momentum_buffer" not in state
-    save(tmp_path / "checkpoint", model.state_dict(), {}, optimizer=state)
-    train(model, optimizer, range(before, 9))
-
-    resumed, its_optimizer = make_training(kind)
-    train(resumed, its_optimizer, range(50, 52))  # what it did before must not matter
-    resumed.load_state_dict(load(tmp_path / "checkpoint")[0])
-    restore_optimizer(
-        its_optimizer, resumed.named_parameters(), load_optimizer(tmp_path / "checkpoint")
-    )
-    train(resumed, its_optimizer, range(before, 9))
-    assert same_bits(dict(resumed.state_dict()), dict(model.state_dict()))
-    assert same_bits(
-        optimizer_tensors(its_optimizer, resumed.named_parameters()),
-        optimizer_tensors(optimizer, model.named_parameters()),
-    )
-
-
-def test_optimizer_state_that_does_not_fit() -> None:
-    model, optimizer = make_training("adam")
-    train(model, optimizer, range(2))
-    before = optimizer_tensors(optimizer, model.named_parameters())
-    for key in ("5.weight.exp_avg", "0.bias.exp_avg", "0.bias.step"):
-        with pytest.raises(CheckpointError, match=rf"{key}' of shape \(9,\) fits no parameter"):
-            state = before | {key: torch.ones(9)}
-            restore_optimizer(optimizer, model.named_parameters(), state)
-        assert same_bits(optimizer_tensors(optimizer, model.named_parameters()), before)
