@@ -1,11 +1,11 @@
-"""The rank of every match of every query, without sorting the gallery.
+"""The rank of every match of every query, without keeping any row of distances.
 
 Shapes: Q queries, B of them in a block, G gallery images, C of them in a chunk, D feature channels,
 M matches of a query (padded to the most of any query in the block), P pairs of a query and a
-gallery image.
+gallery image, K matches with a non-match too close to tell.
 
-A non-match's place is the number of matches that are nearer than it. Counting the non-matches at
-each place gives the ranks of the matches, so that no row of distances is kept.
+A match's rank is the number of nearer matches and nearer non-matches. The latter are counted tile
+by tile: a tile's rows are sorted, and each match looks up how many values come before its own.
 
 The ranking is that of squared distances computed in float64 as a sum of squared differences, equal
 ones by ascending gallery index, whatever the device, the number of threads and the size of the
@@ -65,14 +65,29 @@ class _Gallery(NamedTuple):
     features_GD: Tensor
     pids_G: Tensor
     centre_D: Tensor  # their mean, float64
-    radius: float  # the largest distance from there
+    squares_G: Tensor  # squared distances from there, float64
 
 
 def _survey(features_GD: Tensor, pids_G: Tensor) -> _Gallery:
-    chunks = features_GD.split(GALLERY_ROWS)
-    centre_D = torch.stack([chunk.double().sum(0) for chunk in chunks]).sum(0) / len(features_GD)
-    norms = torch.stack([(chunk.double() - centre_D).norm(dim=1).max() for chunk in chunks])
-    return _Gallery(features_GD, pids_G, centre_D, float(norms.max()))
+    sums = [some.double().sum(0) for some in _pieces(features_GD)]
+    centre_D = torch.stack(sums).sum(0) / len(features_GD)
+    return _Gallery(features_GD, pids_G, centre_D, _squares(features_GD, centre_D))
+
+
+def _pieces(features_ND: Tensor) -> tuple[Tensor, ...]:
+    """Parts that stay in a processor's cache while they are worked on in float64."""
+    return features_ND.split(max(1, CACHED_SIZE // max(1, features_ND.shape[1])))
+
+
+def _squares(features_ND: Tensor, centre_D: Tensor) -> Tensor:
+    return torch.cat([(some.double() - centre_D).square_().sum(1) for some in _pieces(features_ND)])
+
+
+def _centred(features_ND: Tensor, centre_D: Tensor, dtype: torch.dtype) -> Tensor:
+    centred_ND = torch.empty_like(features_ND, dtype=dtype)
+    for some, place in zip(_pieces(features_ND), _pieces(centred_ND), strict=True):
+        place.copy_(some.double() - centre_D)
+    return centred_ND
 
 
 def _count_nearer(
@@ -94,34 +109,48 @@ def _count_nearer(
 
     # Distances stay the same if both sides move, but |q|^2 - 2 q.g + |g|^2 rounds less near 0. The
     # first term is the same for a whole row: it is taken off the matches.
-    centred_BD = queries_BD.double() - gallery.centre_D
-    squares_B = centred_BD.square().sum(1)
-    radius = max(gallery.radius, float(squares_B.max()) ** 0.5)
+    squares_B, centre_D = _squares(queries_BD, gallery.centre_D), gallery.centre_D
+    radius = max(float(gallery.squares_G.max()), float(squares_B.max())) ** 0.5
     cuts_BM = match_BM - squares_B[:, None]
     in_range = 1e-10 < radius < 1e10  # of float32, squares too
     rounds = [torch.float32] if in_range and queries_BD.device.type == "cpu" else []
 
-    # at[b, n]: non-matches to which exactly n matches of query b are nearer.
-    at_BN = index_BM.new_zeros(len(index_BM), index_BM.shape[1] + 1)
+    nearer_BM = torch.zeros_like(index_BM)
     for start in range(0, len(gallery.pids_G), GALLERY_ROWS):
         chunk = slice(start, start + GALLERY_ROWS)
-        centred_CD = gallery.features_GD[chunk].double() - gallery.centre_D
+        # Matches are ranked among themselves, and junk isn't ranked at all.
+        unranked_BC = query_pids_B[:, None] == gallery.pids_G[chunk]
         for dtype in (*rounds, torch.float64):
-            tile_BC = _tile(centred_BD.to(dtype), centred_CD.to(dtype), centred_CD.square().sum(1))
-            # Matches are ranked among themselves, and junk isn't ranked at all: beyond all matches.
-            ranked_BC = query_pids_B[:, None] != gallery.pids_G[chunk]
-            tile_BC.masked_fill_(~ranked_BC, torch.finfo(dtype).max)
+            tile_BC = _tile(
+                _centred(queries_BD, centre_D, dtype),
+                _centred(gallery.features_GD[chunk], centre_D, dtype),
+                gallery.squares_G[chunk],
+            )
+            tile_BC.masked_fill_(unranked_BC, torch.finfo(dtype).max)  # beyond all matches
+            sorted_BC = _sorted(tile_BC)
             band = _error_bound(dtype, radius, queries_BD.shape[1])
-            place_BC = torch.searchsorted((cuts_BM - band).to(dtype), tile_BC, right=True)
-            surely_BC = torch.searchsorted((cuts_BM + band).to(dtype), tile_BC)
-            row_P, column_P = (place_BC != surely_BC).nonzero(as_tuple=True)
-            if dtype == torch.float64 or len(row_P) <= DIRECT_SHARE * tile_BC.numel():
+            low_BM, high_BM = (cuts_BM - band).to(dtype), (cuts_BM + band).to(dtype)
+            surely_BM = torch.searchsorted(sorted_BC, low_BM)
+            open_BM = torch.searchsorted(sorted_BC, high_BM, right=True) - surely_BM
+            if dtype == torch.float64 or int(open_BM.sum()) <= DIRECT_SHARE * tile_BC.numel():
                 break
-        place_BC[row_P, column_P] = _places(
-            queries_BD, row_P, gallery.features_GD, column_P + start, match_BM, index_BM
-        )
-        at_BN.scatter_add_(1, place_BC, torch.ones_like(place_BC))
-    return at_BN.cumsum(1)[:, :-1]
+        nearer_BM += surely_BM
+        row_K, slot_K = open_BM.nonzero(as_tuple=True)
+        step = max(1, TABLE_SIZE // GALLERY_ROWS)
+        for row_S, slot_S in zip(row_K.split(step), slot_K.split(step), strict=True):
+            tile_SC, ends_S = tile_BC[row_S], (low_BM[row_S, slot_S], high_BM[row_S, slot_S])
+            inside_SC = (ends_S[0][:, None] <= tile_SC) & (tile_SC <= ends_S[1][:, None])
+            at_P, column_P = inside_SC.nonzero(as_tuple=True)
+            row_P, slot_P, column_P = row_S[at_P], slot_S[at_P], column_P + start
+            # Bands of a query's matches may overlap; a pair is measured once.
+            pairs, pair_of_P = torch.unique(
+                torch.stack([row_P, column_P]), dim=1, return_inverse=True
+            )
+            distance_P = _distances(queries_BD, pairs[0], gallery.features_GD, pairs[1])[pair_of_P]
+            match_P, index_P = match_BM[row_P, slot_P], index_BM[row_P, slot_P]
+            is_nearer_P = (distance_P < match_P) | (distance_P == match_P) & (column_P < index_P)
+            nearer_BM.index_put_((row_P, slot_P), is_nearer_P.long(), accumulate=True)
+    return nearer_BM
 
 
 def _tile(queries_BD: Tensor, chunk_CD: Tensor, squares_C: Tensor) -> Tensor:
@@ -129,10 +158,16 @@ def _tile(queries_BD: Tensor, chunk_CD: Tensor, squares_C: Tensor) -> Tensor:
     if queries_BD.device.type == "cpu":
         # NumPy's BLAS: torch's is slow on processors that are not of its maker, and rounds to
         # bf16 where a process allows that for training.
-        tile_BC = torch.from_numpy(np.matmul(queries_BD.numpy(), chunk_CD.numpy().T))
+        tile_BC = torch.from_numpy(np.matmul((-2 * queries_BD).numpy(), chunk_CD.numpy().T))
     else:
-        tile_BC = torch.mm(queries_BD, chunk_CD.T)
-    return tile_BC.mul_(-2).add_(squares_C.to(tile_BC.dtype))
+        tile_BC = torch.mm(-2 * queries_BD, chunk_CD.T)
+    return tile_BC.add_(squares_C.to(tile_BC.dtype))
+
+
+def _sorted(tile_BC: Tensor) -> Tensor:
+    if tile_BC.device.type == "cpu":  # NumPy sorts many times faster than torch
+        return torch.from_numpy(np.sort(tile_BC.numpy(), axis=1))
+    return tile_BC.sort(dim=1).values
 
 
 def _error_bound(dtype: torch.dtype, radius: float, num_channels: int) -> float:
@@ -148,26 +183,6 @@ def _error_bound(dtype: torch.dtype, radius: float, num_channels: int) -> float:
     rounding = torch.finfo(dtype).eps / 2
     relative = rounding * (2 * 5 * num_channels**0.5 + 64) + 2.0**-51 * (num_channels + 64)
     return relative * radius**2
-
-
-def _places(
-    queries_BD: Tensor,
-    rows_P: Tensor,
-    gallery_GD: Tensor,
-    columns_P: Tensor,
-    match_BM: Tensor,
-    index_BM: Tensor,
-) -> Tensor:
-    """How many matches of its query rank before each of these non-matches: int64 (P,)."""
-    places_P = torch.zeros_like(rows_P)
-    step = max(1, TABLE_SIZE // match_BM.shape[1])
-    for start in range(0, len(rows_P), step):
-        rows_S, columns_S = rows_P[start : start + step], columns_P[start : start + step]
-        distance_S1 = _distances(queries_BD, rows_S, gallery_GD, columns_S)[:, None]
-        match_SM = match_BM[rows_S]
-        tied_SM = (match_SM == distance_S1) & (index_BM[rows_S] < columns_S[:, None])
-        places_P[start : start + step] = ((match_SM < distance_S1) | tied_SM).sum(1)
-    return places_P
 
 
 def _distances(queries_BD: Tensor, rows_P: Tensor, gallery_GD: Tensor, columns_P: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ that is meant to alter results writes the files again:
     DAAL_WRITE_GOLDEN=1 python -m pytest tests/unit/test_golden_losses.py
 
 CPUs differ in how they round, and each step multiplies the difference: at the recipes' own rates
-the fifth loss differs by a tenth between AVX-512 and AVX2. So the rates are a twentieth here.
+the fifth loss differs by a tenth between AVX-512 and AVX2. So the rates are a twentieth here, where
+it differs by 0.002 at most.
 """
 
 import json
@@ -40,7 +41,7 @@ from pipelines.training.train_batch import BatchMaker, Labels
 from pipelines.training.train_loop import build_network
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses"
-TOLERANCE = 1e-3  # relative; of terms below 1, absolute
+TOLERANCE = 5e-3  # relative; of terms below 1, absolute
 STEPS = 5
 CPU = torch.device("cpu")
 CUT = [
