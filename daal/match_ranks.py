@@ -50,7 +50,8 @@ def match_ranks(
         return
     gallery = _survey(gallery_GD, gallery_pids_G)
     first_pair_Q = num_matches_Q.cumsum(0) - num_matches_Q
-    for block_B in valid_V.split(max(1, min(QUERY_ROWS, TABLE_SIZE // int(num_matches_Q.max())))):
+    rows = max(1, min(QUERY_ROWS, TABLE_SIZE // int(num_matches_Q.max())))
+    for block_B in torch.split(valid_V, rows):
         slots_M = torch.arange(int(num_matches_Q[block_B].max()), device=block_B.device)
         present_BM = slots_M < num_matches_Q[block_B, None]
         pair_BM = (first_pair_Q[block_B, None] + slots_M).where(present_BM, 0)
@@ -76,7 +77,7 @@ def _survey(features_GD: Tensor, pids_G: Tensor) -> _Gallery:
 
 def _pieces(features_ND: Tensor) -> tuple[Tensor, ...]:
     """Parts that stay in a processor's cache while they are worked on in float64."""
-    return features_ND.split(max(1, CACHED_SIZE // max(1, features_ND.shape[1])))
+    return torch.split(features_ND, max(1, CACHED_SIZE // max(1, features_ND.shape[1])))
 
 
 def _squares(features_ND: Tensor, centre_D: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ def _count_nearer(
         nearer_BM += surely_BM
         row_K, slot_K = open_BM.nonzero(as_tuple=True)
         step = max(1, TABLE_SIZE // GALLERY_ROWS)
-        for row_S, slot_S in zip(row_K.split(step), slot_K.split(step), strict=True):
+        for row_S, slot_S in zip(torch.split(row_K, step), torch.split(slot_K, step), strict=True):
             tile_SC, ends_S = tile_BC[row_S], (low_BM[row_S, slot_S], high_BM[row_S, slot_S])
             inside_SC = (ends_S[0][:, None] <= tile_SC) & (tile_SC <= ends_S[1][:, None])
             at_P, column_P = inside_SC.nonzero(as_tuple=True)
@@ -181,8 +182,8 @@ def _error_bound(dtype: torch.dtype, radius: float, num_channels: int) -> float:
     squares and centring are in float64.
     """
     rounding = torch.finfo(dtype).eps / 2
-    relative = rounding * (2 * 5 * num_channels**0.5 + 64) + 2.0**-51 * (num_channels + 64)
-    return relative * radius**2
+    relative: float = rounding * (2 * 5 * num_channels**0.5 + 64) + 2.0**-51 * (num_channels + 64)
+    return relative * radius * radius
 
 
 def _distances(queries_BD: Tensor, rows_P: Tensor, gallery_GD: Tensor, columns_P: Tensor) -> Tensor:
