@@ -59,7 +59,7 @@ def fake_cuda(num_workers: int = 1) -> Iterator[None]:
     """
     with ExitStack() as stack:
         # Fake tensors have no values, and real ones can't be met here.
-        for kept in (augment._statistics, batch_norm_kernels._counts):
+        for kept in (augment.channel_statistics, batch_norm_kernels._counts):
             kept.cache_clear()
             stack.callback(kept.cache_clear)
         stack.enter_context(warnings.catch_warnings())

@@ -1,7 +1,7 @@
 """The command `daal`, as it is installed; `python -m daal` is the same.
 
-`cluster` and `pipelines` are names that other projects have, too. One of theirs in front of ours
-would fail somewhere inside, or run other code; so the command looks where they lie first.
+Other projects have packages named `cluster` and `pipelines`, too. If one of theirs comes before
+ours, the command would fail somewhere inside or run other code. So it checks first where they lie.
 """
 
 import sys

@@ -53,5 +53,5 @@ class StorageError(DaalError):
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error of others says; its kind, if it says nothing."""
+    """The first line of a third-party exception's message, or its type's name if it is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

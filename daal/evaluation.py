@@ -111,7 +111,7 @@ def evaluate(
     ap_official = np.full(len(queries_QD), np.nan)
     first_match_rank = np.full(len(queries_QD), -1, dtype=np.int64)
     for block_B, ranks_BM in match_ranks(
-        *(queries_QD, query_pids_Q, gallery_GD, gallery_pids_G, pair_gallery_P, num_matches_Q)
+        queries_QD, query_pids_Q, gallery_GD, gallery_pids_G, pair_gallery_P, num_matches_Q
     ):
         first_match_rank[block_B] = ranks_BM[:, 0]
         ap[block_B], ap_official[block_B] = _average_precision(ranks_BM)

@@ -54,7 +54,7 @@ class Comparison(NamedTuple):
 
 
 def check_export(format: str, out: Path) -> None:
-    """Before the work. Raises ConfigError if there is no such format, or it can't be made here."""
+    """Call before the expensive work. Raises ConfigError if the format can't be made here."""
     if format not in SUFFIXES:
         raise ConfigError(f"--format {format} is unknown; take one of {', '.join(SUFFIXES)}.")
     if out.suffix != SUFFIXES[format]:
@@ -110,7 +110,7 @@ def export(model: TrainedModel, format: str, out: Path) -> Comparison:
 
 
 def largest_difference(model: TrainedModel, run: Run) -> float:
-    """Of a coordinate of unit features, over random images in batches of several sizes."""
+    """The largest difference of a coordinate of unit features, over batches of random images."""
     differences = []
     with torch.inference_mode():
         for size in BATCH_SIZES:

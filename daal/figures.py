@@ -212,7 +212,7 @@ def _style() -> Any:
 
 
 def _columns(names: Sequence[str], beside: int) -> int:
-    """Of a legend; `beside` is the room for a sample of the line or point, in letters."""
+    """How many columns a legend has; `beside` is the room for a line or point, in letters."""
     return max(1, min(len(names), 52 // (max(map(len, names)) + beside)))
 
 

@@ -88,7 +88,7 @@ def total_loss(
 
 
 def triplet_loss(features_BC: Tensor, labels_B: Tensor, margin: float | None = None) -> Tensor:
-    """Of each image, the farthest of the same label (d_p) against the nearest of another (d_n).
+    """Compares each image's farthest of the same label (d_p) with its nearest of another (d_n).
 
     Without a margin, the softmax-triplet loss of Ge et al., "Mutual Mean-Teaching", ICLR 2020,
     Eq. 7, with hard labels: -log(exp(d_n) / (exp(d_p) + exp(d_n))), which is

@@ -153,9 +153,9 @@ def _learn_from(
 
 
 def raise_if_diverged(diverged: SupportsFloat, terms: losses.LossTerms, step: int) -> None:
-    """Look at `train_step`'s flag behind `step` (counted from 0), whose loss terms are `terms`.
+    """Check `train_step`'s flag after `step` (counted from 0), whose loss terms are `terms`.
 
-    To keep a GPU busy, make a `HostCopy` of the flag after each step, and look after the next.
+    To keep a GPU busy, make a `HostCopy` of the flag after each step, and check it one step later.
 
     Raises:
         TrainingDiverged: the flag is set. The workers agree on it, so that all of them raise.

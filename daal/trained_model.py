@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from daal import checkpoint
 from daal.config import MODEL, Config, marked
-from daal.data.augment import MEAN_C, STD_C
+from daal.data.augment import channel_statistics
 from daal.errors import CheckpointError
 from daal.load_config import check_config
 from daal.nn.network import DaalNetwork
@@ -38,13 +38,13 @@ class TrainedModel(nn.Module):
         # The tensors are all there is, so the backbone's own weights are not read again.
         self.network = DaalNetwork(config.network.model_copy(update={"weights": "none"}))
         self.network.load_matching(dict(tensors))
-        for name, values_C in (("mean_C11", MEAN_C), ("std_C11", STD_C)):
-            scaled_C = torch.tensor(values_C).mul(255)
-            self.register_buffer(name, scaled_C[:, None, None], persistent=False)
+        # Buffers move with the model and are exported, which the cached tensors can't be.
+        mean_C11, std_C11 = channel_statistics(torch.device("cpu"))
+        self.register_buffer("mean_C11", mean_C11.clone(), persistent=False)
+        self.register_buffer("std_C11", std_C11.clone(), persistent=False)
         self.requires_grad_(False).eval()
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        # The same bits as daal.data.augment.normalise, whose cache can't be exported.
         normalised_BCHW = (images_BCHW.float() - self.mean_C11) / self.std_C11
         features_BC = self.network.extract(normalised_BCHW)
         if self.config.flip_test:

@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 def whole_batch(rows_BX: Tensor) -> Tensor:
     """The rows (B, ...) of this worker and those of all others: (B W, ...), as the batch has them.
 
-    Every worker has as many. A loss computed from the result by each worker has, behind DDP's mean
+    Every worker has as many. A loss computed from the result by each worker has, after DDP's mean
     over workers, the gradient that one worker with all the rows would get: others' rows are
     constants here, and own ones have their gradient times W.
     """

@@ -7,7 +7,7 @@ from daal.errors import ConfigError, StorageError
 
 
 def check_file_to_write(out: Path) -> None:
-    """Before the work, not behind it. Raises ConfigError if `out` can't be a file."""
+    """Call before the expensive work. Raises ConfigError if `out` can't be a file."""
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it first.")
     if out.is_dir():
@@ -15,7 +15,7 @@ def check_file_to_write(out: Path) -> None:
 
 
 def write_whole(out: Path, data: bytes) -> None:
-    """Write aside, read back and rename. Raises StorageError, and leaves what was there."""
+    """Write aside and rename. Raises StorageError, and leaves what was there."""
     try:
         if out.exists() and not out.is_file():  # /dev/null and its like must not be replaced
             out.write_bytes(data)
@@ -27,9 +27,6 @@ def write_whole(out: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            if aside.read_bytes() != data:
-                raise StorageError(f"{out}: the disk gives back other bytes than were written; "
-                                   "check it.")  # fmt: skip
             os.replace(aside, out)
         finally:
             aside.unlink(missing_ok=True)

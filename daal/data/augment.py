@@ -132,13 +132,16 @@ def normalise(images_BCHW: Tensor) -> Tensor:
     Raises ValueError for anything but uint8 of that shape.
     """
     _check(images_BCHW)
-    mean_C11, std_C11 = _statistics(images_BCHW.device)
+    mean_C11, std_C11 = channel_statistics(images_BCHW.device)
     return images_BCHW.float().sub_(mean_C11).div_(std_C11)
 
 
 @lru_cache
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation on the scale of uint8; made once, as a GPU is waited for meanwhile."""
+def channel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's mean and deviation (3, 1, 1) on the scale of uint8.
+
+    Made once for each device, because the host waits for a GPU meanwhile. Not to be changed.
+    """
     with torch.inference_mode(False):
         mean_C11, std_C11 = (
             torch.tensor(values_C, device=device).mul(255)[:, None, None]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from daal.data.jpeg_end import with_end
 from daal.errors import DataError
@@ -18,17 +18,6 @@ from daal.errors import DataError
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_BYTES = 256 * 1024 * 1024  # more than those pixels take uncompressed
-
-ORIENTATION = 0x0112  # EXIF tag; its values beyond 1, and what sets each upright:
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def decode(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -96,7 +85,7 @@ def _load(data: bytes) -> tuple[bytes, Image.Image]:
         raise DataError(_too_large(f"{num_pixels / 1e6:.1f} million"))
     try:
         image.load()
-        return data, _upright(_to_rgb(image), image)
+        return data, _to_rgb(_upright(image))
     except (MemoryError, DataError):
         raise
     except Exception as error:
@@ -122,11 +111,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(rgb: Image.Image, original: Image.Image) -> Image.Image:
-    """`rgb` turned as the original's EXIF says; as stored where the EXIF can't be read."""
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says; as stored where the EXIF can't be read."""
     try:
-        orientation = original.getexif().get(ORIENTATION, 1)
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:  # Damaged metadata is no reason to lose an image.
-        return rgb
-    turn = TURNS.get(orientation)
-    return rgb if turn is None else rgb.transpose(turn)
+        return image

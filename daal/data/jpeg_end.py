@@ -1,8 +1,8 @@
 """JPEG files that lack only the marker at their end, as some cameras write them.
 
-libjpeg fills what is missing of an image with grey, and says so to nobody who uses Pillow. So the
-end of the file is put to the test: whatever stands there in place of the marker must not change a
-pixel. Where pixels are missing it would.
+libjpeg fills missing parts of an image with grey, and Pillow doesn't tell. So the end of the file
+is tested: other bytes in place of the marker must not change a pixel. Where pixels are missing,
+they would.
 """
 
 from io import BytesIO
@@ -11,7 +11,7 @@ from PIL import Image
 
 END = b"\xff\xd9"
 # The first bit after the end is 0 in one and 1 in the others. 4096 bytes are more than any block of
-# 16 x 16 pixels can take. Where a file was cut off in front of a restart marker, the decoder reads
+# 16 x 16 pixels can take. Where a file was cut off before a restart marker, the decoder reads
 # on only after a marker of the right number.
 FIRST_0, FIRST_1 = 4096 * b"\x00", 4096 * b"\xaa"
 RESTARTS = [bytes([0xFF, 0xD0 + number]) for number in range(8)]

@@ -15,7 +15,7 @@ DukeMTMC-reID was withdrawn by its authors in 2019. It is only ever read from a 
 user gives; whether they may use it is theirs to know.
 
 MSMT17's pids are one more than in its lists, because they start from 0 there and 0 means
-distractor here. Its train and val lists are merged, as everybody does. As in its lists, a pid
+distractor here. Its train and val lists are merged, as is usual. As in its lists, a pid
 of train and the same pid of query and gallery are different people.
 
 In plain folders camid may be written `c3` or `3`, Market's names are understood too, and an

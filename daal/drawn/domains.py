@@ -117,8 +117,8 @@ def draw_person(
 ) -> npt.NDArray[np.uint8]:
     """One image as a camera of `style` sees it: uint8 (height, width, 3), RGB.
 
-    `camid` counts from 1. Junk (pid -1) is a badly cut box; a distractor (pid 0) is somebody
-    else in every frame, or nobody.
+    `camid` counts from 1. Junk (pid -1) is a badly cut box; a distractor (pid 0) is another
+    person in every frame, or none.
     """
     height, width = size
     camera = style.cameras[camid - 1]
@@ -236,7 +236,7 @@ def _mark(out: Path, parameters: dict[str, object], *, complete: bool) -> None:
 
 
 def _occlude(canvas: Image.Image, rng: np.random.Generator) -> None:
-    """Puts a post, a bicycle's bulk or a bollard in front of the person."""
+    """Puts a post, a bicycle's bulk or a bollard before the person."""
     draw = ImageDraw.Draw(canvas)
     width, height = canvas.size
     colour = _grey(rng, 40, 150)

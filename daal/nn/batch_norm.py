@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from daal.nn.batch_norm_kernels import has_kernels, layout_of, normalise_together
+from daal.nn.batch_norm_kernels import has_kernels, layout_of, normalise_together, per_channel
 
 LEAST_IMAGES = 16  # of a batch, or of groups of workers, that BatchNorm's statistics are over
 
@@ -55,8 +55,14 @@ class BatchNorm2d(nn.BatchNorm2d):
         """(B, C, H, W) of any float type and layout, which the result has too."""
         assert self.momentum is not None, "a cumulative average is not implemented"
         return F.batch_norm(
-            *(input, self.running_mean, self.running_var, self.weight, self.bias),
-            *(self.training, self.momentum, self.eps),
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
         )
 
 
@@ -84,7 +90,7 @@ class GroupBatchNorm2d(BatchNorm2d):
         normalised_BCHW, mean_C, var_C = _Normalise.apply(
             input, self.weight, self.bias, self.eps, self.process_group
         )
-        self._update(mean_C, var_C, dist.get_world_size(self.process_group) * _per_channel(input))
+        self._update(mean_C, var_C, dist.get_world_size(self.process_group) * per_channel(input))
         return normalised_BCHW  # type: ignore[no-any-return]
 
     @torch.no_grad()
@@ -111,7 +117,8 @@ class _Normalise(torch.autograd.Function):
         eps: float,
         process_group: dist.ProcessGroup,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        moments_2C = torch.stack(_moments(input_BCHW))
+        var_C, mean_C = torch.var_mean(input_BCHW.float(), dim=(0, 2, 3), correction=0)
+        moments_2C = torch.stack([mean_C, var_C])
         num_workers = dist.get_world_size(process_group)
         moments_G2C = [torch.empty_like(moments_2C) for _ in range(num_workers)]
         dist.all_gather(moments_G2C, moments_2C, process_group)
@@ -136,44 +143,27 @@ class _Normalise(torch.autograd.Function):
         # kernel doesn't look at those of a forward; CUDA's takes empty ones, but not None.
         of_forward = mean_C.new_empty(0)
         _, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
-            *(grad_BCHW, input_BCHW, weight_C, mean_C, var_C, of_forward, of_forward, False),
-            *(ctx.eps, [False, True, True]),
+            grad_BCHW,
+            input_BCHW,
+            weight_C,
+            mean_C,
+            var_C,
+            of_forward,
+            of_forward,
+            False,  # statistics are given
+            ctx.eps,
+            [False, True, True],
         )
         sums_2C = torch.stack([grad_weight_C, grad_bias_C])
         dist.all_reduce(sums_2C, group=ctx.process_group)
-        count = dist.get_world_size(ctx.process_group) * _per_channel(input_BCHW)
+        group_weight_C, group_bias_C = sums_2C.unbind()
+        count = dist.get_world_size(ctx.process_group) * per_channel(input_BCHW)
         invstd_C = torch.rsqrt(var_C + ctx.eps)
-        grad_input_BCHW = _input_gradient(
-            grad_BCHW, input_BCHW, weight_C, mean_C, invstd_C, sums_2C, count
+        slope_C = invstd_C * group_weight_C / count
+        scale_C11, slope_C11, mean_C11, offset_C11 = (
+            values_C[:, None, None]
+            for values_C in (weight_C * invstd_C, slope_C, mean_C, group_bias_C / count)
         )
+        pull_BCHW = (input_BCHW - mean_C11) * slope_C11 + offset_C11
+        grad_input_BCHW = ((grad_BCHW - pull_BCHW) * scale_C11).to(input_BCHW.dtype)
         return grad_input_BCHW, grad_weight_C, grad_bias_C, None, None
-
-
-def _per_channel(images_BCHW: Tensor) -> int:
-    return images_BCHW.numel() // images_BCHW.shape[1]
-
-
-def _moments(input_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance of each channel, float32."""
-    var_C, mean_C = torch.var_mean(input_BCHW.float(), dim=(0, 2, 3), correction=0)
-    return mean_C, var_C
-
-
-def _input_gradient(
-    grad_BCHW: Tensor,
-    input_BCHW: Tensor,
-    weight_C: Tensor,
-    mean_C: Tensor,
-    invstd_C: Tensor,
-    sums_2C: Tensor,
-    count: int,
-) -> Tensor:
-    """`sums_2C`: the group's gradients of weight and bias, from `count` values a channel."""
-    grad_weight_C, grad_bias_C = sums_2C.unbind()
-    slope_C = invstd_C * grad_weight_C / count
-    scale_C11, slope_C11, mean_C11, offset_C11 = (
-        values_C[:, None, None]
-        for values_C in (weight_C * invstd_C, slope_C, mean_C, grad_bias_C / count)
-    )
-    pull_BCHW = (input_BCHW - mean_C11) * slope_C11 + offset_C11
-    return ((grad_BCHW - pull_BCHW) * scale_C11).to(input_BCHW.dtype)

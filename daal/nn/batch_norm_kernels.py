@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 
 def has_kernels(images_BCHW: Tensor) -> bool:
-    """Whether they can be used here: CPUs have none, and a compiler fuses the formulas."""
+    """Whether the kernels can be used: CPUs have none, and a compiler fuses the formulas."""
     return images_BCHW.is_cuda and not torch.compiler.is_compiling()
 
 
@@ -62,18 +62,27 @@ class _Normalise(torch.autograd.Function):
         normalised_BCHW = torch.empty_like(images_BCHW)
         statistics: list[Tensor] = []
         for part_BCHW, norm, means_GC, invstds_GC, out_BCHW in zip(
-            *(parts_P, norms_P, moments_GC[::2], moments_GC[1::2]),
+            parts_P,
+            norms_P,
+            moments_GC[::2],
+            moments_GC[1::2],
             torch.split(normalised_BCHW, sizes_P),
             strict=True,
         ):
             assert norm.momentum is not None
-            counts_G, _ = _counts(_per_channel(part_BCHW), num_workers, part_BCHW.device)
+            counts_G, _ = _counts(per_channel(part_BCHW), num_workers, part_BCHW.device)
             mean_C, invstd_C = torch.batch_norm_gather_stats_with_counts(
-                *(part_BCHW, means_GC, invstds_GC, norm.running_mean, norm.running_var),
-                *(norm.momentum, norm.eps, counts_G),
+                part_BCHW,
+                means_GC,
+                invstds_GC,
+                norm.running_mean,
+                norm.running_var,
+                norm.momentum,
+                norm.eps,
+                counts_G,
             )
             torch.batch_norm_elemt(
-                *(part_BCHW, norm.weight, norm.bias, mean_C, invstd_C, norm.eps), out=out_BCHW
+                part_BCHW, norm.weight, norm.bias, mean_C, invstd_C, norm.eps, out=out_BCHW
             )
             statistics += (mean_C, invstd_C)
         ctx.save_for_backward(images_BCHW, *affine_2P[::2], *statistics)
@@ -87,14 +96,10 @@ class _Normalise(torch.autograd.Function):
         images_BCHW, *others = ctx.saved_tensors
         weights_P, statistics = others[: len(sizes_P)], others[len(sizes_P) :]
         grad_BCHW = grad_BCHW.contiguous(memory_format=layout_of(images_BCHW))
-        parts = [
-            (grad, part, mean_C, invstd_C, weight_C)
-            for grad, part, mean_C, invstd_C, weight_C in zip(
-                *(torch.split(grad_BCHW, sizes_P), torch.split(images_BCHW, sizes_P)),
-                *(statistics[::2], statistics[1::2], weights_P),
-                strict=True,
-            )
-        ]
+        grads_P, images_P = torch.split(grad_BCHW, sizes_P), torch.split(images_BCHW, sizes_P)
+        parts = list(
+            zip(grads_P, images_P, statistics[::2], statistics[1::2], weights_P, strict=True)
+        )
         # The sums of the group that the images' gradients need, and this worker's part of the
         # parameters' gradients: DDP adds those.
         sums, affine_grads = [], []
@@ -111,7 +116,7 @@ class _Normalise(torch.autograd.Function):
                 *part,
                 sum_C,
                 product_C,
-                _counts(_per_channel(part[1]), num_workers, sum_C.device)[1],
+                _counts(per_channel(part[1]), num_workers, sum_C.device)[1],
             )
             for part, sum_C, product_C in zip(parts, sums[::2], sums[1::2], strict=True)
         ]
@@ -126,10 +131,12 @@ def _counts(count: int, num_workers: int, device: torch.device) -> tuple[Tensor,
     return counts_G.float(), counts_G
 
 
-def _per_channel(images_BCHW: Tensor) -> int:
+def per_channel(images_BCHW: Tensor) -> int:
+    """How many values each channel has."""
     return images_BCHW.numel() // images_BCHW.shape[1]
 
 
 def layout_of(images_BCHW: Tensor) -> torch.memory_format:
+    """channels_last, or the contiguous format of any others."""
     is_last = images_BCHW.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if is_last else torch.contiguous_format

@@ -22,27 +22,22 @@ from daal.nn.batch_norm import BatchNorm2d, GroupBatchNorm2d
 from daal.nn.batch_norm_kernels import has_kernels, layout_of, normalise_together
 
 
-class Border:
-    """Where in the batch the target's images begin; the network says so before each forward."""
+class DomainBatchNorm2d(nn.Module):
+    """The batch's first `num_source` images through one BatchNorm, the rest through another.
+
+    (B, C, H, W) of any float type and layout, which the result has too. Both start as copies of
+    `norm`. The network sets `num_source` before each forward.
+    """
 
     num_source: int = 0
 
-
-class DomainBatchNorm2d(nn.Module):
-    """The batch's first `border.num_source` images through one BatchNorm, the rest through another.
-
-    (B, C, H, W) of any float type and layout, which the result has too. Both start as copies of
-    `norm`.
-    """
-
-    def __init__(self, norm: nn.BatchNorm2d, border: Border) -> None:
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         self.source = norm
         self.target = deepcopy(norm)
-        self.border = border
 
     def forward(self, input_BCHW: Tensor) -> Tensor:
-        sizes = [self.border.num_source, len(input_BCHW) - self.border.num_source]
+        sizes = [self.num_source, len(input_BCHW) - self.num_source]
         source, target = self.source, self.target
         is_shared = source.training and all(sizes) and has_kernels(input_BCHW)
         if is_shared and isinstance(source, GroupBatchNorm2d):
@@ -65,15 +60,18 @@ def _normalised(norm: nn.Module, images_BCHW: Tensor) -> Tensor:
     return affine_BCHW.to(images_BCHW.dtype)
 
 
-def separate_domains(network: nn.Module, border: Border) -> None:
-    """Give each domain its own copy of every BatchNorm that trains, in place.
+def separate_domains(network: nn.Module) -> list[DomainBatchNorm2d]:
+    """Give each domain its own copy of every BatchNorm that trains, in place; the new layers.
 
     Frozen layers keep their statistics and parameters, so that copies would stay equal.
     """
+    separate = []
     for parent in list(network.modules()):
         for name, layer in parent.named_children():
             if type(layer) is BatchNorm2d and layer.weight.requires_grad:
-                parent.add_module(name, DomainBatchNorm2d(layer, border))
+                separate.append(DomainBatchNorm2d(layer))
+                parent.add_module(name, separate[-1])
+    return separate
 
 
 def checkpoint_name(name: str, checkpoint: Container[str]) -> str:

@@ -1,22 +1,59 @@
-"""A classifier whose class weights are a memory of the clusters' features.
+"""Classifiers of the shared feature: the paper's, and one whose class weights are a memory.
 
-ClusterNCE of Dai et al., "Cluster Contrast for Unsupervised Person Re-Identification", ACCV
-2022 (first as arXiv 2103.11568), sec. 3.2. Its loss is the cross entropy of these logits, so that
-Eq. 3 and Eq. 5 of our paper apply to it as they do to a fully connected head.
-
-Shapes: T target images of a batch, C channels, K clusters.
+Shapes: B images, T target images of a batch, C channels, K classes or clusters.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from daal.config import NetworkConfig
+
 HEAD_SCALE = 20.0  # one over the temperature, of a memory and of identity_head=unit
 MEMORY_MOMENTUM = 0.1  # share of the old memory in each update, as in Cluster Contrast
 
 
+class IdentityHead(nn.Module):
+    """FC from the shared feature to identities (Eq. 3 and Eq. 5).
+
+    identity_head "linear" is the paper's FC. "unit" normalises the feature first and multiplies
+    it by HEAD_SCALE; its logits are float32, also under autocast: the scale would make much of
+    bf16's rounding.
+    """
+
+    def __init__(self, config: NetworkConfig, num_features: int, num_ids: int) -> None:
+        super().__init__()
+        self.unit = config.identity_head == "unit"
+        self.scale = HEAD_SCALE
+        self.fc = nn.Linear(num_features, num_ids, bias=not self.unit)
+        if self.unit:
+            nn.init.normal_(self.fc.weight, std=num_features**-0.5)  # rows of length about 1
+        else:
+            nn.init.normal_(self.fc.weight, std=0.001)
+            nn.init.zeros_(self.fc.bias)
+
+    @torch.no_grad()
+    def start_from(self, centroids_KC: Tensor) -> None:
+        """Use cluster centroids as class weights, so that the first logits already rank clusters.
+
+        A linear head gets the weights of unit length, for features of any length.
+        """
+        self.fc.weight.copy_(F.normalize(centroids_KC.float(), dim=1))
+
+    def forward(self, features_BC: Tensor) -> Tensor:
+        if not self.unit:
+            logits: Tensor = self.fc(features_BC)
+            return logits
+        with torch.autocast(features_BC.device.type, enabled=False):
+            return F.linear(self.scale * F.normalize(features_BC.float(), dim=1), self.fc.weight)
+
+
 class ClusterMemory(nn.Module):
     """Similarity of a feature to each cluster's memory, times `scale`: (T, C) -> (T, K), float32.
+
+    ClusterNCE of Dai et al., "Cluster Contrast for Unsupervised Person Re-Identification", ACCV
+    2022 (first as arXiv 2103.11568), sec. 3.2. Its loss is the cross entropy of these logits, so
+    that Eq. 3 and Eq. 5 of our paper apply to it as they do to a fully connected head.
 
     `scale` is one over the temperature. The memory is no parameter: no gradient changes it, but
     after each step the features of the batch do.

@@ -14,8 +14,8 @@ from daal.config import NetworkConfig
 from daal.errors import CheckpointError
 from daal.nn.attention import DomainAdaptiveAttention, IndependentAttention, NoAttention
 from daal.nn.backbone import build_backbone, num_frozen_children
-from daal.nn.domain_batch_norm import Border, checkpoint_name, separate_domains
-from daal.nn.heads import HEAD_SCALE, ClusterMemory
+from daal.nn.domain_batch_norm import checkpoint_name, separate_domains
+from daal.nn.heads import ClusterMemory, IdentityHead
 from daal.nn.pooling import AveragePooling, BatchNormNeck, GeneralizedMeanPooling
 from daal.nn.stripes import pool_stripes
 
@@ -25,46 +25,11 @@ class NetworkOutput:
     """What the losses need. A head that the network doesn't have gives None."""
 
     shared_BC: Tensor  # the feature used for matching and clustering
-    pooled_BC: Tensor  # the same in front of the neck
+    pooled_BC: Tensor  # the same before the neck
     source_logits_BS: Tensor | None
     target_logits_BK: Tensor | None
     domain_logits_B2: Tensor | None
     stripes_BSC: Tensor | None = None  # pooled parts of the body (SSG)
-
-
-class IdentityHead(nn.Module):
-    """FC from the shared feature to identities (Eq. 3 and Eq. 5).
-
-    identity_head "linear" is the paper's FC. "unit" normalises the feature first and multiplies
-    it by HEAD_SCALE; its logits are float32, also under autocast: the scale would make much of
-    bf16's rounding.
-    """
-
-    def __init__(self, config: NetworkConfig, num_features: int, num_ids: int) -> None:
-        super().__init__()
-        self.unit = config.identity_head == "unit"
-        self.scale = HEAD_SCALE
-        self.fc = nn.Linear(num_features, num_ids, bias=not self.unit)
-        if self.unit:
-            nn.init.normal_(self.fc.weight, std=num_features**-0.5)  # rows of length about 1
-        else:
-            nn.init.normal_(self.fc.weight, std=0.001)
-            nn.init.zeros_(self.fc.bias)
-
-    @torch.no_grad()
-    def start_from(self, centroids_KC: Tensor) -> None:
-        """Use cluster centroids as class weights, so that the first logits already rank clusters.
-
-        A linear head gets the weights of unit length, for features of any length.
-        """
-        self.fc.weight.copy_(F.normalize(centroids_KC.float(), dim=1))
-
-    def forward(self, features_BC: Tensor) -> Tensor:
-        if not self.unit:
-            logits: Tensor = self.fc(features_BC)
-            return logits
-        with torch.autocast(features_BC.device.type, enabled=False):
-            return F.linear(self.scale * F.normalize(features_BC.float(), dim=1), self.fc.weight)
 
 
 class DaalNetwork(nn.Module):
@@ -102,9 +67,8 @@ class DaalNetwork(nn.Module):
         self._frozen = list(self.backbone.children())[: num_frozen_children(config.frozen_stages)]
         for module in self._frozen:
             module.requires_grad_(False)
-        self._border = Border()
-        if config.domain_batch_norm and num_clusters and num_source_ids:
-            separate_domains(self, self._border)
+        both_domains = config.domain_batch_norm and num_clusters and num_source_ids
+        self._domain_norms = separate_domains(self) if both_domains else []
 
     def train(self, mode: bool = True) -> "DaalNetwork":
         super().train(mode)
@@ -119,15 +83,16 @@ class DaalNetwork(nn.Module):
 
         Only a network with BatchNorms for each domain makes a difference between them.
         """
-        self._border.num_source = num_source
+        for norm in self._domain_norms:
+            norm.num_source = num_source
         maps: tuple[Tensor, Tensor, Tensor] = self.attention(self.backbone(images_BCHW))
         return maps
 
     def extract(self, images_BCHW: Tensor) -> Tensor:
         """The matching feature of target images, of unit length by default. float32 (B, C).
 
-        It is the pooled shared map, behind the neck if there is one. Stripes' features stand
-        behind it: (B, C + S C), of unit length in all.
+        It is the pooled shared map, after the neck if there is one. Stripes' features follow:
+        (B, C + S C), of unit length in all.
         """
         shared_BCHW, _, _ = self.feature_maps(images_BCHW)
         shared_BC: Tensor = self.neck(self.pool(shared_BCHW))
@@ -161,7 +126,7 @@ class DaalNetwork(nn.Module):
         return backbone, new
 
     def load_matching(self, tensors: dict[str, Tensor]) -> None:
-        """Take over a checkpoint of an earlier stage; heads of another size start anew.
+        """Take over a checkpoint of an earlier stage; heads of another size start again.
 
         BatchNorms for each domain start as copies of a plain one, and a plain one is the target's.
 

@@ -1,4 +1,4 @@
-"""From a feature map to a feature: pooling, and the neck behind it.
+"""From a feature map to a feature: pooling, and the neck after it.
 
 Shapes: B images, C channels, H x W pixels of the feature map.
 """
@@ -42,7 +42,7 @@ class BatchNormNeck(nn.Module):
 
     BNNeck of Luo et al., "Bag of Tricks and a Strong Baseline for Deep Person
     Re-identification", CVPR Workshops 2019: the bias stays 0, so that the classes stay around
-    the origin. The feature behind the neck is the one that is matched and clustered, as in SpCL
+    the origin. The feature after the neck is the one that is matched and clustered, as in SpCL
     (Ge et al. 2020) and Cluster Contrast (Dai et al. 2021).
     """
 

@@ -46,7 +46,7 @@ def test_planted_bug__a_copy_that_none_waits_for() -> None:
 
 
 def test_planted_bug__a_constant_of_the_host() -> None:
-    new = "_statistics.__wrapped__(images_BCHW.device)"
-    with planted(augment, "normalise", "_statistics(images_BCHW.device)", new):
+    new = "channel_statistics.__wrapped__(images_BCHW.device)"
+    with planted(augment, "normalise", "channel_statistics(images_BCHW.device)", new):
         with pytest.raises(HostWaits, match="in a CUDA graph reads the host's memory"):
             watched_step(captured("paper"), "adapt")

@@ -57,15 +57,15 @@ BUGS = {
     ),
     "statistics on the host": Bug(
         *(augment, "normalise"),
-        "_statistics(images_BCHW.device)",
-        '_statistics(torch.device("cpu"))',
+        "channel_statistics(images_BCHW.device)",
+        'channel_statistics(torch.device("cpu"))',
         "two.* devices",
         RuntimeError,
     ),
     "statistics made in each step": Bug(
         *(augment, "normalise"),
-        "_statistics(",
-        "_statistics.__wrapped__(",
+        "channel_statistics(",
+        "channel_statistics.__wrapped__(",
         r"batch: a blocking copy of \(3,\) torch.float32 from cpu to cuda:0",
     ),
     "labels that are not pinned": Bug(

@@ -40,7 +40,7 @@ def step(
     batches = [batches] if isinstance(batches, TrainBatch) else batches
     diverged = torch.zeros(()) if diverged is None else diverged
     return train_step(
-        *(model, batches, optimizer, weights, diverged, lambda _: None, autocast, teacher)
+        model, batches, optimizer, weights, diverged, lambda _: None, autocast, teacher
     )
 
 

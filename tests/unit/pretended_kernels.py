@@ -17,7 +17,7 @@ def pretended_kernels() -> Iterator[None]:
     """Let `daal.nn.batch_norm_kernels` run on CPU tensors."""
     with ExitStack() as stack:
         for module in ("batch_norm", "domain_batch_norm"):
-            stack.enter_context(patch(f"daal.{module}.has_kernels", lambda images: True))
+            stack.enter_context(patch(f"daal.nn.{module}.has_kernels", lambda images: True))
         for kernel in (stats, gather_stats_with_counts, elemt, backward_reduce, backward_elemt):
             stack.enter_context(patch(f"torch.batch_norm_{kernel.__name__}", kernel))
         yield

@@ -77,8 +77,12 @@ class Training:
         return train_step(
             self.network,
             [self.maker.on_device(part) for part in parts],
-            *(self.optimizer, self.config.loss, self.diverged, lambda _: None),
-            *(mixed_precision(CPU, False), self.teacher),
+            self.optimizer,
+            self.config.loss,
+            self.diverged,
+            agree=lambda _: None,
+            autocast=mixed_precision(CPU, False),
+            teacher=self.teacher,
         )
 
     def everything(self) -> dict[str, Tensor]:

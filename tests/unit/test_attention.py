@@ -17,7 +17,7 @@ def test_split_features__hand_computed() -> None:
 
 
 @settings(max_examples=20)
-@given(seed=st.integers(0, 2**31), height=st.integers(2, 9), width=st.integers(2, 5))
+@given(seed=st.integers(0, 2**31), height=st.integers(1, 9), width=st.integers(1, 5))
 def test_module__parts_add_up_and_attention_is_open_interval(
     seed: int, height: int, width: int
 ) -> None:
@@ -75,9 +75,3 @@ def test_independent__parts_need_not_add_up() -> None:
     features = torch.randn(3, 32, 8, 4)
     shared, specific, _ = IndependentAttention(32, zero_init=False)(features)
     assert not torch.allclose(shared + specific, features)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (24, 8), (12, 4), (5, 3)])
-def test_module__any_feature_map_size(size: tuple[int, int]) -> None:
-    features = torch.randn(2, 32, *size)
-    assert DomainAdaptiveAttention(32)(features)[0].shape == features.shape

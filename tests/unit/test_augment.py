@@ -1,8 +1,8 @@
 """Augmentation: a function of the sample's seed alone, and the distribution that is promised."""
 
+import hashlib
 import itertools
 
-import augmented_by_seed
 import numpy as np
 import pytest
 import torch
@@ -61,15 +61,6 @@ def test_uniforms_are_splitmix64(seed: int) -> None:
         assert 0 <= expected < 1
 
 
-def test_first_outputs_of_splitmix64_are_the_published_ones() -> None:
-    # Seed 1234567: Rosetta Code's reference values.
-    state, outputs = 1234567, []
-    for _ in range(3):
-        state, output = splitmix64(state)
-        outputs.append(output)
-    assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
-
-
 def test_seeds_depend_on_every_part() -> None:
     ids = np.arange(8)
     parts = itertools.product((0, 1, 2**40), range(3), range(3), range(3))
@@ -81,22 +72,14 @@ def test_seeds_depend_on_every_part() -> None:
     )
 
 
-@pytest.mark.parametrize("size", [(384, 128), (64, 32), (7, 5)])
-@pytest.mark.parametrize(
-    "config",
-    [AugmentConfig(), AugmentConfig(pad=0, erase=1), AugmentConfig(flip=1, pad=40, erase=0.2)],
-)
-def test_the_bits_of_release_0_1(config: AugmentConfig, size: tuple[int, int]) -> None:
-    images = random_images(40, *size)
-    generator = np.random.default_rng(0)
-    for part in ((0, 0, 0, 0), (2**63 - 1, 50, 70, 999)):
-        ids = generator.integers(0, 10**6, len(images))
-        before = augmented_by_seed.sample_seeds(*part, torch.from_numpy(ids))
-        seeds = sample_seeds(*part, ids)
-        assert np.array_equal(seeds.view(np.int64), before.numpy())
-        expected = augmented_by_seed.augment(images, before, config)
-        found = augmented(images, seeds, config)
-        assert found.equal(expected) and found.stride() == expected.stride()
+def test_what_is_drawn_stays() -> None:
+    """The numbers of release 0.1, which are the same on every machine."""
+    digest = hashlib.sha256()
+    for config in (AugmentConfig(), AugmentConfig(flip=1, pad=40, erase=0.2)):
+        for part in ((0, 0, 0, 0), (2**63 - 1, 50, 70, 999)):
+            seeds = sample_seeds(*part, np.arange(40) ** 2)
+            digest.update(draw_table(seeds, 64, 32, config).tobytes())
+    assert digest.hexdigest()[:16] == "d3148b1eae7203aa"
 
 
 def test_few_launches() -> None:
@@ -170,12 +153,6 @@ def test_crop_is_a_window_of_the_padded_image() -> None:
     assert len(set(windows)) == (2 * pad + 1) ** 2  # 400 draws of 49: each is there
 
 
-def test_pad_larger_than_the_image() -> None:
-    images = random_images(50, 4, 4)
-    cropped = augmented(images, seeds_of(50), PLAIN.model_copy(update={"pad": 9}))
-    assert cropped.isfinite().all()
-
-
 def test_erased_rectangles() -> None:
     height, width, num = 96, 32, 3000
     mask = erased(num, height, width, 1.0)
@@ -224,10 +201,6 @@ def test_distribution() -> None:
         assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
     mask = erased(4000, 24, 8, 0.3)
     assert mask.any((1, 2)).mean() == pytest.approx(0.3, abs=0.03)
-
-
-def test_empty_batch() -> None:
-    assert augmented(random_images(4)[:0], seeds_of(0), AugmentConfig()).shape == (0, 3, 48, 16)
 
 
 def test_refuses_other_inputs() -> None:

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from recorded_graph import RecordedGraph
 from small_training import CASES, CPU, STEPS, Training, config_of, same
-from torch import Tensor
 
-from daal import captured_step
 from daal.captured_step import CapturedStep
 from daal.errors import ConfigError
 from daal.load_config import load_config
@@ -108,37 +106,3 @@ def test_a_rate_that_is_a_number__would_be_seen() -> None:
     eager.run(eager.take)
     replayed.run(captured(replayed)[0])
     assert "backbone.conv1.weight" in differences(replayed, eager)
-
-
-def test_a_batch_that_is_not_copied__would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    eager, replayed = (Training(config_of("paper")) for _ in range(2))
-    eager.run(eager.take)
-    fill, tables = captured_step.fill, list[Tensor]()
-
-    def with_the_first_table(
-        places: Sequence[Tensor | None], part: Sequence[Tensor | None]
-    ) -> None:
-        table_BX = part[1]
-        assert table_BX is not None
-        tables.append(table_BX)
-        fill(places, [part[0], tables[0], *part[2:]])
-
-    monkeypatch.setattr(captured_step, "fill", with_the_first_table)
-    replayed.run(captured(replayed)[0])
-    found = differences(replayed, eager)
-    assert "terms of step 2" not in found and "terms of step 3" in found
-
-
-def test_terms_of_the_graph_itself__would_be_those_of_a_later_step() -> None:
-    eager, replayed = (Training(config_of("paper")) for _ in range(2))
-    eager.run(eager.take)
-    step, _ = captured(replayed)
-
-    def uncopied(parts: Sequence[HostBatch]) -> LossTerms:
-        terms = step(parts)
-        if step._terms_L is None:
-            return terms
-        return LossTerms(**dict(zip(step._names, step._terms_L.unbind(), strict=True)))
-
-    replayed.run(uncopied)
-    assert differences(replayed, eager) == [f"terms of step {step}" for step in range(2, 6)]

@@ -19,8 +19,6 @@ from daal import checkpoint
 from daal.checkpoint import (
     load,
     load_optimizer,
-    optimizer_tensors,
-    restore_optimizer,
     save,
 )
 from daal.errors import CheckpointError
@@ -82,14 +80,23 @@ def test_equal_input_gives_equal_bytes(saved: Path, tmp_path: Path) -> None:
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
 
 
-def test_replaces_an_older_one(saved: Path) -> None:
-    save(saved, some_tensors(1), {"step": 18})
-    tensors, metadata = load(saved)
-    assert same_bits(tensors, some_tensors(1))
-    assert metadata == {"step": 18}
+def test_a_writer_that_fails__leaves_nothing(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CheckpointError, match=r"can't be saved .*not empty.* bytes"):
+        save(saved, some_tensors(1), {})
+    assert load(saved)[1] == METADATA
+
+    def fail(path: Path, payload: bytes) -> int:
+        if path.name == "checkpoint.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, payload)
+
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(CheckpointError, match=r"No space left.*make room"):
+        save(saved.parent / "other", some_tensors(1), {})
     assert os.listdir(saved.parent) == ["checkpoint"]
-    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors doesn't exist"):
-        load_optimizer(saved)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -99,15 +106,10 @@ def test_missing_file(saved: Path, name: str) -> None:
         load(saved)
 
 
-def test_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere"):
-        load(tmp_path / "nowhere")
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_truncated_file(saved: Path, name: str) -> None:
     whole = (saved / name).read_bytes()
-    for length in {0, 1, len(whole) - 1, *random.Random(0).sample(range(len(whole)), 70)}:
+    for length in {0, 1, len(whole) - 1, *random.Random(0).sample(range(len(whole)), 20)}:
         (saved / name).write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=name):
             load(saved)
@@ -117,7 +119,7 @@ def test_truncated_file(saved: Path, name: str) -> None:
 def test_flipped_bit(saved: Path, name: str) -> None:
     whole = (saved / name).read_bytes()
     generator = random.Random(1)
-    for position in generator.sample(range(len(whole)), min(len(whole), 150)):
+    for position in generator.sample(range(len(whole)), min(len(whole), 40)):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << generator.randrange(8)
         (saved / name).write_bytes(damaged)
@@ -156,64 +158,6 @@ def test_manifest_cannot_name_other_files(saved: Path) -> None:
     rewrite_manifest(saved, lambda manifest: manifest["files"].update({"../secret": {}}))
     with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
         load(saved)
-
-
-def test_leftovers_of_a_killed_writer_are_ignored_and_cleaned(saved: Path) -> None:
-    leftover = saved.with_name(".checkpoint.tmp-123")
-    leftover.mkdir()
-    (leftover / "weights.safetensors").write_bytes(b"half")
-    assert load(saved)[1] == METADATA
-    save(saved, some_tensors(1), {})
-    assert os.listdir(saved.parent) == ["checkpoint"]
-
-
-def test_stopped_between_the_two_renames(saved: Path) -> None:
-    saved.rename(saved.with_name(".checkpoint.previous"))
-    assert load(saved)[1] == METADATA
-    save(saved, some_tensors(1), {"step": 18})
-    assert load(saved)[1] == {"step": 18}
-    assert os.listdir(saved.parent) == ["checkpoint"]
-
-
-@pytest.mark.parametrize("writes", [0, 1, 2])
-def test_full_disk_keeps_the_old_one(
-    saved: Path, writes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done = 0
-
-    def write(path: Path, payload: bytes) -> None:
-        nonlocal done
-        path.write_bytes(payload[: len(payload) // 2] if done == writes else payload)
-        if done == writes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        done += 1
-
-    monkeypatch.setattr(checkpoint, "_write_synced", write)
-    with pytest.raises(CheckpointError, match=r"checkpoint can't be saved: it needs .* bytes free"):
-        save(saved, some_tensors(1), {}, optimizer={})
-    assert load(saved)[1] == METADATA
-    assert os.listdir(saved.parent) == ["checkpoint"]
-
-
-def test_failed_rename_puts_the_old_one_back(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rename = Path.rename
-
-    def fail_once(self: Path, target: Path) -> Path:
-        if ".tmp-" in self.name:
-            raise OSError(errno.EIO, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail_once)
-    with pytest.raises(CheckpointError, match="Input/output error"):
-        save(saved, some_tensors(1), {})
-    assert load(saved)[1] == METADATA
-    assert os.listdir(saved.parent) == ["checkpoint"]
-
-
-def test_folder_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="can't be saved"):
-        save(tmp_path / "file" / "checkpoint", {}, {})
 
 
 @pytest.mark.parametrize("value", [float("nan"), (1, 2), {1: 2}, object()])
@@ -308,81 +252,3 @@ def test_backbone_weights_of_other_kinds(tmp_path: Path) -> None:
     (tmp_path / "weights.onnx").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"type \.onnx"):
         load_backbone_weights(tmp_path / "weights.onnx")
-
-
-def make_training(kind: str) -> tuple[nn.Module, torch.optim.Optimizer]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
-    model.to(memory_format=torch.channels_last)
-    model[1].bias.requires_grad_(False)
-    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[1:].parameters()}]
-    if kind == "adam":
-        return model, torch.optim.Adam(groups, lr=0.01, weight_decay=5e-4)
-    momentum = 0.9 if kind == "sgd" else 0.0
-    return model, torch.optim.SGD(groups, lr=0.01, momentum=momentum, weight_decay=5e-4)
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    for step in steps:
-        images = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
-        model(images).square().mean().backward()
-        optimizer.step()
-
-
-@pytest.mark.parametrize("kind", ["sgd", "sgd without momentum", "adam"])
-@pytest.mark.parametrize("before", [0, 4])
-def test_training_goes_on_bit_for_bit(tmp_path: Path, kind: str, before: int) -> None:
-    model, optimizer = make_training(kind)
-    train(model, optimizer, range(before))
-    state = optimizer_tensors(optimizer, model.named_parameters())
-    if kind == "sgd" and before:
-        assert "0.weight.momentum_buffer" in state and "1.bias.momentum_buffer" not in state
-    save(tmp_path / "checkpoint", model.state_dict(), {}, optimizer=state)
-    train(model, optimizer, range(before, 9))
-
-    resumed, its_optimizer = make_training(kind)
-    train(resumed, its_optimizer, range(50, 52))  # what it did before must not matter
-    resumed.load_state_dict(load(tmp_path / "checkpoint")[0])
-    restore_optimizer(
-        its_optimizer, resumed.named_parameters(), load_optimizer(tmp_path / "checkpoint")
-    )
-    train(resumed, its_optimizer, range(before, 9))
-    assert same_bits(dict(resumed.state_dict()), dict(model.state_dict()))
-    assert same_bits(
-        optimizer_tensors(its_optimizer, resumed.named_parameters()),
-        optimizer_tensors(optimizer, model.named_parameters()),
-    )
-
-
-def test_optimizer_state_that_does_not_fit() -> None:
-    model, optimizer = make_training("adam")
-    train(model, optimizer, range(2))
-    before = optimizer_tensors(optimizer, model.named_parameters())
-
-    def refused(state: dict[str, Tensor], why: str) -> None:
-        with pytest.raises(CheckpointError, match=why):
-            restore_optimizer(optimizer, model.named_parameters(), state)
-        assert same_bits(optimizer_tensors(optimizer, model.named_parameters()), before)
-
-    refused(before | {"5.weight.exp_avg": torch.ones(1)}, r"5\.weight\.exp_avg.*fits no parameter")
-    refused(before | {"0.weight.momentum_buffer": torch.ones(1)}, "fits no parameter of this Adam")
-    refused(before | {"0.bias.exp_avg": torch.ones(9)}, r"has shape \(9,\) where \(4,\)")
-    refused({k: v for k, v in before.items() if k != "0.bias.step"}, "'0.bias' lacks step")
-    with pytest.raises(ValueError, match="Adagrad"):
-        optimizer_tensors(torch.optim.Adagrad(model.parameters()), model.named_parameters())
-    amsgrad = torch.optim.Adam(model.parameters(), amsgrad=True)
-    train(model, amsgrad, range(1))
-    with pytest.raises(ValueError, match="max_exp_avg_sq"):
-        optimizer_tensors(amsgrad, model.named_parameters())
-
-
-def test_restored_state_is_a_copy() -> None:
-    model, optimizer = make_training("sgd")
-    train(model, optimizer, range(2))
-    state = optimizer_tensors(optimizer, model.named_parameters())
-    resumed, its_optimizer = make_training("sgd")
-    restore_optimizer(its_optimizer, resumed.named_parameters(), state)
-    kept = {name: tensor.clone() for name, tensor in state.items()}
-    train(resumed, its_optimizer, range(3))
-    assert same_bits(state, kept)

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from daal.config import LossConfig, NetworkConfig, OptimConfig
 from daal.nn.batch_norm import BatchNorm2d, synchronise
-from daal.nn.domain_batch_norm import Border, DomainBatchNorm2d, checkpoint_name
+from daal.nn.domain_batch_norm import DomainBatchNorm2d, checkpoint_name
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
 from daal.step import TrainBatch, train_step
@@ -35,9 +35,9 @@ def layer(num_source: int) -> DomainBatchNorm2d:
     norm = BatchNorm2d(5)
     nn.init.uniform_(norm.weight)
     nn.init.normal_(norm.bias)
-    border = Border()
-    border.num_source = num_source
-    return DomainBatchNorm2d(norm, border)
+    both = DomainBatchNorm2d(norm)
+    both.num_source = num_source
+    return both
 
 
 def adapting(config: NetworkConfig = DOMAINS) -> DaalNetwork:

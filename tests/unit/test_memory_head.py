@@ -39,15 +39,6 @@ def test_nothing_moves_when_training_has_diverged() -> None:
     assert torch.equal(head.memory_KC, before)
 
 
-def test_the_order_of_images_does_not_matter() -> None:
-    features = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
-    labels, order = torch.arange(12) % 3, torch.randperm(12)
-    one, other = memory(), memory()
-    one.update(features, labels, GO_ON)
-    other.update(features[order], labels[order], GO_ON)
-    torch.testing.assert_close(one.memory_KC, other.memory_KC)
-
-
 def test_a_step_trains_the_backbone_and_moves_the_memory() -> None:
     torch.manual_seed(0)
     config = NetworkConfig(backbone="resnet18", weights="none", target_head="memory")

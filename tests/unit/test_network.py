@@ -12,68 +12,15 @@ from torch import nn
 
 from daal.config import AttentionConfig, NetworkConfig
 from daal.errors import CheckpointError
-from daal.nn.attention import DomainAdaptiveAttention
 from daal.nn.backbone import build_backbone
-from daal.nn.network import DaalNetwork, IdentityHead
+from daal.nn.heads import IdentityHead
+from daal.nn.network import DaalNetwork
 
 SMALL = NetworkConfig(backbone="resnet18", weights="none")
 
 
 def images(num: int = 4) -> torch.Tensor:
     return torch.randn(num, 3, 64, 32, generator=torch.Generator().manual_seed(0))
-
-
-class PaperNetwork(nn.Module):
-    """The printed network written out, with the names and the draws of DaalNetwork."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        resnet = torchvision.models.resnet18()
-        names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
-        self.backbone = nn.Sequential()
-        for name in names:
-            self.backbone.add_module(name, getattr(resnet, name))
-        self.attention = DomainAdaptiveAttention(512)
-        self.source_head = IdentityHead(SMALL, 512, 7)
-        self.target_head = IdentityHead(SMALL, 512, 5)
-        self.domain_head = nn.Linear(512, 2)
-
-    def forward(self, images_BCHW: torch.Tensor, num_source: int) -> list[torch.Tensor]:
-        shared_BCHW, specific_BCHW, _ = self.attention(self.backbone(images_BCHW))
-        shared_BC = shared_BCHW.float().mean(dim=(2, 3))
-        return [
-            shared_BC,
-            self.source_head(shared_BC[:num_source]),
-            self.target_head(shared_BC[num_source:]),
-            self.domain_head(specific_BCHW.float().mean(dim=(2, 3))),
-        ]
-
-
-@pytest.mark.parametrize("bf16", [False, True])
-def test_without_options__the_same_bits_as_the_paper_written_out(bf16: bool) -> None:
-    torch.manual_seed(0)
-    paper = PaperNetwork().train()
-    torch.manual_seed(0)
-    network = DaalNetwork(SMALL, 7, 5, domain_head=True).train()
-    assert list(network.state_dict()) == list(paper.state_dict())
-    assert [n for n, _ in network.named_parameters()] == [n for n, _ in paper.named_parameters()]
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        expected = paper(images(), 3)
-        out = network(images(), 3)
-    found = [out.shared_BC, out.source_logits_BS, out.target_logits_BK, out.domain_logits_B2]
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours is not None and torch.equal(ours, theirs)
-    for tensors in (found, expected):
-        sum(tensor.float().sum() for tensor in tensors).backward()  # type: ignore[union-attr]
-    for ours, theirs in zip(network.parameters(), paper.parameters(), strict=True):
-        assert ours.grad is not None and theirs.grad is not None
-        assert torch.equal(ours.grad, theirs.grad)
-    for name, tensor in paper.state_dict().items():
-        if not name.endswith("num_batches_tracked"):  # torch counts them, and we don't
-            assert torch.equal(network.state_dict()[name], tensor), name
-    paper.eval()
-    expected_BC = torch.nn.functional.normalize(paper(images(), 4)[0], dim=1)
-    assert torch.equal(network.eval().extract(images()), expected_BC)
 
 
 OPTIONS = {"ibn": "a", "pooling": "gem", "neck": "bnneck", "domain_batch_norm": True}
@@ -134,28 +81,17 @@ def test_forward__each_domain_meets_its_own_head() -> None:
     assert out.domain_logits_B2 is not None and out.domain_logits_B2.shape == (4, 2)
 
 
+@pytest.mark.parametrize("heads", [(7, 0, False), (7, 5, True)], ids=["pretrain", "adapt"])
 @pytest.mark.parametrize("mode", ["residual", "independent", "none"])
-def test_pretraining__has_one_head_and_every_trained_parameter_gets_a_gradient(mode: str) -> None:
+def test_every_trained_parameter_gets_a_gradient(mode: str, heads: tuple[int, int, bool]) -> None:
     config = SMALL.model_copy(update={"attention": AttentionConfig(mode=mode)})  # type: ignore[arg-type]
-    network = DaalNetwork(config, num_source_ids=7)
-    out = network(images(), 4)
-    assert out.target_logits_BK is None
-    assert out.domain_logits_B2 is None
-    assert out.source_logits_BS is not None
-    out.source_logits_BS.sum().backward()
+    network = DaalNetwork(config, *heads)
+    out = network(images(), 2)
+    logits = [out.source_logits_BS, out.target_logits_BK, out.domain_logits_B2]
+    assert [each is not None for each in logits] == [bool(heads[0]), bool(heads[1]), heads[2]]
+    sum(each.sum() for each in logits if each is not None).backward()  # type: ignore[union-attr]
     trained = [p for p in network.parameters() if p.requires_grad]
     assert all(p.grad is not None for p in trained)  # DDP waits for each
-
-
-@pytest.mark.parametrize("mode", ["residual", "independent", "none"])
-def test_adapting__every_parameter_gets_a_gradient(mode: str) -> None:
-    config = SMALL.model_copy(update={"attention": AttentionConfig(mode=mode)})  # type: ignore[arg-type]
-    network = DaalNetwork(config, 7, 5, domain_head=True)
-    out = network(images(), 2)
-    (
-        out.source_logits_BS.sum() + out.target_logits_BK.sum() + out.domain_logits_B2.sum()
-    ).backward()  # type: ignore[union-attr]
-    assert all(p.grad is not None for p in network.parameters())
 
 
 def test_extract__unit_length_and_the_backbones_own_direction_at_the_start() -> None:

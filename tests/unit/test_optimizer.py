@@ -6,6 +6,7 @@ from one_step import OPTIMIZERS, assert_same_bits, everything, setting, step
 
 from daal import checkpoint
 from daal.config import AdaptConfig, AdaptOptimConfig, PretrainConfig, PretrainOptimConfig
+from daal.errors import CheckpointError
 from daal.optimizer import make_optimizer, set_learning_rate
 
 
@@ -52,7 +53,17 @@ def test_restored_optimizers_go_on_to_the_bit(name: str, num_before: int) -> Non
     assert_same_bits(everything(again, restored), everything(network, optimizer))
 
 
-# ---- torch.compile ----------------------------------------------------------------------
+def test_state_that_does_not_fit__is_refused_and_changes_nothing() -> None:
+    network, batch = setting()
+    optimizer = make_optimizer(network, OPTIMIZERS["adam"])
+    step(network, batch, optimizer)
+    before = everything(network, optimizer)
+    state = checkpoint.optimizer_tensors(optimizer, network.named_parameters())
+    for key in ("gone.weight.exp_avg", "domain_head.bias.exp_avg", "domain_head.bias.step"):
+        with pytest.raises(CheckpointError, match=rf"{key}' of shape \(9,\) fits no parameter"):
+            given = state | {key: torch.ones(9)}
+            checkpoint.restore_optimizer(optimizer, network.named_parameters(), given)
+        assert_same_bits(everything(network, optimizer), before)
 
 
 def test_schedule__two_rates_warm_up_and_decay() -> None:

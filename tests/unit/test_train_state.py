@@ -77,6 +77,7 @@ def test_begun_on_other_workers__is_said__but_of_an_elastic_run(
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
+    shutil.rmtree(reported)
     checkpoint.save(
         reported,
         network.state_dict(),

@@ -1,0 +1,180 @@
+"""The first losses of every shipped recipe stay what they were.
+
+tests/golden/losses/RECIPE.json has the loss terms of five steps of pretraining and of five steps of
+adaptation, on drawn images of 64x32 with a random ResNet-18, in float32, in one process. A change
+that is meant to alter results writes the files again:
+
+    DAAL_WRITE_GOLDEN=1 python -m pytest tests/unit/test_golden_losses.py
+
+CPUs differ in how they round, and each step multiplies the difference: at the recipes' own rates
+the fifth loss differs by a tenth between AVX-512 and AVX2. So the rates are a twentieth here, where
+it differs by 0.002 at most.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from cluster.centroids import centroids
+from daal.config import Config, FitConfig
+from daal.data.augment import normalise
+from daal.data.images import decode
+from daal.data.layouts import load_records
+from daal.data.plan import Plan
+from daal.drawn.domains import draw_domains
+from daal.load_config import load_config
+from daal.nn.network import DaalNetwork
+from daal.nn.stripes import whole_and_stripes
+from daal.optimizer import make_optimizer, set_learning_rate
+from daal.step import mixed_precision, train_step
+from daal.teacher import Teacher
+from pipelines.images.stream import FedBatch
+from pipelines.tools.shipped import RECIPES, shipped_names
+from pipelines.training.train_batch import BatchMaker, Labels
+from pipelines.training.train_loop import build_network
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "losses"
+TOLERANCE = 5e-3  # relative; of terms below 1, absolute
+STEPS = 5
+CPU = torch.device("cpu")
+CUT = [
+    "network.backbone=resnet18", "network.weights=none", "input.height=64", "input.width=32",
+    "mixed_precision=false", "ray.num_workers=1", "pretrain.batch_source=8",
+    "pretrain.steps_per_epoch=3", "pretrain.optim.warmup_steps=2", "adapt.batch_target=8",
+    "adapt.steps_per_epoch=3", "adapt.optim.warmup_steps=2",
+]  # fmt: skip
+Losses = list[dict[str, float]]
+NO_ROWS = np.empty(0, np.int64)
+
+
+@pytest.fixture(scope="module")
+def domains(tmp_path_factory: pytest.TempPathFactory) -> tuple["Domain", "Domain"]:
+    root = tmp_path_factory.mktemp("drawn")
+    draw_domains(root, num_train_ids=5, num_test_ids=1, images_per_camera=2, size=(64, 32))
+    return Domain(root / "source"), Domain(root / "target")
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("recipe", shipped_names())
+def test_losses_of_a_recipe(recipe: str, domains: tuple["Domain", "Domain"]) -> None:
+    found = losses_of(recipe, *domains)
+    file = GOLDEN / f"{recipe}.json"
+    if os.environ.get("DAAL_WRITE_GOLDEN"):
+        file.write_text(json.dumps(found, indent=1) + "\n")
+    golden = json.loads(file.read_text())
+    for stage, steps in golden.items():
+        for step, terms in enumerate(steps):
+            assert found[stage][step] == pytest.approx(terms, TOLERANCE, TOLERANCE), (stage, step)
+
+
+def losses_of(recipe: str, source: "Domain", target: "Domain") -> dict[str, Losses]:
+    config = load_config(RECIPES / f"{recipe}.yaml", CUT)
+    batch_source = min(4, config.adapt.batch_source)
+    settings = [*CUT, f"adapt.batch_source={batch_source}"]
+    for fit in ("pretrain", "adapt"):
+        for rate in ("lr_backbone", "lr_new"):
+            value = 0.05 * getattr(getattr(config, fit).optim, rate)
+            settings.append(f"{fit}.optim.{rate}={value:.6g}")
+    config = load_config(RECIPES / f"{recipe}.yaml", settings)
+    labels = Labels(source.classes_N, int(source.classes_N.max()) + 1)
+    network, pretraining = train(config, config.pretrain, 0, labels, source, source, {})
+
+    # Cameras are cut apart, as clusters of a weak network are, and every ninth image is an outlier.
+    clusters_N = np.unique(2 * target.classes_N + target.camids_N % 2, return_inverse=True)[1]
+    clusters_N[::9] = -1
+    with torch.inference_mode():
+        features_NX = network.eval().extract(normalise(target.images_BCHW())).numpy()
+    features_NC = whole_and_stripes(features_NX, config.network.stripes)[0]
+    known = labels if batch_source else Labels(NO_ROWS, 0)
+    labels = replace(
+        known,
+        pseudo_labels_N=clusters_N,
+        features_NC=features_NC,
+        centroids_KC=np.asarray(centroids(features_NC, clusters_N), np.float32),
+        stripe_labels_NS=np.tile(clusters_N[:, None], config.network.stripes),
+    )
+    if not config.network.stripes:
+        labels = replace(labels, stripe_labels_NS=None)
+    start = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    _, adaptation = train(config, config.adapt, 1, labels, source, target, start)
+    return {"pretrain": pretraining, "adapt": adaptation}
+
+
+def train(
+    config: Config,
+    fit: FitConfig,
+    iteration: int,
+    labels: Labels,
+    source: "Domain",
+    target: "Domain",
+    start: dict[str, NDArray[np.float32]],
+) -> tuple[DaalNetwork, Losses]:
+    """Five steps as `pipelines.training.train_loop` takes them on one worker."""
+    clusters_N = NO_ROWS if labels.pseudo_labels_N is None else labels.pseudo_labels_N
+    target_rows = np.flatnonzero(clusters_N >= 0)
+    plan = Plan(
+        seed=config.seed,
+        iteration=iteration,
+        epochs=2,
+        batch_source=fit.batch_source,
+        batch_target=fit.batch_target,
+        source_rows=np.arange(len(labels.source_N)),
+        target_rows=target_rows,
+        target_labels=clusters_N[target_rows],
+        images_per_id=fit.images_per_id,
+        steps_per_epoch=fit.steps_per_epoch or 0,
+    )
+    network = build_network(config, labels, start)
+    teacher = Teacher(network, fit.teacher_momentum) if fit.teacher_momentum else None
+    network.train().to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(network, fit.optim)
+    maker = BatchMaker(labels, config, iteration, CPU)
+    diverged = torch.zeros(())
+    losses = []
+    for step in range(STEPS):
+        set_learning_rate(optimizer, fit, step, plan.steps_per_epoch, iteration)
+        batch = plan.batch(step)
+        images_BHWC = np.concatenate(
+            [source.images_NHWC[batch.source], target.images_NHWC[batch.target]]
+        )
+        fed = FedBatch(step, torch.from_numpy(images_BHWC), batch.source, batch.target)
+        terms = train_step(
+            model=network,
+            batches=[maker.on_device(maker.on_host(fed, plan.epoch_of(step)))],
+            optimizer=optimizer,
+            weights=config.loss,
+            diverged=diverged,
+            agree=lambda _: None,
+            autocast=mixed_precision(CPU, wanted=False),
+            teacher=teacher,
+        )
+        losses.append({name: float(f"{term:.7g}") for name, term in terms.as_dict().items()})
+    return network, losses
+
+
+class Domain:
+    """The training images of a drawn domain."""
+
+    def __init__(self, root: Path) -> None:
+        records = [r for r in load_records("market1501", root) if r.split == "train"]
+        files = [(root / record.path).read_bytes() for record in records]
+        self.images_NHWC = np.stack([decode(data, 64, 32) for data in files])
+        self.classes_N = np.unique([record.pid for record in records], return_inverse=True)[1]
+        self.camids_N = np.array([record.camid for record in records])
+
+    def images_BCHW(self) -> torch.Tensor:
+        return torch.from_numpy(self.images_NHWC).permute(0, 3, 1, 2)
