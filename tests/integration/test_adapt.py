@@ -7,32 +7,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
-import torch
 from rich.console import Console
-from tiny_run import FinishedRun
+from tiny_run import FinishedRun, changed
 
 from cluster.estimate import estimate_pseudo_labels
 from cluster.outliers import in_all_parts
 from daal import checkpoint
-from daal.config import AttentionConfig, Config, OptimConfig, RayConfig
-from daal.data.plan import Plan
+from daal.config import Config, RayConfig
 from daal.errors import ClusterError, ConfigError, LabelError
-from daal.load_config import apply_overrides, check_config
-from daal.optimizer import make_optimizer, set_learning_rate
-from daal.step import mixed_precision, train_step
 from pipelines.adapt import Adaptation
-from pipelines.images.ingest import ingest
-from pipelines.images.pixels import Images, Pixels, decode_rows
-from pipelines.images.stream import FedBatch
 from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
 from pipelines.tools.validate import validate
 from pipelines.training.evaluate import evaluate_file
-from pipelines.training.fit import Trainer, class_labels
-from pipelines.training.train_batch import BatchMaker
-from pipelines.training.train_loop import build_network
-from pipelines.workers.group import Workers
 from pipelines.workers.session import ray_session
 
 pytestmark = pytest.mark.ray
@@ -99,13 +86,13 @@ def test_adapt__leaves_its_artefacts_resumes_and_does_nothing_twice(
 
 
 def test_adapt__without_a_source__its_result_chosen_without_identities(
-    ray_cluster: None, two_workers: Config
+    ray_cluster: None, tiny_config: Config
 ) -> None:
-    config = check_config(apply_overrides(two_workers.model_dump(), [
+    config = changed(tiny_config,
         'source.root=""', "adapt.batch_source=0", "iterations=2", "cluster.outliers=singletons",
         "network.target_head=memory", "adapt.images_per_id=2", "loss.triplet_weight=1",
         "select=silhouette",
-    ]))  # fmt: skip
+    )  # fmt: skip
     assert not [text for text in validate(config).warnings if text.startswith("source")]
     summary = run(config)
     out = Path(config.out)
@@ -139,12 +126,12 @@ def test_adapt__without_a_source__its_result_chosen_without_identities(
 def test_adapt__as_udap_does__and_stops_when_the_labels_stay_the_same(
     ray_cluster: None, two_workers: Config
 ) -> None:
-    config = check_config(apply_overrides(two_workers.model_dump(), [
+    config = changed(two_workers,
         "adapt.batch_source=0", "adapt.images_per_id=2", "loss.target_weight=0",
         "loss.triplet_weight=1", "loss.triplet_margin=0.5", "cluster.source_weight=0.1",
         "network.attention.mode=none", "network.specific_branch=false",
         "iterations=3", "stop_agreement=1e-6",
-    ]))  # fmt: skip
+    )  # fmt: skip
     output = io.StringIO()
     summary = run(config, output)
     out = Path(config.out) / "iteration-01"
@@ -172,12 +159,12 @@ def test_adapt__as_udap_does__and_stops_when_the_labels_stay_the_same(
 def test_adapt__as_ssg_does__each_part_of_the_body_is_clustered_apart(
     ray_cluster: None, two_workers: Config
 ) -> None:
-    config = check_config(apply_overrides(two_workers.model_dump(), [
+    config = changed(two_workers,
         "adapt.batch_source=0", "adapt.images_per_id=2", "loss.target_weight=0",
         "loss.triplet_weight=1", "loss.triplet_margin=0.5", "cluster.source_weight=0.1",
         "network.attention.mode=none", "network.specific_branch=false", "flip_test=true",
         "network.last_stride=1", "network.stripes=2", "iterations=2", "select=silhouette",
-    ]))  # fmt: skip
+    )  # fmt: skip
     summary = run(config)
     out = Path(config.out) / "iteration-01"
     scores = evaluate_file(out.with_name(summary["selected"]) / "features.parquet")
@@ -210,71 +197,6 @@ def test_adapt__as_ssg_does__each_part_of_the_body_is_clustered_apart(
     assert first == second == [part.eps for part in again] and len(set(first)) == 3
 
 
-def test_two_workers__equal_one_process_on_the_same_batches(
-    ray_cluster: None, two_workers: Config
-) -> None:
-    """DDP averages gradients, and BatchNorm is over both workers' 8 images: one batch of 16."""
-    network_config = two_workers.network.model_copy(
-        update={"attention": AttentionConfig(zero_init=False)}
-    )
-    optim = OptimConfig(lr_backbone=0.01, lr_new=0.01)
-    config = two_workers.model_copy(
-        update={
-            "network": network_config,
-            # One step: training itself blows up differences of rounding, tenfold a step here.
-            "adapt": two_workers.adapt.model_copy(update={"optim": optim, "steps_per_epoch": 1}),
-        }
-    )
-    with ray_session(config.ray) as resources:
-        tables = [ingest(config.source, "source", 0)[0], ingest(config.target, "target", 0)[0]]
-        source, target = (Images(table, ray.put(table)) for table in tables)
-        rng = np.random.default_rng(0)
-        features = rng.standard_normal((len(target.table), 512)).astype(np.float32)
-        features /= np.linalg.norm(features, axis=1, keepdims=True)
-        pseudo_labels = np.where(
-            target.table["split"].to_numpy(zero_copy_only=False) == "train",
-            np.arange(len(features)) % 5, -1,
-        )  # fmt: skip
-        centroids = np.stack([features[pseudo_labels == k].mean(0) for k in range(5)])
-        with Workers(config, RunFolder(config.out), resources, quiet()) as workers:
-            pixels = Pixels(config, resources, lambda text: None)
-            trained = Trainer(config, workers, pixels, quiet()).adapt(
-                "ddp", 1, source, target, features, pseudo_labels[:, None], start={}
-            )
-
-        labels = class_labels(source)[0]
-        labels = type(labels)(
-            labels.source_N, labels.num_source_ids, pseudo_labels, features, centroids
-        )
-        rows = np.flatnonzero(pseudo_labels >= 0)
-        plan = Plan(
-            config.seed, 1, 1, 8, 8, class_labels(source)[1], rows, pseudo_labels[rows],
-            steps_per_epoch=config.adapt.steps_per_epoch,
-        )  # fmt: skip
-        maker = BatchMaker(labels, config, 1, torch.device("cpu"))
-        network = build_network(config, labels, {}).to(memory_format=torch.channels_last).train()
-        untrained = {n: p.detach().clone().numpy() for n, p in network.named_parameters()}
-        optimizer = make_optimizer(network, config.adapt.optim)
-        for step in range(plan.num_steps):
-            set_learning_rate(optimizer, config.adapt, step, plan.steps_per_epoch)
-            whole = plan.batch(step)
-            images = np.concatenate([
-                decode_rows(source.reference, whole.source, config.input),
-                decode_rows(target.reference, whole.target, config.input),
-            ])  # fmt: skip
-            fed = FedBatch(step, torch.tensor(images), whole.source, whole.target)
-            batch = maker.on_device(maker.on_host(fed, epoch=0))
-            train_step(
-                network, [batch], optimizer, config.loss, torch.zeros(()), lambda flag: None,
-                mixed_precision(torch.device("cpu"), False),
-            )  # fmt: skip
-    alone = dict(network.named_parameters())
-    assert set(alone) <= set(trained)
-    for name, parameter in alone.items():
-        assert np.allclose(trained[name], parameter.detach().numpy(), atol=1e-5), name
-        assert not np.array_equal(trained[name], untrained[name]), f"{name} was never trained"
-
-
 def test_too_small_cluster__is_refused_with_the_numbers(ray_cluster: None) -> None:
     with pytest.raises(ClusterError, match=r"has 4 CPUs, but the run needs 10"):
         with ray_session(RayConfig(num_workers=8, data_cpus=2)):
@@ -287,8 +209,7 @@ def test_too_small_cluster__is_refused_with_the_numbers(ray_cluster: None) -> No
 def test_no_cluster__keeps_the_previous_labels_or_says_what_to_change(
     ray_cluster: None, tiny_config: Config
 ) -> None:
-    settings = tiny_config.cluster.model_copy(update={"min_samples": 500})
-    config = tiny_config.model_copy(update={"cluster": settings})
+    config = changed(tiny_config, "cluster.min_samples=500")
     with ray_session(config.ray) as resources:
         adaptation = Adaptation(config, RunFolder(config.out), resources, quiet())
         adaptation.read_images()
@@ -302,22 +223,3 @@ def test_no_cluster__keeps_the_previous_labels_or_says_what_to_change(
         assert np.array_equal(labels, previous[:, None])
         assert adaptation.labellings[-1]["eps"] == [0.3]
         assert "kept the previous labels" in adaptation.labellings[-1]["notes"][0]
-
-
-def test_broken_images__are_set_aside_with_the_reason(
-    ray_cluster: None, tiny_config: Config, tmp_path: Path
-) -> None:
-    import shutil
-
-    root = tmp_path / "damaged"
-    shutil.copytree(tiny_config.target.root, root)
-    victims = sorted((root / "bounding_box_train").glob("*.jpg"))[:2]
-    victims[0].write_bytes(b"")
-    victims[1].write_bytes(victims[1].read_bytes()[:200])
-    settings = tiny_config.target.model_copy(update={"root": str(root), "max_bad_share": 0.05})
-    table, quarantine = ingest(settings, "target", 0)
-    assert quarantine["path"].to_pylist() == [f"bounding_box_train/{file.name}" for file in victims]
-    assert all(quarantine["reason"].to_pylist())
-    assert not set(quarantine["path"].to_pylist()) & set(table["path"].to_pylist())
-    with pytest.raises(Exception, match="can't be read, e.g. 'bounding_box_train"):
-        ingest(settings.model_copy(update={"max_bad_share": 0.0}), "target", 0)
