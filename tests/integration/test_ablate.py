@@ -94,8 +94,7 @@ def test_every_row_of_the_shipped_suites_is_a_run(name: str) -> None:
 
 
 def test_table_4_has_eight_runs_on_three_pretrainings() -> None:
-    from pipelines.run.folder import RunFolder
-from pipelines.tools.ablate import _pretraining_key
+    from pipelines.tools.ablate import _pretraining_key
 
     suite = read_suite("table4")
     configs = configurations(suite, recipe, [], 1, "out")

@@ -10,7 +10,6 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,21 @@ from heads import Head, free_port, ray_head
 from waiting import wait_until
 
 from daal.config import Config
-from daal.errors import ConfigError
-from pipelines.tools.submit import check_name
+from daal.errors import ClusterError, ConfigError
+from pipelines.tools.submit import Jobs, check_name
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "iteration-01/checkpoint/weights.safetensors"
 TOKEN = "0123456789abcdef" * 4
+
+
+def recipe_of(config: Config, out: Path) -> str:
+    """Its path; the run's folder is `out`."""
+    recipe = out.with_suffix(".yaml")
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    settings = config.model_copy(update={"out": str(out)}).model_dump(mode="json")
+    recipe.write_text(yaml.safe_dump(settings))
+    return str(recipe)
 
 
 def daal(head: Head, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
@@ -123,12 +131,10 @@ def _is_ready(address: str) -> bool:
 def test_a_run_is_submitted_followed_and_seen(
     head: Head, prometheus: Query | None, tiny_config: Config, tmp_path: Path
 ) -> None:
-    config = tiny_config.model_copy(update={"out": str(tmp_path / "runs" / "Tiny")})
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    recipe = recipe_of(tiny_config, tmp_path / "runs/Tiny")
     watched = Watched(head.metrics_port)
     watched.start()
-    first = daal(head, "submit", str(recipe), "--ship-code", "--follow")
+    first = daal(head, "submit", recipe, "--ship-code", "--follow")
     watched.stop()
     assert first.returncode == 0, first.stdout + first.stderr
     assert "Scores on the target's test images" in first.stdout
@@ -147,6 +153,8 @@ def test_a_run_is_submitted_followed_and_seen(
     status = daal(head, "status", "tiny")
     assert "daal-tiny-1" in status.stdout and "SUCCEEDED" in status.stdout
     assert "is over already" in daal(head, "stop", "tiny").stderr
+    unknown = daal(head, "logs", "nobody")
+    assert unknown.returncode == 2 and "knows no run nobody" in unknown.stderr
 
 
 @pytest.mark.ray
@@ -154,18 +162,16 @@ def test_a_run_is_submitted_followed_and_seen(
 def test_a_name_submitted_again_continues_the_run__an_exit_code_is_the_run_s(
     head: Head, tiny_config: Config, tmp_path: Path
 ) -> None:
-    config = tiny_config.model_copy(update={"out": str(tmp_path / "runs" / "Twice")})
-    recipe = tmp_path / "twice.yaml"
-    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    first = daal(head, "submit", str(recipe), "--ship-code", "--follow")
+    recipe = recipe_of(tiny_config, tmp_path / "runs/Twice")
+    first = daal(head, "submit", recipe, "--ship-code", "--follow")
     assert first.returncode == 0, first.stdout + first.stderr
     journal = (tmp_path / "runs/Twice/journal.jsonl").read_text()
-    again = daal(head, "submit", str(recipe), "--ship-code", "--follow")
+    again = daal(head, "submit", recipe, "--ship-code", "--follow")
     assert again.returncode == 0 and "daal-twice-2" in again.stderr, again.stderr
     assert (tmp_path / "runs/Twice/journal.jsonl").read_text() == journal
     assert "Scores on the target's test images" in daal(head, "logs", "twice").stdout
 
-    wrong = daal(head, "submit", str(recipe), "out=" + str(tmp_path / "wrong"),
+    wrong = daal(head, "submit", recipe, "out=" + str(tmp_path / "wrong"),
                       "target.root=/nowhere", "--ship-code", "--follow")  # fmt: skip
     assert wrong.returncode == 3, wrong.stdout + wrong.stderr
     assert "/nowhere" in wrong.stdout
@@ -187,10 +193,7 @@ def test_two_runs_that_fit_only_one_at_a_time(
 ) -> None:
     names = ["left", "right"]
     for name in names:
-        config = two_workers.model_copy(update={"out": str(tmp_path / name)})
-        recipe = tmp_path / f"{name}.yaml"
-        recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-        submitted = daal(head, "submit", str(recipe), "--ship-code")
+        submitted = daal(head, "submit", recipe_of(two_workers, tmp_path / name), "--ship-code")
         assert submitted.returncode == 0, submitted.stderr
     weights = []
     for name in names:
@@ -220,17 +223,16 @@ def test_prometheus_scrapes_with_the_token_as_shipped(head: Head, prometheus: Qu
         assert it.status == 200
 
 
-@pytest.mark.ray
-def test_nobody_listens_there(head: Head) -> None:
-    nobody = daal(replace(head, dashboard=f"http://127.0.0.1:{free_port()}"), "status")
-    assert nobody.returncode == 6
-    assert "no Ray cluster answers at http://127.0.0.1:" in nobody.stderr
-
-
-@pytest.mark.ray
-def test_an_unknown_run(head: Head) -> None:
-    unknown = daal(head, "logs", "nobody")
-    assert unknown.returncode == 2 and "knows no run nobody" in unknown.stderr
+def test_nobody_listens_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "RAY_AUTH_TOKEN": TOKEN,
+        "RAY_API_SERVER_ADDRESS": "",
+        "no_proxy": "",
+    }.items():
+        monkeypatch.setenv(name, value)  # the latter two are put back after the test
+    address = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ClusterError, match=f"no Ray cluster answers at {address}"):
+        Jobs(address).all()
 
 
 @pytest.mark.parametrize("name", ["", "../x", "A", "a b", "-a", "x" * 64, "a/b", "a\n"])
