@@ -119,7 +119,6 @@ def no_files() -> list[Case]:
 
 
 def labelling() -> list[Case]:
-    good = partial(npy, FEATURES)
     one = partial(case, "label")
     return [
         one("five rows alike", "features.npy", partial(npy, FEATURES[:1] + 0.01 * FEATURES[:5]),
@@ -133,18 +132,12 @@ def labelling() -> list[Case]:
           for suffix in (".pt", ".csv", ".safetensors")),
         one("all NaN", "features.npy", partial(npy, FEATURES * np.nan),
             "40 of 40 features are not finite or zero", code=7),
-        one("all zero", "features.npy", partial(npy, np.zeros((40, 8), np.float32)),
-            "40 of 40 features are not finite or zero", code=7),
         one("a number missing in a list", "features.parquet",
             partial(parquet, columns(feature=[[1.0, None]] * 40)), "40 of 40 features", code=7),
         one("one row", "features.npy", partial(npy, FEATURES[:1]),
             "Pseudo-labels need at least 2 images, not 1", code=7),
         one("a split that isn't there", "features.parquet", partial(parquet, columns()),
             "it has no rows of split train", settings=("--split", "train")),
-        one("a split of a file without", "features.parquet", partial(parquet, columns(split=None)),
-            'it has no column "split"', settings=("--split", "train")),
-        one("a split of an array", "features.npy", good, "it is an array and has no splits",
-            settings=("--split", "train")),
     ]  # fmt: skip
 
 
@@ -166,7 +159,6 @@ def refused_settings() -> list[Case]:
         one("a value that the rule for eps doesn't use", ["cluster.eps_rule=p", "cluster.eps=0.6"],
             "cluster.eps has no effect with cluster.eps_rule=p"),
         one("no folder to write to", ["--out", "no/labels.parquet"], "there is no folder no"),
-        one("a folder in place of the labels", ["--out", "."], "that is a folder"),
     ]  # fmt: skip
 
 
@@ -178,8 +170,6 @@ def evaluation() -> list[Case]:
     gallery = np.full(40, "gallery")
     return [
         one("no splits", "can't be scored without split", split=None),
-        one("features alone", "can't be scored without split, pid, camid",
-            path=None, split=None, pid=None, camid=None),
         one("no query", "has no query rows", split=gallery),
         one("no gallery", "has no gallery rows", split=np.full(40, "query")),
         one("one camera", "no query with an image of the same pid and another camera",

@@ -91,7 +91,6 @@ def sparse() -> bytes:
 SAFE = [
     ("empty file", b"", "isn't a whole safetensors file"),
     ("a pickle", pickle.dumps(MakesAFolder()), "isn't a whole safetensors file"),
-    ("a header of 2^60 bytes", header(entry(), 1 << 60), "isn't a whole safetensors file"),
     ("offsets beyond the file", header(entry(data_offsets=[0, 1 << 40], shape=[1 << 38])),
      "isn't a whole safetensors file"),
     ("offsets that overlap", header(entry() | {"bn1.bias": {"dtype": "F32", "shape": [4],
@@ -100,7 +99,6 @@ SAFE = [
      "a tensor named 'encoder.weight', which no torchvision ResNet has"),
     ("names with a prefix", tensors({f"module.{k}": t for k, t in small().items()}),
      "a tensor named 'module.conv1.weight'"),
-    ("conv1 alone", tensors(small()), "does not hold a resnet18: bn1.weight is missing"),
 ]  # fmt: skip
 
 PICKLED: list[tuple[str, bytes | Callable[[], bytes], str]] = [
@@ -111,8 +109,6 @@ PICKLED: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("a whole module", lambda: pth(torch.nn.Linear(2, 2)), "or holds more than tensors"),
     ("a state_dict inside another", lambda: pth({"state_dict": small(), "epoch": 3}),
      "isn't a flat dictionary of tensors"),
-    ("a list of tensors", lambda: pth([torch.ones(2)]), "isn't a flat dictionary of tensors"),
-    ("numbers for tensors", lambda: pth({"conv1.weight": 1.0}), "isn't a flat dictionary"),
     ("a sparse tensor", sparse, "isn't a flat dictionary of tensors"),
     ("cut off in the middle", lambda: pth(small())[:20_000], "was refused because it is damaged"),
 ]  # fmt: skip
@@ -133,9 +129,6 @@ def whole_networks() -> list[Case]:
         weights("ResNet-18 for a ResNet-34", "w.pth", lambda: pth(backbone()),
                 "does not hold a resnet34: layer1.2.conv1.weight is missing",
                 settings=("network.backbone=resnet34",)),
-        weights("ResNet-18 without a layer", "w.safetensors",
-                lambda: tensors(changed(layer3__0__bn1__running_var=None)),
-                "layer3.0.bn1.running_var is missing or of another shape"),
         weights("ResNet-18 with a NaN", "w.safetensors",
                 lambda: tensors(changed(bn1__weight=nan)),
                 "has values in bn1.weight that aren't finite"),
@@ -159,7 +152,6 @@ def no_files() -> list[Case]:
         one("absent", "gone.pth", lambda: None, "doesn't exist"),
         one("folder", "weights", lambda: os.mkdir("weights"), "isn't a file"),
         one("pipe", "w.pth", lambda: os.mkfifo("w.pth"), "isn't a file"),
-        one("ONNX", "w.onnx", lambda: write("w.onnx", b"onnx"), "has the type .onnx"),
     ]  # fmt: skip
 
 
@@ -221,8 +213,6 @@ def checkpoints() -> list[Case]:
     cut: Callable[[Path], object] = lambda path: os.truncate(path, 50)  # noqa: E731
     return [
         extract("absent", lambda: None, "checkpoint/checkpoint.json doesn't exist"),
-        extract("no weights", after_saving(os.remove, WEIGHTS),
-                "checkpoint/weights.safetensors doesn't exist"),
         extract("weights cut off", after_saving(cut, WEIGHTS),
                 "checkpoint/weights.safetensors has 50 bytes where"),
         extract("weights with a bit flipped", after_saving(flipped, WEIGHTS),
@@ -236,8 +226,6 @@ def checkpoints() -> list[Case]:
         extract("no configuration", lambda: saved({}), "checkpoint is not a checkpoint of a run"),
         extract("configuration of a newer daal", with_setting("network", sparkle=1),
                 '"network.sparkle" is not a known key', code=2),
-        extract("configuration out of range", with_setting("input", height=7),
-                "input.height=7 should be greater than or equal to 16", code=2),
         extract("tensors of another network", saved,
                 "checkpoint: the checkpoint does not fit this network"),
         extract("images of another layout", saved, "target/train is missing", code=3,
