@@ -47,8 +47,8 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
-from benchmarks.gpu_support import Bench, table
-from benchmarks.tables import parse, say
+from benchmarks.gpu_support import Bench
+from benchmarks.tables import parse, say, table
 
 # Where each section is. They are imported late: a bare machine has the packages of some only.
 SECTIONS = {

@@ -1,4 +1,4 @@
-"""What the sections of benchmarks/gpu_first.py share: sizes, clocks, rates, drawn data, tables."""
+"""What the sections of benchmarks/gpu_first.py share: sizes, clocks, drawn data."""
 
 import argparse
 import statistics
@@ -11,8 +11,6 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 import numpy.typing as npt
 import torch
-
-from benchmarks.tables import aligned
 
 Row = dict[str, Any]
 
@@ -220,24 +218,3 @@ def drawn_features(num: int, dim: int, seed: int = 0) -> Drawn:
         some += 0.3 * rng.standard_normal(some.shape, np.float32)
         some /= np.linalg.norm(some, axis=1, keepdims=True)
     return Drawn(features, pids, camids)
-
-
-# ---- Tables -----------------------------------------------------------------------------
-
-
-def table(rows: list[Row]) -> str:
-    """Rows under the union of their keys, numbers with four digits; empty where there is none."""
-    columns = list(
-        dict.fromkeys(key for row in rows for key, value in row.items() if _is_cell(value))
-    )
-    return aligned([columns, *([_cell(row.get(column)) for column in columns] for row in rows)])
-
-
-def _is_cell(value: Any) -> bool:
-    return value is not None and not isinstance(value, dict | list)
-
-
-def _cell(value: Any) -> str:
-    if not _is_cell(value):
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

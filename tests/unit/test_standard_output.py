@@ -21,6 +21,7 @@ PARTS = {
     "gpu_support",
     "gpu_training",
     "pretended_cuda",
+    "ray_nodes",
     "small_run",
     "tables",
 }
