@@ -142,6 +142,7 @@ def test_one_group_for_many_jobs__a_hang_starts_it_again__and_an_error_ends_it(
             workers.run(OneFails())
 
 
+@pytest.mark.nightly  # unit/test_resources.py has the numbers
 def test_an_elastic_group__divides_the_batches_and_leaves_cpus_for_reading(
     ray_cluster: None, tiny_config: Config, tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def test_workers_that_die_again_and_again__are_given_up(
             workers.run(Crash())
 
 
+@pytest.mark.nightly  # unit/test_retries.py has which errors are final
 def test_a_gpu_without_memory_left__is_not_tried_again(
     ray_cluster: None, tiny_config: Config, tmp_path: Path
 ) -> None:
@@ -174,6 +176,7 @@ def test_a_gpu_without_memory_left__is_not_tried_again(
                 workers.run(NoMemory())
 
 
+@pytest.mark.nightly  # unit/test_retries.py has which errors are final
 def test_a_group_whose_work_is_not_there_to_import__is_started_once(
     ray_cluster: None, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
