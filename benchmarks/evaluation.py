@@ -93,7 +93,8 @@ def draw(given: argparse.Namespace, signal: float, seed: int = 0) -> tuple[Side,
 
 
 def measure(name: str, query: Side, gallery: Side, given: argparse.Namespace) -> dict[str, Any]:
-    evaluate(*(Side(*(some[:256] for some in query))), *gallery)  # start the libraries' threads
+    few = Side(*(some[:256] for some in query))
+    evaluate(*few, *gallery)  # start the libraries' threads
     runs = []
     for _ in range(given.repeats):
         product = seconds(lambda: multiply(query, gallery), given)
