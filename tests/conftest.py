@@ -53,10 +53,9 @@ def ray_cluster() -> Iterator[None]:
 
     import ray
 
-    ray.init(
-        address="local", num_cpus=4, num_gpus=0, include_dashboard=True, dashboard_host="127.0.0.1",
-        logging_level=logging.ERROR, log_to_driver=False,
-    )  # fmt: skip
+    from pipelines.workers.own_ray import start_own_ray
+
+    start_own_ray(4, num_gpus=0, logging_level=logging.ERROR, log_to_driver=False)
     yield
     ray.shutdown()
 

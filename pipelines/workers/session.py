@@ -27,6 +27,7 @@ from daal.errors import ClusterError
 from pipelines.show.console import errors, show
 from pipelines.workers.cluster_address import cluster_address, knock, token_path, token_refused
 from pipelines.workers.code_on_nodes import PACKAGES, check_code_on_nodes, code_found
+from pipelines.workers.own_ray import start_own_ray
 from pipelines.workers.ray_environment import set_for_session
 from pipelines.workers.resources import Resources
 from pipelines.workers.wait_for_nodes import place_in_time
@@ -120,10 +121,7 @@ def _start_or_join(address: str | None, config: RayConfig, verbose: bool) -> Non
                 ensure_private_token()
                 cpus = max(available_cpus(), int(config.cpus_needed))
                 with nullcontext() if verbose else _without_its_first_line():
-                    ray.init(
-                        address="local", num_cpus=cpus, dashboard_host="127.0.0.1",
-                        include_dashboard=True, **common,
-                    )  # fmt: skip
+                    start_own_ray(cpus, **common)
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         where = f"the Ray cluster at {address}" if address else "a local Ray"
         raise ClusterError(f"{where} can't be used: {reason(error)}.") from error

@@ -25,6 +25,32 @@ with ray_session(RayConfig(num_workers=6, data_cpus=1, wait_minutes=15)) as reso
     print(resources.num_workers)
 """
 
+BUSY = """
+import itertools, time
+from types import SimpleNamespace
+import psutil
+import ray._private.node, ray._private.services
+from daal.errors import ClusterError
+from pipelines.workers import own_ray
+
+started = []
+def never_there(*_):
+    started.append(psutil.Process().children())
+    raise RuntimeError("no such node yet")
+
+# Ray's thirty seconds are over at the second look.
+now = itertools.count(step=20)
+clock = SimpleNamespace(monotonic=lambda: next(now), sleep=time.sleep, time=time.time)
+ray._private.node.time, ray._private.services.get_node = clock, never_there
+own_ray.TRIES = 1
+try:
+    own_ray.start_own_ray(1, log_to_driver=False)
+except ClusterError as error:
+    print(error)
+left = [child for child in psutil.Process().children() if child.status() != "zombie"]
+print(f"started: {any(started)}, left: {left}")
+"""
+
 
 def daal(
     *arguments: str, cwd: Path | None = None, **environment: str
@@ -111,3 +137,13 @@ def test_no_cluster_at_the_address__exit_6(tiny_config: Config, tmp_path: Path) 
     )  # fmt: skip
     assert result.returncode == 6, result.stderr
     assert "can't be used" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_machine_too_busy_for_ray_to_start__is_said__and_nothing_is_left_running() -> None:
+    environment = without_ray() | {"RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(
+        [sys.executable, "-c", BUSY], capture_output=True, text=True, env=environment
+    )
+    said, processes = done.stdout.splitlines()
+    assert "didn't start in time (1 tries): this machine is too busy" in said, done.stderr
+    assert processes == "started: True, left: []", done.stderr
