@@ -1,6 +1,5 @@
 """A run as a job: a head that asks for a token, on its own ports and folder, gone afterwards."""
 
-import json
 import subprocess
 import sys
 import threading
@@ -150,9 +149,13 @@ def test_the_shipped_settings_for_prometheus_find_the_node(head: Head) -> None:
     (scraped,) = config["scrape_configs"]
     assert scraped["authorization"]["credentials_file"]
     (nodes,) = scraped["file_sd_configs"]
-    listed = Path(head.folder, Path(nodes["files"][0]).name).read_text()
+    listed = Path(head.folder, Path(nodes["files"][0]).name)
     address = f"127.0.0.1:{head.metrics_port}"
-    assert address in [target for group in json.loads(listed) for target in group["targets"]]
+
+    def is_listed() -> bool:
+        return listed.exists() and f'"{address}"' in listed.read_text()
+
+    wait_until(is_listed, "the node isn't listed")
     # Ray 2.60 shows its metrics to anyone who reaches the port; docs/cluster.md says so.
     with urllib.request.urlopen(f"http://{address}/metrics") as it:
         assert it.status == 200
