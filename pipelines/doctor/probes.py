@@ -76,7 +76,10 @@ def torch_facts(backbone: str, weights: str) -> Facts:
     file = None
     if weights in IMAGENET_WEIGHTS:
         url = torchvision.models.get_model_weights(backbone)[IMAGENET_WEIGHTS[weights]].url
-        file = str(Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2])
+        home = os.environ.get("TORCH_HOME") or os.path.join(
+            os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"
+        )
+        file = str(Path(home).expanduser() / "hub/checkpoints" / url.rpartition("/")[2])
     return {
         "version": torch.__version__,
         "cuda": torch.version.cuda,

@@ -48,7 +48,7 @@ CUT = [
     "network.backbone=resnet18", "network.weights=none", "input.height=64", "input.width=32",
     "mixed_precision=false", "ray.num_workers=1", "pretrain.batch_source=8",
     "pretrain.steps_per_epoch=3", "pretrain.optim.warmup_steps=2", "adapt.batch_target=8",
-    "adapt.steps_per_epoch=3", "adapt.optim.warmup_steps=2",
+    "adapt.steps_per_epoch=3",
 ]  # fmt: skip
 Losses = list[dict[str, float]]
 NO_ROWS = np.empty(0, np.int64)
