@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from benchmarks.gpu_search import device_name, estimate, same
 from benchmarks.gpu_support import Bench, drawn_features
 from benchmarks.gpu_training import Ours
+from cluster.search_on_device import has_cuvs
 from daal.captured_step import WARM_UP
 from daal.config import AugmentConfig
 from daal.data.augment import augment, draw_table, sample_seeds
@@ -71,12 +72,11 @@ def _evaluation(bench: Bench) -> dict[str, Any]:
 
 
 def _pseudo_labels(bench: Bench) -> dict[str, Any]:
-    """With each precision of the products, and camera-aware."""
     drawn = drawn_features(*bench.sizes.check_points)
     expected = estimate(bench, drawn, "cpu")
     equal = {
-        precision: same(estimate(bench, drawn, device_name(bench), products=precision), expected)
-        for precision in ("fp32", "tf32", "bf16")
+        search: same(estimate(bench, drawn, device_name(bench), search=search), expected)
+        for search in ("exact", *(["cuvs"] if bench.on_gpu and has_cuvs() else []))
     }
     return {"ok": all(equal.values()), **equal, "clusters": expected.num_clusters}
 

@@ -12,7 +12,7 @@ from benchmarks.gpu_support import Bench, Drawn, drawn_features
 from cluster.dbscan import cuml_available
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
 from cluster.run import Threads
-from cluster.search_on_device import matmul_precision
+from cluster.search_on_device import fp32_products
 from daal.config import ClusterConfig
 from daal.evaluation import EvaluationResult, evaluate
 
@@ -68,7 +68,7 @@ def half_product(bench: Bench, drawn: Drawn) -> Callable[[], None]:
     features_ND = torch.from_numpy(drawn.features).to(bench.device)
 
     def product() -> None:
-        with matmul_precision("fp32"):
+        with fp32_products():
             for row in range(0, len(features_ND), ROWS):
                 for column in range(row, len(features_ND), ROWS):
                     features_ND[row : row + ROWS] @ features_ND[column : column + ROWS].T
