@@ -83,7 +83,8 @@ def test_killed__the_bits_of_an_undisturbed_training(
 def test_beyond_the_paper__the_same_bits_as_well(
     ray_cluster: None, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A teacher, a cluster memory, batch-hard triplets over two workers, and no source."""
+    """A teacher, a cluster memory, batch-hard triplets over two workers, and no source; gradients
+    that are sent as bf16."""
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     monkeypatch.setenv(FAULTS, json.dumps([{"stage": "struck", "step": 14, "rank": 1}]))
     changes = ["network.target_head=memory", "network.neck=bnneck", "adapt.teacher_momentum=0.9"]
@@ -91,6 +92,7 @@ def test_beyond_the_paper__the_same_bits_as_well(
         *changes, "loss.triplet_weight=1", "loss.teacher_weight=0.5", "adapt.images_per_id=4",
         "adapt.batch_source=0", "adapt.batch_target=16", "adapt.epochs=3",
         "adapt.steps_per_epoch=6", 'source.root=""', "ray.num_workers=2",
+        "compress_gradients=true",
     ]))  # fmt: skip
     assert config.target_only
     starts: dict[str, np.ndarray] = {}
