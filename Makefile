@@ -12,13 +12,20 @@ USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 NEEDED := Python 3.11 or newer with venv is needed (Debian, Ubuntu: apt install python3-venv). Name \
           one by make PYTHON=python3.12, and a new folder for its environment by VENV=FOLDER.
 
-.PHONY: demo test nightly check chaos audit docs setup
+.PHONY: demo test test-ray test-rest nightly check chaos audit docs setup
 
 demo: $(READY)
 	$(BIN)/daal demo --out runs/demo
 
+# Side by side: tests that start Ray mostly wait for processes to start, the others compute.
 test: $(READY) $(S3) check
-	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest
+	$(MAKE) --no-print-directory --jobs=2 test-ray test-rest
+
+test-ray: $(READY) $(S3)
+	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -m 'ray and not nightly'
+
+test-rest: $(READY) $(S3)
+	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -m 'not ray and not nightly'
 
 # What takes minutes each: several nodes, two runs on one cluster, peers' recipes.
 nightly: $(READY)

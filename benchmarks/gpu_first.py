@@ -1,6 +1,5 @@
 """The first minutes on a GPU: is it right, how fast, and what limits it.
 
-    python -m benchmarks.gpu_first --wheels        which wheels a bare machine needs
     python -m benchmarks.gpu_first 1               is it right, and who waits for whom
     python -m benchmarks.gpu_first 2               how far from what the device can do
     python -m benchmarks.gpu_first 3               whole runs; this one needs Ray
@@ -10,16 +9,16 @@
 A phase is a list of sections, each with its share of 8, 9 or 6 minutes; what a section has not
 begun by then is left out. A section can be called by its name, too:
 
-    tests       the tests that are marked `gpu`
-    checks      GPU against CPU, compiled and captured against eager, BatchNorm of groups, skipped
-                steps, steps that never wait for the device, deterministic steps
-    host        a step's time on the host against its time on the device; as one CUDA graph
+    tests       the tests that are marked `gpu`: GPU against CPU
+    checks      the step on the GPU against the CPU, compiled and captured against eager, BatchNorm
+                of groups, skipped steps, steps that never wait for the device, deterministic steps
+    steps       DAAL's step against a bare torchvision step: images/s, the host's time against the
+                device's, and as one CUDA graph
     goal        the step beside a bare compiled ResNet
-    training    images/s of DAAL's step on uint8 images against a bare torchvision step
-    parts       where a step's time goes: by part and by kernel
+    parts       the kernels that take most of a step
     labels      pseudo-labels stage by stage, against the bare product of features
     evaluation  MSMT17's size against the bare product
-    extraction  images/s, and what bf16 does to features and to mAP
+    extraction  images/s against a bare ResNet
     cuml        cuML's DBSCAN against `components`, if cuML is there
     doctor      `daal doctor` with a GPU asked for
     runs        two small runs, with pixels on the device and with streamed images
@@ -27,9 +26,7 @@ begun by then is left out. A section can be called by its name, too:
 All calls write into one file, gpu_first.json unless told otherwise: what a section finds takes the
 place of what it found before. A section whose packages are missing is left out, and says which.
 Each call prints what the figures so far decide. Ratios are our time over the baseline's, both
-measured in turn in this process. Floors are what the bytes, or the floating-point operations, would
-take at the measured rates of a copy and of a large bf16 product; how they are counted says
-`benchmarks/gpu_training.py`.
+measured in turn in this process.
 
 Nothing here needs an installation of DAAL: it runs from the repository's root. Exits with 1 if a
 check fails or a section breaks.
@@ -40,6 +37,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -49,30 +47,27 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
-from benchmarks.gpu_support import Bench, table
-from benchmarks.gpu_verdicts import verdicts
-from benchmarks.gpu_wheels import download_lines
-from benchmarks.tables import parse, say
+from benchmarks.gpu_support import Bench
+from benchmarks.tables import parse, say, table
 
 # Where each section is. They are imported late: a bare machine has the packages of some only.
 SECTIONS = {
     "tests": "gpu_runs",
     "checks": "gpu_checks",
-    "host": "gpu_host",
-    "goal": "gpu_host",
-    "training": "gpu_training",
+    "steps": "gpu_training",
+    "goal": "gpu_training",
     "parts": "gpu_training",
-    "labels": "gpu_search",
-    "evaluation": "gpu_search",
     "extraction": "gpu_training",
-    "cuml": "gpu_search",
+    "labels": "gpu_features",
+    "evaluation": "gpu_features",
+    "cuml": "gpu_features",
     "doctor": "gpu_runs",
     "runs": "gpu_runs",
 }
 # Seconds after which a section begins nothing more.
 PHASES = {
-    "1": {"tests": 60, "checks": 200, "host": 180},
-    "2": {"goal": 150, "training": 90, "parts": 30, "labels": 120, "evaluation": 60},
+    "1": {"tests": 60, "checks": 200, "steps": 180},
+    "2": {"goal": 150, "parts": 30, "labels": 120, "evaluation": 60, "extraction": 60},
     "3": {"doctor": 30, "runs": 240},
 }
 NO_LIMIT = 3600.0  # of sections that are called by their names
@@ -88,11 +83,7 @@ def main() -> None:
     options.add_argument("--budget", type=float, help="seconds for each section")
     options.add_argument("--json", action="store_true", help="one object instead of the tables")
     options.add_argument("--out", type=Path, default=Path("gpu_first.json"), help="that object")
-    options.add_argument("--wheels", action="store_true", help="print what to download, and end")
     given = parse(options)
-    if given.wheels:
-        say(given, download_lines())
-        return
     wanted = plan(given.what or list(PHASES), options)
 
     bench = Bench(given)
@@ -103,9 +94,6 @@ def main() -> None:
         write(given.out, found)  # whatever becomes of the next section
         rows = found[name]["rows"]
         bench.say(table(rows) if rows else "")
-        for kind in ("left_out", "failed"):
-            if kind in found[name]:
-                bench.say(f"{kind.replace('_', ' ')}: {found[name][kind]}")
     whole = write(given.out, found)
     bench.say("\n==== what this decides ====\n" + "\n".join(whole["decides"]))
     if given.json:
@@ -142,7 +130,7 @@ def run(bench: Bench, name: str, seconds: float) -> dict[str, Any]:
     try:
         getattr(import_module(f"benchmarks.{SECTIONS[name]}"), name)(bench)
     except ModuleNotFoundError as error:
-        end["left_out"] = f"no package {error.name}: python -m benchmarks.gpu_first --wheels"
+        end["left_out"] = f"no package {error.name}; see docs/first_gpu.md"
     except Exception as error:  # the next section may say more
         end["failed"] = f"{type(error).__name__}: {error}"[:500]
     return {**about, "seconds": round(time.monotonic() - begun, 1), **end, "rows": bench.rows}
@@ -152,6 +140,29 @@ def is_bad(section: dict[str, Any]) -> bool:
     return "failed" in section or any(row.get("ok") is False for row in section["rows"])
 
 
+def decisions(found: Found) -> Iterator[str]:
+    """What is to be mended, what limits a step, and which goals are reached, a sentence each."""
+    for name, section in found.items():
+        if "left_out" in section:
+            yield f"Section {name} was left out: {section['left_out']}."
+        if "failed" in section:
+            yield f"Section {name} BROKE, and is to be mended first: {section['failed']}."
+        for row in section["rows"]:
+            if row.get("ok") is False:
+                why = next((row[key] for key in ("error", "said", "lacks") if row.get(key)), "")
+                yield f"WRONG: {row['name'].strip()} ({why or 'see its row'}). Mend it first."
+            if "bound_by" in row:
+                yield f"{row['name']} is bound by the {row['bound_by']}."
+            if "goal" in row:
+                yield f"{row['name']}: {row['goal']}: {'reached' if row['reached'] else 'MISSED'}."
+    untold = [name for name, each in found.items() if each["device"] == "cpu" or each["quick"]]
+    if untold:
+        yield (
+            f"On a CPU or with tiny sizes: {', '.join(untold)}. Their figures say that the code "
+            "runs, and nothing of a GPU."
+        )
+
+
 def read(path: Path) -> Found:
     """What earlier calls have found."""
     return dict(json.loads(path.read_text())["sections"]) if path.exists() else {}
@@ -159,7 +170,7 @@ def read(path: Path) -> Found:
 
 def write(path: Path, found: Found) -> dict[str, Any]:
     """The object, which is whole at any time."""
-    whole = {"sections": found, "decides": verdicts(found)}
+    whole = {"sections": found, "decides": list(decisions(found))}
     new = path.with_name(f"{path.name}.new")
     new.write_text(json.dumps(whole, indent=1) + "\n")
     new.replace(path)

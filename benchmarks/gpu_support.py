@@ -1,4 +1,4 @@
-"""What the sections of benchmarks/gpu_first.py share: sizes, clocks, rates, drawn data, tables."""
+"""What the sections of benchmarks/gpu_first.py share: sizes, clocks, drawn data."""
 
 import argparse
 import statistics
@@ -11,9 +11,6 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-
-from benchmarks.tables import aligned
 
 Row = dict[str, Any]
 
@@ -32,69 +29,51 @@ class Shape(NamedTuple):
 @dataclass(frozen=True)
 class Sizes:
     backbone: str
-    eager: tuple[Shape, ...]
-    compiled: tuple[Shape, ...]  # most telling first: each is minutes of compiling
-    profiled: Shape
-    hosted: tuple[Shape, ...]  # host against device
+    steps_of: tuple[Shape, ...]  # most telling first
     goal: Shape
     num_ids: int
     num_clusters: int
     steps: int  # of a timing, of which there are `rounds`
     rounds: int
     check: Shape
-    check_points: tuple[int, int]  # features (N, D)
-    points: tuple[tuple[int, int], ...]
+    points: tuple[tuple[int, int], ...]  # features (N, D)
     queries: int
     gallery: int
     dim: int
     matmul: int
-    copy_bytes: int
-
-
-def _shapes(*batches: int) -> tuple[Shape, ...]:
-    return tuple(Shape(batch, *size) for size in ((384, 128), (256, 128)) for batch in batches)
 
 
 FULL = Sizes(
     backbone="resnet50",
-    eager=_shapes(32, 64, 256),
-    compiled=_shapes(64, 32, 256),
-    profiled=Shape(64, 384, 128),
-    hosted=_shapes(32, 128, 4, 64, 16),  # most telling first
+    steps_of=(*(Shape(batch, 384, 128) for batch in (32, 128, 64, 256)),
+              *(Shape(batch, 256, 128) for batch in (64, 256))),
     goal=Shape(256, 384, 128),
     num_ids=751,
     num_clusters=700,
     steps=10,
     rounds=5,
     check=Shape(16, 256, 128),
-    check_points=(6000, 2048),
     points=((12_936, 2048), (32_621, 2048)),
     queries=11_659,
     gallery=82_161,
     dim=2048,
     matmul=8192,
-    copy_bytes=1 << 31,
-)
+)  # fmt: skip
 _TINY = Shape(4, 64, 64)
 QUICK = Sizes(
     backbone="resnet18",
-    eager=(_TINY,),
-    compiled=(),  # section checks compiles a step
-    profiled=_TINY,
-    hosted=(_TINY,),
+    steps_of=(_TINY,),
     goal=_TINY,
     num_ids=20,
     num_clusters=30,
     steps=1,
     rounds=1,
     check=_TINY,
-    check_points=(500, 32),
     points=((800, 32),),
     queries=60,
     gallery=600,
     dim=32,
     matmul=256,
-    copy_bytes=1 << 22,
 )
 
 
@@ -110,7 +89,7 @@ class Bench:
         # With --json, the object alone is the result.
         self._progress: TextIO = sys.stderr if given.json else given.results
         self.begin(0)
-        self._rates: tuple[float, float] | None = None
+        self._rate: float | None = None
         # Inductor needs a C++ compiler on CPUs, and minutes; there only the graph is checked.
         self.compiler = "inductor" if self.on_gpu else "aot_eager"
 
@@ -203,16 +182,13 @@ class Bench:
         function()
         return (torch.cuda.max_memory_allocated() - before) / 1e9
 
-    def rates(self) -> tuple[float, float]:
-        """Measured once: bytes per second of a copy (read and written), bf16 FLOP per second."""
-        if self._rates is None:
-            source = torch.empty(self.sizes.copy_bytes, dtype=torch.uint8, device=self.device)
-            target = torch.empty_like(source)
-            square = torch.randn(2, self.sizes.matmul, self.sizes.matmul, device=self.device)
-            left, right = square.bfloat16()
-            took = self.seconds({"copy": lambda: target.copy_(source), "mm": lambda: left @ right})
-            self._rates = 2 * len(source) / took["copy"], 2 * self.sizes.matmul**3 / took["mm"]
-        return self._rates
+    def product_rate(self) -> float:
+        """Floating-point operations per second of a large bf16 product, measured once."""
+        if self._rate is None:
+            size = self.sizes.matmul
+            left, right = torch.randn(2, size, size, device=self.device).bfloat16()
+            self._rate = 2 * size**3 / self.seconds({"mm": lambda: left @ right})["mm"]
+        return self._rate
 
 
 # ---- Drawn data -------------------------------------------------------------------------
@@ -242,34 +218,3 @@ def drawn_features(num: int, dim: int, seed: int = 0) -> Drawn:
         some += 0.3 * rng.standard_normal(some.shape, np.float32)
         some /= np.linalg.norm(some, axis=1, keepdims=True)
     return Drawn(features, pids, camids)
-
-
-def drawn_people(num_ids: int, per_id: int, shape: Shape) -> tuple[Tensor, Tensor]:
-    """uint8 images (N, 3, H, W) that show an identity's coarse pattern under noise, and pids."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(num_ids, 3, 8, 4, generator=generator)
-    patterns = torch.nn.functional.interpolate(coarse, (shape.height, shape.width))
-    pids = torch.arange(num_ids).repeat_interleave(per_id)
-    noise = torch.rand(len(pids), 3, shape.height, shape.width, generator=generator)
-    return ((patterns[pids] + 0.8 * noise) * 140).byte(), pids
-
-
-# ---- Tables -----------------------------------------------------------------------------
-
-
-def table(rows: list[Row]) -> str:
-    """Rows under the union of their keys, numbers with four digits; empty where there is none."""
-    columns = list(
-        dict.fromkeys(key for row in rows for key, value in row.items() if _is_cell(value))
-    )
-    return aligned([columns, *([_cell(row.get(column)) for column in columns] for row in rows)])
-
-
-def _is_cell(value: Any) -> bool:
-    return value is not None and not isinstance(value, dict | list)
-
-
-def _cell(value: Any) -> str:
-    if not _is_cell(value):
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,26 +1,16 @@
-"""Sections of benchmarks/gpu_first.py on the network: training, its parts, extraction.
+"""Sections of benchmarks/gpu_first.py on the network: the step, its kernels, extraction.
 
 DAAL's step is all that a worker does for a batch that is on its device: uint8 images ->
 augmentation, Eq. 4's weights, forward and Eq. 7 through DAAM, backward, finite check, update. The
 baseline's is a bare torchvision ResNet on normalised tensors that are there already:
 forward, cross entropy, backward, fused SGD. Both in bf16 autocast and channels_last.
 
-How floors are counted. FLOPs: those of the products and convolutions of one step of ours, by
-torch's FlopCounterMode. Bytes: each leaf module's result is written and read once forward,
-read once again backward, and its gradient written and read (5 x its bytes); weights and
-optimizer's state in fp32: weight read, bf16 copy written and read twice, gradient written, then
-gradient, weight and momentum read and the latter two written (34 bytes a parameter). BatchNorm's
-second look at its input, attention's elementwise products and the augmentation are left out,
-so that it is a floor for kernels that each do one module's work; a compiler that fuses modules
-may pass below it.
+The host issues a step's kernels one by one. Where that takes longer than the device needs for them,
+a faster device changes nothing, and one CUDA graph of the whole step does.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
-from typing import Any, NamedTuple
-from unittest.mock import patch
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,21 +21,20 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu_support import Bench, Shape, drawn_people
+from benchmarks.gpu_support import Bench, Shape
 from cluster.soft_labels import soft_label_weights
-from daal import losses
 from daal.captured_step import WARM_UP, CapturedStep, CudaGraph
 from daal.config import AugmentConfig, LossConfig, NetworkConfig, OptimConfig
 from daal.data.augment import augment, draw_table, normalise, sample_seeds
-from daal.evaluation import evaluate
 from daal.host_copy import HostCopy
+from daal.losses import LossTerms
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
 from daal.step import TrainBatch, mixed_precision, train_step
 
-PASSES_OF_RESULTS = 5
-BYTES_PER_PARAMETER = 4 + 3 * 2 + 4 + 5 * 4
 OPTIM = OptimConfig()
+OF_BARE, IMAGES_PER_S = 0.85, 3000.0  # of the step, at 384x128 and batch 256
+NEARLY = 0.9  # of the device's time: a host that takes so long holds it up
 
 
 class Pixels(NamedTuple):
@@ -109,25 +98,25 @@ class Ours:
             ),
         )
 
-    def update(self, batch: TrainBatch) -> losses.LossTerms:
+    def update(self, batch: TrainBatch) -> LossTerms:
         terms = self._train(batch)
         self._look_at_the_step_before()
         return terms
 
-    def step(self) -> losses.LossTerms:
+    def step(self) -> LossTerms:
         return self.update(self.batch())
 
-    def step_from_host(self) -> losses.LossTerms:
+    def step_from_host(self) -> LossTerms:
         images_BHWC = self.host_images_BHWC.to(self.device, non_blocking=True)
         return self.update(self.batch(Pixels(images_BHWC, self.pixels.table_BX)))
 
-    def captured(self) -> Callable[[], losses.LossTerms]:
+    def captured(self) -> Callable[[], LossTerms]:
         """`step` as one CUDA graph, which is captured after WARM_UP calls; needs a GPU.
 
         A call raises RuntimeError if it can't be captured.
         """
 
-        def take(parts: Sequence[Pixels]) -> losses.LossTerms:
+        def take(parts: Sequence[Pixels]) -> LossTerms:
             return self._train(self.batch(*parts))
 
         def refuse(error: RuntimeError) -> None:
@@ -135,14 +124,14 @@ class Ours:
 
         replayed = CapturedStep(take, self.device, CudaGraph(), WARM_UP, refuse)
 
-        def step() -> losses.LossTerms:
+        def step() -> LossTerms:
             terms = replayed([self.pixels])
             self._look_at_the_step_before()
             return terms
 
         return step
 
-    def _train(self, batch: TrainBatch) -> losses.LossTerms:
+    def _train(self, batch: TrainBatch) -> LossTerms:
         return train_step(
             self.network, [batch], self.optimizer, LossConfig(), self.diverged, self.agree,
             self.autocast,
@@ -181,111 +170,101 @@ class Bare:
         self.optimizer.step()
 
 
-# ---- Training ---------------------------------------------------------------------------
+def after_its_capture(ours: Ours) -> Callable[[], LossTerms]:
+    """Raises RuntimeError if the step can't be captured."""
+    step = ours.captured()
+    for _ in range(WARM_UP + 1):
+        step()
+    return step
 
 
-def training(bench: Bench) -> None:
-    bandwidth, rate = bench.rates()
-    bench.add("measured copy and bf16 product", gb_per_s=bandwidth / 1e9, tflop_per_s=rate / 1e12)
-    for compiled, shapes in ((False, bench.sizes.eager), (True, bench.sizes.compiled)):
-        for shape in shapes:
-            name = f"training {shape} {'compiled' if compiled else 'eager'}"
-            if bench.is_late(name):
-                continue
-            try:
-                _training(bench, name, shape, compiled)
-            except torch.OutOfMemoryError:
-                bench.add(name, left_out="not enough memory")
-            torch._dynamo.reset()
-            if bench.on_gpu:
-                torch.cuda.empty_cache()
+# ---- Sections ---------------------------------------------------------------------------
 
 
-def _training(bench: Bench, name: str, shape: Shape, compiled: bool) -> None:
-    ours, bare = Ours(bench, shape, compiled=compiled), Bare(bench, shape, compiled)
+def steps(bench: Bench) -> None:
+    for shape in bench.sizes.steps_of:
+        name = f"step {shape}"
+        if bench.is_late(name):
+            continue
+        try:
+            _step(bench, name, shape)
+        except torch.OutOfMemoryError:
+            bench.add(name, left_out="not enough memory")
+        if bench.on_gpu:
+            torch.cuda.empty_cache()
+
+
+def _step(bench: Bench, name: str, shape: Shape) -> None:
+    ours, bare = Ours(bench, shape), Bare(bench, shape)
     took = bench.seconds({"ours": ours.step, "bare": bare.step, "from host": ours.step_from_host})
-    num_bytes, flops = _work(ours) if not compiled else (None, None)
-    bandwidth, rate = bench.rates()
+    clocks = bench.host_and_device(ours.step)
+    graph: dict[str, object] = {"graph": "needs a GPU"}
+    device_ms = clocks["alone_ms"]
+    if bench.on_gpu:
+        try:
+            step = after_its_capture(Ours(bench, shape))
+            # A graph's time is the device's alone.
+            graph = {"graph_ms": (device_ms := bench.host_and_device(step)["steady_ms"])}
+        except RuntimeError as error:
+            graph = {"graph": f"not captured: {error}"[:300]}
+    with FlopCounterMode(display=False) as counter:
+        ours.step()
+    rate = counter.get_total_flops() / took["ours"]
     bench.add(
         name,
         took["ours"] / took["bare"],
         images_per_s=shape.batch / took["ours"],
         bare_images_per_s=shape.batch / took["bare"],
         from_host_images_per_s=shape.batch / took["from host"],
-        ms=1e3 * took["ours"],
-        byte_floor_ms=num_bytes and 1e3 * num_bytes / bandwidth,
-        flop_floor_ms=flops and 1e3 * flops / rate,
+        **clocks,
+        **graph,
+        bound_by="host" if clocks["host_ms"] > NEARLY * device_ms else "device",
+        tflop_per_s=rate / 1e12,
+        of_a_large_product=rate / bench.product_rate(),
         peak_gb=bench.peak_gb(ours.step),
         bare_peak_gb=bench.peak_gb(bare.step),
     )
 
 
-def _work(ours: Ours) -> tuple[int, int]:
-    """Bytes and FLOPs of a step; see the module's docstring."""
-    result_bytes = []
-
-    def count(module: nn.Module, _: Any, out: Any) -> None:
-        if isinstance(out, Tensor):
-            result_bytes.append(out.numel() * out.element_size())
-
-    leaves = [module for module in ours.network.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(count) for module in leaves]
-    with FlopCounterMode(display=False) as counter:
-        ours.step()
-    for hook in hooks:
-        hook.remove()
-    num_parameters = sum(parameter.numel() for parameter in ours.network.parameters())
-    num_bytes = PASSES_OF_RESULTS * sum(result_bytes) + BYTES_PER_PARAMETER * num_parameters
-    return num_bytes, counter.get_total_flops()
-
-
-# ---- Parts ------------------------------------------------------------------------------
-
-
-class Marks:
-    """Points in time on the device's clock, by the name of what ends there."""
-
-    def __init__(self, on_gpu: bool) -> None:
-        self._on_gpu = on_gpu
-        self._points: list[tuple[str, Any]] = []
-
-    def __call__(self, name: str) -> None:
-        point: Any = time.perf_counter()
-        if self._on_gpu:
-            point = torch.cuda.Event(enable_timing=True)
-            point.record()
-        self._points.append((name, point))
-
-    def seconds(self) -> dict[str, float]:
-        """Of all parts of one name together; the first mark is where the clock starts."""
-        total: dict[str, float] = {}
-        for (_, start), (name, end) in pairwise(self._points):
-            took = start.elapsed_time(end) / 1e3 if self._on_gpu else end - start
-            total[name] = total.get(name, 0.0) + took
-        return total
+def goal(bench: Bench) -> None:
+    """The step beside a bare compiled ResNet, most telling ways first."""
+    shape = bench.sizes.goal
+    bare = Bare(bench, shape, compiled=True)
+    for way in ("eager", "captured", "compiled"):
+        name = f"goal {shape} {way}"
+        if bench.is_late(name):
+            continue
+        if way == "captured" and not bench.on_gpu:
+            bench.add(name, left_out="a CUDA graph needs a GPU")
+            continue
+        ours = Ours(bench, shape, compiled=way == "compiled")
+        try:
+            step = after_its_capture(ours) if way == "captured" else ours.step
+            took = bench.seconds({"ours": step, "bare": bare.step})
+        except RuntimeError as error:  # not enough memory, or no capture
+            bench.add(name, left_out=f"{type(error).__name__}: {error}"[:300])
+            continue
+        of_bare, images_per_s = took["bare"] / took["ours"], shape.batch / took["ours"]
+        bench.add(
+            name,
+            took["ours"] / took["bare"],
+            images_per_s=images_per_s,
+            bare_images_per_s=shape.batch / took["bare"],
+            goal=f"{OF_BARE:g} of the bare step's speed and {IMAGES_PER_S:,.0f} images/s",
+            reached=of_bare >= OF_BARE and images_per_s >= IMAGES_PER_S,
+        )
+        del ours, step
+        if bench.on_gpu:
+            torch.cuda.empty_cache()
+    torch._dynamo.reset()
 
 
 def parts(bench: Bench) -> None:
-    """By part, then the 15 kernels (on CPUs: operations) that take most of the device's time."""
-    shape = bench.sizes.profiled
-    ours = Ours(bench, shape)
+    """The 15 kernels (on CPUs: operations) that take most of the device's time."""
+    ours, calls = Ours(bench, bench.sizes.steps_of[0]), bench.sizes.steps
     for _ in range(3):
         ours.step()
     bench.synchronise()
-    marks, calls = Marks(bench.on_gpu), bench.sizes.steps
-    with _marked(ours, marks):
-        marks("start")
-        for _ in range(calls):
-            batch = ours.batch()
-            marks("augmentation and Eq. 4")
-            ours.update(batch)
-            marks("optimizer")
-        bench.synchronise()
-    took = marks.seconds()
-    for name, seconds in took.items():
-        share = seconds / sum(took.values())
-        bench.add(f"{shape}: {name}", ms=1e3 * seconds / calls, share=share)
-
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.on_gpu else [])]
     with profile(activities=activities) as profiler:
         for _ in range(calls):
@@ -306,113 +285,41 @@ def parts(bench: Bench) -> None:
         )  # fmt: skip
 
 
-@contextmanager
-def _marked(ours: Ours, marks: Marks) -> Iterator[None]:
-    """Let the step's own parts mark their ends."""
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: marks(name))
-        for name, module in (
-            ("backbone", ours.network.backbone), ("attention", ours.network.attention),
-        )
-    ]  # fmt: skip
-    total_loss = losses.total_loss
-
-    def marked_loss(*arguments: Any, **weights: Any) -> losses.LossTerms:
-        terms = total_loss(*arguments, **weights)
-        marks("heads and losses")
-        return terms
-
-    ours.agree = lambda flag: marks("backward and finite check")
-    with patch.object(losses, "total_loss", marked_loss):
-        yield
-    ours.agree = lambda flag: None
-    for hook in hooks:
-        hook.remove()
-
-
-# ---- Extraction -------------------------------------------------------------------------
-
-
 def extraction(bench: Bench) -> None:
     """Baseline: the bare ResNet up to its pooled feature, on normalised tensors."""
-    settings = {
-        "bf16": mixed_precision(bench.device, True),
-        "fp32": mixed_precision(bench.device, False),
-    }
-    for shape in bench.sizes.eager:
-        for name, autocast in settings.items():
-            if not bench.is_late(f"extraction {shape} {name}"):
-                _extraction(bench, shape, name, autocast)
-    images_NCHW, pids_N = drawn_people(64, 8, bench.sizes.check)
-    features = {
-        name: _features(bench, images_NCHW.to(bench.device), autocast)
-        for name, autocast in settings.items()
-    }
-    angle_N = 1 - (features["bf16"].double() * features["fp32"].double()).sum(1)
-    between = 1 - (features["fp32"][:-8] * features["fp32"][8:]).sum(1)
-    is_query_N = torch.arange(len(pids_N)) % 8 == 0
-    score = {}
-    for name, features_NC in features.items():
-        query, gallery = (
-            (features_NC[rows], pids_N[rows], torch.full((int(rows.sum()),), camera))
-            for camera, rows in enumerate((is_query_N, ~is_query_N))
-        )
-        score[name] = evaluate(*query, *gallery).map
-    bench.add(
-        "bf16 features: 1 - cosine to fp32's", cosine_loss_mean=float(angle_N.mean()),
-        cosine_loss_max=float(angle_N.max()), between_people=float(between.mean()),
-        map_bf16=score["bf16"], map_fp32=score["fp32"],
-    )  # fmt: skip
-
-
-def _extraction(bench: Bench, shape: Shape, name: str, autocast: torch.autocast) -> None:
-    network = _settled(bench).eval()
-    bare = getattr(torchvision.models, bench.sizes.backbone)()
-    bare.fc = nn.Identity()
-    bare = bare.to(bench.device, memory_format=torch.channels_last).eval()
-    pixels_BHWC = torch.randint(
-        256, (shape.batch, shape.height, shape.width, 3), dtype=torch.uint8, device=bench.device
-    )
-    normal_BCHW = normalise(pixels_BHWC.permute(0, 3, 1, 2))
-
-    @torch.inference_mode()
-    def ours() -> None:
-        with autocast:
-            network.extract(normalise(pixels_BHWC.permute(0, 3, 1, 2)))
-
-    @torch.inference_mode()
-    def theirs() -> None:
-        with autocast:
-            bare(normal_BCHW)
-
-    took = bench.seconds({"ours": ours, "bare": theirs})
-    bench.add(
-        f"extraction {shape} {name}",
-        took["ours"] / took["bare"],
-        images_per_s=shape.batch / took["ours"],
-        bare_images_per_s=shape.batch / took["bare"],
-        ms=1e3 * took["ours"],
-        peak_gb=bench.peak_gb(ours),
-    )
-
-
-def _settled(bench: Bench, images_NCHW: Tensor | None = None) -> DaalNetwork:
-    """A network of random weights, with BatchNorm statistics of these images."""
+    sizes = bench.sizes
     torch.manual_seed(0)
-    network = DaalNetwork(NetworkConfig(backbone=bench.sizes.backbone, weights="none"))
-    network = network.to(bench.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if images_NCHW is not None:
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 1.0
-        with torch.inference_mode():
-            network.train().extract(normalise(images_NCHW[:64]))
-    return network
+    network = DaalNetwork(NetworkConfig(backbone=sizes.backbone, weights="none")).eval()
+    bare = getattr(torchvision.models, sizes.backbone)()
+    bare.fc = nn.Identity()
+    for module in (network, bare.eval()):
+        module.to(bench.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for shape in sizes.steps_of:
+        pixels_BHWC = torch.randint(
+            256, (shape.batch, shape.height, shape.width, 3), dtype=torch.uint8, device=bench.device
+        )
+        normal_BCHW = normalise(pixels_BHWC.permute(0, 3, 1, 2))
+        for precision in ("bf16", "fp32"):
+            name = f"extraction {shape} {precision}"
+            if bench.is_late(name):
+                continue
+            autocast = mixed_precision(bench.device, precision == "bf16")
 
+            @torch.inference_mode()
+            def ours(pixels: Tensor = pixels_BHWC, autocast: torch.autocast = autocast) -> None:
+                with autocast:
+                    network.extract(normalise(pixels.permute(0, 3, 1, 2)))
 
-@torch.inference_mode()
-def _features(bench: Bench, images_NCHW: Tensor, autocast: torch.autocast) -> Tensor:
-    network = _settled(bench, images_NCHW).eval()
-    with autocast:
-        parts = [network.extract(normalise(some)) for some in images_NCHW.split(64)]
-    return torch.cat(parts)
+            @torch.inference_mode()
+            def theirs(images: Tensor = normal_BCHW, autocast: torch.autocast = autocast) -> None:
+                with autocast:
+                    bare(images)
+
+            took = bench.seconds({"ours": ours, "bare": theirs})
+            bench.add(
+                name,
+                took["ours"] / took["bare"],
+                images_per_s=shape.batch / took["ours"],
+                bare_images_per_s=shape.batch / took["bare"],
+                peak_gb=bench.peak_gb(ours),
+            )

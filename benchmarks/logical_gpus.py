@@ -11,14 +11,11 @@ which tasks ran beside them, and how many processes were started after the first
 """
 
 import io
-import logging
 import os
-import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +31,7 @@ from ray.util.state import list_tasks, list_workers
 from rich.console import Console
 
 from benchmarks import small_run
+from benchmarks.ray_nodes import ray_nodes
 from benchmarks.tables import parse, parser_of, tell
 from daal.config import RayConfig
 from daal.drawn.domains import draw_domains
@@ -71,35 +69,14 @@ def main() -> None:
             tell(given, title, rows)
 
 
-@contextmanager
-def cluster_of(layout: str, dashboard: bool) -> Iterator[list[str]]:
-    """Joined; gives the ids of the nodes with GPUs.
-
-    There are more CPUs than GPUs, as on real nodes, so that GPUs limit the workers. Ray's lists of
-    tasks and processes are made by the dashboard.
-    """
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 2, "num_gpus": 0, "object_store_memory": STORE,
-            "include_dashboard": dashboard, "dashboard_host": "127.0.0.1",
-            "dashboard_port": free_port(),
-        },
-    )  # fmt: skip
-    try:
-        nodes = [
-            cluster.add_node(num_cpus=2 * number, num_gpus=number, object_store_memory=STORE)
-            for number in map(int, layout.split("+"))
-        ]
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        yield [node.node_id for node in nodes]
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+def cluster_of(layout: str, dashboard: bool) -> AbstractContextManager[tuple[Cluster, list[str]]]:
+    """A node for each number. There are more CPUs than GPUs, so that GPUs limit the workers."""
+    kinds = [{"num_cpus": 2 * number, "num_gpus": number} for number in map(int, layout.split("+"))]
+    return ray_nodes(kinds, STORE, dashboard)
 
 
 def placement(layout: str) -> dict[str, Any]:
-    with cluster_of(layout, dashboard=False) as nodes:
+    with cluster_of(layout, dashboard=False) as (_, nodes):
         num_gpus = sum(map(int, layout.split("+")))
         config = RayConfig(num_workers=num_gpus, data_cpus=2)
         resources = place(config)
@@ -171,7 +148,10 @@ def one_run(layout: str, images: Path, scratch: Path) -> dict[str, Any]:
             over = time.time()
 
     progress = Progress(record, Console(file=io.StringIO()))
-    with cluster_of(layout, dashboard=True) as nodes, patch.object(workers, "TorchConfig", OnCpus):
+    with (
+        cluster_of(layout, dashboard=True) as (_, nodes),
+        patch.object(workers, "TorchConfig", OnCpus),
+    ):
         started = time.monotonic()
         resources = place(config.ray, config.common_batch)
         run = Adaptation(config, RunFolder(str(out)), resources, progress)
@@ -195,12 +175,6 @@ def one_run(layout: str, images: Path, scratch: Path) -> dict[str, Any]:
         "mAP": summary["adapted"]["map"],
         "seconds": round(time.monotonic() - started, 1),
     }
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -13,14 +13,11 @@ Weights are compared by their bytes.
 
 import hashlib
 import io
-import logging
-import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +30,7 @@ from ray.util.state import list_tasks
 from rich.console import Console
 
 from benchmarks import small_run
+from benchmarks.ray_nodes import ray_nodes
 from benchmarks.tables import parse, parser_of, tell
 from daal.drawn.domains import draw_domains
 from daal.load_config import load_config
@@ -68,15 +66,15 @@ def main() -> None:
         group = [f"ray.num_workers={given.workers}"]
         rows = []
         for number in given.nodes:
-            with nodes(number, given.workers // number) as cluster:
+            with nodes(number, given.workers // number) as (cluster, _):
                 travelled = travel([*world, *group], scratch)
                 row = one_run(f"{number} nodes", cluster, [*world, *group], scratch)
                 rows.append(row | travelled)
         if given.lost:
-            with nodes(2, given.workers // 2) as cluster:
+            with nodes(2, given.workers // 2) as (cluster, _):
                 rows.append(one_run("lost", cluster, [*world, *group], scratch, Loss(cluster)))
         if given.elastic:
-            with nodes(2, 1) as cluster:
+            with nodes(2, 1) as (cluster, _):
                 settings = [
                     *world, "ray.num_workers=2", "ray.min_workers=1",
                     "adapt.epochs=30", "adapt.steps_per_epoch=20",  # not over before it is back
@@ -86,33 +84,15 @@ def main() -> None:
     tell(given, "A run over nodes", rows)
 
 
+def nodes(number: int, workers: int) -> AbstractContextManager[tuple[Cluster, list[str]]]:
+    """Nodes with room for so many workers each."""
+    return ray_nodes(number * [{"num_cpus": CPUS * workers}], STORE)
+
+
 def drawn(folder: Path, num_ids: int) -> list[str]:
     images = folder / f"images-{num_ids}"
     draw_domains(images, num_train_ids=num_ids, num_test_ids=num_ids // 2, size=(64, 32))
     return [f"source.root={images}/source", f"target.root={images}/target"]
-
-
-@contextmanager
-def nodes(number: int, workers: int) -> Iterator[Cluster]:
-    """A head with CPUs for tasks alone, and nodes with room for so many workers each."""
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 2,
-            "object_store_memory": STORE,
-            "include_dashboard": True,
-            "dashboard_host": "127.0.0.1",
-            "dashboard_port": free_port(),
-        },
-    )
-    try:
-        for _ in range(number):
-            cluster.add_node(num_cpus=CPUS * workers, object_store_memory=STORE)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @dataclass
@@ -224,12 +204,6 @@ def one_run(
         "weights": digest(Path(config.out) / "iteration-01/checkpoint/weights.safetensors"),
         "mAP": summary["adapted"]["map"],
     }
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def nodes_of_tasks() -> dict[str, int]:

@@ -39,8 +39,8 @@ def tell(given: argparse.Namespace, title: str, rows: list[dict[str, Any]], **mo
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A column for each key of the first row; other rows may lack some."""
-    columns = list(rows[0])
+    """A column for each key of any row."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     return aligned([columns, *([_text(row.get(key, "")) for key in columns] for row in rows)])
 
 
@@ -60,4 +60,6 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return ""
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -38,6 +38,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marked by what they use, so that `make test` can run them beside the others."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Four logical CPUs and no GPU, whatever the machine has."""
@@ -45,10 +53,9 @@ def ray_cluster() -> Iterator[None]:
 
     import ray
 
-    ray.init(
-        address="local", num_cpus=4, num_gpus=0, include_dashboard=True, dashboard_host="127.0.0.1",
-        logging_level=logging.ERROR, log_to_driver=False,
-    )  # fmt: skip
+    from pipelines.workers.own_ray import start_own_ray
+
+    start_own_ray(4, num_gpus=0, logging_level=logging.ERROR, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -131,6 +131,22 @@ def ray_head(
             head.kill()
 
 
+@contextmanager
+def another_node(head: Head, num_cpus: int = 4) -> Iterator[None]:
+    """A node that joins it, until the block ends."""
+    command = str(Path(sys.executable).with_name("ray")), "start", "--block"
+    node = subprocess.Popen(
+        [*command, f"--num-cpus={num_cpus}", f"--address={head.address}",
+         "--node-ip-address=127.0.0.1"],
+        env=head.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        node.terminate()
+        node.wait()
+
+
 # Node 0 of type ray.head.default, as FakeMultiNodeProvider of Ray expects it.
 HEAD_ID, HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"
 

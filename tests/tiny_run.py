@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daal.config import Config
-from daal.load_config import load_config
+from daal.load_config import apply_overrides, check_config, load_config
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ def tiny(world: Path, out: Path, *settings: str) -> Config:
     return load_config(None, [
         f"source.root={world}/source", f"target.root={world}/target", f"out={out}",
         "input.height=32", "input.width=16", "augment.pad=2", "ray.num_workers=1",
+        "ray.threads_per_worker=1",  # the same bits on clusters that count other CPUs
         "network.backbone=resnet18", "network.weights=none", "network.identity_head=unit",
         "pretrain.epochs=1", "pretrain.batch_source=16", "pretrain.optim.lr_new=0.01",
         "pretrain.optim.lr_backbone=0.01",
@@ -33,3 +34,8 @@ def tiny(world: Path, out: Path, *settings: str) -> Config:
         "cluster.q=3", "cluster.max_cluster_share=1", "cluster.k1=8",
         "mixed_precision=false", *settings,
     ])  # fmt: skip
+
+
+def changed(config: Config, *settings: str) -> Config:
+    """The same run with other settings."""
+    return check_config(apply_overrides(config.model_dump(), list(settings)))

@@ -6,31 +6,15 @@ from bad_input import Case, market, write
 
 from pipelines.tools.shipped import shipped_names
 
-
-def setting(name: str, *overrides: str, says: tuple[str, ...]) -> Case:
-    return Case("Settings", name, lambda: ["config", "show", "demo", *overrides], 2, says)
-
-
 WRONG = [
     # settings, what must be said
     (["cluster.epz=0.4"], ('"cluster.epz" is not a known key', 'did you mean "cluster.eps"?')),
     (["adapt.epoch=3"], ('did you mean "adapt.epochs"?',)),
-    (["zzz=1"], ('"zzz" is not a known key', "daal config show")),
-    (["cluster.eps =0.4"], ('"cluster.eps " is not a known key', "cluster.eps")),
-    (["x" * 5000 + "=1"], ("xxx...", "is not a known key")),
-    (["seed=-1"], ("seed=-1 should be greater than or equal to 0", 'from override "seed=-1"')),
-    (["adapt.epochs=0"], ("adapt.epochs=0 should be greater than 0",)),
-    (["iterations=1001"], ("iterations=1001 should be less than or equal to 1000",)),
-    (["cluster.p=1"], ("cluster.p=1 should be less than 1",)),
-    (["network.backbone=vgg"], ("network.backbone='vgg' should be", "resnet18")),
     (["seed"], ('"seed" is not KEY=VALUE',)),
-    (["=3"], ('"=3" is not KEY=VALUE',)),
     ([".".join("a" * 2000) + "=1"], ("is not KEY=VALUE",)),
     (["seed=one"], ("seed='one' should be a valid integer",)),
     (["seed=true"], ("seed=True should be a number, not true or false",)),
-    (["iterations=yes"], ("iterations=True should be a number",)),
     (["seed.value=1"], ("seed={'value': 1} should be a valid integer",)),
-    (["seed=2020-12-05"], ("seed=datetime.date(2020, 12, 5) should be",)),
     (["seed=010"], ("010 means 8 there; write a plain number",)),
     (["ray.wait_minutes=1:30"], ("1:30 means 90 there; write a plain number",)),
     (["target.root=/data/run #1"], ("has a #, with which YAML begins a comment",)),
@@ -40,11 +24,9 @@ WRONG = [
         ("network.weights=imagenet-v2 needs network.backbone=resnet50",),
     ),
     (["seed=" + "9" * 5000], ("seed=999", "is not valid YAML (Exceeds the limit")),
-    (["seed=0x" + "f" * 5000], ("seed=(a huge number) should be less than",)),
     (["cluster.p=.nan"], ("cluster.p=nan should be a finite number",)),
     (["flip_test=maybe"], ("flip_test='maybe' should be a valid boolean",)),
     (["network.weights=no"], ("network.weights=False should be a valid string",)),
-    (["out="], ("out=None should be a valid string",)),
     (["out=''"], ("out='' should have at least 1 character",)),
     (
         ["cluster=3"],
@@ -61,7 +43,6 @@ WRONG = [
     (["seed=[1"], ('the value of "seed=[1" is not valid YAML', "line 1, column")),
     (["seed={a: 1, a: 2}"], ("the key 'a' is there twice",)),
     (["seed=" + "[" * 5000], ("nested too deeply",)),
-    (["seed=&a [*a]"], ("the reference *a isn't followed",)),
     (["seed=!!python/object/apply:os.mkdir [made]"], ("constructor for the tag", "os.mkdir")),
     (["seed=\x1b[31m1"], ("the value of", r"\x1b[31m1", "special characters")),
     (["seed=\udcff"], ("the value of", r"\udcff", "special characters")),
@@ -76,7 +57,6 @@ CONTRADICTIONS = [
      ("adapt.batch_target=32 is not divisible by adapt.images_per_id=4 x accumulate=16",)),
     (["adapt.images_per_id=4", "accumulate=8", "ray.num_workers=1", "loss.triplet_weight=1"],
      ("needs two identities in each part of a batch: adapt.batch_target=32",)),
-    (["adapt.images_per_id=5"], ("adapt.batch_target=32 is not divisible by adapt.images_per_id",)),
     (["adapt.batch_source=0", "adapt.batch_target=0"], ("are both 0; set one of them above 0",)),
     (["network.ibn=a", "network.weights=imagenet", "network.frozen_stages=3"],
      ("needs network.weights=FILE of a ResNet-IBN",)),
@@ -106,27 +86,13 @@ RECIPES = [
     ("unknown key", b"clutser: {eps: 0.4}\n", ('"clutser" is not a known key', "mine.yaml")),
     ("key with its section in front", b"cluster.eps: 0.4\n", ("in its section, cluster: {eps",)),
     ("wrong type", b"cluster: {k1: many}\n", ("cluster.k1='many' should", "from mine.yaml")),
-    ("out of range", b"cluster: {eps: 2}\n", ("cluster.eps=2 should be less than 1", "mine.yaml")),
-    ("section that is a number", b"cluster: 3\n", ("cluster=3 should be a section", "mine.yaml")),
     ("number as a key", b"1: 2\n", ('"1" should be a name', "mine.yaml")),
     ("list", b"- 1\n- 2\n", ("recipe mine.yaml must hold keys and values", "list")),
-    ("text", b"just words\n", ("recipe mine.yaml must hold keys and values", "str")),
     ("open bracket", b"seed: [1\n", ("recipe mine.yaml is not valid YAML", "line 2")),
-    ("tab as indent", b"cluster:\n\teps: 0.4\n", ("recipe mine.yaml is not valid YAML", "line 2")),
-    ("open quote", b'out: "runs\n', ("recipe mine.yaml is not valid YAML",)),
     ("colon too many", b"seed: 1: 2\n", ("recipe mine.yaml is not valid YAML", "line 1")),
-    ("two documents", b"seed: 1\n---\nseed: 2\n", ("recipe mine.yaml is not valid YAML",)),
     ("the same key twice", b"seed: 1\nseed: 2\n", ("'seed' is there twice", "line 2")),
-    ("list as a key", b"{[a]: 1}\n", ("recipe mine.yaml is not valid YAML", "unhashable")),
-    ("impossible date", b"seed: 2020-13-45\n", ("recipe mine.yaml is not valid YAML", "month")),
     ("python/object/apply", b"seed: !!python/object/apply:os.mkdir [made]\n",
-     ("recipe mine.yaml", "os.mkdir' in line 1")),
-    ("python/object/new", b"seed: !!python/object/new:os.mkdir [made]\n",
-     ("constructor for the tag",)),
-    ("python/module", b"a: !!python/module:antigravity ''\n", ("constructor for the tag",)),
-    ("python/tuple", b"seed: !!python/tuple [1]\n", ("constructor for the tag",)),
-    ("tag of one's own", b"seed: !mine 1\n", ("constructor for the tag '!mine'",)),
-    ("reference to itself", b"seed: &a [*a]\n", ("the reference *a isn't followed",)),
+     ("recipe mine.yaml", "os.mkdir isn't read in line 1")),
     ("a billion laughs", b"a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + b"".join(
         f"{chr(n + 1)}: &{chr(n + 1)} [{', '.join(9 * [f'*{chr(n)}'])}]\n".encode()
         for n in range(ord("a"), ord("z"))
@@ -134,9 +100,7 @@ RECIPES = [
     ("nested 20,000 deep", b"seed: " + b"[" * 20_000, ("recipe mine.yaml is nested too deeply",)),
     ("200 kB", b"# words\n" * 25_000, ("recipe mine.yaml has 200,000 bytes",)),
     ("Latin-1", "out: M\u00fcller\n".encode("latin-1"), ("isn't UTF-8 text (byte 6)",)),
-    ("UTF-16", "seed: 1\n".encode("utf-16"), ("mine.yaml isn't UTF-8 text (byte 0)",)),
     ("an image", b"\xff\xd8\xff\xe0" + bytes(200), ("mine.yaml isn't UTF-8 text",)),
-    ("zero bytes", bytes(100), ("recipe mine.yaml is not valid YAML", "#x0000")),
 ]  # fmt: skip
 
 
@@ -152,16 +116,6 @@ def pipe() -> list[str]:
     return ["adapt", "mine.yaml", "--dry-run"]
 
 
-def folder() -> list[str]:
-    os.mkdir("mine.yaml")
-    return ["validate", "mine.yaml"]
-
-
-def loop() -> list[str]:
-    os.symlink("mine.yaml", "mine.yaml")
-    return ["config", "show", "mine.yaml"]
-
-
 def out_is_file() -> list[str]:
     write("runs", "a file")
     return ["adapt", "demo", f"source.root={market('source')}", f"target.root={market('target')}",
@@ -175,11 +129,7 @@ FILES = [
          ('there is no recipe "nonsense"', ", ".join(shipped_names()))),
     Case("Recipes", "name too long for a disk", lambda: ["config", "show", "x" * 300], 2,
          ('there is no recipe "xxx',)),
-    Case("Recipes", "path too long for a disk", lambda: ["config", "show", "x" * 300 + ".yaml"], 2,
-         ("recipe xxx",)),
-    Case("Recipes", "folder", folder, 2, ("recipe mine.yaml can't be read: it isn't a file",)),
     Case("Recipes", "pipe", pipe, 2, ("recipe mine.yaml can't be read: it isn't a file",)),
-    Case("Recipes", "link to itself", loop, 2, ("recipe mine.yaml can't be read",)),
     Case("Recipes", "out= with one slash", lambda: ["validate", "demo", "out=s3:/bucket/run"], 2,
          ("out=s3:/bucket/run has one slash after its scheme; write out=s3://bucket/run",)),
     Case("Recipes", "out= inside a file", out_is_file, 2,
@@ -192,11 +142,13 @@ def short(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}... ({len(text):,} characters)"
 
 
+def setting(overrides: list[str], says: tuple[str, ...]) -> Case:
+    name = short(" ".join(overrides))
+    return Case("Settings", name, lambda: ["config", "show", "demo", *overrides], 2, says)
+
+
 CASES = [
     *(recipe(*row) for row in RECIPES),
     *FILES,
-    *(
-        setting(short(" ".join(overrides)), *overrides, says=says)
-        for overrides, says in [*WRONG, *CONTRADICTIONS]
-    ),
+    *(setting(overrides, says) for overrides, says in [*WRONG, *CONTRADICTIONS]),
 ]

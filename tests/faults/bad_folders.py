@@ -7,8 +7,6 @@ from pathlib import Path
 
 from bad_input import PICTURE, Case, market, validate, write
 
-LAYOUTS = ("market1501", "dukemtmc", "msmt17", "folder")
-
 MSMT17 = {
     "list_train.txt": [f"{pid:04}/{pid:04}_{n:03}_0{n}_0303morning_0008_0.jpg {pid}"
                        for pid in range(4) for n in (1, 2, 3)],
@@ -148,25 +146,13 @@ def roots() -> list[Case]:
 
     return [
         Case("Folders", "the same root twice", the_same, 0, ("are the same folder", "target.root")),
-        root("root not given", "target.root=''", lambda: None, "target.root is not set"),
         root("root absent", "target.root=nowhere", lambda: None, "root nowhere isn't a folder"),
-        root("root a file", "target.root=file", lambda: write("file"), "root file isn't a folder"),
-        root("root a broken link", "target.root=link", lambda: os.symlink("gone", "link"),
-             "root link isn't a folder"),
-        root("root too long for a disk", f"target.root={'x' * 300}", lambda: None,
-             "xxx isn't a folder"),
         root("root with a newline and colours", 'target.root="no\\n\\e[31mwhere"', lambda: None,
              "root no\\n\\x1b[31mwhere isn't a folder"),
-        root("root empty", "target.root=empty", lambda: os.mkdir("empty"),
-             "empty/bounding_box_train is missing, which every data set needs"),
         Case("Folders", "source not given", lambda: ["validate", "demo"], 3,
              ("source.root is not set", "source.root=DIR")),
-        Case("Folders", "the Web", lambda: ["validate", "demo", "source.root=https://example.org"],
-             3, ("https://example.org is a URI, and images are read from folders only; copy",)),
         *(root(f"root {uri}", f"target.root={uri}", lambda: None, f"{uri} is a URI")
-          for uri in ("s3://b/m", "gs://b/m", "hf://datasets/a/b", "file:///data/m")),
-        root("root with a space at its end", "target.root='data '", lambda: os.mkdir("data"),
-             "'data ' (a space begins or ends it) isn't a folder"),
+          for uri in ("s3://b/m", "file:///data/m")),
         root("root an archive", "target.root=m.tar", lambda: write("m.tar"),
              "m.tar isn't a folder", "unpacked"),
         Case("Folders", "the training folder of the target as source", a_part_of_it, 0,
@@ -176,77 +162,57 @@ def roots() -> list[Case]:
 
 def missing() -> list[Case]:
     """A split's folder or list absent, empty, or a file."""
-    cases = []
-    folders = {
-        "market1501": ("bounding_box_train", "query", "bounding_box_test"),
-        "dukemtmc": ("bounding_box_train", "query", "bounding_box_test"),
-        "folder": ("train", "query", "gallery"),
-    }
-    for layout, names in folders.items():
-        for name in names:
-            if layout == "dukemtmc" and name != "bounding_box_train":
-                continue
-            says = f"target/{name} is missing"
-            cases.append(case(f"no {name}", remove(name), says, layout=layout))
-            says = f"target/{name} holds no images; unpack"
-            cases.append(case(f"{name} empty", emptied(name), says, layout=layout))
 
-            def file_instead(name: str = name) -> None:
-                remove(name)()
-                write(f"target/{name}")
+    def a_file() -> None:
+        remove("query")()
+        write("target/query")
 
-            says = f"target/{name} can't be read (Not a directory)"
-            cases.append(case(f"{name} a file", file_instead, says, layout=layout))
-    for name in MSMT17:
-        cases.append(case(f"no {name}", remove(name), f"target/{name} is missing", layout="msmt17"))
-    return cases
+    return [
+        *(case(f"no {name}", remove(name), f"target/{name} is missing")
+          for name in ("bounding_box_train", "query", "bounding_box_test")),
+        *(case(f"no {name}", remove(name), f"target/{name} is missing", layout="folder")
+          for name in ("train", "query", "gallery")),
+        *(case(f"no {name}", remove(name), f"target/{name} is missing", layout="msmt17")
+          for name in MSMT17),
+        case("query empty", emptied("query"), "target/query holds no images; unpack"),
+        case("query a file", a_file, "target/query can't be read (Not a directory)"),
+    ]  # fmt: skip
 
 
 def other_layouts() -> list[Case]:
     """A data set given as another."""
     said = {
-        "market1501": "bounding_box_train is missing",
-        "dukemtmc": "bounding_box_train is missing",
-        "msmt17": "has neither train nor mask_train_v2",
-        "folder": "train is missing",
-    }
-    said_of = {
         ("market1501", "dukemtmc"): "can't be read as dukemtmc names",
+        ("market1501", "msmt17"): "has neither train nor mask_train_v2",
+        ("market1501", "folder"): "train is missing",
+        ("msmt17", "market1501"): "bounding_box_train is missing",
         ("msmt17", "folder"): "train holds no images",
         ("folder", "msmt17"): "list_train.txt is missing",
-        ("market1501", "folder"): "train is missing",
     }
-    cases = []
-    for layout in ("market1501", "msmt17", "folder"):
-        for given in LAYOUTS:
-            if layout == given:
-                continue
 
-            def make(layout: str = layout, given: str = given) -> list[str]:
-                market("source")
-                WORLDS[layout]("target")
-                return validate(f"target.layout={given}")
+    def given_as(layout: str, given: str) -> Callable[[], list[str]]:
+        def make() -> list[str]:
+            market("source")
+            WORLDS[layout]("target")
+            return validate(f"target.layout={given}")
 
-            says = said_of.get((layout, given), said[given])
-            cases.append(Case("Folders", f"{layout} given as {given}", make, 3, (says, "target")))
-    return cases
+        return make
+
+    return [
+        Case("Folders", f"{layout} given as {given}", given_as(layout, given), 3, (says, "target"))
+        for (layout, given), says in said.items()
+    ]
 
 
 def names() -> list[Case]:
     """Files whose names can't be understood."""
     bad = {
         "holiday.jpg": "'bounding_box_train/holiday.jpg'",
-        "0001_c1.jpg": "'bounding_box_train/0001_c1.jpg'",
-        "-3_c1s1_000001_00.jpg": "'bounding_box_train/-3_c1s1_000001_00.jpg'",
-        "12345678901_c1s1_000001_00.jpg": "12345678901_c1s1",
     }
     characters = {
-        "0001_c1s1_0\n1_00.jpg": r"\n",
-        "0001_c1s1_\x1b[31m_00.jpg": r"\x1b",
-        "0001_c1s1_000001_00\u202egpj.jpg": r"\u202e",
         "0001_c1s1_000001_\udcff.jpg": r"\udcff",
     }
-    accepted = ("at 3.04\u202fPM", "a\u3000b", "\U0001f468\u200d\U0001f469", "\u200eltr", "\xa0")
+    accepted = ("at 3.04\u202fPM", "\U0001f468\u200d\U0001f469")
     return [
         *(case(f"file {name!a}", add(f"bounding_box_train/{name}"), "In target, 1 files", shown,
                "can't be read as market1501 names")
@@ -262,12 +228,8 @@ def names() -> list[Case]:
 def lists() -> list[Case]:
     """MSMT17's lists."""
     lines = {
-        "a path without a pid": ("0003/x.jpg", "Line 2 of target/list_query.txt"),
-        "a pid that is none": ("0003/x.jpg three", "Line 2 of target/list_query.txt"),
         "a negative pid": ("0003/x.jpg -1", "Line 2 of target/list_query.txt"),
-        "a file that isn't there": ("0003/0003_008_05_gone_0001_0.jpg 3", "which aren't there"),
         "a path upwards": ("../train/0000/0000_001_01_0303morning_0008_0.jpg 3", "aren't there"),
-        "an absolute path": ("/etc/hostname 3", "'test//etc/hostname'), which aren't there"),
         "a file twice": (MSMT17["list_query.txt"][0], "names '0003/0003_002_05_0303evening"),
     }
     cases = [
@@ -278,8 +240,6 @@ def lists() -> list[Case]:
         *cases,
         case("list empty", add("list_gallery.txt", ""), "list_gallery.txt in target list no images",
              layout="msmt17"),
-        case("list not text", add("list_train.txt", b"\xff\xfe\0\0"),
-             "target/list_train.txt can't be read as text", layout="msmt17"),
         case("both versions", lambda: os.mkdir("target/mask_train_v2"), "has both versions'",
              layout="msmt17"),
         case("list a link out of the root",
@@ -294,22 +254,10 @@ def links() -> list[Case]:
     return [
         case("link out of the root", linked(name, "../../outside/0005_c1s1_000005_00.jpg"),
              f"target/{name} {out}"),
-        case("link to an absolute path", linked(name, "/etc/passwd"), f"target/{name} {out}"),
-        case("link to a device", linked(name, "/dev/zero"), f"target/{name} {out}"),
-        case("link into a folder with the root's name in front",
-             linked(name, "../../target-2/0005.jpg"), f"target/{name} {out}"),
-        case("split folder a link out of the root", linked("query", "../outside"),
-             f"target/query {out}"),
-        case("link inside the root", linked(name, "0001_c1s1_000001_00.jpg"), code=0),
         case("broken link", linked(name, "gone.jpg"), "target/bounding_box_train has a broken link",
              "'0005_c1s1_000005_00.jpg'"),
-        case("link to itself", linked(name, "0005_c1s1_000005_00.jpg"), "has a broken link"),
-        case("folder with an image's name", lambda: os.mkdir(f"target/{name}"),
-             "'0005_c1s1_000005_00.jpg', which is no file"),
         case("pipe with an image's name", lambda: os.mkfifo(f"target/{name}"),
              "'0005_c1s1_000005_00.jpg', which is no file"),
-        case("root a link",
-             lambda: (os.rename("target", "elsewhere"), os.symlink("elsewhere", "target")), code=0),
     ]  # fmt: skip
 
 
@@ -319,13 +267,10 @@ def people() -> list[Case]:
     return [
         case("test people also in train", add("bounding_box_train/0007_c1s1_000001_00.jpg"),
              "target: 1 of 2 people in query are also in train (e.g. pid 7)", code=0),
-        case("the same pids in train and test", lambda: None, code=0, layout="msmt17"),
         case("query without a match", remove("bounding_box_test/0007_c2s1_000007_01.jpg"),
              "target: 1 of 2 queries have no match from another camera", code=0),
         case("gallery of other people", lambda: (emptied("bounding_box_test")(),
              add("bounding_box_test/0099_c1s1_000001_00.jpg")()), no_match),
-        case("gallery of junk alone", lambda: (emptied("bounding_box_test")(),
-             add("bounding_box_test/-1_c1s1_000001_00.jpg")()), no_match),
         case("one camera only", everyone_by_camera_one, "are by camera 1",
              "another camera's number"),
         case("query and gallery exchanged", exchanged,
@@ -335,43 +280,21 @@ def people() -> list[Case]:
              "target: images right in target are not read",
              "target: images in 'test', 'val' of target are not read", code=0,
              layout="folder"),
-        case("Market-1501's own boxes beside", add("gt_bbox/0001_c1s1_000001_00.jpg"), code=0),
         case("times of day for cameras", lambda: (emptied("train")(), [
                  add(f"train/20240131_{153000 + n}_{n}.jpg")() for n in range(24)]),
              "target: the pids of most training images look like dates",
              "target: there are 24 cameras for 24 training images",
              "target: cluster.camera_norm=true takes no camera's mean out", code=0,
              layout="folder", settings=("cluster.camera_norm=true", "supervised_bound=false")),
-        case("query of unknown pid", add("query/-_1_b.jpg"), "query images of unknown pid",
-             layout="folder"),
         case("one training image", train_of("0001_c1s1_000001_00.jpg"),
              "There is 1 training image in target, and pseudo-labels need at least 2"),
-        case("five training images",
-             train_of(*(f"0001_c{c}s1_000001_00.jpg" for c in (1, 2, 3, 4, 5))),
-             "target: 5 training images hardly make cluster.min_clusters=2", code=0),
-        case("one training image left", lambda: None, "There is 1 training image in target",
-             settings=("max_train_images=1",)),
         case("no known pid, and the bound wanted",
              lambda: [os.rename(file, file.with_name(f"-_{n}_a.jpg"))
                       for n, file in enumerate(sorted(Path("target/train").iterdir()))],
              "supervised_bound=true needs the target's identities", layout="folder"),
-        case("files that aren't images by their names",
-             lambda: (add("bounding_box_train/notes.txt", "words")(), add("query/a.gif")(),
-                      add("query/Thumbs.db")()),
-             "target: 2 files or folders in target are passed over",
-             "'bounding_box_train/notes.txt'", code=0),
-        case("images in folders of their own", renamed("train", "query/people"),
-             "target/train is missing", layout="folder"),
         case("a folder of images among images", add("train/0009/9_1_a.jpg"),
              "target: 1 files or folders in target are passed over, e.g. 'train/0009'",
              code=0, layout="folder"),
-        case("sources of one person", lambda: (shutil.rmtree("source"), os.mkdir("source"),
-             write("source/bounding_box_train/0001_c1s1_000001_00.jpg"),
-             write("source/bounding_box_train/0001_c2s1_000001_00.jpg")),
-             "source: all training images in source are of one person", code=0),
-        case("source of unknown people", lambda: (shutil.rmtree("source"),
-             write("source/-_1_a.jpg"), write("source/-_2_a.jpg")),
-             "No training image in source has a known pid", settings=("source.layout=folder",)),
         case("a source that is needed and isn't there", lambda: None,
              "cluster.source_weight above 0 needs a source",
              settings=("source.root=''", "adapt.batch_source=0", "cluster.source_weight=0.1")),

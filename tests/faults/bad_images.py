@@ -9,7 +9,7 @@ import numpy as np
 from bad_input import PICTURE, VICTIM, Case, encoded, market, picture, validate, write
 from PIL import Image
 
-FORMATS = {"JPEG": 12, "PNG": 8, "BMP": 4, "WEBP": 4, "TIFF": 4}  # and how often each is cut
+FORMATS = {"JPEG": 4, "PNG": 3, "BMP": 1, "WEBP": 1, "TIFF": 1}  # and how often each is cut
 
 # Whatever the reason, this is in front of it: 1 of 18 images is more than 5 %.
 TOO_MANY = "1 of 18 images looked at (18 in all) in target can't be used"
@@ -43,15 +43,10 @@ def cut() -> list[Case]:
 
 
 def damaged() -> list[Case]:
-    """A run of bytes in the image's middle overwritten: only what Pillow notices is listed."""
-    rng = np.random.default_rng(1)
-    cases = []
-    for format in ("PNG", "PNG", "PNG", "PNG"):
-        data = bytearray(encoded(picture(2, 64, 32), format))
-        at = int(rng.integers(len(data) // 3, 2 * len(data) // 3))
-        data[at : at + 16] = rng.bytes(16)
-        cases.append(image(f"{format} overwritten at byte {at:,}", bytes(data), "damaged: 1"))
-    return cases
+    """Bytes in the image's middle overwritten: only what Pillow notices is listed."""
+    data = bytearray(encoded(picture(2, 64, 32), "PNG"))
+    data[2000:2016] = np.random.default_rng(1).bytes(16)
+    return [image("PNG overwritten in the middle", bytes(data), "damaged: 1")]
 
 
 def bomb() -> bytes:
@@ -100,21 +95,12 @@ def among_thousands() -> None:
 OTHER = [
     # name, bytes, reason
     ("empty file", b"", "the file is empty: 1"),
-    ("one byte", b"\xff", "not a readable image"),
-    ("text named .jpg", b"just words\n" * 20, "not a readable image"),
     ("HTML named .jpg", b"<!doctype html><title>404</title>", "not a readable image"),
-    ("zeros", bytes(5000), "not a readable image"),
     ("a pickle named .jpg", b"cos\nmkdir\n(S'made'\ntR.", "not a readable image"),
-    ("GIF named .jpg", encoded(picture(), "GIF"), "not a readable image"),
     ("EPS named .jpg, which Pillow gives to Ghostscript", encoded(picture(), "EPS"),
      "not a readable image"),
-    ("SVG named .jpg", b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not a readable image"),
-    ("ICO named .jpg", encoded(picture(), "ICO"), "not a readable image"),
-    ("PPM named .jpg", encoded(picture(), "PPM"), "not a readable image"),
     ("JPEG header alone", PICTURE[:20], "not a readable image"),
     ("JPEG without its last lines", CUT_OFF, "the image data is cut off"),
-    ("JPEG behind a line of text", b"Content-Type: image/jpeg\n\n" + PICTURE,
-     "not a readable image"),
     ("PNG of 3,600 million pixels by its header", bomb(), "million are allowed"),
     ("PNG of 67 million and some pixels", encoded(Image.new("1", (8200, 8200)), "PNG"),
      "the image has 67.2 million pixels where 67.1 million are allowed"),
@@ -124,16 +110,11 @@ OTHER = [
 
 READ = [
     ("CMYK JPEG", encoded(picture().convert("CMYK"))),
-    ("grey JPEG", encoded(picture().convert("L"))),
     ("palette PNG named .jpg", encoded(picture().convert("P"), "PNG")),
-    ("16-bit grey PNG", encoded(Image.fromarray(np.full((32, 16), 60_000, np.uint16)), "PNG")),
     ("PNG with transparency", encoded(picture().convert("RGBA"), "PNG")),
-    ("black and white PNG", encoded(picture().convert("1"), "PNG")),
-    ("WEBP named .jpg", encoded(picture(), "WEBP")),
     ("JPEG turned by EXIF", upside_down()),
     ("JPEG with damaged EXIF", encoded(picture(), exif=b"Exif\0\0no TIFF")),
     ("JPEG with bytes behind its end", PICTURE + b"more"),
-    ("one pixel", encoded(picture(0, 1, 1))),
     ("4,000 x 2,000 pixels", encoded(Image.new("RGB", (2000, 4000)))),
 ]
 
@@ -148,14 +129,8 @@ CASES = [
          spoiled(lambda: many(1, b"no image"), "max_bad_share=0.1"), 0,
          ("target: not a readable image (JPEG, PNG, BMP, WEBP, TIFF): 1 (e.g. 'bounding_box_test/",
           "of 18 images looked at (18 in all); left out of the run unless they are repaired")),
-    Case("Images", "two kinds, 20 % allowed",
-         spoiled(lambda: (many(2, b"no image"), many(1, b"")), "max_bad_share=0.2"), 0,
-         ("the file is empty: 1", "not a readable image", "left out of the run")),
     Case("Images", "all of them", spoiled(lambda: many(18, b"no image")), 3,
          ("18 of 18 images looked at",)),
-    Case("Images", "one of 18, none allowed",
-         spoiled(lambda: many(1, PICTURE[:300]), "max_bad_share=0"), 3,
-         ("max_bad_share=0 may be",)),
     Case("Images", "150 of 1,501 more, which are only sampled", spoiled(among_thousands), 3,
          ("of 512 images looked at (1,519 in all)", "the image data is cut off")),
     Case("Images", "the same, 9 % allowed",
@@ -163,7 +138,4 @@ CASES = [
          ("of 512 images looked at (1,519 in all)", "If the others are like these, the run will")),
     Case("Images", "in the source's gallery, which no run reads",
          spoiled(lambda: write("source/query/0007_c1s1_000007_00.jpg", b"")), 0, ()),
-    Case("Images", "in the source's training images",
-         spoiled(lambda: write("source/bounding_box_train/0001_c1s1_000001_00.jpg", b"")), 3,
-         ("max_bad_share=0.05", "1 of 12 images looked at (12 in all) in source")),
 ]  # fmt: skip

@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import shutil
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import torchvision
-from bad_input import PICTURE, Case, market, validate, write
+from bad_input import Case, market, validate, write
 from torch import Tensor
 
 from daal import checkpoint
@@ -91,50 +90,27 @@ def sparse() -> bytes:
 
 SAFE = [
     ("empty file", b"", "isn't a whole safetensors file"),
-    ("text", b"weights\n", "isn't a whole safetensors file"),
-    ("an image", PICTURE, "isn't a whole safetensors file"),
     ("a pickle", pickle.dumps(MakesAFolder()), "isn't a whole safetensors file"),
-    ("a header of 2^60 bytes", header(entry(), 1 << 60), "isn't a whole safetensors file"),
-    ("a header that isn't JSON", b"\x08\0\0\0\0\0\0\0notjson!", "isn't a whole safetensors"),
     ("offsets beyond the file", header(entry(data_offsets=[0, 1 << 40], shape=[1 << 38])),
      "isn't a whole safetensors file"),
     ("offsets that overlap", header(entry() | {"bn1.bias": {"dtype": "F32", "shape": [4],
      "data_offsets": [8, 24]}}), "isn't a whole safetensors file"),
-    ("a shape unlike its bytes", header(entry(shape=[5])), "isn't a whole safetensors file"),
-    ("an unknown type", header(entry(dtype="F99")), "isn't a whole safetensors file"),
-    ("no tensor at all", tensors({}), "has no conv1.weight"),
     ("another network's names", tensors({"encoder.weight": torch.ones(3)}),
      "a tensor named 'encoder.weight', which no torchvision ResNet has"),
     ("names with a prefix", tensors({f"module.{k}": t for k, t in small().items()}),
      "a tensor named 'module.conv1.weight'"),
-    ("a name with a newline", tensors(small() | {"layer1\n.0": torch.ones(1)}),
-     r"a tensor named 'layer1\n.0'"),
-    ("conv1 alone", tensors(small()), "does not hold a resnet18: bn1.weight is missing"),
-    ("conv1 of another shape", tensors({"conv1.weight": torch.ones(32, 3, 3, 3)}),
-     "does not hold a resnet18: conv1.weight is missing or of another shape"),
 ]  # fmt: skip
 
 PICKLED: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("empty file", b"", "was refused because it is damaged"),
-    ("text", b"weights\n", "was refused because it is damaged"),
-    ("an image", PICTURE, "was refused because it is damaged"),
     ("a pickle that makes a folder", pickle.dumps(MakesAFolder()), "or holds more than tensors"),
     ("torch's file of such a pickle", partial(pth, {"a": MakesAFolder()}),
-     "or holds more than tensors"),
-    ("torch's older file of such a pickle", partial(pth, {"a": MakesAFolder()}, legacy=True),
      "or holds more than tensors"),
     ("a whole module", lambda: pth(torch.nn.Linear(2, 2)), "or holds more than tensors"),
     ("a state_dict inside another", lambda: pth({"state_dict": small(), "epoch": 3}),
      "isn't a flat dictionary of tensors"),
-    ("a list of tensors", lambda: pth([torch.ones(2)]), "isn't a flat dictionary of tensors"),
-    ("one tensor", lambda: pth(torch.ones(2)), "isn't a flat dictionary of tensors"),
-    ("numbers for tensors", lambda: pth({"conv1.weight": 1.0}), "isn't a flat dictionary"),
-    ("numbers for names", lambda: pth({1: torch.ones(2)}), "isn't a flat dictionary"),
     ("a sparse tensor", sparse, "isn't a flat dictionary of tensors"),
-    ("names with a prefix", lambda: pth({"backbone.conv1.weight": torch.ones(2)}),
-     "a tensor named 'backbone.conv1.weight'"),
     ("cut off in the middle", lambda: pth(small())[:20_000], "was refused because it is damaged"),
-    ("cut off at its end", lambda: pth(small())[:-30], "was refused because it is damaged"),
 ]  # fmt: skip
 
 
@@ -143,21 +119,16 @@ def truncated() -> list[Case]:
     return [
         weights(f".safetensors: cut off at byte {at:,}", "w.safetensors", whole[:at],
                 "isn't a whole safetensors file")
-        for at in (5, 8, 30, 1000, len(whole) - 1)
+        for at in (5, 1000, len(whole) - 1)
     ]  # fmt: skip
 
 
 def whole_networks() -> list[Case]:
     nan = torch.full((64,), float("nan"))
     return [
-        weights("ResNet-34 for a ResNet-50", "w.safetensors", lambda: tensors(backbone("resnet34")),
-                "does not hold a resnet50", settings=("network.backbone=resnet50",)),
         weights("ResNet-18 for a ResNet-34", "w.pth", lambda: pth(backbone()),
                 "does not hold a resnet34: layer1.2.conv1.weight is missing",
                 settings=("network.backbone=resnet34",)),
-        weights("ResNet-18 without a layer", "w.safetensors",
-                lambda: tensors(changed(layer3__0__bn1__running_var=None)),
-                "layer3.0.bn1.running_var is missing or of another shape"),
         weights("ResNet-18 with a NaN", "w.safetensors",
                 lambda: tensors(changed(bn1__weight=nan)),
                 "has values in bn1.weight that aren't finite"),
@@ -180,14 +151,7 @@ def no_files() -> list[Case]:
     return [
         one("absent", "gone.pth", lambda: None, "doesn't exist"),
         one("folder", "weights", lambda: os.mkdir("weights"), "isn't a file"),
-        one("folder named .safetensors", "w.safetensors", lambda: os.mkdir("w.safetensors"),
-            "isn't a file"),
-        one("folder named .pth", "w.pth", lambda: os.mkdir("w.pth"), "isn't a file"),
         one("pipe", "w.pth", lambda: os.mkfifo("w.pth"), "isn't a file"),
-        one("broken link", "w.pth", lambda: os.symlink("gone", "w.pth"), "doesn't exist"),
-        one("slip in a word", "imagnet", lambda: None, "doesn't exist"),
-        one("ONNX", "w.onnx", lambda: write("w.onnx", b"onnx"), "has the type .onnx"),
-        one("no suffix", "w", lambda: write("w", b"data"), "has the type (none)"),
     ]  # fmt: skip
 
 
@@ -249,11 +213,6 @@ def checkpoints() -> list[Case]:
     cut: Callable[[Path], object] = lambda path: os.truncate(path, 50)  # noqa: E731
     return [
         extract("absent", lambda: None, "checkpoint/checkpoint.json doesn't exist"),
-        extract("a file", lambda: write("checkpoint"), "checkpoint/checkpoint.json can't be read"),
-        extract("empty folder", lambda: os.mkdir("checkpoint"), "checkpoint.json doesn't exist"),
-        extract("no weights", after_saving(os.remove, WEIGHTS),
-                "checkpoint/weights.safetensors doesn't exist"),
-        extract("no manifest", after_saving(os.remove, MANIFEST), "checkpoint.json doesn't exist"),
         extract("weights cut off", after_saving(cut, WEIGHTS),
                 "checkpoint/weights.safetensors has 50 bytes where"),
         extract("weights with a bit flipped", after_saving(flipped, WEIGHTS),
@@ -261,36 +220,16 @@ def checkpoints() -> list[Case]:
         extract("manifest cut off", after_saving(cut, MANIFEST), "checkpoint.json is damaged"),
         extract("manifest changed", after_saving(replaced('"seed": 0', '"seed": 1'), MANIFEST),
                 "checkpoint.json is damaged"),
-        extract("manifest empty", after_saving(lambda p: p.write_text(""), MANIFEST),
-                "checkpoint.json is damaged"),
-        extract("manifest a list", after_saving(lambda p: p.write_text("[1]"), MANIFEST),
-                "checkpoint.json is damaged"),
         extract("manifest nested too deeply",
                 after_saving(lambda p: p.write_text("[" * 100_000), MANIFEST),
                 "checkpoint.json is damaged"),
-        extract("manifest not text", after_saving(lambda p: p.write_bytes(PICTURE), MANIFEST),
-                "checkpoint.json is damaged"),
         extract("no configuration", lambda: saved({}), "checkpoint is not a checkpoint of a run"),
-        extract("configuration a word", lambda: saved({"config": "words"}),
-                "checkpoint is not a checkpoint of a run"),
         extract("configuration of a newer daal", with_setting("network", sparkle=1),
                 '"network.sparkle" is not a known key', code=2),
-        extract("configuration out of range", with_setting("input", height=7),
-                "input.height=7 should be greater than or equal to 16", code=2),
         extract("tensors of another network", saved,
                 "checkpoint: the checkpoint does not fit this network"),
-        extract("no such images", lambda: (saved(), shutil.rmtree("target")),
-                "root target isn't a folder", code=3),
         extract("images of another layout", saved, "target/train is missing", code=3,
                 settings=("--layout", "folder")),
-        extract("unknown layout", saved, "--layout ImageNet is unknown", code=2,
-                settings=("--layout", "ImageNet")),
-        extract("setting without a value", saved, '"seed" is not KEY=VALUE', code=2,
-                settings=("--set", "seed")),
-        extract("no folder to write to", saved, "--out no/x.parquet: there is no folder no", code=2,
-                settings=("--out", "no/x.parquet")),
-        extract("a folder in place of the features", saved, "--out .: that is a folder", code=2,
-                settings=("--out", ".")),
     ]  # fmt: skip
 
 

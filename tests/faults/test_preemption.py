@@ -3,13 +3,12 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from heads import Head, ray_head
+from heads import Head, another_node, ray_head
 from runs import Run, run_of
+from tiny_run import changed
 from waiting import wait_until
 
 from daal.config import Config
@@ -24,8 +23,10 @@ WEIGHTS = "pretrain/checkpoint/weights.safetensors"
 def test_saved_at_the_end_of_the_epoch__and_continued_on_another_node(
     two_workers: Config, tmp_path: Path
 ) -> None:
-    fit = two_workers.pretrain.model_copy(update={"epochs": 25, "steps_per_epoch": 8})
-    config = two_workers.model_copy(update={"pretrain": fit, "checkpoint_every_epochs": 1000})
+    config = changed(
+        two_workers, "pretrain.epochs=25", "pretrain.steps_per_epoch=8",
+        "checkpoint_every_epochs=1000",
+    )  # fmt: skip
     calm, struck = (run_of(config, f"{tmp_path}/{name}") for name in ("calm", "struck"))
     with ray_head(num_cpus=1) as head, another_node(head):
         node = the_other_node(head)
@@ -39,33 +40,15 @@ def test_saved_at_the_end_of_the_epoch__and_continued_on_another_node(
             assert process.returncode == 0, stdout + stderr
     assert "a node is about to be taken away" in stderr
     assert struck.folder.read(WEIGHTS) == calm.folder.read(WEIGHTS)
-    assert any(line.get("first_step", 0) > 0 for line in lines(struck)), "nothing was saved"
-
-
-def lines(run: Run) -> list[dict]:
-    if not run.folder.exists("metrics.jsonl"):
-        return []
-    return [json.loads(line) for line in run.folder.read("metrics.jsonl").decode().splitlines()]
+    lines = struck.folder.lines("metrics.jsonl")
+    assert any(line.get("first_step", 0) > 0 for line in lines), "nothing was saved"
 
 
 def wait_for_training(run: Run) -> None:
-    wait_until(lambda: any("loss" in line for line in lines(run)), "no training begins")
+    def has_begun() -> bool:
+        return any("loss" in line for line in run.folder.lines("metrics.jsonl"))
 
-
-@contextmanager
-def another_node(head: Head) -> Iterator[None]:
-    node = subprocess.Popen(
-        [
-            RAY, "start", "--block", "--num-cpus=4", f"--address={head.address}",
-            "--node-ip-address=127.0.0.1",
-        ],
-        env=head.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        yield
-    finally:
-        node.terminate()
-        node.wait()
+    wait_until(has_begun, "no training begins")
 
 
 def the_other_node(head: Head) -> str:

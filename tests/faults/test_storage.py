@@ -19,7 +19,7 @@ from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
 from pipelines.workers.session import ray_session
 
-NUM_DAMAGES = 200
+NUM_DAMAGES = 60
 
 
 def damage(file: Path, rng: random.Random) -> str:
@@ -115,7 +115,8 @@ def test_a_full_disk__keeps_what_was_finished_and_names_the_file(small_disk: Pat
 
 
 @pytest.mark.ray
-def test_a_disk_that_fills_while_training__the_same_run_goes_on_once_there_is_room(
+@pytest.mark.nightly  # unit/test_checkpoint_writer.py has what it does in each worker
+def test_a_disk_that_fills_while_training__the_same_run_continues_once_there_is_room(
     ray_cluster: None, tiny_config: Config, small_disk: Path
 ) -> None:
     config = tiny_config.model_copy(update={"out": str(small_disk / "run")})

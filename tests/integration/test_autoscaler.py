@@ -35,11 +35,7 @@ def test_auto__asks_for_gpu_nodes_where_there_are_such(
 ) -> None:
     with ray_head(num_cpus=4, node_types=node_types, autoscaler=autoscaler) as head:
         done = subprocess.run(
-            [sys.executable, "-c", CODE],
-            env=head.joined,
-            text=True,
-            capture_output=True,
-            check=False,
+            [sys.executable, "-c", CODE], env=head.joined, text=True, capture_output=True
         )
         assert done.returncode == 0 and done.stdout.startswith(says), (done.stdout, done.stderr)
         assert "waiting for GPUs for 2 workers" in done.stderr.replace("\n", " ")

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_run import tiny
+from tiny_run import changed, tiny
 
 from daal.errors import ConfigError
-from daal.load_config import check_config
 from pipelines.commands.run import run_adaptation
+from pipelines.run.folder import RunFolder
 
 pytestmark = pytest.mark.ray
 
@@ -34,14 +34,14 @@ def results(out: Path) -> dict[str, str]:
 
 
 def stages(out: Path) -> list[str]:
-    return [json.loads(line)["stage"] for line in (out / "journal.jsonl").read_text().splitlines()]
+    return [line["stage"] for line in RunFolder(str(out)).journal()]
 
 
 def test_more_iterations__are_those_of_a_run_that_had_them_from_the_start(
     ray_cluster: None, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = shutil.copytree(tiny_world, tmp_path / "world")
-    settings = ("select=silhouette", "supervised_bound=true", "report=false")
+    settings = ("select=silhouette", "report=false")
     whole = tiny(world, tmp_path / "whole", *settings, "iterations=2")
     run_adaptation(whole, quiet=True)
     short = tiny(world, tmp_path / "longer", *settings, "iterations=1")
@@ -84,12 +84,12 @@ def test_other_workers__are_said_and_recorded(
     config = tiny(tiny_world, tmp_path / "run", "ray.num_workers=2", "report=false")
     run_adaptation(config, quiet=True, pretrain_only=True)
     assert "is trained on" not in capsys.readouterr().err
-    config = check_config(config.model_dump() | {"ray": {"num_workers": 1}})
+    config = changed(config, "ray.num_workers=1")
     run_adaptation(config, quiet=True)
     said = "iteration-01 is trained on 1 worker on CPUs, where pretrain/train was on 2 workers"
     assert said in " ".join(capsys.readouterr().err.split())
     assert said in (tmp_path / "run" / "metrics.jsonl").read_text()
-    lines = map(json.loads, (tmp_path / "run" / "journal.jsonl").read_text().splitlines())
+    lines = RunFolder(str(tmp_path / "run")).journal()
     workers = {line["stage"]: line["workers"] for line in lines if "workers" in line}
     assert workers == {"pretrain/train": 2, "iteration-01/train": 1}
     run_adaptation(config.model_copy(update={"ray": config.ray}), quiet=True)

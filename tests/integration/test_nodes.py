@@ -30,15 +30,6 @@ def check_spread(row: dict[str, Any], number: int) -> None:
 
 
 @pytest.mark.nightly
-def test_two_nodes__everything_comes_once__and_one_may_be_lost() -> None:
-    rows = measure("--nodes", "2", "--workers", "2", "--lost")
-    check_spread(rows["2 nodes"], 2)
-    assert rows["2 nodes"]["groups"] == [2]
-    assert rows["lost"]["node_lost"] and rows["lost"]["groups"] == [2, 2]
-    assert rows["lost"]["weights"] == rows["2 nodes"]["weights"]
-
-
-@pytest.mark.nightly
 @pytest.mark.timeout(7200)
 def test_one_to_four_nodes_give_the_same_bits__and_elastic_runs_go_on_alone() -> None:
     rows = measure("--nodes", "1", "2", "4", "--lost", "--elastic")

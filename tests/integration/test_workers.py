@@ -1,4 +1,4 @@
-"""A group of workers: one for many jobs, started anew when a worker dies, ended by errors."""
+"""A group of workers: one for many jobs, started again when a worker dies, ended by errors."""
 
 import io
 import json
@@ -102,19 +102,32 @@ def group(config: Config, folder: Path, **ray_settings: Any) -> Any:
     return config, RunFolder(str(folder)), Progress(console=Console(file=io.StringIO()))
 
 
-def test_one_group_for_many_jobs__the_same_job_again_for_a_new_group__and_an_error_ends_it(
+def test_one_group_for_many_jobs__a_hang_starts_it_again__and_an_error_ends_it(
     ray_cluster: None, two_workers: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, folder, progress = group(two_workers, tmp_path)
-    monkeypatch.setenv(FAULTS, json.dumps([{"stage": "who", "step": 0, "rank": 1}]))
+    events: list[dict[str, Any]] = []
+    output = io.StringIO()
+    config, folder, _ = group(two_workers, tmp_path, stall_minutes=10 / 60)
+    progress = Progress(events.append, Console(file=output, width=1000))
+    hang = {"stage": "meeting", "step": 3, "rank": 1, "kind": "hang"}
+    monkeypatch.setenv(FAULTS, json.dumps([hang]))
     with (
         ray_session(config.ray) as resources,
         Workers(config, folder, resources, progress) as workers,
     ):
+        # Each rank says where it is, and a new group does the same job.
+        assert workers.run(Meet()) == [2, 2]
+        assert workers.num_starts() == 2
+        stalled = {event["rank"]: event for event in events if "stack" in event}
+        assert set(stalled) == {0, 1}
+        assert "faults.py" in stalled[1]["stack"] and "time.sleep" in stalled[1]["stack"]
+        assert "all_reduce" in stalled[0]["stack"]
+        assert all(event["stage"] == "meeting" and event["step"] == 3 for event in stalled.values())
+        assert "rank 1 has finished no step for" in output.getvalue()
+
         first, second = workers.run(WhoAmI()), workers.run(WhoAmI())
         assert [(rank, size) for rank, size, _ in first] == [(0, 2), (1, 2)]
         assert first == second, "the second job met other processes"
-        assert workers.num_starts() == 2, "the planned fault did not happen"
         assert workers.run(Libraries()) == [worker_variables(deterministic=True)] * 2
         # A run may go on without new labels.
         with pytest.raises(LabelError, match="none in 0 to 4"):
@@ -129,6 +142,7 @@ def test_one_group_for_many_jobs__the_same_job_again_for_a_new_group__and_an_err
             workers.run(OneFails())
 
 
+@pytest.mark.nightly  # unit/test_resources.py has the numbers
 def test_an_elastic_group__divides_the_batches_and_leaves_cpus_for_reading(
     ray_cluster: None, tiny_config: Config, tmp_path: Path
 ) -> None:
@@ -151,28 +165,7 @@ def test_workers_that_die_again_and_again__are_given_up(
             workers.run(Crash())
 
 
-def test_a_rank_that_hangs__each_rank_says_where_it_is_and_the_job_is_run_again(
-    ray_cluster: None, two_workers: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[dict[str, Any]] = []
-    output = io.StringIO()
-    config, folder, _ = group(two_workers, tmp_path, stall_minutes=5 / 60)
-    monkeypatch.setenv(
-        FAULTS, json.dumps([{"stage": "meeting", "step": 3, "rank": 1, "kind": "hang"}])
-    )
-    progress = Progress(events.append, Console(file=output, width=1000))
-    with ray_session(config.ray) as resources:
-        with Workers(config, folder, resources, progress) as workers:
-            assert workers.run(Meet()) == [2, 2]
-            assert workers.num_starts() == 2
-    stalled = {event["rank"]: event for event in events if "stack" in event}
-    assert set(stalled) == {0, 1}
-    assert "faults.py" in stalled[1]["stack"] and "time.sleep" in stalled[1]["stack"]
-    assert "all_reduce" in stalled[0]["stack"]
-    assert all(event["stage"] == "meeting" and event["step"] == 3 for event in stalled.values())
-    assert "rank 1 has finished no step for" in output.getvalue()
-
-
+@pytest.mark.nightly  # unit/test_retries.py has which errors are final
 def test_a_gpu_without_memory_left__is_not_tried_again(
     ray_cluster: None, tiny_config: Config, tmp_path: Path
 ) -> None:
@@ -183,6 +176,7 @@ def test_a_gpu_without_memory_left__is_not_tried_again(
                 workers.run(NoMemory())
 
 
+@pytest.mark.nightly  # unit/test_retries.py has which errors are final
 def test_a_group_whose_work_is_not_there_to_import__is_started_once(
     ray_cluster: None, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,15 +209,14 @@ def test_a_group_whose_work_is_not_there_to_import__is_started_once(
     assert num_started() - before == 1
 
 
-def test_hosts_whose_names_mean_loopback__are_told_the_remedy() -> None:
-    failure = RuntimeError("Gloo connectFullMesh failed with [..] connect [127.0.1.1]:34567")
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        ("Gloo connectFullMesh failed with [..] connect [127.0.1.1]:34567", "GLOO_SOCKET_IFNAME"),
+        ("ProcessGroupNCCL is only supported with GPUs, no GPUs found!", "daal doctor"),
+    ],
+)
+def test_failures_whose_cause_is_known(failure: str, says: str) -> None:
     error = RuntimeError("workers failed")
-    error.worker_failures = {0: failure}  # type: ignore[attr-defined]
-    assert "GLOO_SOCKET_IFNAME" in str(cause_of(error))
-
-
-def test_gpus_that_torch_cannot_use__are_named() -> None:
-    failure = RuntimeError("ProcessGroupNCCL is only supported with GPUs, no GPUs found!")
-    error = RuntimeError("workers failed")
-    error.worker_failures = {0: failure}  # type: ignore[attr-defined]
-    assert "daal doctor" in str(cause_of(error))
+    error.worker_failures = {0: RuntimeError(failure)}  # type: ignore[attr-defined]
+    assert says in str(cause_of(error))

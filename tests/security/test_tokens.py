@@ -124,30 +124,20 @@ def listeners() -> Iterator[list[ThreadingHTTPServer]]:
         server.server_close()
 
 
-@pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+@pytest.mark.parametrize("variables", [["RAY_ADDRESS"], ["RAY_API_SERVER_ADDRESS"],
+                                       ["http_proxy", "HTTP_PROXY", "all_proxy"]])  # fmt: skip
 def test_s5_the_address_that_was_checked_is_the_one_that_is_asked(
-    listeners: list[ThreadingHTTPServer], variable: str, monkeypatch: pytest.MonkeyPatch
+    listeners: list[ThreadingHTTPServer], variables: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given, other = listeners
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # put back behind the test
-    monkeypatch.setenv(variable, f"http://127.0.0.1:{other.server_port}")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # put back after the test
+    monkeypatch.setenv("no_proxy", "example.org")
+    for variable in variables:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{other.server_port}")
     with pytest.raises((ClusterError, ConfigError)):
         Jobs(f"http://127.0.0.1:{given.server_port}").all()
     assert given.heard and not other.heard  # type: ignore[attr-defined]
-
-
-def test_s5_a_proxy_isn_t_told_the_token_of_this_machine(
-    listeners: list[ThreadingHTTPServer], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given, proxy = listeners
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # put back after the test
-    monkeypatch.setenv("no_proxy", "example.org")
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
-        monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
-    with pytest.raises((ClusterError, ConfigError)):
-        Jobs(f"http://127.0.0.1:{given.server_port}").all()
-    assert given.heard and not proxy.heard  # type: ignore[attr-defined]
 
 
 def test_s5_no_command_prints_the_token(

@@ -1,5 +1,6 @@
 """The example of examples/ runs as it stands."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,4 +14,4 @@ def test_algorithm_1(tmp_path: Path) -> None:
                           stdout=subprocess.PIPE, text=True).stdout  # fmt: skip
     first, second = said.splitlines()
     assert first.startswith("direct transfer: mAP ")
-    assert second.startswith("iteration 1, ") and "0 clusters" not in second.replace("10 c", "")
+    assert re.match(r"iteration 1, [1-9]\d* clusters: mAP ", second)

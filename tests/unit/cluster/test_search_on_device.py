@@ -190,3 +190,11 @@ def test_another_error_of_the_gpu_is_not_taken_for_that(monkeypatch):
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS)
 def test_the_whole_estimate_on_a_gpu(changes, backend):
     assert_same_estimate(estimated(changes, "cuda", backend), estimated(changes, "cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and search_on_device.has_cuvs()), reason="needs a GPU and cuvs"
+)
+def test_cuvs_on_a_gpu():
+    assert_same_estimate(estimated({"search": "cuvs"}, "cuda"), estimated({}, "cpu"))
