@@ -60,7 +60,7 @@ def search(features: Floats) -> Neighbours:
     """By the CPU's kernels, as many columns as a GPU gives."""
     with Threads(device="cpu") as runner:
         unit, _ = normalised_features(features, None, runner.num_workers)
-        k = max(Reciprocity.of(CONFIG.k1, CONFIG.dialect).num_full, CONFIG.k2) + SLACK["fp32"]
+        k = max(Reciprocity.of(CONFIG.k1, CONFIG.dialect).num_full, CONFIG.k2) + SLACK
         search = Search(k, float(FIXED_POINT))
         found: Neighbours = neighbours.nearest_neighbours(
             runner, unit, search, len(blocks_for(runner, len(unit))), distinct_rows(unit)

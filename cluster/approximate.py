@@ -81,7 +81,7 @@ def approximate_neighbours(
     """
     load_faiss()  # says at once if it isn't there
     num_samples = blocks[-1][1]
-    search = search._replace(k=min(search.k, num_samples), precision="fp32", certify=False)
+    search = search._replace(k=min(search.k, num_samples), certify=False)
     centres = run_one(runner, "neighbours: index", find_centres, features)
     parts = runner.run("neighbours: index", nearest_centres, blocks, features, centres)
     lists = run_one(runner, "neighbours: index", collect_lists, centres, *parts)
@@ -164,7 +164,7 @@ def reach_of_nearest(features_ND: Floats, search: Search, rows: Longs) -> Floats
     fp32 products choose a few more than k, as rounding may change places.
     """
     num_others = max(1, search.k - 1)
-    near_RC = nearest(features_ND[rows], features_ND, num_others + SLACK["fp32"] + 1)[1]
+    near_RC = nearest(features_ND[rows], features_ND, num_others + SLACK + 1)[1]
     near_RC[near_RC == rows[:, None]] = -1
     sq_RC = squared_distances_to(features_ND, rows, near_RC.astype(np.int32), search.scale)
     reach_R: Floats = np.partition(sq_RC, num_others - 1)[:, num_others - 1]
@@ -247,7 +247,7 @@ def nearest_others(
     features_ND: Floats, lists: Lists, rows: Longs, nprobe: int, k: int
 ) -> tuple[Floats, Ints]:
     """`look_up` of rows, a few more than k of each but not the row itself."""
-    num_near = k + SLACK["fp32"]
+    num_near = k + SLACK
     products_RC, near_RC = look_up(features_ND, lists, features_ND[rows], nprobe, num_near + 1)
     is_itself_RC = near_RC == rows[:, None]
     products_RC[is_itself_RC] = -np.inf

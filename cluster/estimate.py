@@ -28,6 +28,7 @@ from cluster.pairs import Pairs
 from cluster.quality import graph_silhouette
 from cluster.refine import FIXED_POINT, Search
 from cluster.run import Runner, StageTime, blocks_for, by_stage, on_threads
+from cluster.search_on_device import check_cuvs
 from cluster.source_term import SourceTerm
 from daal.config import ClusterConfig
 from daal.errors import LabelError
@@ -94,7 +95,7 @@ def estimate_pseudo_labels(
     there are fewer than `config.min_clusters` clusters, or if a giant cluster remains after
     four steps back; ConfigError if the backend can't run here, if cameras are
     needed and not given (or are more than 256), if eps isn't between 0 and 1, or if approximate
-    neighbours are wanted and faiss isn't there or misses too many.
+    neighbours are wanted and faiss isn't there or misses too many, or if cuVS is and isn't there.
     """
     assert runner is not None
     started, num_notes = time.time(), len(runner.notes)
@@ -103,6 +104,8 @@ def estimate_pseudo_labels(
     check_given(config, len(features_ND), eps, camids_N, source_N)
     # What can't run here says so now, not at the end.
     clusterer: Clusterer = CLUSTERERS[config.method](runner, config, eps)
+    if config.search == "cuvs":
+        check_cuvs(runner)
 
     # Unit rows: row r is sample rows[r]. Cameras are searched apart, one after the other.
     notes = []
@@ -129,7 +132,8 @@ def estimate_pseudo_labels(
 
     # Encodings, in an order of their own.
     blocks = row_blocks(len(rows), num_blocks) if num_blocks else blocks_for(runner, len(rows))
-    search = Search(0, float(FIXED_POINT), config.products)  # all features are of length 1
+    by_cuvs = config.search == "cuvs"
+    search = Search(0, float(FIXED_POINT), by_cuvs=by_cuvs)  # all features are of length 1
     if by_camera is not None and camids_N is not None:
         encodings, order = encode_by_camera(
             runner, features, search, camids_N[rows], CA_JACCARD, blocks

@@ -18,7 +18,7 @@ from cluster.arrays import Ints, Longs
 from cluster.blocks import row_blocks, tournament
 from cluster.copies import copy_rows
 from cluster.products import meet, meet_itself, no_candidates
-from cluster.refine import SLACK, Neighbours, Search, refine
+from cluster.refine import Neighbours, Search, refine
 from cluster.run import Handle, Runner, run_one
 from cluster.search_on_device import ROWS_ON_DEVICE, search_rows
 
@@ -74,20 +74,17 @@ def search_on_cpus(
     runner: Runner, features: Handle, search: Search, blocks: Sequence[tuple[int, int]]
 ) -> Handle:
     """Blocks meet in pairs, round by round, and each is refined once it has met all it can."""
-    num_samples = blocks[-1][1]
-    # A list of N has a place too many, which shows that no sample was turned away.
-    num_near = min(search.k + SLACK[search.precision], num_samples)
-    shared = features, search.precision
+    num_near = search.num_near(blocks[-1][1])
     lists: list[Handle]
     if search.groups.same:
         own = [(block, num_near) for block in blocks]
-        lists = runner.run("neighbours: products", meet_itself, own, *shared)
+        lists = runner.run("neighbours: products", meet_itself, own, features)
     else:
         lists = [no_candidates(block, num_near) for block in blocks]
     for pairs in tournament(len(blocks)):
         pairs = [(a, b) for a, b in pairs if search.meet(blocks[a][0], blocks[b][0])]
         both = [(lists[a], lists[b]) for a, b in pairs]
-        met = runner.run("neighbours: products", meet, both, *shared, num_results=2)
+        met = runner.run("neighbours: products", meet, both, features, num_results=2)
         for (a, b), (of_a, of_b) in zip(pairs, met, strict=True):
             lists[a], lists[b] = of_a, of_b
     each = [(own,) for own in lists]

@@ -11,7 +11,7 @@ import numpy as np
 from cluster.arrays import Floats, Ints
 from cluster.blocks import row_blocks
 from cluster.compiled import kernel
-from cluster.refine import NUM_FARTHEST, Candidates, Precision, rounded
+from cluster.refine import NUM_FARTHEST, Candidates
 
 TILE = 640  # rows and columns: 1.6 MB of products, which stay cached until they are looked at
 
@@ -28,21 +28,19 @@ def no_candidates(rows: tuple[int, int], num_near: int) -> Candidates:
     )
 
 
-def meet_itself(
-    features_ND: Floats, precision: Precision, rows: tuple[int, int], num_near: int
-) -> Candidates:
+def meet_itself(features_ND: Floats, rows: tuple[int, int], num_near: int) -> Candidates:
     """A block's candidates from the block itself: the first that it meets."""
     own = no_candidates(rows, num_near)
-    _scan_pair(features_ND, precision, own, own)
+    _scan_pair(features_ND, own, own)
     return own
 
 
 def meet(
-    features_ND: Floats, precision: Precision, candidates: Candidates, others: Candidates
+    features_ND: Floats, candidates: Candidates, others: Candidates
 ) -> tuple[Candidates, Candidates]:
     """Two blocks' candidates, each with those from the other."""
     rows, columns = _own_copy(candidates), _own_copy(others)
-    _scan_pair(features_ND, precision, rows, columns)
+    _scan_pair(features_ND, rows, columns)
     return rows, columns
 
 
@@ -58,15 +56,11 @@ def _tiles(candidates: Candidates, size: int) -> list[tuple[int, int]]:
     return row_blocks(num_rows, -(-num_rows // size))
 
 
-def _scan_pair(
-    features_ND: Floats, precision: Precision, rows: Candidates, columns: Candidates
-) -> None:
-    column_tiles = [
-        (tile, _operand(features_ND, columns, tile, precision)) for tile in _tiles(columns, TILE)
-    ]
+def _scan_pair(features_ND: Floats, rows: Candidates, columns: Candidates) -> None:
+    column_tiles = [(tile, _operand(features_ND, columns, tile)) for tile in _tiles(columns, TILE)]
     products = np.empty((TILE, TILE), np.float32)
     for place, row_tile in enumerate(_tiles(rows, TILE)):
-        tile_rows, sq_norms_I = _operand(features_ND, rows, row_tile, precision)
+        tile_rows, sq_norms_I = _operand(features_ND, rows, row_tile)
         first = place if rows is columns else 0
         for column_tile, (tile_columns, sq_norms_J) in column_tiles[first:]:
             products_IJ = products[: len(tile_rows), : len(tile_columns)]
@@ -89,13 +83,12 @@ def _part(candidates: Candidates, tile: tuple[int, int]) -> Candidates:
 
 
 def _operand(
-    features_ND: Floats, candidates: Candidates, tile: tuple[int, int], precision: Precision
+    features_ND: Floats, candidates: Candidates, tile: tuple[int, int]
 ) -> tuple[Floats, Floats]:
-    """A tile's features as the products see them, and the squared norms."""
+    """A tile's features and their squared norms."""
     start, stop = (candidates.row_start + place for place in tile)
     features = features_ND[start:stop]
-    sq_norms = np.einsum("nd,nd->n", features, features)
-    return (features if precision == "fp32" else rounded(features, precision)), sq_norms
+    return features, np.einsum("nd,nd->n", features, features)
 
 
 @kernel

@@ -6,7 +6,7 @@ the tiles, the number of blocks, the machine or the device.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +14,13 @@ import numpy.typing as npt
 from cluster.arrays import Floats, Ints
 from cluster.compiled import kernel
 
-Precision: TypeAlias = Literal["fp32", "tf32", "bf16"]
-
 # Candidates kept beyond those asked for, so that the certificate has a gap to look at.
-SLACK: dict[Precision, int] = {"fp32": 8, "tf32": 16, "bf16": 32}
+SLACK, SLACK_OF_CUVS = 8, 16
 NUM_FARTHEST = 4
 
-# How far an operand of a product is rounded off, relatively: by half a unit of its last place with
-# bf16, by a whole one with TF32, as matrix units may cut off what doesn't fit.
-OPERANDS: dict[Precision, float] = {"fp32": 0.0, "tf32": 1.01 * 2**-10, "bf16": 1.01 * 2**-8}
+# How far cuVS may round an operand of a product, relatively. It doesn't say: by a whole unit of the
+# last place of TF32, as matrix units may cut off what doesn't fit.
+ROUNDING_OF_CUVS = 1.01 * 2**-10
 SEARCH_PRODUCTS = 1 << 24  # products held at once while rows are searched again
 FIXED_POINT = 1 << 30  # of a coordinate; its square, 2^60, leaves room for |x - y|^2 <= 4
 
@@ -77,9 +75,18 @@ class Search(NamedTuple):
 
     k: int
     scale: float  # coordinates times this are below `FIXED_POINT`
-    precision: Precision = "fp32"
     groups: Groups = NO_GROUPS
     certify: bool = True  # False: the candidates are all there is, right or not
+    by_cuvs: bool = False  # cuVS chooses the candidates, on a GPU
+
+    def num_near(self, num_samples: int) -> int:
+        """Length of a row's list of nearest candidates."""
+        # A list of N has a place too many, which shows that no sample was turned away.
+        return min(self.k + (SLACK_OF_CUVS if self.by_cuvs else SLACK), num_samples)
+
+    def rounding(self, dims: int) -> float:
+        """`rounding_bound` of the products that choose candidates."""
+        return rounding_bound(dims, ROUNDING_OF_CUVS if self.by_cuvs else 0.0)
 
     def meet(self, row: int, other: int) -> bool:
         """Whether two rows can be neighbours."""
@@ -95,22 +102,13 @@ class Search(NamedTuple):
         return [(first, last)] if same else [(0, first), (last, num_samples)]
 
 
-def rounded(features_ND: Floats, precision: Precision) -> Floats:
-    """fp32 values with the mantissa of `precision`, as the GPU's matrix units round them."""
-    kept_bits = {"fp32": 23, "tf32": 10, "bf16": 7}[precision]
-    dropped = 23 - kept_bits
-    bits = features_ND.view(np.uint32)
-    half = np.uint32((1 << dropped) >> 1)
-    return ((bits + half) >> np.uint32(dropped) << np.uint32(dropped)).view(np.float32)
-
-
-def rounding_bound(precision: Precision, dims: int) -> float:
+def rounding_bound(dims: int, operand: float = 0.0) -> float:
     """Bound on the rounding of a product's squared distance, relative to the two squared norms.
 
-    The worst case: both operands rounded, and every addition of the product's fp32 sum and of
-    those of the two norms, in any order (Higham 2002, sec. 3.1).
+    The worst case: both operands rounded by the share `operand`, and every addition of the
+    product's fp32 sum and of those of the two norms, in any order (Higham 2002, sec. 3.1).
     """
-    return 2 * OPERANDS[precision] + 2 * (dims + 4) * 2**-24
+    return 2 * operand + 2 * (dims + 4) * 2**-24
 
 
 def fixed_point_scale(features_ND: Floats) -> float:
@@ -130,7 +128,7 @@ def refine(features_ND: Floats, search: Search, candidates: Candidates) -> Neigh
         np.zeros(num_rows, np.float32),
     )
     certified_R = np.zeros(num_rows, np.bool_)
-    rounding = rounding_bound(search.precision, features_ND.shape[1])
+    rounding = search.rounding(features_ND.shape[1])
     itself_first = search.groups.same
     _refine_rows(features_ND, search.scale, rounding, itself_first, candidates, found, certified_R)
     doubtful = np.flatnonzero(~certified_R & search.certify)
@@ -158,7 +156,7 @@ def search_again(
     measure: SquaredDistances,
 ) -> None:
     """Put those `rows` of `found`, counted from `row_start`, right that no candidates settled."""
-    fp32 = rounding_bound("fp32", features_ND.shape[1])
+    fp32 = rounding_bound(features_ND.shape[1])
     rows_at_once = max(1, SEARCH_PRODUCTS // len(features_ND))
     for start in range(0, len(rows), rows_at_once):
         some = rows[start : start + rows_at_once]

@@ -18,17 +18,9 @@ import torch
 from cluster.arrays import Floats
 from cluster.blocks import row_blocks
 from cluster.device import kept_on_device
-from cluster.refine import (
-    FIXED_POINT,
-    NUM_FARTHEST,
-    SLACK,
-    Neighbours,
-    Precision,
-    Search,
-    rounded,
-    rounding_bound,
-    search_again,
-)
+from cluster.refine import FIXED_POINT, NUM_FARTHEST, Neighbours, Search, search_again
+from cluster.run import Runner
+from daal.errors import ConfigError
 
 ROWS_ON_DEVICE = 8192  # of a block
 COLUMNS_ON_DEVICE = 8192  # of a tile: 256 MB of products
@@ -44,13 +36,14 @@ def search_rows(
     """Exact neighbours of rows row_start..row_stop, which are of one group, and after them the
     other candidates, as they are measured already."""
     features = kept_on_device(features_ND, device)
-    near, far = _candidates(features, search, row_start, row_stop)
+    choose = _candidates_of_cuvs if search.by_cuvs else _candidates
+    near, far = choose(features, search, row_start, row_stop)
     found, certified_R = _refined(features, search, row_start, near, far)
     doubtful = np.flatnonzero(~certified_R & search.certify)
 
     def measure(rows: npt.NDArray[np.intp]) -> Floats:
         some = features[torch.from_numpy(rows).to(features.device)]
-        sq_RN: Floats = tile_distances(some, features, "fp32").cpu().numpy()
+        sq_RN: Floats = tile_distances(some, features).cpu().numpy()
         return sq_RN
 
     search_again(features_ND, search, row_start, doubtful, found, measure)
@@ -71,32 +64,39 @@ class Best(NamedTuple):
         """As many, of these and of a tile's columns."""
         size = min(self.sq_RC.shape[1], sq_RI.shape[1])
         tile = sq_RI.topk(size, largest=farthest)
-        columns_RC = torch.where(tile.values.isinf(), -1, tile.indices + first_column)
-        sq_RC = torch.cat([self.sq_RC, tile.values], 1)
-        index_RC = torch.cat([self.index_RC, columns_RC.int()], 1)
-        best = sq_RC.topk(self.sq_RC.shape[1], largest=farthest)
-        return Best(best.values, index_RC.gather(1, best.indices))
+        return self.with_others(tile.values, tile.indices + first_column, farthest)
+
+    def with_others(self, sq_RX: torch.Tensor, index_RX: torch.Tensor, farthest: bool) -> "Best":
+        """As many, of these and of others."""
+        index_RX = torch.where(sq_RX.isinf(), -1, index_RX).int()
+        best = torch.cat([self.sq_RC, sq_RX], 1).topk(self.sq_RC.shape[1], largest=farthest)
+        index_RC = torch.cat([self.index_RC, index_RX], 1).gather(1, best.indices)
+        return Best(best.values, index_RC)
+
+
+def _empty(features: torch.Tensor, search: Search, num_rows: int) -> tuple[Best, Best]:
+    """Lists of the rows' nearest and farthest, with nothing in them."""
+    num_near = search.num_near(len(features))
+    near, far = (
+        Best(
+            features.new_full((num_rows, size), worst),
+            features.new_full((num_rows, size), -1, dtype=torch.int32),
+        )
+        for size, worst in ((num_near, torch.inf), (NUM_FARTHEST, -torch.inf))
+    )
+    return near, far
 
 
 def _candidates(
     features: torch.Tensor, search: Search, row_start: int, row_stop: int
 ) -> tuple[Best, Best]:
-    """The nearest and the farthest of each row by rounded products."""
-    num_samples = len(features)
-    # A list of N has a place too many, which shows that no sample was turned away.
-    num_near = min(search.k + SLACK[search.precision], num_samples)
-    near, far = (
-        Best(
-            features.new_full((row_stop - row_start, size), worst),
-            features.new_full((row_stop - row_start, size), -1, dtype=torch.int32),
-        )
-        for size, worst in ((num_near, torch.inf), (NUM_FARTHEST, -torch.inf))
-    )
+    """The nearest and the farthest of each row by fp32 products."""
+    near, far = _empty(features, search, row_stop - row_start)
     rows = features[row_start:row_stop]
-    for first, last in search.columns(row_start, num_samples):
+    for first, last in search.columns(row_start, len(features)):
         for start, stop in row_blocks(last - first, -(-(last - first) // COLUMNS_ON_DEVICE)):
             start, stop = first + start, first + stop
-            sq_RI = tile_distances(rows, features[start:stop], search.precision)
+            sq_RI = tile_distances(rows, features[start:stop])
             # No sample is its own neighbour, and none is far from itself.
             sq_RI.diagonal(row_start - start).fill_(torch.inf)
             near = near.with_tile(sq_RI, start, farthest=False)
@@ -105,38 +105,78 @@ def _candidates(
     return near, far
 
 
-def tile_distances(
-    tile_rows: torch.Tensor, tile_columns: torch.Tensor, precision: Precision
-) -> torch.Tensor:
-    """Squared distances of every row to every column by rounded products, float32."""
+def tile_distances(tile_rows: torch.Tensor, tile_columns: torch.Tensor) -> torch.Tensor:
+    """Squared distances of every row to every column by fp32 products, float32."""
     sq_norms_I, sq_norms_J = tile_rows.square().sum(1), tile_columns.square().sum(1)
-    if not tile_rows.is_cuda:  # CPUs have no matrix units: round the operands alike, for tests
-        tile_rows, tile_columns = (
-            torch.from_numpy(rounded(tile.numpy(), precision)) for tile in (tile_rows, tile_columns)
-        )
-    if precision == "bf16" and tile_rows.is_cuda:
-        products_IJ = torch.mm(
-            tile_rows.bfloat16(), tile_columns.bfloat16().T, out_dtype=torch.float32
-        )
-    else:
-        with matmul_precision(precision):
-            products_IJ = tile_rows @ tile_columns.T
+    with fp32_products():
+        products_IJ = tile_rows @ tile_columns.T
     return products_IJ.mul_(-2).add_(sq_norms_I[:, None]).add_(sq_norms_J)
 
 
 @contextmanager
-def matmul_precision(precision: Precision) -> Iterator[None]:
-    """fp32 products as such, or on TF32 units, whatever the process allows for training.
+def fp32_products() -> Iterator[None]:
+    """No product on TF32 units, whatever the process allows for training.
 
     A product is enqueued under the lock: another thread can't change how it is computed.
     """
     with _precision_lock:
         before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.set_float32_matmul_precision("highest")
         try:
             yield
         finally:
             torch.set_float32_matmul_precision(before)
+
+
+# ---- Candidates by cuVS -----------------------------------------------------------------
+
+
+def check_cuvs(runner: Runner) -> None:
+    """Raises ConfigError if cuVS can't search on the runner's device."""
+    if runner.device == "cpu" or runner.on_device("neighbours: cuvs", has_cuvs, [(0, 1)]) != [True]:
+        raise ConfigError(
+            "cluster.search=cuvs needs a GPU and the package cuvs, and one of them is missing "
+            "here; use cluster.search=exact, which finds the same neighbours."
+        )
+
+
+def has_cuvs(*_: int) -> bool:
+    """Whether cuVS can be imported."""
+    try:
+        import cuvs.neighbors  # noqa: F401
+    except Exception:  # also its own errors, where it doesn't fit the driver
+        return False
+    return True
+
+
+def _candidates_of_cuvs(
+    features: torch.Tensor, search: Search, row_start: int, row_stop: int
+) -> tuple[Best, Best]:
+    """The same by cuVS's brute force, for features of length 1 without groups."""
+    from cuvs.neighbors import brute_force  # takes a second, once in a process's life
+
+    near, far = _empty(features, search, row_stop - row_start)
+    rows, sq_norm_N = features[row_start:row_stop], features.square().sum(1)
+    row_R1 = torch.arange(row_start, row_stop, device=features.device)[:, None]
+
+    def found(metric: str, queries: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        size = min(size, len(features))
+        index_RC = torch.empty((len(rows), size), dtype=torch.int64, device=features.device)
+        value_RC = torch.empty((len(rows), size), device=features.device)
+        if features.is_cuda:  # cuVS works on a stream of its own
+            torch.cuda.current_stream(features.device).synchronize()
+        index = brute_force.build(features, metric=metric)
+        brute_force.search(index, queries, size, neighbors=index_RC, distances=value_RC)
+        return value_RC, index_RC
+
+    # One more, as each sample is among its own nearest, unless its copies fill the list.
+    sq_RC, index_RC = found("sqeuclidean", rows, near.sq_RC.shape[1] + 1)
+    near = near.with_others(torch.where(index_RC == row_R1, torch.inf, sq_RC), index_RC, False)
+    # The farthest from x are the nearest to -x.
+    product_RF, index_RF = found("inner_product", -rows, NUM_FARTHEST)
+    sq_RF = sq_norm_N[row_R1] + sq_norm_N[index_RF] + 2 * product_RF
+    far = far.with_others(torch.where(index_RF == row_R1, -torch.inf, sq_RF), index_RF, True)
+    return near, far
 
 
 # ---- Exact distances --------------------------------------------------------------------
@@ -153,7 +193,7 @@ def _refined(
     num_rows, num_near = near.index_RC.shape
     itself_first, scale = search.groups.same, search.scale
     num_others = search.k - itself_first
-    rounding = rounding_bound(search.precision, features.shape[1])
+    rounding = search.rounding(features.shape[1])
     row_R = torch.arange(row_start, row_start + num_rows, device=features.device)
     candidate_RX = torch.cat([near.index_RC, far.index_RC], 1).long()
     i_P = row_R.repeat_interleave(candidate_RX.shape[1], output_size=candidate_RX.numel())

@@ -96,8 +96,6 @@ class InputConfig(Section):
 class AugmentConfig(Section):
     """Random changes of training images, drawn again in every epoch."""
 
-    flip: float = setting(0.5, ge=0, le=1)
-    """Probability of a horizontal flip."""
     pad: int = setting(10, ge=0)
     """Zeros added on each side before a random crop. 0: no such crop."""
     erase: float = setting(0.5, ge=0, le=1)
@@ -167,9 +165,6 @@ class NetworkConfig(Section):
     target_head: Literal["classifier", "memory"] = setting("classifier", LATER)
     """classifier: an FC that learns (paper). memory: the clusters' features are the class weights,
     and follow those of the batches (ClusterNCE of Cluster Contrast, Dai et al. 2022)."""
-    unit_features: bool = setting(True)
-    """L2-normalise features for Eq. 4 and for matching. Not given. For clustering, distances are
-    always between normalised features."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "NetworkConfig":
@@ -279,12 +274,10 @@ class ClusterConfig(Section):
     source_weight: float = setting(0.0, ge=0, lt=0.5, needs="method=dbscan")
     """Weight of UDAP's source term: images that are unlike any of the source are farther from each
     other (Song et al. 2020). UDAP: 0.1. The paper has no such term."""
-    products: Literal["fp32", "tf32", "bf16"] = setting("fp32", needs="ray.use_gpu!=false")
-    """Precision of the neighbour search's products on GPUs. Neighbours are the same with each:
-    candidates are measured again, and doubtful ones searched again."""
-    search: Literal["exact", "approximate"] = setting("exact")
-    """Who finds the nearest neighbours. approximate: a faiss index (pip install daal-reid[faiss]),
-    used only if it finds 99 % of the true neighbours of sampled images."""
+    search: Literal["exact", "cuvs", "approximate"] = setting("exact")
+    """Who finds the nearest neighbours. cuvs: cuVS on a GPU (pip install daal-reid[gpu]); they are
+    measured again, so that they are the same. approximate: a faiss index (pip install
+    daal-reid[faiss]), used only if it finds 99 % of the true neighbours of sampled images."""
     p: float | None = setting(1.6e-3, gt=0, lt=1, needs="method=dbscan")
     """eps is the mean of the smallest share p of all distances (paper). Not given; UDAP and SSG use
     1.6e-3. Only one of p, q and eps is given; it takes the place of a recipe's."""
@@ -547,6 +540,9 @@ class Config(Section):
     differ from those without it by rounding."""
     deterministic: bool = setting(True)
     """Use only algorithms that give the same bits each time, also on GPUs."""
+    compress_gradients: bool = setting(False, needs="ray.num_workers!=1")
+    """Workers send each other gradients rounded to bf16: half the bytes, for slow networks. Results
+    differ by that rounding."""
     supervised_bound: bool = setting(False, LATER)
     """Also train on the target's true identities (Table 4's first row)."""
     report: bool = setting(True, NOT_KEPT)

@@ -97,10 +97,11 @@ def check_config(
 ) -> Config:
     """Validate merged values; see `load_config`.
 
-    Those that a run has `kept` in its folder are read also if release 0.1 took them and today's
-    rules don't: settings without an effect have their defaults then.
+    `origins` has the keys that the user gave. Values that a run has `kept` in its folder are read
+    also if release 0.1 took them and today's rules don't: settings without an effect have their
+    defaults then.
     """
-    values = of_today(copy.deepcopy(values))
+    values = of_today(copy.deepcopy(values), origins or {})
     if kept:
         for key in _inert(values):
             pop(values, key)

@@ -1,5 +1,8 @@
 """Configurations of release 0.1, in today's settings."""
 
+import logging
+from collections.abc import Collection
+from functools import cache
 from typing import Any
 
 from daal.config import Config, with_one_eps
@@ -13,6 +16,8 @@ FIXED: dict[str, Any] = {
     "network.head_scale": 20.0,
     "network.centroid_init": True,
     "network.batch_norm_images": 16,
+    "network.unit_features": True,
+    "augment.flip": 0.5,
     "pretrain.batch_target": 0,
     "pretrain.images_per_id": None,
     "pretrain.teacher_momentum": 0.0,
@@ -30,9 +35,9 @@ FIXED: dict[str, Any] = {
     "cluster.k2_intra": 2,
     "cluster.k2_inter": 4,
     "cluster.max_backoffs": 4,
+    "cluster.products": "fp32",
     "soft_labels.min_sq_distance": 1e-3,
     "ray.extract_batch": None,
-    "compress_gradients": False,
 }  # fmt: skip
 # Any value, as none decides on the result.
 IGNORED = ("source.published_counts", "target.published_counts", "ray.resize_seconds",
@@ -49,14 +54,17 @@ JOINED = {
 }  # fmt: skip
 
 
-def of_today(values: dict[str, Any]) -> dict[str, Any]:
+def of_today(values: dict[str, Any], from_user: Collection[str] = ()) -> dict[str, Any]:
     """Nested values with today's keys for those of release 0.1 (changed in place, and returned).
+
+    Keys `from_user` that are ignored are logged as warnings.
 
     Raises:
         ConfigError: a setting that is gone had another value than it always has now.
     """
     for key in IGNORED:
-        pop(values, key)
+        if pop(values, key) is not MISSING and key in from_user:
+            _say_ignored(key)
     for key, fixed in FIXED.items():
         if (given := pop(values, key)) not in (MISSING, fixed):
             now = f"it is {as_yaml(fixed)}; leave it out."
@@ -77,6 +85,11 @@ def of_today(values: dict[str, Any]) -> dict[str, Any]:
 
 
 MISSING = object()
+
+
+@cache  # a suite reads the same settings for each of its rows
+def _say_ignored(key: str) -> None:
+    logging.getLogger(__name__).warning("%s is no setting any more and is ignored.", key)
 
 
 def as_yaml(value: Any) -> str:

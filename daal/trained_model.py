@@ -23,8 +23,8 @@ class TrainedModel(nn.Module):
 
     ImageNet's normalisation is inside, and so is the flip test (`flip_test`) where the
     configuration has it: then the feature is that of the image and its mirror image together.
-    Features are float32, and of unit length unless network.unit_features is false. Images are to
-    have the network's size already, as `daal.data.images.decode` gives them (bilinear, by Pillow).
+    Features are float32, and of unit length. Images are to have the network's size already,
+    as `daal.data.images.decode` gives them (bilinear, by Pillow).
 
     Raises CheckpointError if `tensors` (by name) aren't those of the configuration's network.
     """
@@ -48,9 +48,8 @@ class TrainedModel(nn.Module):
         normalised_BCHW = (images_BCHW.float() - self.mean_C11) / self.std_C11
         features_BC = self.network.extract(normalised_BCHW)
         if self.config.flip_test:
-            features_BC = features_BC + self.network.extract(normalised_BCHW.flip(3))
-            if self.network.unit_features:
-                features_BC = F.normalize(features_BC, dim=1)
+            mirrored_BC = self.network.extract(normalised_BCHW.flip(3))
+            features_BC = F.normalize(features_BC + mirrored_BC, dim=1)
         return features_BC
 
 

@@ -32,6 +32,7 @@ ERASE_ASPECT = (0.3, 1 / 0.3)
 # less than one sample in a billion, which then stays whole.
 ERASE_TRIES = 10
 
+FLIP = 0.5  # the probability that an image is mirrored
 MAX_SIDE = 2**15 - 1  # the table is of int16
 
 
@@ -169,7 +170,7 @@ def _crop(
     top_B, left_B = (_integers(u_B, 2 * config.pad + 1) - config.pad for u_B in (y_B, x_B))
     y_BH = np.arange(height) + top_B[:, None]
     x_BW = np.arange(width) + left_B[:, None]
-    x_BW = np.where(flip_B[:, None] < config.flip, width - 1 - x_BW, x_BW)
+    x_BW = np.where(flip_B[:, None] < FLIP, width - 1 - x_BW, x_BW)
     return _inside(y_BH, height), _inside(x_BW, width)
 
 

@@ -56,7 +56,6 @@ class DaalNetwork(nn.Module):
         self.neck = BatchNormNeck(channels) if config.neck == "bnneck" else nn.Identity()
         self.num_stripes = config.stripes
         self.num_features = channels * (1 + config.stripes)
-        self.unit_features = config.unit_features
         self.source_head = (
             IdentityHead(config, channels, num_source_ids) if num_source_ids else None
         )
@@ -89,7 +88,7 @@ class DaalNetwork(nn.Module):
         return maps
 
     def extract(self, images_BCHW: Tensor) -> Tensor:
-        """The matching feature of target images, of unit length by default. float32 (B, C).
+        """The matching feature of target images, of unit length. float32 (B, C).
 
         It is the pooled shared map, after the neck if there is one. Stripes' features follow:
         (B, C + S C), of unit length in all.
@@ -99,7 +98,7 @@ class DaalNetwork(nn.Module):
         if self.num_stripes:
             stripes_BSC = pool_stripes(self.pool, shared_BCHW, self.num_stripes)
             shared_BC = torch.cat([shared_BC, stripes_BSC.flatten(1)], dim=1)
-        return F.normalize(shared_BC, dim=1) if self.unit_features else shared_BC
+        return F.normalize(shared_BC, dim=1)
 
     def forward(self, images_BCHW: Tensor, num_source: int) -> NetworkOutput:
         shared_BCHW, specific_BCHW, _ = self.feature_maps(images_BCHW, num_source)

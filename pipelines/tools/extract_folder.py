@@ -11,7 +11,7 @@ from daal.config import ANY_LAYOUT, MODEL, Layout, marked
 from daal.data.layouts import any_images, check_characters, load_records
 from daal.data.records import ImageRecord
 from daal.errors import ConfigError
-from daal.load_config import apply_overrides, check_config, flat
+from daal.load_config import Origins, apply_overrides, check_config, flat
 from daal.trained_model import load_trained
 from pipelines.images.ingest import read_images
 from pipelines.images.pixels import Images, Pixels
@@ -34,12 +34,13 @@ def extract_folder(
     images than `max_bad_share` are unreadable.
     """
     # Check the user's input before the checkpoint is read and before workers hold GPUs.
-    apply_overrides({}, overrides)
+    origins: Origins = {}
+    apply_overrides({}, overrides, origins)
     records = _records(layout, root)
     model = load_trained(folder)
     # Only the model's settings: the run's workers and cluster don't matter here.
     values = model.config.model_dump(mode="json", include=marked(MODEL))
-    config = check_config(for_any_workers(apply_overrides(values, overrides)))
+    config = check_config(for_any_workers(apply_overrides(values, overrides)), origins)
     progress = Progress(live=not verbose)
     with (
         ray_session(config.ray, verbose) as resources,

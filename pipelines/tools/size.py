@@ -94,6 +94,7 @@ def size_of(config: Config, step: StepSize | None = None) -> Size:
 
 def _worker_size(config: Config, step: StepSize, feature_bytes: int, number: int) -> WorkerSize:
     weight_bytes = 4 * step.num_parameters
+    gradient_bytes = weight_bytes // 2 if config.compress_gradients else weight_bytes
     batch = config.adapt.batch_source + config.adapt.batch_target
     share = -(-batch // (number * config.accumulate))
     momenta = 2 if config.adapt.optim.optimizer == "adam" else 1
@@ -101,7 +102,7 @@ def _worker_size(config: Config, step: StepSize, feature_bytes: int, number: int
         num_workers=number,
         device_bytes=(2 + momenta) * weight_bytes + share * step.bytes_per_image,
         # A ring all-reduce sends and receives almost twice the gradients.
-        bytes_per_step=int(2 * weight_bytes * (number - 1) / number),
+        bytes_per_step=int(2 * gradient_bytes * (number - 1) / number),
         bytes_per_iteration=feature_bytes + number * weight_bytes,
     )
 

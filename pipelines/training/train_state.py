@@ -9,6 +9,8 @@ import ray.train
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from daal import checkpoint
@@ -38,6 +40,7 @@ class TrainState:
     next_step: int
     diverged: Tensor  # see `daal.step.train_step`
     writer: CheckpointWriter
+    compress_gradients: bool
 
     @classmethod
     def start(
@@ -83,6 +86,7 @@ class TrainState:
             next_step=next_step,
             diverged=torch.zeros((), device=worker.device),
             writer=CheckpointWriter(stage, worker),
+            compress_gradients=config.compress_gradients,
         )
 
     def distributed(self) -> nn.Module:
@@ -90,13 +94,16 @@ class TrainState:
         if self.worker.world_size == 1:
             return self.network
         on_gpu = self.worker.device.type == "cuda"
-        return DistributedDataParallel(
+        model = DistributedDataParallel(
             self.network,
             device_ids=[self.worker.device] if on_gpu else None,
             # Every worker's BatchNorm keeps statistics of its own; rank 0's are saved.
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
+        if self.compress_gradients:
+            model.register_comm_hook(None, _as_bf16)
+        return model
 
     def report(self, next_step: int) -> None:
         """Hand a checkpoint of the present state to Ray Train; see `CheckpointWriter.begin`."""
@@ -118,6 +125,11 @@ class TrainState:
 
 # Tensors, the optimizer's tensors, the next step, and the number of workers that made it.
 Saved = tuple[dict[str, Tensor], dict[str, Tensor], int, int]
+
+
+def _as_bf16(state: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+    """torch's hook. A torch without CUDA refuses it by its own name, also for gloo."""
+    return bf16_compress_hook(state, bucket)
 
 
 def _last_checkpoint(stage: str, worker: Worker) -> Saved | None:

@@ -61,6 +61,7 @@ CONTRADICTIONS = [
     (["network.ibn=a", "network.weights=imagenet", "network.frozen_stages=3"],
      ("needs network.weights=FILE of a ResNet-IBN",)),
     (["cluster.camera_aware=true", "cluster.search=approximate"], ("cluster.search=exact",)),
+    (["cluster.camera_aware=true", "cluster.search=cuvs"], ("cluster.search=exact",)),
     (["cluster.method=hdbscan", "cluster.source_weight=0.1"], ("cluster.method=dbscan",)),
     (["network.attention.relu_before_sigmoid=true"], ("network.attention.zero_init=false",)),
     (["network.attention.mode=independent", "network.specific_branch=false"],

@@ -119,10 +119,8 @@ def exported(
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("unit", [False, True])
-def test_features_are_the_network_s(tmp_path: Path, flip: bool, unit: bool) -> None:
-    settings = [f"flip_test={flip}".lower(), f"network.unit_features={unit}".lower()]
-    config = load_config(None, [*SETTINGS, *settings])
+def test_features_are_the_network_s(tmp_path: Path, flip: bool) -> None:
+    config = load_config(None, [*SETTINGS, f"flip_test={flip}".lower()])
     folder = saved(tmp_path / "checkpoint", config)
     network = DaalNetwork(config.network)
     network.load_matching(checkpoint.load(folder)[0])
@@ -131,10 +129,10 @@ def test_features_are_the_network_s(tmp_path: Path, flip: bool, unit: bool) -> N
         expected_BC = network.eval().extract(normalised_BCHW)
         if flip:
             expected_BC = expected_BC + network.extract(normalised_BCHW.flip(3))
-            expected_BC = F.normalize(expected_BC, dim=1) if unit else expected_BC
+            expected_BC = F.normalize(expected_BC, dim=1)
     found_BC = load_trained(folder)(images(3))
     assert torch.equal(found_BC, expected_BC)
-    assert torch.allclose(found_BC.norm(dim=1), torch.ones(3), atol=1e-5) == unit
+    assert torch.allclose(found_BC.norm(dim=1), torch.ones(3), atol=1e-5)
 
 
 def run_again(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from daal import checkpoint
+from daal import checkpoint, old_config
 from daal.config import fields
 from daal.errors import ConfigError
 from daal.load_config import check_config, flat, load_config
@@ -82,6 +82,20 @@ def test_a_setting_of_release_0_1__that_would_be_lost_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         check_config(given, kept=True)
+
+
+def test_a_setting_that_is_ignored__is_said_once_to_the_user_who_gave_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("target: {published_counts: false}\n")
+    said = "is no setting any more and is ignored."
+    old_config._say_ignored.cache_clear()
+    check_config({"target": {"published_counts": False}}, kept=True)
+    assert caplog.messages == []
+    for _ in range(2):
+        load_config(recipe, ["ray.resize_seconds=5"])
+    assert caplog.messages == [f"target.published_counts {said}", f"ray.resize_seconds {said}"]
 
 
 def test_a_checkpoint_and_the_configuration_in_it(release: Path) -> None:

@@ -34,6 +34,8 @@ def test_by_hand(tiny_config: Config, tiny_world: Path) -> None:
     assert one.device_bytes == 3 * 4000 + 16 * 1_000_000
     assert two.device_bytes == 3 * 4000 + 8 * 1_000_000
     assert two.bytes_per_iteration == features + 2 * 4000
+    compressed = changed(config, "compress_gradients=true", "ray.num_workers=2")
+    assert size_of(compressed, STEP).workers[1].bytes_per_step == 2000
     alone = changed(config, 'source.root=""', "adapt.batch_source=0")
     assert size_of(alone, STEP).num_source == 0
 

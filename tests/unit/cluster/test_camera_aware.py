@@ -25,18 +25,18 @@ def few_neighbours(monkeypatch):
     monkeypatch.setattr("cluster.estimate.CA_JACCARD", COUNTS)
 
 
-def encoded(runner, features, camids, counts, num_blocks=3, precision="fp32"):
+def encoded(runner, features, camids, counts, num_blocks=3):
     blocks = row_blocks(len(features), num_blocks)
     order = np.argsort(camids, kind="stable")
-    search = Search(0, float(FIXED_POINT), precision)
+    search = Search(0, float(FIXED_POINT))
     encodings, of_ordered = encode_by_camera(
         runner, features[order], search, camids[order], CameraNeighbours(*counts), blocks
     )
     return encodings, order[of_ordered]
 
 
-def distances(runner, features, camids, counts, num_blocks=3, precision="fp32"):
-    handles = encoded(runner, features, camids, counts, num_blocks, precision)
+def distances(runner, features, camids, counts, num_blocks=3):
+    handles = encoded(runner, features, camids, counts, num_blocks)
     return all_distances(runner, handles, row_blocks(len(features), num_blocks))
 
 
@@ -94,12 +94,6 @@ def test_blocks_and_threads_change_no_bit(runner, drawn, num_blocks, num_threads
     expected = distances(runner, *drawn, COUNTS)
     with Threads(num_threads, "cpu") as threads:
         assert np.array_equal(distances(threads, *drawn, COUNTS, num_blocks), expected)
-
-
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_coarse_products_change_no_bit(runner, drawn, precision):
-    expected = distances(runner, *drawn, COUNTS)
-    assert np.array_equal(distances(runner, *drawn, COUNTS, precision=precision), expected)
 
 
 def test_shuffling_and_renaming_cameras_only_shuffles(runner, drawn):

@@ -86,12 +86,6 @@ def test_backends_change_no_bit(features, estimated, backend):
     assert_same_bits(found, estimated)
 
 
-@pytest.mark.parametrize("products", ["tf32", "bf16"])
-def test_coarse_products_change_no_bit(features, estimated, products):
-    found = estimate_pseudo_labels(features, CONFIG.model_copy(update={"products": products}))
-    assert_same_bits(found, estimated)
-
-
 def test_the_features_are_left_as_they_are(features):
     before = features.copy()
     before.flags.writeable = False  # as in an object store

@@ -16,8 +16,8 @@ from cluster.run import by_stage
 FIRST_COPIES = np.array([0, 1, 0, 3, 1, 0])
 
 
-def nearest(runner, features, k, num_blocks=1, precision="fp32"):
-    search = Search(k, fixed_point_scale(features), precision)
+def nearest(runner, features, k, num_blocks=1):
+    search = Search(k, fixed_point_scale(features))
     return nearest_neighbours(runner, features, search, num_blocks, distinct_rows(features))
 
 
@@ -158,88 +158,18 @@ def ties():
     return np.random.default_rng(5).integers(-2, 3, (200, 4)).astype(np.float32) / 4
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-@pytest.mark.parametrize("k", [1, 2, 12])
-def test_coarse_products_give_the_same_neighbours(runner, precision, k):
-    for features in (reference.drawn(300, 24, 20, seed=1), ties(), tight_cluster()):
-        found = nearest(runner, features, k, 3, precision)
-        assert same_bits(found, nearest(runner, features, k))
-        assert_is_exact(found, features, k)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_rows_in_doubt_are_searched_again(runner, searched_rows, precision):
-    assert_is_exact(nearest(runner, tight_cluster(), 12, 1, precision), tight_cluster(), 12)
+def test_rows_in_doubt_are_searched_again(runner, searched_rows):
+    assert_is_exact(nearest(runner, tight_cluster(), 12), tight_cluster(), 12)
     assert sum(searched_rows) >= 60
     searched_rows.clear()
-    assert_is_exact(nearest(runner, ties(), 12, 1, precision), ties(), 12)
+    assert_is_exact(nearest(runner, ties(), 12), ties(), 12)
     assert sum(searched_rows) > 0
 
 
-def test_fp32_leaves_no_doubt_where_distances_differ(runner, searched_rows):
+def test_no_row_is_in_doubt_where_distances_differ(runner, searched_rows):
     features = reference.drawn(300, 24, 20, seed=1)
     assert_is_exact(nearest(runner, features, 12), features, 12)
     assert searched_rows == []
-
-
-def rounded_one_way(precision, spread, num_rows=120, dims=64):
-    """Rows whose coordinates all round down, or all up, by as much as rounding ever errs.
-
-    Products of two rows that round down are 4 units too small, others are right; the rows'
-    true squared distances are up to `spread` units. (A unit is half the last bit kept.)
-    """
-    rng = np.random.default_rng(int(10 * spread))
-    unit = 2.0 ** -(products_bits(precision) + 1)
-    side = rng.choice([-1, 1], (num_rows, 1))
-    features = np.full((num_rows, dims), 1.0) * (1 + unit * (1 + side / 64)) / np.sqrt(dims)
-    moved = np.sqrt(spread * unit * rng.random(num_rows) / 2)
-    place = 2 * rng.integers(0, dims // 2, num_rows)
-    features[np.arange(num_rows), place] += moved
-    features[np.arange(num_rows), place + 1] -= moved
-    return features.astype(np.float32)
-
-
-def products_bits(precision):
-    return {"tf32": 10, "bf16": 7}[precision]
-
-
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-@pytest.mark.parametrize("spread", [1, 4, 8, 20])
-def test_rounding_that_errs_one_way_hides_nobody(runner, precision, spread):
-    features = rounded_one_way(precision, spread)
-    for k in (2, 4):
-        assert same_bits(nearest(runner, features, k, 1, precision), nearest(runner, features, k))
-
-
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_the_nearest_is_found_behind_a_full_list_of_nearer_products(runner, precision):
-    """Row 1 is nearest to row 0, but its product says otherwise by almost all it can."""
-    unit = 2.0 ** -(products_bits(precision) + 1)
-    features = np.full((43, 64), (1 + unit * (1 + 1 / 64)) / 8)  # rounds up
-    features[:2] = (1 + unit * (1 - 1 / 64)) / 8  # rounds down
-    features[1] *= 1 - unit / 256
-    sq = unit * np.array([0.025, *np.linspace(3.28, 3.53, 39), 16])
-    for place, moved in enumerate(np.sqrt(sq / 2)):
-        features[2 + place, 2 * (place % 32)] += moved
-        features[2 + place, 2 * (place % 32) + 1] -= moved
-    features = features.astype(np.float32)
-    assert nearest(runner, features, 2).indices_NK[0].tolist() == [0, 1]
-    assert nearest(runner, features, 2, 1, precision).indices_NK[0].tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_the_farthest_is_found_behind_a_full_list_of_farther_products(runner, precision):
-    """Row 1 is farthest from row 0, and its product too small by almost all it can be."""
-    unit = 2.0 ** -(products_bits(precision) + 1)
-    features = np.full((60, 64), (1 + unit * (1 - 1 / 64)) / 8)  # rounds down
-    features[:2] = (1 + unit * (1 + 1 / 64)) / 8  # rounds up
-    sq = unit * np.array([20, 19.9, 18, 17.5, 17, 16.5, *np.linspace(1, 12, 53)])
-    for place, moved in enumerate(np.sqrt(sq / 2)):
-        features[1 + place, 2 * (place % 32)] += moved
-        features[1 + place, 2 * (place % 32) + 1] -= moved
-    features = features.astype(np.float32)
-    found = nearest(runner, features, 2, 1, precision).max_sq_distance_N[0]
-    assert found == nearest(runner, features, 2).max_sq_distance_N[0]
 
 
 # ---- Groups -----------------------------------------------------------------------------

@@ -17,16 +17,8 @@ from cluster.copies import distinct_rows
 from cluster.device import kept_on_device
 from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import nearest_neighbours
-from cluster.refine import (
-    Groups,
-    Neighbours,
-    Search,
-    fixed_point_scale,
-    rounded,
-    rounding_bound,
-)
+from cluster.refine import Groups, Neighbours, Search, fixed_point_scale
 from cluster.run import FULL, Threads
-from cluster.search_on_device import search_rows
 from daal.config import ClusterConfig
 
 SETS = {
@@ -59,8 +51,8 @@ def device_runner():
         yield threads
 
 
-def nearest(runner, features, k, num_blocks, precision="fp32"):
-    search = Search(k, fixed_point_scale(features), precision)
+def nearest(runner, features, k, num_blocks):
+    search = Search(k, fixed_point_scale(features))
     return nearest_neighbours(runner, features, search, num_blocks, distinct_rows(features))
 
 
@@ -69,11 +61,10 @@ def first(found: Neighbours, k: int) -> Neighbours:
     return Neighbours(found.indices_NK[:, :k], found.sq_distances_NK[:, :k], found[2])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_nearest_neighbours(runner, device_runner, drawn, precision):
+def test_nearest_neighbours(runner, device_runner, drawn):
     features, k = drawn
     expected = nearest(runner, features, k, 3)
-    found = nearest(device_runner, features, k, 3, precision)
+    found = nearest(device_runner, features, k, 3)
     assert same_bits(first(found, min(k, len(features))), expected)
 
 
@@ -98,40 +89,21 @@ def test_groups_are_searched_apart(runner, device_runner, features, k, num_group
         assert same_bits(first(found, min(k, len(features))), expected)
 
 
-def test_a_rounding_that_hides_a_neighbour_is_found(monkeypatch):
-    """Without candidates beyond those asked for, coarse products choose wrong ones."""
-    features = reference.drawn(300, 24, 3, seed=1, noise=0.05)
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    scale = fixed_point_scale(features)
-    expected = search_rows(features, Search(8, scale), "cpu", 0, 300)
-    monkeypatch.setitem(search_on_device.SLACK, "bf16", 0)
-    blind = search_rows(features, Search(8, scale, "bf16", certify=False), "cpu", 0, 300)
-    assert not same_bits(first(blind, 8), first(expected, 8))
-    found = search_rows(features, Search(8, scale, "bf16"), "cpu", 0, 300)
-    assert same_bits(first(found, 8), first(expected, 8))
-    assert rounding_bound("bf16", 24) > rounding_bound("tf32", 24) > rounding_bound("fp32", 24)
-
-
-def test_each_product_has_its_own_precision():
+def test_products_take_no_tf32_and_training_keeps_its_own():
     """Though the setting is the whole process's."""
 
-    def seen(precision):
-        with search_on_device.matmul_precision(precision):
+    def seen(_):
+        with search_on_device.fp32_products():
             time.sleep(0.001)
             return torch.get_float32_matmul_precision()
 
-    wanted = ["tf32", "fp32"] * 20
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(seen, wanted))
-    assert found == [{"tf32": "high", "fp32": "highest"}[precision] for precision in wanted]
-    assert torch.get_float32_matmul_precision() == "highest"
-
-
-def test_on_cpus_bf16_is_rounded_as_torch_does():
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal(10_000) * 10.0 ** rng.integers(-6, 6, 10_000)
-    expected = torch.from_numpy(values).float().bfloat16().float().numpy()
-    assert np.array_equal(rounded(values.astype(np.float32), "bf16"), expected)
+    torch.set_float32_matmul_precision("high")
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert set(pool.map(seen, range(20))) == {"highest"}
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 # ---- Uploads ----------------------------------------------------------------------------
@@ -160,8 +132,6 @@ def test_an_array_is_uploaded_once_and_let_go_with_it(monkeypatch):
 CONFIGS = {
     "zhong": {},
     "faiss": {"dialect": "faiss"},
-    "tf32": {"products": "tf32"},
-    "bf16": {"products": "bf16"},
     "cameras": {"camera_aware": True},
 }
 
@@ -220,3 +190,11 @@ def test_another_error_of_the_gpu_is_not_taken_for_that(monkeypatch):
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS)
 def test_the_whole_estimate_on_a_gpu(changes, backend):
     assert_same_estimate(estimated(changes, "cuda", backend), estimated(changes, "cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and search_on_device.has_cuvs()), reason="needs a GPU and cuvs"
+)
+def test_cuvs_on_a_gpu():
+    assert_same_estimate(estimated({"search": "cuvs"}, "cuda"), estimated({}, "cpu"))
