@@ -35,14 +35,13 @@ FIXED: dict[str, Any] = {
     "cluster.k2_intra": 2,
     "cluster.k2_inter": 4,
     "cluster.max_backoffs": 4,
-    "cluster.products": "fp32",
     "soft_labels.min_sq_distance": 1e-3,
     "ray.extract_batch": None,
 }  # fmt: skip
 # Any value, as none decides on the result.
 IGNORED = ("source.published_counts", "target.published_counts", "ray.resize_seconds",
            "ray.threads_per_worker", "tracking.mlflow_experiment",
-           "tracking.tensorboard")  # fmt: skip
+           "tracking.tensorboard", "cluster.products")  # fmt: skip
 # One setting instead of two.
 JOINED = {
     "max_train_images": ("source.max_train_images", "target.max_train_images"),
