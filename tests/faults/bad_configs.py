@@ -92,7 +92,7 @@ RECIPES = [
     ("colon too many", b"seed: 1: 2\n", ("recipe mine.yaml is not valid YAML", "line 1")),
     ("the same key twice", b"seed: 1\nseed: 2\n", ("'seed' is there twice", "line 2")),
     ("python/object/apply", b"seed: !!python/object/apply:os.mkdir [made]\n",
-     ("recipe mine.yaml", "os.mkdir isn't read in line 1")),
+     ("recipe mine.yaml", "constructor for the tag", "os.mkdir' in line 1")),
     ("a billion laughs", b"a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + b"".join(
         f"{chr(n + 1)}: &{chr(n + 1)} [{', '.join(9 * [f'*{chr(n)}'])}]\n".encode()
         for n in range(ord("a"), ord("z"))
