@@ -130,7 +130,7 @@ def test_a_suite_on_images_that_cannot_be_scored__exit_3_before_anything_starts(
         (b"title: caf\xe9", "isn't UTF-8 text (byte 10); save it as UTF-8."),
         (b"title: [x", "is not valid YAML"),
         (b"- 1", "must hold keys and values, like title: mine, and not a list."),
-        (b"title: !!python/name:os.system x", "os.system isn't read"),
+        (b"title: !!python/name:os.system x", "constructor for the tag"),
         (b"title: x\nrows: [{name: y}]\nsedes: 1", 'not a known key; did you mean "seeds"?'),
         (b"title: x\nrows: [{name: y, settings: [clutser.k1=3]}]",
          '"clutser" is not a known key; did you mean "cluster"? [from override "clutser.k1=3"]'),
