@@ -16,19 +16,25 @@ collapsed, say) is computed again in float64. GPUs begin with float64, which aut
 like leave alone.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 QUERY_ROWS = GALLERY_ROWS = 2048  # of a tile of distances, at most
 TABLE_SIZE = 2**21  # numbers in a table: 16 MB in float64
 CACHED_SIZE = 2**18  # numbers that are subtracted at a time: 2 MB stay in a processor's cache
-# A direct distance takes as long as 60 elements of a float64 product and what comes after it.
-DIRECT_SHARE = 1 / 64
+# A direct distance takes as long as 250 elements of a float64 product and what comes after it.
+DIRECT_SHARE = 1 / 256
+_Map: TypeAlias = Callable[..., Iterator[Any]]
+_settings_lock = threading.Lock()  # torch and BLAS have one set of them for the whole process
 
 
 def match_ranks(
@@ -48,18 +54,45 @@ def match_ranks(
     valid_V = num_matches_Q.nonzero().squeeze(1)
     if len(valid_V) == 0:
         return
-    gallery = _survey(gallery_GD, gallery_pids_G)
     first_pair_Q = num_matches_Q.cumsum(0) - num_matches_Q
-    rows = max(1, min(QUERY_ROWS, TABLE_SIZE // int(num_matches_Q.max())))
-    for block_B in torch.split(valid_V, rows):
+
+    def ranks(block_B: Tensor, gallery: _Gallery) -> NDArray[np.int64]:
         slots_M = torch.arange(int(num_matches_Q[block_B].max()), device=block_B.device)
         present_BM = slots_M < num_matches_Q[block_B, None]
         pair_BM = (first_pair_Q[block_B, None] + slots_M).where(present_BM, 0)
         nearer_BM = _count_nearer(
             queries_QD[block_B], query_pids_Q[block_B], gallery, pair_gallery_P[pair_BM], present_BM
         )
-        ranks_BM = (slots_M + nearer_BM).where(present_BM, -1)
-        yield block_B.numpy(force=True), ranks_BM.numpy(force=True)
+        return (slots_M + nearer_BM).where(present_BM, -1).numpy(force=True)
+
+    with _threads(queries_QD.device) as (num_threads, parallel_map):
+        gallery = _survey(gallery_GD, gallery_pids_G, parallel_map)
+        rows = min(QUERY_ROWS, TABLE_SIZE // int(num_matches_Q.max()))
+        rows = max(1, min(rows, -(-len(valid_V) // num_threads)))
+        blocks = torch.split(valid_V, rows)
+        found = parallel_map(ranks, blocks, [gallery] * len(blocks))
+        for block_B, ranks_BM in zip(blocks, found, strict=True):
+            yield block_B.numpy(force=True), ranks_BM
+
+
+@contextmanager
+def _threads(device: torch.device) -> Iterator[tuple[int, _Map]]:
+    """How many threads do the work, and a `map` that they share.
+
+    On CPUs each thread works alone on its own block. If torch and BLAS split operations between
+    threads, these would wait for each other after every one: on a busy machine, most of the time.
+    """
+    if device.type != "cpu":
+        yield 1, map
+        return
+    with _settings_lock:
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with threadpool_limits(1, "blas"), ThreadPoolExecutor(num_threads) as pool:
+                yield num_threads, pool.map
+        finally:
+            torch.set_num_threads(num_threads)
 
 
 class _Gallery(NamedTuple):
@@ -69,10 +102,12 @@ class _Gallery(NamedTuple):
     squares_G: Tensor  # squared distances from there, float64
 
 
-def _survey(features_GD: Tensor, pids_G: Tensor) -> _Gallery:
-    sums = [some.double().sum(0) for some in _pieces(features_GD)]
-    centre_D = torch.stack(sums).sum(0) / len(features_GD)
-    return _Gallery(features_GD, pids_G, centre_D, _squares(features_GD, centre_D))
+def _survey(features_GD: Tensor, pids_G: Tensor, parallel_map: _Map) -> _Gallery:
+    chunks = torch.split(features_GD, GALLERY_ROWS)
+    sums = parallel_map(lambda chunk: sum(some.double().sum(0) for some in _pieces(chunk)), chunks)
+    centre_D = torch.stack(list(sums)).sum(0) / len(features_GD)
+    squares = parallel_map(lambda chunk: _squares(chunk, centre_D), chunks)
+    return _Gallery(features_GD, pids_G, centre_D, torch.cat(list(squares)))
 
 
 def _pieces(features_ND: Tensor) -> tuple[Tensor, ...]:
@@ -114,16 +149,18 @@ def _count_nearer(
     radius = max(float(gallery.squares_G.max()), float(squares_B.max())) ** 0.5
     cuts_BM = match_BM - squares_B[:, None]
     in_range = 1e-10 < radius < 1e10  # of float32, squares too
-    rounds = [torch.float32] if in_range and queries_BD.device.type == "cpu" else []
+    on_cpu = queries_BD.device.type == "cpu"
+    rounds = [torch.float32, torch.float64] if in_range and on_cpu else [torch.float64]
 
     nearer_BM = torch.zeros_like(index_BM)
+    centred_BD = {dtype: _centred(queries_BD, centre_D, dtype) for dtype in rounds}
     for start in range(0, len(gallery.pids_G), GALLERY_ROWS):
         chunk = slice(start, start + GALLERY_ROWS)
         # Matches are ranked among themselves, and junk isn't ranked at all.
         unranked_BC = query_pids_B[:, None] == gallery.pids_G[chunk]
-        for dtype in (*rounds, torch.float64):
+        for dtype in rounds:
             tile_BC = _tile(
-                _centred(queries_BD, centre_D, dtype),
+                centred_BD[dtype],
                 _centred(gallery.features_GD[chunk], centre_D, dtype),
                 gallery.squares_G[chunk],
             )

@@ -47,7 +47,7 @@ BUGS = [
     (evaluation, "_matches", "torch.arange(len(query_P), device=count_Q.device)",
      "torch.arange(len(query_P))"),
     (match_ranks, "match_ranks", ", device=block_B.device", ""),
-    (match_ranks, "match_ranks", "ranks_BM.numpy(force=True)", "ranks_BM.numpy()"),
+    (match_ranks, "match_ranks", "-1).numpy(force=True)", "-1).numpy()"),
 ]  # fmt: skip
 
 
