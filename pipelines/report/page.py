@@ -47,7 +47,7 @@ def report(run: RunFolder) -> Report:
         DataError: what it says of itself is damaged.
         StorageError: it can't be read.
     """
-    from pipelines.report.pictures import clusters, feature_map, source_features, triplets
+    from pipelines.report.pictures import clusters, feature_map, triplets
     from pipelines.report.ranks import retrieval
 
     parts = Parts(run)
@@ -55,20 +55,15 @@ def report(run: RunFolder) -> Report:
         facts = report_data.read_facts(run)
         result = facts.selected or PRETRAIN
         model = parts.make("the model", lambda: _model(run))
-        no_source = Absent("This run had no source.") if facts.config.target_only else None
-
-        def by_model(what: str, make: Callable[[Any], T]) -> T | Absent:
-            return model if isinstance(model, Absent) else parts.make(what, lambda: make(model))
+        known_model = None if isinstance(model, Absent) else model
 
         def attention(domain: Domain) -> Any:
-            what = f"attention on the {domain}"
-            return by_model(what, lambda model: triplets(run, model, domain))
+            if domain == "source" and facts.config.target_only:
+                return Absent("This run had no source.")
+            if isinstance(model, Absent):
+                return model
+            return parts.make(f"attention on the {domain}", lambda: triplets(run, model, domain))
 
-        of_source: Any = no_source or by_model(
-            "the features of the source", lambda model: source_features(run, model)
-        )
-        without = of_source.reason if isinstance(of_source, Absent) else ""
-        source_SD = None if isinstance(of_source, Absent) else of_source
         page = _render(
             "report.html.j2",
             facts=facts,
@@ -78,9 +73,8 @@ def report(run: RunFolder) -> Report:
             retrieval=parts.make("the rank lists", lambda: retrieval(run, facts.config, result)),
             plots=iteration_plots(facts),
             clusters=parts.make("the sample of clusters", lambda: clusters(run, facts)),
-            attention={"source": no_source or attention("source"), "target": attention("target")},
-            map=parts.make("the map", lambda: feature_map(run, facts, result, source_SD)),
-            map_without_source=without,
+            attention={domain: attention(domain) for domain in DOMAINS},
+            map=parts.make("the map", lambda: feature_map(run, facts, result, known_model)),
             training=training_plots(facts),
             times=report_data.times(facts.journal),
             data=parts.make("the table of data", lambda: _data(run, facts)),

@@ -32,7 +32,7 @@ from daal.load_config import (
 )
 from pipelines.adapt import Adaptation
 from pipelines.run.folder import RunFolder
-from pipelines.run.kept_config import keep_config
+from pipelines.run.kept_config import SUMMARY, keep_config
 from pipelines.show.progress import Progress
 from pipelines.tools.shipped import shipped
 from pipelines.workers.resources import cluster_nodes, fitting_workers, place, plan
@@ -167,29 +167,26 @@ def run_suite(
     Raises:
         DaalError: runs failed, named with their reasons; the others are finished and kept.
     """
+    names: dict[str, list[str]] = {}
+    for (name, seed), config in configs.items():
+        names.setdefault(config.out, []).append(f"{name}, seed {seed}")
     runs = {config.out: config for config in configs.values()}
-    left = {
-        uri: config for uri, config in runs.items() if not RunFolder(uri).exists("summary.json")
-    }
+    left = [config for uri, config in runs.items() if not RunFolder(uri).exists(SUMMARY)]
     say(f"{len(configs)} rows and seeds: {len(runs)} runs, {len(left)} of them to do")
-    pretrainings = {
-        f"{out}/pretraining/{_pretraining_key(config)}": config for config in left.values()
-    }
     first = next(iter(runs.values()))
     room, threads = room_on_cluster(first.ray, first.common_batch)
+
+    def begun_by(config: Config) -> str:
+        return f"{out}/pretraining/{pretraining_key(config)}"
+
+    pretrainings = {begun_by(config): config for config in left}
     jobs: list[Job] = [
         (f"pretraining {Path(uri).name}", config.model_copy(update={"out": uri}), None)
         for uri, config in pretrainings.items()
     ]
-    _all_of(jobs, room, threads, say)
-    names: dict[str, list[str]] = {}
-    for (name, seed), config in configs.items():
-        names.setdefault(config.out, []).append(f"{name}, seed {seed}")
-    jobs = [
-        (" / ".join(names[uri]), config, f"{out}/pretraining/{_pretraining_key(config)}")
-        for uri, config in left.items()
-    ]
-    _all_of(jobs, room, threads, say)
+    _run_all(jobs, room, threads, say)
+    jobs = [(" / ".join(names[config.out]), config, begun_by(config)) for config in left]
+    _run_all(jobs, room, threads, say)
     return results(suite, configs)
 
 
@@ -198,7 +195,7 @@ def results(suite: Suite, configs: dict[tuple[str, int], Config]) -> list[Result
     found = []
     for row in suite.rows:
         summaries = [
-            json.loads(RunFolder(config.out).read("summary.json"))
+            json.loads(RunFolder(config.out).read(SUMMARY))
             for (name, _), config in configs.items()
             if name == row.name
         ]
@@ -224,7 +221,8 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _pretraining_key(config: Config) -> str:
+def pretraining_key(config: Config) -> str:
+    """The same for runs that can share a pretraining."""
     apart = marked(LATER) | marked(NOT_KEPT) | marked(MAY_CHANGE)
     values = config.model_dump(mode="json", exclude=apart)
     values["num_workers"] = config.ray.num_workers
@@ -252,7 +250,7 @@ def room_on_cluster(config: RayConfig, common_batch: int = 0) -> tuple[int, int 
     return number, plan(nodes, beside(number)).threads
 
 
-def _all_of(jobs: list[Job], room: int, threads: int | None, say: Say) -> None:
+def _run_all(jobs: list[Job], room: int, threads: int | None, say: Say) -> None:
     """Run them as Ray tasks, `room` at a time. Raises DaalError at the end if any has failed."""
     waiting, failed = list(reversed(jobs)), []
     running: dict[Any, str] = {}
