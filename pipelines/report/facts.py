@@ -37,7 +37,6 @@ class Facts:
     """A run folder without its images, features and weights."""
 
     name: str  # the folder's own: reports are shown to others
-    uri: str
     config: Config
     values: Row  # config.yaml as it was written
     summary: Row | None  # None: the run isn't finished
@@ -89,7 +88,6 @@ def read_facts(run: RunFolder) -> Facts:
     selected = Stage.find((summary or {}).get("selected"))
     return Facts(
         name=PurePosixPath(run.base).name,
-        uri=run.uri,
         config=checked(values),
         values=values,
         summary=summary,

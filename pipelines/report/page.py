@@ -11,13 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from daal.data.records import Domain
+import jinja2
+import numpy as np
+import torch
+
+from daal.data.records import SPLITS, Domain
+from daal.drawn.domains import is_drawn
 from daal.errors import DaalError, DataError
 from daal.load_config import flat
+from daal.trained_model import TrainedModel, load_trained
 from pipelines.report import facts as report_data
 from pipelines.report.facts import Facts, Row
+from pipelines.report.images import columns
+from pipelines.report.pictures import Triplet, clusters, triplets
 from pipelines.report.plots import compared_plots, iteration_plots, training_plots
+from pipelines.report.ranks import retrieval
+from pipelines.run.find_checkpoint import checkpoint_of
 from pipelines.run.folder import RunFolder
+from pipelines.run.kept_config import DOMAINS
 from pipelines.run.results import Clusters, Scores
 from pipelines.run.stages import PRETRAIN, SUPERVISED, Stage, ingest_stage
 
@@ -47,17 +58,13 @@ def report(run: RunFolder) -> Report:
         DataError: what it says of itself is damaged.
         StorageError: it can't be read.
     """
-    from pipelines.report.pictures import clusters, feature_map, triplets
-    from pipelines.report.ranks import retrieval
-
     parts = Parts(run)
     with _readable(run.uri):
         facts = report_data.read_facts(run)
         result = facts.selected or PRETRAIN
         model = parts.make("the model", lambda: _model(run))
-        known_model = None if isinstance(model, Absent) else model
 
-        def attention(domain: Domain) -> Any:
+        def attention(domain: Domain) -> list[Triplet] | Absent:
             if domain == "source" and facts.config.target_only:
                 return Absent("This run had no source.")
             if isinstance(model, Absent):
@@ -74,7 +81,6 @@ def report(run: RunFolder) -> Report:
             plots=iteration_plots(facts),
             clusters=parts.make("the sample of clusters", lambda: clusters(run, facts)),
             attention={domain: attention(domain) for domain in DOMAINS},
-            map=parts.make("the map", lambda: feature_map(run, facts, result, known_model)),
             training=training_plots(facts),
             times=report_data.times(facts.journal),
             data=parts.make("the table of data", lambda: _data(run, facts)),
@@ -85,14 +91,11 @@ def report(run: RunFolder) -> Report:
 
 def comparison(runs: Sequence[RunFolder]) -> Report:
     """Runs side by side on one page. Raises as `report` does."""
-    facts = []
-    for run in runs:
-        with _readable(run.uri):
-            facts.append(report_data.read_facts(run))
-    names = report_data.short_names([run.base for run in runs])
-    named = list(zip(names, facts, strict=True))
-    targets = {_target_hash(some) for some in facts}
-    with _readable("these runs"):
+    with _readable(", ".join(run.uri for run in runs)):
+        facts = [report_data.read_facts(run) for run in runs]
+        names = report_data.short_names([run.base for run in runs])
+        named = list(zip(names, facts, strict=True))
+        targets = {_target_hash(some) for some in facts}
         page = _render(
             "comparison.html.j2",
             runs=named,
@@ -107,12 +110,10 @@ def comparison(runs: Sequence[RunFolder]) -> Report:
 @contextmanager
 def _readable(uri: str) -> Iterator[None]:
     """What is in a run's small files may be anything: they may be others', old, or damaged."""
-    from jinja2 import TemplateError
-
-    wrong = (ArithmeticError, AttributeError, LookupError, TemplateError, TypeError, ValueError)
     try:
         yield
-    except wrong as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
+            jinja2.TemplateError) as error:  # fmt: skip
         raise DataError(
             f"{uri}: its JSON files say what no page can be made of ({type(error).__name__}: "
             f"{error}); they are damaged or of another version of daal: take that one, or make "
@@ -140,8 +141,6 @@ class Parts:
 
 
 def _render(template: str, **values: Any) -> str:
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -171,16 +170,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
-def _model(run: RunFolder) -> Any:
+def _model(run: RunFolder) -> TrainedModel:
     """The run's result, on the GPU if there is one."""
-    import torch
-
-    from daal.trained_model import load_trained
-    from pipelines.run.find_checkpoint import checkpoint_of, result_of
-
-    weights = result_of(run).file("checkpoint/weights.safetensors")
-    if not run.exists(weights):
-        raise DataError(f"{weights} is not in the run folder; it was deleted.")
     with checkpoint_of(run.uri) as (folder, _):
         model = load_trained(folder)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -195,12 +186,6 @@ def _score_rows(facts: Facts) -> list[tuple[Stage, Scores | None, Clusters | Non
 
 def _data(run: RunFolder, facts: Facts) -> list[Row]:
     """A row for each domain: what was read."""
-    import numpy as np
-
-    from daal.data.records import SPLITS
-    from daal.drawn.domains import is_drawn
-    from pipelines.report.images import columns
-
     found = []
     for domain, dataset in facts.config.domains():
         about = columns(run, f"images/{domain}.parquet", ("split", "pid", "camid"))

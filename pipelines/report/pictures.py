@@ -1,4 +1,4 @@
-"""What the model looks at, what it takes for one person, and how its features lie.
+"""What the model looks at, and what it takes for one person.
 
 Shapes: B images, C channels, h x w cells of the feature map, N target images, M of a cluster.
 """
@@ -19,17 +19,13 @@ from daal.nn.attention import IndependentAttention, NoAttention
 from daal.nn.network import DaalNetwork
 from daal.trained_model import TrainedModel
 from pipelines.report.facts import Facts
-from pipelines.report.images import Photo, columns, features, images, photo, spread, thumbs
-from pipelines.report.plots import Plot, inlined
+from pipelines.report.images import Photo, columns, images, photo, spread, thumbs
 from pipelines.run.artefacts import read_parts
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import Stage
 
 NUM_ATTENDED = 4  # of each domain
-NUM_SOURCE = 64  # in the map; their features are made here, the target's are in the run folder
-NUM_POINTS = 936  # of the target in the map
 PER_CLUSTER = 12
-MAX_CAMERAS = 16  # in a legend
 FLAT = 0.02  # a range of A that means little
 
 
@@ -57,15 +53,6 @@ class Cluster:
     photos: list[Photo]
 
 
-@dataclass(frozen=True)
-class FeatureMap:
-    """One t-SNE, as often as there are ways to colour it."""
-
-    plots: list[Plot]
-    num_target: int
-    num_source: int
-
-
 def triplets(run: RunFolder, model: TrainedModel, domain: Domain) -> list[Triplet]:
     """Attention on training images of a domain, taken evenly from its table.
 
@@ -74,12 +61,16 @@ def triplets(run: RunFolder, model: TrainedModel, domain: Domain) -> list[Triple
     """
     if isinstance(model.network.attention, NoAttention):
         raise DataError("This network has no attention (network.attention.mode=none).")
-    rows = _training_rows(run, domain, NUM_ATTENDED)
-    maps = attention_maps(model.network, normalise(_pixels(run, model, domain, rows)))
-    paths = columns(run, f"images/{domain}.parquet", ["path"])["path"][rows]
+    size = model.config.input
+    about = columns(run, f"images/{domain}.parquet", ["split", "path"])
+    rows = spread(np.flatnonzero(about["split"] == "train"), NUM_ATTENDED)
+    pixels_BHWC = np.stack(images(run, domain, rows, size.height, size.width))
+    pixels_BCHW = torch.tensor(pixels_BHWC).permute(0, 3, 1, 2)
+    device = next(model.parameters()).device
+    maps = attention_maps(model.network, normalise(pixels_BCHW.to(device)))
     found = []
     for image, path, shared_hw, specific_hw in zip(
-        thumbs(run, domain, rows, model.config.input), paths, *maps, strict=True
+        thumbs(run, domain, rows, size), about["path"][rows], *maps, strict=True
     ):
         views = {
             "image": image,
@@ -114,46 +105,6 @@ def attention_maps(
         each.mean(1).float().cpu().numpy() for each in (shared_BCHW, specific_BCHW)
     )
     return shared_Bhw, specific_Bhw
-
-
-def feature_map(
-    run: RunFolder, facts: Facts, stage: Stage, model: TrainedModel | None
-) -> FeatureMap:
-    """t-SNE of a seeded sample of the target's training images by the features of a stage.
-
-    Source images are in it too if the stage's `model` and they are there.
-
-    Raises:
-        DataError: the features aren't there, or are too few.
-    """
-    about = columns(run, stage.file("features.parquet"), ("split", "camid"))
-    train = np.flatnonzero(about["split"] == "train")
-    if len(train) < 5:
-        raise DataError("There are too few training images of the target for a map.")
-    rng = np.random.default_rng(facts.config.seed)
-    rows = np.sort(rng.permutation(train)[:NUM_POINTS])
-    features_ND = features(run, stage, rows)
-    if model is not None and run.exists("images/source.parquet"):
-        features_ND = np.concatenate([features_ND, _source_features(run, model)])
-    points_N2 = figures.map_of(features_ND, facts.config.seed)
-    num_source = len(features_ND) - len(rows)
-    not_drawn = np.full(num_source, -2)
-    plots = []
-
-    def colour(way: str, groups_N: NDArray[np.integer], names: list[str]) -> None:
-        svg = figures.scatter(points_N2, groups_N, names)
-        alt = f"Map of features, coloured {way}"
-        plots.append(Plot(f"Coloured {way}", inlined(svg, alt, f"map-{len(plots)}")))
-
-    if facts.last_labelling:
-        labels_N = _labels(run, facts.last_labelling[0])[rows]
-        colour("by pseudo-label", np.append(labels_N, not_drawn), [])
-    cameras, camera_N = np.unique(about["camid"][rows], return_inverse=True)
-    names = [str(camera) for camera in cameras] if len(cameras) <= MAX_CAMERAS else []
-    colour("by camera", np.append(camera_N, not_drawn), names)
-    if num_source:
-        colour("by domain", np.repeat([0, 1], [len(rows), num_source]), ["target", "source"])
-    return FeatureMap(plots, len(rows), num_source)
 
 
 def clusters(run: RunFolder, facts: Facts) -> list[Cluster]:
@@ -224,24 +175,3 @@ def _labels(run: RunFolder, stage: Stage) -> NDArray[np.int64]:
     if not run.exists(name):
         raise DataError(f"{name} is not in the run folder; it was deleted.")
     return read_parts(run.read(name))[:, 0]
-
-
-def _source_features(run: RunFolder, model: TrainedModel) -> NDArray[np.float32]:
-    rows = _training_rows(run, "source", NUM_SOURCE)
-    with torch.inference_mode():
-        features_SD: torch.Tensor = model(_pixels(run, model, "source", rows))
-    return features_SD.float().cpu().numpy()
-
-
-def _training_rows(run: RunFolder, domain: Domain, most: int) -> NDArray[np.integer]:
-    split = columns(run, f"images/{domain}.parquet", ["split"])["split"]
-    return spread(np.flatnonzero(split == "train"), most)
-
-
-def _pixels(
-    run: RunFolder, model: TrainedModel, domain: Domain, rows: NDArray[np.integer]
-) -> torch.Tensor:
-    """Images of a domain as the model takes them, where it is."""
-    size = model.config.input
-    pixels_BHWC = np.stack(images(run, domain, rows, size.height, size.width))
-    return torch.tensor(pixels_BHWC).permute(0, 3, 1, 2).to(next(model.parameters()).device)

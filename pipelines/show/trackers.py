@@ -181,11 +181,15 @@ def tracked(
 
     `say` is told what is left out, `note` what failed; a tracker never raises anything here.
     """
-    chosen = [Mlflow] * bool(config.tracking.mlflow) + [Wandb] * bool(config.tracking.wandb)
+    chosen: list[type[Tracker]] = []
     if run.is_local:
-        chosen = [TensorBoard, *chosen]
+        chosen.append(TensorBoard)
     else:
         say("TensorBoard is left out: its files need a run folder on a disk; metrics.jsonl is kept")
+    if config.tracking.mlflow:
+        chosen.append(Mlflow)
+    if config.tracking.wandb:
+        chosen.append(Wandb)
     if not chosen:
         yield lambda line: None
         return
