@@ -80,8 +80,14 @@ def read_facts(run: RunFolder) -> Facts:
     journal = run.journal()
     stages = [stage for line in journal if (stage := Stage.find(line["stage"]))]
     models = _models(stages)
-    scores = {model: _json(run, model.file("evaluation.json")) for model in models}
-    clusters = {model: _json(run, model.file("clusters.json")) for model in models}
+    scores, labellings = {}, {}
+    for model in models:
+        found = _json(run, model.file("evaluation.json"))
+        if found is not None and found["num_valid_queries"]:
+            scores[model] = Scores.from_json(found)
+        found = _json(run, model.file("clusters.json"))
+        if found is not None:
+            labellings[model] = Clusters.from_json(found)
     summary = _json(run, SUMMARY)
     trained = [model for model in models
                if model.kind == "iteration" and model.at("train") in stages]  # fmt: skip
@@ -91,16 +97,8 @@ def read_facts(run: RunFolder) -> Facts:
         config=checked(values),
         values=values,
         summary=summary,
-        scores={
-            model: Scores.from_json(found)
-            for model, found in scores.items()
-            if found is not None and found["num_valid_queries"]
-        },
-        labellings={
-            model: Clusters.from_json(found)
-            for model, found in clusters.items()
-            if found is not None
-        },
+        scores=scores,
+        labellings=labellings,
         trained=trained,
         selected=selected or (trained[-1] if trained else None),
         events=run.lines(METRICS),
@@ -114,34 +112,33 @@ def different_settings(runs: Sequence[Facts]) -> dict[str, list[Any]]:
     return differences([{k: v for k, v in run.values.items() if k not in left_out} for run in runs])
 
 
-def training_curves(events: Sequence[Row]) -> tuple[dict[str, Curve], list[float]]:
+def training_curves(events: Sequence[Row]) -> tuple[dict[str, Curve], list[int]]:
     """Loss terms and the learning rate (lr) by name, over the steps of pretraining and then of all
     iterations; and the step at which each iteration begins. Long curves are thinned by means.
 
-    A term that is always 0 in pretraining, or in the iterations, has no curve there.
+    A term that is always 0 has no curve.
     """
     points = Points()
-    found: dict[str, dict[str, Curve]] = {"pretrain": {}, "adapt": {}}
+    curves: dict[str, Curve] = {}
     for event in map(event_of, events):
         if not isinstance(event, TrainingStep):
             continue
         for point in points.of(event):
+            if point.group not in ("pretrain", "adapt"):
+                continue
+            first = points.num_steps.get(PRETRAIN, 0) if point.group == "adapt" else 0
             for name, value in point.values.items():
-                curves = found.get(point.group, {})
-                x, y = curves.setdefault(name.removeprefix("loss/"), ([], []))
-                x.append(point.x)
-                y.append(value)
-    first = points.num_steps.get(PRETRAIN, 0)
-    joined: dict[str, Curve] = {}
-    for group, curves in found.items():
-        for name, (x, y) in curves.items():
-            if any(y):
-                all_x, all_y = joined.setdefault(name, ([], []))
-                all_x += [place + first * (group == "adapt") for place in x]
-                all_y += y
-    lengths = [n for model, n in points.num_steps.items() if model.kind == "iteration"]
-    begins = [float(first + sum(lengths[:number])) for number in range(len(lengths))]
-    return {name: (_thinned(x), _thinned(y)) for name, (x, y) in joined.items()}, begins
+                if name == "lr" or name.startswith("loss/"):
+                    x, y = curves.setdefault(name.removeprefix("loss/"), ([], []))
+                    x.append(first + point.x)
+                    y.append(value)
+    place, begins = points.num_steps.get(PRETRAIN, 0), []
+    for model, num_steps in points.num_steps.items():
+        if model.kind == "iteration":
+            begins.append(place)
+            place += num_steps
+    thinned = {name: (_thinned(x), _thinned(y)) for name, (x, y) in curves.items() if any(y)}
+    return thinned, begins
 
 
 def doubts(facts: Facts) -> list[str]:

@@ -69,7 +69,8 @@ def thumbs(run: RunFolder, domain: Domain, rows: Rows, size: InputConfig) -> lis
 
 def features(run: RunFolder, model: Stage, rows: Rows) -> NDArray[np.float32]:
     """Features of the target by row number: (N, D). Raises DataError if the file isn't there."""
-    return features_array(_take(run, model.file("features.parquet"), "feature", rows))
+    taken = _take(run, model.file("features.parquet"), "feature", rows)
+    return features_array(taken).copy()  # PyTorch warns of arrays that can't be written
 
 
 def spread(rows: NDArray[np.integer], most: int) -> NDArray[np.integer]:

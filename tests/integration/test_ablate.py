@@ -9,9 +9,17 @@ import pytest
 from daal.config import Config
 from daal.errors import ConfigError, DaalError
 from pipelines.run.folder import RunFolder
-from pipelines.tools.ablate import Row, Suite, configurations, read_suite, results, run_suite
+from pipelines.tools.ablate import (
+    Row,
+    Suite,
+    configurations,
+    pretraining_key,
+    read_suite,
+    results,
+    run_suite,
+)
 from pipelines.tools.shipped import SUITES, read_config
-from pipelines.tools.suite_table import as_json, markdown, measured_on, plot
+from pipelines.tools.suite_table import measured_on, write_table
 from pipelines.tools.validate import validate
 
 HARD = ["soft_labels.target_labels=hard"]
@@ -71,10 +79,10 @@ def test_rows_share_runs_and_pretraining__what_fails_is_named__nothing_is_repeat
 
     measured = measured_on(tiny_config, validate(tiny_config).counts)
     assert "drawn images" in measured
-    text = markdown(SUITE, found, measured)
+    text = write_table(tmp_path, SUITE, found, measured)
     assert "23.4 / 51.5" in text and measured in text
-    assert json.loads(as_json(SUITE, found, measured))["rows"][1]["name"] == "hard"
-    assert ElementTree.fromstring(plot(SUITE, found, measured)).tag.endswith("svg")
+    assert json.loads((tmp_path / "table.json").read_text())["rows"][1]["name"] == "hard"
+    assert ElementTree.parse(tmp_path / "table.svg").getroot().tag.endswith("svg")
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in SUITES.glob("*.yaml")))
@@ -94,12 +102,10 @@ def test_every_row_of_the_shipped_suites_is_a_run(name: str) -> None:
 
 
 def test_table_4_has_eight_runs_on_three_pretrainings() -> None:
-    from pipelines.tools.ablate import _pretraining_key
-
     suite = read_suite("table4")
     configs = configurations(suite, recipe, [], 1, "out")
     assert len({config.out for config in configs.values()}) == 8  # two rows are one run
-    assert len({_pretraining_key(config) for config in configs.values()}) == 3
+    assert len({pretraining_key(config) for config in configs.values()}) == 3
     assert suite.rows[-1].paper == {"Duke to Market": (67.8, 86.4), "Market to Duke": (63.9, 77.6)}
 
 
