@@ -1,6 +1,7 @@
 """What a run folder says of itself in JSON and YAML: scores, labellings, training, times."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -207,28 +208,19 @@ def _workers(journal: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(workers_text(line) for line in trained.values()))
 
 
-def short_names(uris: Sequence[str]) -> list[str]:
-    """As many last parts of each path as tell the runs apart; numbers, if none do."""
-    parts = [PurePosixPath(uri.rstrip("/")).parts for uri in uris]
-    for length in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{'/'.join(part[-1:])} ({number})" for number, part in enumerate(parts, 1)]
+def short_names(paths: Sequence[str]) -> list[str]:
+    """What is left of each path without the folder that all are in."""
+    inside = [path.strip("/") for path in paths]
+    common = os.path.commonpath([os.path.dirname(path) for path in inside])
+    return [os.path.relpath(path, common) for path in inside]
 
 
 def _models(stages: Sequence[Stage]) -> list[Stage]:
-    """In the order of a run; the labelling "final" last, if it is one of the last iteration's.
-
-    It is none any more once the run was given more iterations.
-    """
+    """In the order of a run; the labelling "final" is last, or none if iterations followed it."""
     models = [stage.model for stage in stages if stage.kind != "ingest"]
     found = list(dict.fromkeys(model for model in models if model != FINAL))
-    if FINAL in models:
-        last = len(models) - models[::-1].index(FINAL)
-        if {model for model in found if model.kind == "iteration"} <= set(models[:last]):
-            found.append(FINAL)
-    return found
+    labelled = [stage.model for stage in stages if stage.part == "estimate"]
+    return [*found, FINAL] if labelled[-1:] == [FINAL] else found
 
 
 def _json(run: RunFolder, name: str) -> Row | None:

@@ -44,7 +44,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Report:
-    """A page, and the parts of it that failed in a way that isn't foreseen."""
+    """A page, and a sentence for each part that failed for an unforeseen reason."""
 
     html: str
     failures: list[str]
@@ -109,20 +109,20 @@ def comparison(runs: Sequence[RunFolder]) -> Report:
 
 @contextmanager
 def _readable(uri: str) -> Iterator[None]:
-    """What is in a run's small files may be anything: they may be others', old, or damaged."""
+    """Raises DataError for whatever damaged or foreign JSON files cause inside."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
             jinja2.TemplateError) as error:  # fmt: skip
         raise DataError(
-            f"{uri}: its JSON files say what no page can be made of ({type(error).__name__}: "
-            f"{error}); they are damaged or of another version of daal: take that one, or make "
-            "the run again."
+            f"{uri}: no page can be made of its JSON files ({type(error).__name__}: {error}); "
+            "they are damaged or of another version of daal: use that version, or make the run "
+            "again."
         ) from error
 
 
 class Parts:
-    """Makes parts of a page, each for itself: one that fails doesn't take the others along."""
+    """Makes the parts of a page. Where one can't be made, the others are, and the page says why."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run

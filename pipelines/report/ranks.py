@@ -36,10 +36,7 @@ class RankList:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """`intervals`: of map, rank1, and their gains over direct transfer; 95 %, as fractions.
-
-    Without images there are no lists, and a reason instead.
-    """
+    """`intervals`: of map, rank1, and their gains over direct transfer; 95 %, as fractions."""
 
     worst: list[RankList]
     typical: list[RankList]
@@ -48,14 +45,13 @@ class Retrieval:
     num_queries: int
     num_people: int
     hopeless: float  # share of queries without a right image among the first ten
-    reason: str = ""
 
 
 def retrieval(run: RunFolder, config: Config, model: Stage) -> Retrieval:
     """The queries of the target by the features of a model.
 
     Raises:
-        DataError: there is no query, no gallery, or the features aren't there.
+        DataError: there is no query, no gallery, or the features or images aren't there.
     """
     about = columns(run, model.file("features.parquet"), ("split", "pid", "camid", "path"))
     all_queries = np.flatnonzero(about["split"] == "query")
@@ -92,11 +88,7 @@ def retrieval(run: RunFolder, config: Config, model: Stage) -> Retrieval:
         before, *_ = score(PRETRAIN)
         samples["map_gain"] = scored.ap - before.ap
         samples["rank1_gain"] = samples["rank1"] - (before.first_match_rank == 0)
-    lists, reason = [], ""
-    try:
-        lists = _rank_lists(run, config, about, queries_Q, shown, scored)
-    except DataError as error:
-        reason = str(error)
+    lists = _rank_lists(run, config, about, queries_Q, shown, scored)
     return Retrieval(
         worst=lists[: len(worst)],
         typical=lists[len(worst) :],
@@ -108,7 +100,6 @@ def retrieval(run: RunFolder, config: Config, model: Stage) -> Retrieval:
         num_queries=len(all_queries),
         num_people=len(np.unique(pids_Q[valid_Q])),
         hopeless=float((scored.first_match_rank[valid_Q] >= DEPTH).mean()),
-        reason=reason,
     )
 
 

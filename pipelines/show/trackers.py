@@ -30,6 +30,7 @@ from pipelines.run.folder import RunFolder
 from pipelines.show.curves import Point, Points
 
 Line = Mapping[str, Any]  # of metrics.jsonl
+Lines = queue.SimpleQueue[Line | bool]  # the last says whether the run has finished
 Say = Callable[[str], None]
 
 ID_FILE = "tracking.json"
@@ -203,56 +204,48 @@ def tracked(
         config.tracking,
     )
     history = run.lines(METRICS)
-    followers = [_Follower(kind, about, history, note) for kind in chosen]
+    followers: list[tuple[str, Lines, threading.Thread]] = []
+    for kind in chosen:
+        lines: Lines = queue.SimpleQueue()
+        arguments = (kind, about, history, lines, note)
+        # A daemon: one that hangs holds nothing up.
+        thread = threading.Thread(target=_follow, args=arguments, daemon=True)
+        thread.start()
+        followers.append((kind.title, lines, thread))
 
     def show(line: Line) -> None:
-        for follower in followers:
-            follower.lines.put(line)
+        for _, lines, _ in followers:
+            lines.put(line)
 
     finished = False
     try:
         yield show
         finished = True
     finally:
-        for follower in followers:
-            follower.close(finished)
+        for title, lines, thread in followers:
+            lines.put(finished)
+            thread.join(CLOSE_SECONDS)
+            if thread.is_alive():
+                note(
+                    f"{title} hasn't taken all figures in {CLOSE_SECONDS:g} s and isn't waited "
+                    f"for; {METRICS} has them"
+                )
 
 
-class _Follower:
-    """One tracker on its thread, which is a daemon: one that hangs holds nothing up."""
-
-    def __init__(
-        self, kind: type[Tracker], about: RunToTrack, history: list[dict[str, Any]], note: Say
-    ) -> None:
-        self.lines: queue.SimpleQueue[Line | bool] = queue.SimpleQueue()  # the last: finished?
-        self._title, self._note = kind.title, note
-        self._thread = threading.Thread(
-            target=self._follow, args=(kind, about, history), daemon=True
+def _follow(
+    kind: type[Tracker], about: RunToTrack, history: list[dict[str, Any]], lines: Lines, note: Say
+) -> None:
+    """One tracker on its thread: passes on what comes, until it comes that the run ended."""
+    try:
+        tracker, points = kind(about), Points()
+        for line in history:
+            list(points.of(event_of(line)))  # the tracker has them from an earlier start
+        while not isinstance(given := lines.get(), bool):
+            for point in points.of(event_of(given)):
+                tracker.log(point)
+        tracker.close(given)
+    except Exception as error:
+        note(
+            f"{kind.title} gets no more of this run's figures ({first_line(error)[:300]}); the run "
+            f"continues, and {METRICS} has them all"
         )
-        self._thread.start()
-
-    def close(self, finished: bool) -> None:
-        self.lines.put(finished)
-        self._thread.join(CLOSE_SECONDS)
-        if self._thread.is_alive():
-            self._note(
-                f"{self._title} hasn't taken all figures in {CLOSE_SECONDS:g} s and isn't waited "
-                f"for; {METRICS} has them"
-            )
-
-    def _follow(
-        self, kind: type[Tracker], about: RunToTrack, history: list[dict[str, Any]]
-    ) -> None:
-        try:
-            tracker, points = kind(about), Points()
-            for line in history:
-                list(points.of(event_of(line)))  # the tracker has them from an earlier start
-            while not isinstance(given := self.lines.get(), bool):
-                for point in points.of(event_of(given)):
-                    tracker.log(point)
-            tracker.close(given)
-        except Exception as error:
-            self._note(
-                f"{self._title} gets no more of this run's figures ({first_line(error)[:300]}); "
-                f"the run continues, and {METRICS} has them all"
-            )
