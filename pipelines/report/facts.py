@@ -143,7 +143,7 @@ def training_curves(events: Sequence[Row]) -> tuple[dict[str, Curve], list[int]]
 
 
 def doubts(facts: Facts) -> list[str]:
-    """What speaks against trusting the model, or the figures; a sentence each."""
+    """Reasons not to trust the model or the figures; a sentence each."""
     found = []
     if facts.summary is None:
         last = facts.journal[-1]["stage"] if facts.journal else "none"

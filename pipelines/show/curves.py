@@ -13,15 +13,17 @@ CLUSTERS = ("num_clusters", "outlier_share", "silhouette", "cross_camera_silhoue
             "one_camera_share", "cross_camera_share", "cross_camera_chance", "ari", "nmi",
             "pair_precision", "cross_camera_precision", "pair_recall")  # fmt: skip
 TRAINING = ("lr", "images_per_s", "input_share")
+# What each group of values is drawn over.
+AXES = {"pretrain": "pretrain/step", "adapt": "adapt/step", "supervised": "supervised/step",
+        "scores": "iteration", "clusters": "iteration"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Point:
-    """Values of one moment on a group's axis (steps or iterations)."""
+    """Values of one moment."""
 
     group: str
-    axis: str
-    x: int
+    x: int  # on the group's axis
     values: Mapping[str, float]
     time: float  # seconds since the epoch
 
@@ -52,19 +54,19 @@ class Points:
                       if of.kind == stage.kind and of.iteration < stage.iteration)  # fmt: skip
             values = {f"loss/{term}": value for term, value in event.loss.items()}
             values |= _of(figures, TRAINING)
-            yield from self._new(group, f"{group}/step", event.step + sum(before), values, event)
+            yield from self._new(group, event.step + sum(before), values, event)
         elif stage.kind in ("pretrain", "iteration"):
             x, clusters = stage.iteration, _of(figures, CLUSTERS)
             if eps := figures.get("eps"):
                 clusters["eps"] = eps[0]  # of the whole body
-            yield from self._new("scores", "iteration", x, _of(figures, SCORES), event)
-            yield from self._new("clusters", "iteration", x, clusters, event)
+            yield from self._new("scores", x, _of(figures, SCORES), event)
+            yield from self._new("clusters", x, clusters, event)
         elif stage.kind == "supervised":
             bound = {f"supervised_{name}": value for name, value in _of(figures, SCORES).items()}
-            yield from self._new("scores", "iteration", 0, bound, event)
+            yield from self._new("scores", 0, bound, event)
 
     def _new(
-        self, group: str, axis: str, x: int, values: Mapping[str, float], event: Event
+        self, group: str, x: int, values: Mapping[str, float], event: Event
     ) -> Iterator[Point]:
         new = {}
         for name, value in values.items():
@@ -73,7 +75,7 @@ class Points:
                 self._last[tag] = x
                 new[name] = float(value)
         if new:
-            yield Point(group, axis, x, new, event.time)
+            yield Point(group, x, new, event.time)
 
 
 def _of(figures: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float]:

@@ -27,7 +27,7 @@ from daal.load_config import flat
 from pipelines.run.artefacts import json_bytes
 from pipelines.run.events import METRICS, event_of
 from pipelines.run.folder import RunFolder
-from pipelines.show.curves import Point, Points
+from pipelines.show.curves import AXES, Point, Points
 
 Line = Mapping[str, Any]  # of metrics.jsonl
 Lines = queue.SimpleQueue[Line | bool]  # the last says whether the run has finished
@@ -148,14 +148,12 @@ class Wandb:
             entity=entity or None, project=project, id=run.id, name=run.name, resume="allow",
             config=run.config, dir=run.folder, reinit="create_new", settings=settings,
         )  # fmt: skip
-        self._groups: set[str] = set()
+        for group, axis in AXES.items():
+            self._run.define_metric(axis, hidden=True)
+            self._run.define_metric(f"{group}/*", step_metric=axis)
 
     def log(self, point: Point) -> None:
-        if point.group not in self._groups:
-            self._groups.add(point.group)
-            self._run.define_metric(point.axis, hidden=True)
-            self._run.define_metric(f"{point.group}/*", step_metric=point.axis)
-        self._run.log({**point.tags(), point.axis: point.x})
+        self._run.log({**point.tags(), AXES[point.group]: point.x})
 
     def close(self, finished: bool) -> None:
         self._run.finish(exit_code=0 if finished else 1)

@@ -1,7 +1,7 @@
 """Runs as jobs of a Ray cluster: Ray's job API with names, and a check of where the token goes.
 
 Each submission of a run is a job of its own, `daal-NAME-1`, `daal-NAME-2`, ... They share the run
-folder, so that submitting a name again continues its run.
+folder, so that submitting a name again resumes its run.
 """
 
 import asyncio

@@ -40,8 +40,7 @@ class Findings:
 def validate(config: Config, finished: Collection[str] = ()) -> Findings:
     """Check both data sets, the weights file and the run folder.
 
-    What only stages need that are `finished` isn't checked: images that were read, and the weights
-    file.
+    Images and the weights file aren't checked if the stages that read them are `finished`.
 
     Raises:
         DaalError: the run could not work; one sentence says why.

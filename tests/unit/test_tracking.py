@@ -17,7 +17,7 @@ from pipelines.run.events import event_of
 from pipelines.run.folder import RunFolder
 from pipelines.run.kept_config import keep_config
 from pipelines.show import trackers
-from pipelines.show.curves import Points
+from pipelines.show.curves import AXES, Points
 from pipelines.show.trackers import check_tracking, tracked
 
 TERMS = {"source": 2.0, "total": 2.5}
@@ -105,8 +105,7 @@ def test_points__steps_of_all_iterations_in_a_row__each_once() -> None:
         (2, {"num_clusters": 7, "outlier_share": 0.1, "eps": 0.4, "one_camera_share": 0.5}),
     ]
     assert found[-1].values == {"supervised_map": 0.9, "supervised_rank1": 0.9}
-    assert {p.axis for p in found} == {"pretrain/step", "adapt/step", "supervised/step",
-                                       "iteration"}  # fmt: skip
+    assert {p.group for p in found} == set(AXES)
 
 
 def test_tensorboard__a_resumed_run_continues_its_series(tmp_path: Path) -> None:
