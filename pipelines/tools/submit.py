@@ -178,7 +178,7 @@ def check_address(address: str, insecure: bool = False) -> None:
             f"{address} is another host, and the token would travel there unencrypted: open a "
             f"tunnel (ssh -L 8265:127.0.0.1:8265 {url.hostname}, ray dashboard or kubectl "
             "port-forward) and give --address http://127.0.0.1:8265, or use https://; --insecure "
-            "sends it all the same, for a network where nobody else listens."
+            "sends it unencrypted, for a network where nobody else listens."
         )
 
 
