@@ -81,7 +81,8 @@ def read_facts(run: RunFolder) -> Facts:
     journal = run.journal()
     stages = [stage for line in journal if (stage := Stage.find(line["stage"]))]
     models = _models(stages)
-    scores, labellings = {}, {}
+    scores: dict[Stage, Scores] = {}
+    labellings: dict[Stage, Clusters] = {}
     for model in models:
         found = _json(run, model.file("evaluation.json"))
         if found is not None and found["num_valid_queries"]:
@@ -133,7 +134,8 @@ def training_curves(events: Sequence[Row]) -> tuple[dict[str, Curve], list[int]]
                     x, y = curves.setdefault(name.removeprefix("loss/"), ([], []))
                     x.append(first + point.x)
                     y.append(value)
-    place, begins = points.num_steps.get(PRETRAIN, 0), []
+    place = points.num_steps.get(PRETRAIN, 0)
+    begins: list[int] = []
     for model, num_steps in points.num_steps.items():
         if model.kind == "iteration":
             begins.append(place)

@@ -79,7 +79,7 @@ def retrieval(run: RunFolder, config: Config, model: Stage) -> Retrieval:
         raise DataError("No query has an image of the same person by another camera.")
     pids_Q = about["pid"][queries_Q]
     worst, typical = choose_queries(scored.ap, pids_Q)
-    shown = {query: ranked(about, queries_Q[query], queries_QD[query], gallery_G, gallery_GD)
+    shown = {query: ranked(about, int(queries_Q[query]), queries_QD[query], gallery_G, gallery_GD)
              for query in (*worst, *typical)}  # fmt: skip
 
     samples = {"map": scored.ap, "rank1": (scored.first_match_rank == 0).astype(float)}
