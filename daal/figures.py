@@ -1,6 +1,6 @@
 """Pictures of a run: arrays in, SVG or JPEG bytes out. Nothing is read, kept or shown.
 
-Shapes: N points, H x W pixels, h x w cells of a feature map.
+Shapes: H x W pixels, h x w cells of a feature map.
 
 Plots have no background and take their colours from the page that they stand in, by the CSS
 variables of `COLOURS`; by themselves they are drawn for white paper. Series differ by dashes and
@@ -30,14 +30,12 @@ INK, RULE, *SERIES = COLOURS
 DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)))
 MARKERS = ("o", "s", "^", "D", "v")
 MANY_POINTS = 40  # beyond them a line has no markers
-GOLDEN_ANGLE = 0.61803398875  # of the colour circle: neighbours in number are far in hue
-NOTHING = "#9a9a9a"  # points of no group: readable on white and on black
 JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a plot: x and y are N numbers each; a y that is NaN leaves a gap."""
+    """One line of a plot: x and y, of one length; a y that is NaN leaves a gap."""
 
     name: str
     x: Sequence[float]
@@ -98,69 +96,6 @@ def curves(
         return _svg(figure)
 
 
-def scatter(
-    points_N2: NDArray[np.floating], groups_N: NDArray[np.integer], names: Sequence[str] = ()
-) -> bytes:
-    """Points coloured and shaped by group, as SVG with the points as pixels.
-
-    Group -1 is none, drawn as grey crosses; -2 isn't drawn, but has its room, so that several
-    plots of the same points can be laid beside each other. `names[g]` names group g in a legend;
-    without names there is none, and any number of groups.
-    """
-    from matplotlib.figure import Figure
-
-    with _style():
-        figure = Figure(figsize=(3.5, 3.3 + 0.2 * (len(names) > 0)), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_axis_off()
-        axes.set_aspect("equal", adjustable="datalim")
-        axes.update_datalim(points_N2)
-        for group in np.unique(groups_N[groups_N > -2]):  # -1 first, so that it lies beneath
-            inside_M2 = points_N2[groups_N == group]
-            axes.scatter(
-                inside_M2[:, 0],
-                inside_M2[:, 1],
-                s=8,
-                color=NOTHING if group < 0 else _hue(int(group)),
-                marker="x" if group < 0 else MARKERS[int(group) % len(MARKERS)],
-                linewidths=0.7 if group < 0 else 0,
-                rasterized=True,
-                label=names[group] if 0 <= group < len(names) else "",
-            )
-        if names:
-            figure.legend(
-                loc="outside lower center",
-                ncols=_columns(names, 3),
-                frameon=False,
-                markerscale=1.8,
-                columnspacing=0.7,
-                handletextpad=0.1,
-            )
-        return _svg(figure)
-
-
-def map_of(features_ND: NDArray[np.floating], seed: int) -> NDArray[np.float64]:
-    """t-SNE of features (van der Maaten and Hinton 2008): (N, 2). The same for the same input.
-
-    The Euclidean distances of the features as they are. N of at least 5.
-    """
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-
-    num_points = len(features_ND)
-    mapping = TSNE(
-        2,
-        init="pca",
-        perplexity=min(30.0, (num_points - 1) / 4),
-        max_iter=750,
-        random_state=seed % 2**32,
-    )
-    # Its threads wait for each other so often that on a busy machine one of them is faster.
-    with threadpool_limits(1):
-        points_N2: NDArray[np.float64] = mapping.fit_transform(np.asarray(features_ND, np.float32))
-    return points_N2.astype(np.float64)
-
-
 def weighted(image_HWC: NDArray[np.uint8], weights_hw: NDArray[np.floating]) -> NDArray[np.uint8]:
     """The image as bright as the weights, which are resized to it; (H, W, 3) like the image.
 
@@ -206,7 +141,6 @@ def _style() -> Any:
             "xtick.color": RULE,
             "xtick.labelcolor": INK,
             "ytick.labelcolor": INK,
-            "savefig.dpi": 220,  # of the points in a scatter plot
         }
     )
 
@@ -227,12 +161,3 @@ def _svg(figure: Any) -> bytes:
     for told, (variable, paper) in COLOURS.items():
         text = text.replace(told, f"var(--{variable}, {paper})")
     return text.encode()
-
-
-def _hue(number: int) -> tuple[float, float, float]:
-    """A colour of middling light, readable on white and on black."""
-    from matplotlib.colors import hsv_to_rgb
-
-    hue = (0.58 + number * GOLDEN_ANGLE) % 1
-    red, green, blue = hsv_to_rgb((hue, 0.75, (0.82, 0.66)[number % 2])).tolist()
-    return red, green, blue

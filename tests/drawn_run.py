@@ -149,13 +149,8 @@ def _model(
     centres = np.random.default_rng(1).standard_normal((pids.max() + 2, CHANNELS))
     features = centres[pids + 1] + 8 * spread * rng.standard_normal((len(pids), CHANNELS))
     features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), CHANNELS)
-    table = target.drop_columns(["image"]).append_column("feature", lists)
-    _stage(
-        run,
-        f"{stage}/extract",
-        {f"{stage}/features.parquet": artefacts.table_bytes(table)},
-    )
+    data = artefacts.table_bytes(artefacts.features_table(target, features))
+    _stage(run, f"{stage}/extract", {f"{stage}/features.parquet": data})
     scores = _scores(target, features)
     _stage(run, f"{stage}/evaluate", {f"{stage}/evaluation.json": artefacts.json_bytes(scores)})
     return {"name": stage, **scores}

@@ -97,7 +97,7 @@ def run_adaptation(
     from pipelines.run.kept_config import keep_config
     from pipelines.run.kept_images import kept_images, notes_on_images
     from pipelines.run.stages import ingest_stage
-    from pipelines.show.curves import check_tracking, tracked
+    from pipelines.show.trackers import check_tracking, tracked
     from pipelines.tools import validate as checking
 
     if as_json and verbose:
@@ -167,7 +167,7 @@ def run_adaptation(
         errors.print("stopped; the same command continues this run.")
         raise
     if not as_json:
-        progress.tell(f"run folder: {config.out}")
+        progress.say(f"run folder: {config.out}")
 
 
 def table_of(findings: "Findings") -> Table:

@@ -1,6 +1,7 @@
 """What a run folder says of itself in JSON and YAML: scores, labellings, training, times."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -37,7 +38,6 @@ class Facts:
     """A run folder without its images, features and weights."""
 
     name: str  # the folder's own: reports are shown to others
-    uri: str
     config: Config
     values: Row  # config.yaml as it was written
     summary: Row | None  # None: the run isn't finished
@@ -81,28 +81,26 @@ def read_facts(run: RunFolder) -> Facts:
     journal = run.journal()
     stages = [stage for line in journal if (stage := Stage.find(line["stage"]))]
     models = _models(stages)
-    scores = {model: _json(run, model.file("evaluation.json")) for model in models}
-    clusters = {model: _json(run, model.file("clusters.json")) for model in models}
+    scores: dict[Stage, Scores] = {}
+    labellings: dict[Stage, Clusters] = {}
+    for model in models:
+        found = _json(run, model.file("evaluation.json"))
+        if found is not None and found["num_valid_queries"]:
+            scores[model] = Scores.from_json(found)
+        found = _json(run, model.file("clusters.json"))
+        if found is not None:
+            labellings[model] = Clusters.from_json(found)
     summary = _json(run, SUMMARY)
     trained = [model for model in models
                if model.kind == "iteration" and model.at("train") in stages]  # fmt: skip
     selected = Stage.find((summary or {}).get("selected"))
     return Facts(
         name=PurePosixPath(run.base).name,
-        uri=run.uri,
         config=checked(values),
         values=values,
         summary=summary,
-        scores={
-            model: Scores.from_json(found)
-            for model, found in scores.items()
-            if found is not None and found["num_valid_queries"]
-        },
-        labellings={
-            model: Clusters.from_json(found)
-            for model, found in clusters.items()
-            if found is not None
-        },
+        scores=scores,
+        labellings=labellings,
         trained=trained,
         selected=selected or (trained[-1] if trained else None),
         events=run.lines(METRICS),
@@ -116,38 +114,38 @@ def different_settings(runs: Sequence[Facts]) -> dict[str, list[Any]]:
     return differences([{k: v for k, v in run.values.items() if k not in left_out} for run in runs])
 
 
-def training_curves(events: Sequence[Row]) -> tuple[dict[str, Curve], list[float]]:
+def training_curves(events: Sequence[Row]) -> tuple[dict[str, Curve], list[int]]:
     """Loss terms and the learning rate (lr) by name, over the steps of pretraining and then of all
     iterations; and the step at which each iteration begins. Long curves are thinned by means.
 
-    A term that is always 0 in pretraining, or in the iterations, has no curve there.
+    A term that is always 0 has no curve.
     """
     points = Points()
-    found: dict[str, dict[str, Curve]] = {"pretrain": {}, "adapt": {}}
+    curves: dict[str, Curve] = {}
     for event in map(event_of, events):
         if not isinstance(event, TrainingStep):
             continue
         for point in points.of(event):
+            if point.group not in ("pretrain", "adapt"):
+                continue
+            first = points.num_steps.get(PRETRAIN, 0) if point.group == "adapt" else 0
             for name, value in point.values.items():
-                curves = found.get(point.group, {})
-                x, y = curves.setdefault(name.removeprefix("loss/"), ([], []))
-                x.append(point.x)
-                y.append(value)
-    first = points.num_steps.get(PRETRAIN, 0)
-    joined: dict[str, Curve] = {}
-    for group, curves in found.items():
-        for name, (x, y) in curves.items():
-            if any(y):
-                all_x, all_y = joined.setdefault(name, ([], []))
-                all_x += [place + first * (group == "adapt") for place in x]
-                all_y += y
-    lengths = [n for model, n in points.num_steps.items() if model.kind == "iteration"]
-    begins = [float(first + sum(lengths[:number])) for number in range(len(lengths))]
-    return {name: (_thinned(x), _thinned(y)) for name, (x, y) in joined.items()}, begins
+                if name == "lr" or name.startswith("loss/"):
+                    x, y = curves.setdefault(name.removeprefix("loss/"), ([], []))
+                    x.append(first + point.x)
+                    y.append(value)
+    place = points.num_steps.get(PRETRAIN, 0)
+    begins: list[int] = []
+    for model, num_steps in points.num_steps.items():
+        if model.kind == "iteration":
+            begins.append(place)
+            place += num_steps
+    thinned = {name: (_thinned(x), _thinned(y)) for name, (x, y) in curves.items() if any(y)}
+    return thinned, begins
 
 
 def doubts(facts: Facts) -> list[str]:
-    """What speaks against trusting the model, or the figures; a sentence each."""
+    """Reasons not to trust the model or the figures; a sentence each."""
     found = []
     if facts.summary is None:
         last = facts.journal[-1]["stage"] if facts.journal else "none"
@@ -212,28 +210,19 @@ def _workers(journal: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(workers_text(line) for line in trained.values()))
 
 
-def short_names(uris: Sequence[str]) -> list[str]:
-    """As many last parts of each path as tell the runs apart; numbers, if none do."""
-    parts = [PurePosixPath(uri.rstrip("/")).parts for uri in uris]
-    for length in range(1, max(map(len, parts), default=0) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{'/'.join(part[-1:])} ({number})" for number, part in enumerate(parts, 1)]
+def short_names(paths: Sequence[str]) -> list[str]:
+    """What is left of each path without the folder that all are in."""
+    inside = [path.strip("/") for path in paths]
+    common = os.path.commonpath([os.path.dirname(path) for path in inside])
+    return [os.path.relpath(path, common) for path in inside]
 
 
 def _models(stages: Sequence[Stage]) -> list[Stage]:
-    """In the order of a run; the labelling "final" last, if it is one of the last iteration's.
-
-    It is none any more once the run was given more iterations.
-    """
+    """In the order of a run; the labelling "final" is last, or none if iterations followed it."""
     models = [stage.model for stage in stages if stage.kind != "ingest"]
     found = list(dict.fromkeys(model for model in models if model != FINAL))
-    if FINAL in models:
-        last = len(models) - models[::-1].index(FINAL)
-        if {model for model in found if model.kind == "iteration"} <= set(models[:last]):
-            found.append(FINAL)
-    return found
+    labelled = [stage.model for stage in stages if stage.part == "estimate"]
+    return [*found, FINAL] if labelled[-1:] == [FINAL] else found
 
 
 def _json(run: RunFolder, name: str) -> Row | None:

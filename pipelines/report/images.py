@@ -1,17 +1,16 @@
 """Some rows of a run's large tables: images to look at, and features.
 
-Shapes: N rows asked for, D channels of a feature. The tables are streamed, so that a few images of
-a million take little memory.
+Shapes: N rows asked for, D channels of a feature.
 """
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from daal import figures
@@ -19,12 +18,20 @@ from daal.config import InputConfig
 from daal.data.images import decode
 from daal.data.records import Domain
 from daal.errors import DataError
+from pipelines.run.artefacts import features_array
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import Stage
 
 Pixels = NDArray[np.uint8]
-BATCH = 1024  # rows in memory
+Rows = Sequence[int] | NDArray[np.integer]
 THUMB = 128  # pixels; the height of an image on the page
+
+# A file of images may be larger than the memory: it is read in a stream.
+STREAM = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(
+        pre_buffer=False, use_buffered_stream=True
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -44,56 +51,26 @@ def photo(image_HWC: Pixels, alt: str, **more: str) -> Photo:
 
 
 def columns(run: RunFolder, name: str, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Small columns of a Parquet file in the run folder, all rows.
-
-    Raises:
-        DataError: the file isn't there.
-    """
-    with _opened(run, name) as file:
-        table = pq.ParquetFile(file).read(columns=list(wanted))
+    """Small columns of a Parquet file in the run folder, all rows. Raises DataError without it."""
+    table = _table(run, name).to_table(columns=list(wanted))
     return {column: table[column].to_numpy() for column in wanted}
 
 
-def images(
-    run: RunFolder, domain: Domain, rows: Sequence[int], height: int, width: int
-) -> list[Pixels]:
-    """Images of a domain's table by row number, (height, width, 3), in the order asked for.
-
-    Raises:
-        DataError: the images aren't in the run folder (any more).
-    """
-    wanted = np.unique(np.asarray(rows, np.int64))
-    found = {
-        row: decode(value.as_py(), height, width)
-        for inside, values in _batches(run, f"images/{domain}.parquet", "image", wanted)
-        for row, value in zip(inside.tolist(), values, strict=True)
-    }
-    return [found[row] for row in rows]
+def images(run: RunFolder, domain: Domain, rows: Rows, height: int, width: int) -> list[Pixels]:
+    """Images of a domain's table by row number, (height, width, 3). Raises DataError without it."""
+    found = _take(run, f"images/{domain}.parquet", "image", rows)["image"]
+    return [decode(data.as_py(), height, width) for data in found]
 
 
-def thumbs(run: RunFolder, domain: Domain, rows: Sequence[int], size: InputConfig) -> list[Pixels]:
+def thumbs(run: RunFolder, domain: Domain, rows: Rows, size: InputConfig) -> list[Pixels]:
     """Images to look at, in the proportions that the network sees."""
     return images(run, domain, rows, THUMB, max(16, round(THUMB * size.width / size.height)))
 
 
-def features(run: RunFolder, model: Stage, rows: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Features by row number: float32 (N, D). `rows` ascending.
-
-    Raises:
-        DataError: the file isn't there.
-    """
-    name = model.file("features.parquet")
-    found: NDArray[np.float32] | None = None
-    at = 0
-    for inside, column in _batches(run, name, "feature", rows):
-        values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(inside), -1)
-        if found is None:
-            found = np.empty((len(rows), values.shape[1]), np.float32)
-        found[at : at + len(inside)] = values
-        at += len(inside)
-    if found is None or at < len(rows):
-        raise DataError(f"{name} has fewer rows than there are images.")
-    return found
+def features(run: RunFolder, model: Stage, rows: Rows) -> NDArray[np.float32]:
+    """Features of the target by row number: (N, D). Raises DataError if the file isn't there."""
+    taken = _take(run, model.file("features.parquet"), "feature", rows)
+    return features_array(taken).copy()  # PyTorch warns of arrays that can't be written
 
 
 def spread(rows: NDArray[np.integer], most: int) -> NDArray[np.integer]:
@@ -103,23 +80,12 @@ def spread(rows: NDArray[np.integer], most: int) -> NDArray[np.integer]:
     return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
-def _batches(
-    run: RunFolder, name: str, column: str, rows: NDArray[np.integer]
-) -> Iterator[tuple[NDArray[np.integer], Any]]:
-    """Some of the rows (ascending) at a time, and their values; no more is read than they need."""
-    first = 0
-    with _opened(run, name) as file:
-        for batch in pq.ParquetFile(file).iter_batches(BATCH, columns=[column]):
-            last = first + batch.num_rows
-            inside = rows[(rows >= first) & (rows < last)]
-            if len(inside):
-                yield inside, batch.column(0).take(pa.array(inside - first))
-            first = last
-            if len(rows) == 0 or rows[-1] < last:
-                return
+def _take(run: RunFolder, name: str, column: str, rows: Rows) -> pa.Table:
+    indices = pa.array(np.asarray(rows, np.int64))
+    return _table(run, name).take(indices, columns=[column], batch_size=1024, batch_readahead=1)
 
 
-def _opened(run: RunFolder, name: str) -> Any:
+def _table(run: RunFolder, name: str) -> ds.Dataset:
     if not run.exists(name):
         raise DataError(f"{name} is not in the run folder; it was deleted, or isn't made yet.")
-    return run.filesystem.open_input_file(run.path(name))
+    return ds.dataset(run.path(name), format=STREAM, filesystem=run.filesystem)

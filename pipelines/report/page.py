@@ -11,13 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from daal.data.records import Domain
+import jinja2
+import numpy as np
+import torch
+
+from daal.data.records import SPLITS, Domain
+from daal.drawn.domains import is_drawn
 from daal.errors import DaalError, DataError
 from daal.load_config import flat
+from daal.trained_model import TrainedModel, load_trained
 from pipelines.report import facts as report_data
 from pipelines.report.facts import Facts, Row
+from pipelines.report.images import columns
+from pipelines.report.pictures import Triplet, clusters, triplets
 from pipelines.report.plots import compared_plots, iteration_plots, training_plots
+from pipelines.report.ranks import retrieval
+from pipelines.run.find_checkpoint import checkpoint_of
 from pipelines.run.folder import RunFolder
+from pipelines.run.kept_config import DOMAINS
 from pipelines.run.results import Clusters, Scores
 from pipelines.run.stages import PRETRAIN, SUPERVISED, Stage, ingest_stage
 
@@ -33,7 +44,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Report:
-    """A page, and the parts of it that failed in a way that isn't foreseen."""
+    """A page, and a sentence for each part that failed for an unforeseen reason."""
 
     html: str
     failures: list[str]
@@ -47,28 +58,19 @@ def report(run: RunFolder) -> Report:
         DataError: what it says of itself is damaged.
         StorageError: it can't be read.
     """
-    from pipelines.report.pictures import clusters, feature_map, source_features, triplets
-    from pipelines.report.ranks import retrieval
-
     parts = Parts(run)
     with _readable(run.uri):
         facts = report_data.read_facts(run)
         result = facts.selected or PRETRAIN
         model = parts.make("the model", lambda: _model(run))
-        no_source = Absent("This run had no source.") if facts.config.target_only else None
 
-        def by_model(what: str, make: Callable[[Any], T]) -> T | Absent:
-            return model if isinstance(model, Absent) else parts.make(what, lambda: make(model))
+        def attention(domain: Domain) -> list[Triplet] | Absent:
+            if domain == "source" and facts.config.target_only:
+                return Absent("This run had no source.")
+            if isinstance(model, Absent):
+                return model
+            return parts.make(f"attention on the {domain}", lambda: triplets(run, model, domain))
 
-        def attention(domain: Domain) -> Any:
-            what = f"attention on the {domain}"
-            return by_model(what, lambda model: triplets(run, model, domain))
-
-        of_source: Any = no_source or by_model(
-            "the features of the source", lambda model: source_features(run, model)
-        )
-        without = of_source.reason if isinstance(of_source, Absent) else ""
-        source_SD = None if isinstance(of_source, Absent) else of_source
         page = _render(
             "report.html.j2",
             facts=facts,
@@ -78,9 +80,7 @@ def report(run: RunFolder) -> Report:
             retrieval=parts.make("the rank lists", lambda: retrieval(run, facts.config, result)),
             plots=iteration_plots(facts),
             clusters=parts.make("the sample of clusters", lambda: clusters(run, facts)),
-            attention={"source": no_source or attention("source"), "target": attention("target")},
-            map=parts.make("the map", lambda: feature_map(run, facts, result, source_SD)),
-            map_without_source=without,
+            attention={domain: attention(domain) for domain in DOMAINS},
             training=training_plots(facts),
             times=report_data.times(facts.journal),
             data=parts.make("the table of data", lambda: _data(run, facts)),
@@ -91,14 +91,11 @@ def report(run: RunFolder) -> Report:
 
 def comparison(runs: Sequence[RunFolder]) -> Report:
     """Runs side by side on one page. Raises as `report` does."""
-    facts = []
-    for run in runs:
-        with _readable(run.uri):
-            facts.append(report_data.read_facts(run))
-    names = report_data.short_names([run.base for run in runs])
-    named = list(zip(names, facts, strict=True))
-    targets = {_target_hash(some) for some in facts}
-    with _readable("these runs"):
+    with _readable(", ".join(run.uri for run in runs)):
+        facts = [report_data.read_facts(run) for run in runs]
+        names = report_data.short_names([run.base for run in runs])
+        named = list(zip(names, facts, strict=True))
+        targets = {_target_hash(some) for some in facts}
         page = _render(
             "comparison.html.j2",
             runs=named,
@@ -112,22 +109,20 @@ def comparison(runs: Sequence[RunFolder]) -> Report:
 
 @contextmanager
 def _readable(uri: str) -> Iterator[None]:
-    """What is in a run's small files may be anything: they may be others', old, or damaged."""
-    from jinja2 import TemplateError
-
-    wrong = (ArithmeticError, AttributeError, LookupError, TemplateError, TypeError, ValueError)
+    """Raises DataError for whatever damaged or foreign JSON files cause inside."""
     try:
         yield
-    except wrong as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
+            jinja2.TemplateError) as error:  # fmt: skip
         raise DataError(
-            f"{uri}: its JSON files say what no page can be made of ({type(error).__name__}: "
-            f"{error}); they are damaged or of another version of daal: take that one, or make "
-            "the run again."
+            f"{uri}: no page can be made of its JSON files ({type(error).__name__}: {error}); "
+            "they are damaged or of another version of daal: use that version, or make the run "
+            "again."
         ) from error
 
 
 class Parts:
-    """Makes parts of a page, each for itself: one that fails doesn't take the others along."""
+    """Makes the parts of a page. Where one can't be made, the others are, and the page says why."""
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -146,8 +141,6 @@ class Parts:
 
 
 def _render(template: str, **values: Any) -> str:
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -177,16 +170,8 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
 
 
-def _model(run: RunFolder) -> Any:
+def _model(run: RunFolder) -> TrainedModel:
     """The run's result, on the GPU if there is one."""
-    import torch
-
-    from daal.trained_model import load_trained
-    from pipelines.run.find_checkpoint import checkpoint_of, result_of
-
-    weights = result_of(run).file("checkpoint/weights.safetensors")
-    if not run.exists(weights):
-        raise DataError(f"{weights} is not in the run folder; it was deleted.")
     with checkpoint_of(run.uri) as (folder, _):
         model = load_trained(folder)
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -201,12 +186,6 @@ def _score_rows(facts: Facts) -> list[tuple[Stage, Scores | None, Clusters | Non
 
 def _data(run: RunFolder, facts: Facts) -> list[Row]:
     """A row for each domain: what was read."""
-    import numpy as np
-
-    from daal.data.records import SPLITS
-    from daal.drawn.domains import is_drawn
-    from pipelines.report.images import columns
-
     found = []
     for domain, dataset in facts.config.domains():
         about = columns(run, f"images/{domain}.parquet", ("split", "pid", "camid"))

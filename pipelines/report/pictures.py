@@ -1,6 +1,6 @@
-"""What the model looks at, what it takes for one person, and how its features lie.
+"""What the model looks at, and what it takes for one person.
 
-Shapes: B images, C channels, h x w cells of the feature map, N target images, S source images.
+Shapes: B images, C channels, h x w cells of the feature map, N target images, M of a cluster.
 """
 
 from dataclasses import dataclass
@@ -19,27 +19,14 @@ from daal.nn.attention import IndependentAttention, NoAttention
 from daal.nn.network import DaalNetwork
 from daal.trained_model import TrainedModel
 from pipelines.report.facts import Facts
-from pipelines.report.images import (
-    Photo,
-    columns,
-    features,
-    images,
-    photo,
-    spread,
-    thumbs,
-)
-from pipelines.report.plots import Plot, inlined
+from pipelines.report.images import Photo, columns, images, photo, spread, thumbs
 from pipelines.run.artefacts import read_parts
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import Stage
 
 NUM_ATTENDED = 4  # of each domain
-NUM_SOURCE = 64  # whose features are made here; the target's are in the run folder
-NUM_POINTS = 936  # of the target in the map, beside them
 PER_CLUSTER = 12
-MAX_CAMERAS = 16  # in a legend
 FLAT = 0.02  # a range of A that means little
-BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -66,16 +53,6 @@ class Cluster:
     photos: list[Photo]
 
 
-@dataclass(frozen=True)
-class FeatureMap:
-    """One t-SNE, as often as there are ways to colour it."""
-
-    plots: list[Plot]
-    num_target: int
-    num_source: int
-    num_clusters: int
-
-
 def triplets(run: RunFolder, model: TrainedModel, domain: Domain) -> list[Triplet]:
     """Attention on training images of a domain, taken evenly from its table.
 
@@ -84,13 +61,16 @@ def triplets(run: RunFolder, model: TrainedModel, domain: Domain) -> list[Triple
     """
     if isinstance(model.network.attention, NoAttention):
         raise DataError("This network has no attention (network.attention.mode=none).")
-    rows = _training_rows(run, domain, NUM_ATTENDED)
-    pixels_BCHW = _pixels(run, model, domain, rows)
-    shared_Bhw, specific_Bhw = attention_maps(model.network, normalise(pixels_BCHW))
-    paths = columns(run, f"images/{domain}.parquet", ["path"])["path"][rows]
+    size = model.config.input
+    about = columns(run, f"images/{domain}.parquet", ["split", "path"])
+    rows = spread(np.flatnonzero(about["split"] == "train"), NUM_ATTENDED)
+    pixels_BHWC = np.stack(images(run, domain, rows, size.height, size.width))
+    pixels_BCHW = torch.tensor(pixels_BHWC).permute(0, 3, 1, 2)
+    device = next(model.parameters()).device
+    maps = attention_maps(model.network, normalise(pixels_BCHW.to(device)))
     found = []
     for image, path, shared_hw, specific_hw in zip(
-        thumbs(run, domain, rows, model.config.input), paths, shared_Bhw, specific_Bhw, strict=True
+        thumbs(run, domain, rows, size), about["path"][rows], *maps, strict=True
     ):
         views = {
             "image": image,
@@ -121,61 +101,10 @@ def attention_maps(
     else:
         _, _, shared_BCHW = attention(features_BCHW)
         specific_BCHW = 1 - shared_BCHW
-    return tuple(each.mean(1).float().cpu().numpy() for each in (shared_BCHW, specific_BCHW))  # type: ignore[return-value]
-
-
-def source_features(run: RunFolder, model: TrainedModel) -> NDArray[np.float32]:
-    """Features of some source images by the run's model: (S, D).
-
-    Raises:
-        DataError: the images aren't there.
-    """
-    rows = _training_rows(run, "source", NUM_SOURCE)
-    parts = _pixels(run, model, "source", rows).tensor_split(-(-len(rows) // BATCH))
-    with torch.inference_mode():
-        return np.concatenate([model(part_BCHW).float().cpu().numpy() for part_BCHW in parts])
-
-
-def feature_map(
-    run: RunFolder, facts: Facts, model: Stage, source_SD: NDArray[np.float32] | None
-) -> FeatureMap:
-    """t-SNE of a seeded sample of the target's training images, and of the source's if given.
-
-    Raises:
-        DataError: the features aren't there, or are too few.
-    """
-    about = columns(run, model.file("features.parquet"), ("split", "camid"))
-    train = np.flatnonzero(about["split"] == "train")
-    if len(train) < 5:
-        raise DataError("There are too few training images of the target for a map.")
-    rng = np.random.default_rng(facts.config.seed)
-    rows = np.sort(rng.permutation(train)[:NUM_POINTS])
-    target_ND = features(run, model, rows)
-    num_source = 0 if source_SD is None else len(source_SD)
-    both = target_ND if source_SD is None else np.concatenate([target_ND, source_SD])
-    points = figures.map_of(both, facts.config.seed)
-
-    found: dict[str, bytes] = {}
-
-    def colour(way: str, groups_N: NDArray[np.integer], names: list[str]) -> None:
-        found[way] = figures.scatter(points, groups_N, names)
-
-    others = np.full(num_source, -2)
-    num_clusters = 0
-    if facts.last_labelling:
-        labels_N = _labels(run, facts.last_labelling[0])[rows]
-        num_clusters = len(np.unique(labels_N[labels_N >= 0]))
-        colour("by pseudo-label", np.append(labels_N, others), [])
-    cameras, camera_N = np.unique(about["camid"][rows], return_inverse=True)
-    names = [str(camera) for camera in cameras] if len(cameras) <= MAX_CAMERAS else []
-    colour("by camera", np.append(camera_N, others), names)
-    if num_source:
-        colour("by domain", np.repeat([0, 1], [len(rows), num_source]), ["target", "source"])
-    plots = [
-        Plot(f"Coloured {way}", inlined(svg, f"Map of features, coloured {way}", f"map-{number}"))
-        for number, (way, svg) in enumerate(found.items())
-    ]
-    return FeatureMap(plots, len(rows), num_source, num_clusters)
+    shared_Bhw, specific_Bhw = (
+        each.mean(1).float().cpu().numpy() for each in (shared_BCHW, specific_BCHW)
+    )
+    return shared_Bhw, specific_Bhw
 
 
 def clusters(run: RunFolder, facts: Facts) -> list[Cluster]:
@@ -202,46 +131,39 @@ def clusters(run: RunFolder, facts: Facts) -> list[Cluster]:
         purities = [_purity(about["pid"][labels_N == number]) for number in by_size]
         least = int(by_size[int(np.argmin(purities))])
         titles[least] = "The least pure" if least not in titles else f"{titles[least]}, least pure"
+    size = facts.config.input
     return [
-        _cluster(run, facts.config.input, title, np.flatnonzero(labels_N == number), about,
-                 pids_known)
+        _cluster(run, size, title, np.flatnonzero(labels_N == number), about, pids_known)
         for number, title in titles.items()
-    ]  # fmt: skip
+    ]
 
 
 def _cluster(
     run: RunFolder,
     size: InputConfig,
     title: str,
-    members: NDArray[np.intp],
+    rows_M: NDArray[np.integer],
     about: dict[str, NDArray[Any]],
     pids_known: bool,
 ) -> Cluster:
-    pids, camids = about["pid"][members], about["camid"][members]
+    pids, camids = about["pid"][rows_M], about["camid"][rows_M]
     people, person_M, counts = np.unique(pids, return_inverse=True, return_counts=True)
+    commonest = people[counts.argmax()]
     # Evenly over people, the commonest first, and cameras: each has its share of what is shown.
     order = np.lexsort((camids, pids, -counts[person_M])) if pids_known else np.argsort(camids)
-    rows = spread(members[order], PER_CLUSTER)
-    commonest = int(people[counts.argmax()])
-    shown = []
-    for row, pixels in zip(rows, thumbs(run, "target", rows.tolist(), size), strict=True):
-        camera, kind, words, mark = about["camid"][row], "", "", ""
-        if pids_known:
-            is_right = about["pid"][row] == commonest
-            kind, words, mark = (
-                ("right", "the commonest person, ", " ✓")
-                if is_right
-                else ("wrong", "another person, ", " ✗")
-            )
-        alt, caption = f"{words}camera {camera}", f"c{camera}{mark}"
-        shown.append(photo(pixels, alt, caption=caption, kind=kind, title=str(about["path"][row])))
-    return Cluster(
-        title,
-        len(members),
-        len(people) if pids_known else None,
-        _purity(pids) if pids_known else None,
-        shown,
-    )
+    rows = spread(rows_M[order], PER_CLUSTER)
+    photos = []
+    for row, pixels in zip(rows, thumbs(run, "target", rows, size), strict=True):
+        camera = about["camid"][row]
+        alt, caption, kind = f"camera {camera}", f"c{camera}", ""
+        if pids_known and about["pid"][row] == commonest:
+            alt, caption, kind = f"the commonest person, {alt}", f"{caption} ✓", "right"
+        elif pids_known:
+            alt, caption, kind = f"another person, {alt}", f"{caption} ✗", "wrong"
+        photos.append(photo(pixels, alt, caption=caption, kind=kind, title=str(about["path"][row])))
+    if not pids_known:
+        return Cluster(title, len(rows_M), None, None, photos)
+    return Cluster(title, len(rows_M), len(people), _purity(pids), photos)
 
 
 def _purity(pids: NDArray[np.integer]) -> float:
@@ -253,15 +175,3 @@ def _labels(run: RunFolder, stage: Stage) -> NDArray[np.int64]:
     if not run.exists(name):
         raise DataError(f"{name} is not in the run folder; it was deleted.")
     return read_parts(run.read(name))[:, 0]
-
-
-def _training_rows(run: RunFolder, domain: Domain, most: int) -> list[int]:
-    split = columns(run, f"images/{domain}.parquet", ["split"])["split"]
-    return [int(row) for row in spread(np.flatnonzero(split == "train"), most)]
-
-
-def _pixels(run: RunFolder, model: TrainedModel, domain: Domain, rows: list[int]) -> torch.Tensor:
-    """Images of a domain as the model takes them, where it is."""
-    size = model.config.input
-    pixels_BHWC = np.stack(images(run, domain, rows, size.height, size.width))
-    return torch.tensor(pixels_BHWC).permute(0, 3, 1, 2).to(next(model.parameters()).device)

@@ -74,10 +74,10 @@ def iteration_plots(facts: Facts) -> list[Plot]:
     plots = []
     for title, y_label, series in PLOTS:
         curves = [curve for each in series if (curve := each.curve(facts, each.name))]
-        bound = facts.supervised
-        if title == "Scores" and curves and bound:
+        if title == "Scores" and curves and facts.supervised:
             ends = [0, max(1, len(facts.trained))]
-            curves.append(figures.Curve("mAP, supervised", ends, [100 * bound.map] * 2))
+            bound = 100 * facts.supervised.map
+            curves.append(figures.Curve("mAP, supervised", ends, [bound, bound]))
         if curves:
             plots.append(_plot(title, curves, "iteration", y_label, whole_x=True))
     return plots
@@ -90,8 +90,7 @@ def compared_plots(runs: Sequence[tuple[str, Facts]]) -> list[Plot]:
         for each in series:
             curves = [curve for name, facts in runs if (curve := each.curve(facts, name))]
             if curves:
-                heading = each.name if len(series) > 1 else title
-                heading = heading[0].upper() + heading[1:] if heading.islower() else heading
+                heading = title if len(series) == 1 else f"{title}: {each.name}"
                 plots.append(_plot(heading, curves, "iteration", y_label, whole_x=True))
     return plots
 
@@ -100,12 +99,12 @@ def training_plots(facts: Facts) -> list[Plot]:
     """Loss terms and learning rate over all steps."""
     found, begins = training_curves(facts.events)
     borders = [place for place in begins if place > 0]
-    terms = [figures.Curve(name, *found[name]) for name in found if name not in ("lr", "total")]
+    rate = [figures.Curve("learning rate", *found.pop("lr"))] if "lr" in found else []
+    terms = [figures.Curve(name, *curve) for name, curve in found.items() if name != "total"]
     plots = []
     if terms:
         plots.append(_plot("Loss terms", terms, "step", "loss", borders=borders))
-    if "lr" in found:
-        rate = [figures.Curve("learning rate", *found["lr"])]
+    if rate:
         plots.append(_plot("Learning rate", rate, "step", "rate", log_y=True, borders=borders))
     return plots
 

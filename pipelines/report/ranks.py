@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daal.config import Config, InputConfig
+from daal.config import Config
 from daal.data.records import JUNK_PID
 from daal.errors import DataError
 from daal.evaluation import EvaluationResult, evaluate
@@ -36,10 +36,7 @@ class RankList:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """`intervals`: of map, rank1, and their gains over direct transfer; 95 %, as fractions.
-
-    Without images there are no lists, and a reason instead.
-    """
+    """`intervals`: of map, rank1, and their gains over direct transfer; 95 %, as fractions."""
 
     worst: list[RankList]
     typical: list[RankList]
@@ -48,58 +45,13 @@ class Retrieval:
     num_queries: int
     num_people: int
     hopeless: float  # share of queries without a right image among the first ten
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class _Sides:
-    """Queries to score and the gallery, as rows of the features file."""
-
-    pids_N: NDArray[np.int64]
-    camids_N: NDArray[np.int64]
-    queries_Q: NDArray[np.intp]
-    gallery_G: NDArray[np.intp]
-
-    def features(
-        self, run: RunFolder, model: Stage
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Of both sides, read at once: (Q, D), (G, D)."""
-        rows = np.union1d(self.queries_Q, self.gallery_G)
-        features_ND = features(run, model, rows)
-        return (
-            features_ND[np.searchsorted(rows, self.queries_Q)],
-            features_ND[np.searchsorted(rows, self.gallery_G)],
-        )
-
-    def score(
-        self, queries_QD: NDArray[np.float32], gallery_GD: NDArray[np.float32]
-    ) -> EvaluationResult:
-        queries_Q, gallery_G = self.queries_Q, self.gallery_G
-        return evaluate(
-            queries_QD,
-            self.pids_N[queries_Q],
-            self.camids_N[queries_Q],
-            gallery_GD,
-            self.pids_N[gallery_G],
-            self.camids_N[gallery_G],
-        )
-
-    def ranked(
-        self, query: int, query_D: NDArray[np.float32], gallery_GD: NDArray[np.float32]
-    ) -> NDArray[np.intp]:
-        """Rows of the first images that count for a query (a row)."""
-        order = self.gallery_G[nearest(query_D, gallery_GD, len(gallery_GD))[0]]
-        pids_G = self.pids_N[order]
-        same_person = pids_G == self.pids_N[query]
-        junk = (same_person & (self.camids_N[order] == self.camids_N[query])) | (pids_G == JUNK_PID)
-        return order[~junk][:DEPTH]
 
 
 def retrieval(run: RunFolder, config: Config, model: Stage) -> Retrieval:
     """The queries of the target by the features of a model.
 
     Raises:
-        DataError: there is no query, no gallery, or the features aren't there.
+        DataError: there is no query, no gallery, or the features or images aren't there.
     """
     about = columns(run, model.file("features.parquet"), ("split", "pid", "camid", "path"))
     all_queries = np.flatnonzero(about["split"] == "query")
@@ -107,29 +59,36 @@ def retrieval(run: RunFolder, config: Config, model: Stage) -> Retrieval:
     if len(all_queries) == 0 or len(gallery_G) == 0:
         raise DataError("The target has no query and gallery images, so nothing can be looked for.")
     chosen = np.random.default_rng(config.seed).permutation(len(all_queries))[:MAX_QUERIES]
-    sides = _Sides(about["pid"], about["camid"], np.sort(all_queries[chosen]), gallery_G)
-    pids_Q = sides.pids_N[sides.queries_Q]
-    queries_QD, gallery_GD = sides.features(run, model)
-    scored = sides.score(queries_QD, gallery_GD)
-    valid_Q = scored.first_match_rank >= 0
+    queries_Q = np.sort(all_queries[chosen])
+
+    def score(
+        model: Stage,
+    ) -> tuple[EvaluationResult, NDArray[np.float32], NDArray[np.float32]]:
+        queries_QD = features(run, model, queries_Q)
+        gallery_GD = features(run, model, gallery_G)
+        pids_N, camids_N = about["pid"], about["camid"]
+        scored = evaluate(
+            queries_QD, pids_N[queries_Q], camids_N[queries_Q],
+            gallery_GD, pids_N[gallery_G], camids_N[gallery_G],
+        )  # fmt: skip
+        return scored, queries_QD, gallery_GD
+
+    scored, queries_QD, gallery_GD = score(model)
+    valid_Q = np.isfinite(scored.ap)
     if not valid_Q.any():
         raise DataError("No query has an image of the same person by another camera.")
+    pids_Q = about["pid"][queries_Q]
     worst, typical = choose_queries(scored.ap, pids_Q)
-    shown = {
-        query: sides.ranked(int(sides.queries_Q[query]), queries_QD[query], gallery_GD)
-        for query in (*worst, *typical)
-    }
+    shown = {query: ranked(about, int(queries_Q[query]), queries_QD[query], gallery_G, gallery_GD)
+             for query in (*worst, *typical)}  # fmt: skip
+
     samples = {"map": scored.ap, "rank1": (scored.first_match_rank == 0).astype(float)}
     if model != PRETRAIN and run.exists(PRETRAIN.file("features.parquet")):
         del queries_QD, gallery_GD  # two models' at once may be too much
-        before = sides.score(*sides.features(run, PRETRAIN))
+        before, *_ = score(PRETRAIN)
         samples["map_gain"] = scored.ap - before.ap
         samples["rank1_gain"] = samples["rank1"] - (before.first_match_rank == 0)
-    lists, reason = [], ""
-    try:
-        lists = _rank_lists(run, config.input, about, sides, shown, scored)
-    except DataError as error:
-        reason = str(error)
+    lists = _rank_lists(run, config, about, queries_Q, shown, scored)
     return Retrieval(
         worst=lists[: len(worst)],
         typical=lists[len(worst) :],
@@ -141,7 +100,6 @@ def retrieval(run: RunFolder, config: Config, model: Stage) -> Retrieval:
         num_queries=len(all_queries),
         num_people=len(np.unique(pids_Q[valid_Q])),
         hopeless=float((scored.first_match_rank[valid_Q] >= DEPTH).mean()),
-        reason=reason,
     )
 
 
@@ -179,25 +137,38 @@ def choose_queries(
     return worst, list(typical)
 
 
+def ranked(
+    about: dict[str, NDArray[Any]],
+    query: int,
+    query_D: NDArray[np.float32],
+    gallery_G: NDArray[np.integer],
+    gallery_GD: NDArray[np.float32],
+) -> NDArray[np.integer]:
+    """Rows of the first images that count for a query (a row)."""
+    order = gallery_G[nearest(query_D, gallery_GD, len(gallery_GD))[0]]
+    pids, camids = about["pid"][order], about["camid"][order]
+    by_own_camera = (pids == about["pid"][query]) & (camids == about["camid"][query])
+    return order[~by_own_camera & (pids != JUNK_PID)][:DEPTH]
+
+
 def _rank_lists(
     run: RunFolder,
-    size: InputConfig,
+    config: Config,
     about: dict[str, NDArray[Any]],
-    sides: _Sides,
-    shown: dict[int, NDArray[np.intp]],
+    queries_Q: NDArray[np.integer],
+    shown: dict[int, NDArray[np.integer]],
     scored: EvaluationResult,
 ) -> list[RankList]:
-    rows = [int(row) for query, found in shown.items() for row in (sides.queries_Q[query], *found)]
-    pixels = dict(zip(rows, thumbs(run, "target", rows, size), strict=True))
+    rows = np.unique([row for query, found in shown.items() for row in (queries_Q[query], *found)])
+    pixels = dict(zip(rows.tolist(), thumbs(run, "target", rows, config.input), strict=True))
 
     def shown_as(row: int, alt: str, caption: str, kind: str = "") -> Photo:
-        title = str(about["path"][row])
-        return photo(pixels[row], alt, caption=caption, kind=kind, title=title)
+        return photo(pixels[row], alt, caption=caption, kind=kind, title=str(about["path"][row]))
 
     lists = []
     for query, found in shown.items():
-        own_row = int(sides.queries_Q[query])
-        right = sides.pids_N[found] == sides.pids_N[own_row]
+        own_row = int(queries_Q[query])
+        right = about["pid"][found] == about["pid"][own_row]
         photos = [
             shown_as(row, f"rank {place}: right", f"{place} ✓", "right")
             if is_right

@@ -1,6 +1,6 @@
 """Features of images in this process, without Ray: of one image, or of a gallery at hand.
 
-On a GPU if there is one; threads decode ahead of it.
+On a GPU if there is one; threads decode.
 
 Shapes: B images of a batch, N of all, C channels of a feature.
 """
@@ -60,18 +60,17 @@ class Extractor:
         reasons: dict[int, str] = {}
         parts = [np.empty((0, self.num_features), np.float32)]
         with ThreadPoolExecutor(available_cpus()) as pool:
-            batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)] + [[]]
-            upcoming = pool.map(self._read, batches[0])
-            for number, following in enumerate(batches[1:]):
-                batch = list(enumerate(upcoming, number * BATCH))
-                # One batch ahead of the network: a gallery's pixels needn't fit into memory.
-                upcoming = pool.map(self._read, following)
-                reasons |= {place: each for place, each in batch if isinstance(each, str)}
-                pixels = {place: each for place, each in batch if not isinstance(each, str)}
+            for start in range(0, len(paths), BATCH):
+                batch = list(pool.map(self._read, paths[start : start + BATCH]))
+                pixels = [each for each in batch if not isinstance(each, str)]
+                for place, each in enumerate(batch, start):
+                    if isinstance(each, str):
+                        reasons[place] = each
+                    else:
+                        good.append(place)
                 if pixels:
-                    good += pixels
-                    parts.append(self._features(list(pixels.values())))
-                done(len(good) + len(reasons))
+                    parts.append(self._features(pixels))
+                done(start + len(batch))
         return good, np.concatenate(parts), reasons
 
     def _read(self, path: Path) -> Pixels | str:

@@ -6,7 +6,6 @@ Shapes: N images, C channels of a feature.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import get_args
 
@@ -20,7 +19,7 @@ from pipelines.run.feature_files import read_features
 from pipelines.search.extractor import Extractor, Features
 
 SAME_FEATURE = 0.98  # cosine, at least, of a file's feature and the one that is made here
-NUM_COMPARED = 3  # images of a features file whose features are made again
+NUM_LOOKED_FOR = 100  # images of a features file, until one is there to be compared
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,18 @@ class Gallery:
     notes: tuple[str, ...] = ()  # on columns of a features file that are left out
 
 
-def records_of(root: Path, layout: str = ANY_LAYOUT) -> list[ImageRecord]:
-    """Every image under a folder, whatever its name; of a data set, its gallery (or, if it has
-    none, all of it).
+def records_of(root: str | Path, layout: str, what: str = "The folder") -> list[ImageRecord]:
+    """Every image under a folder, whatever its name (layout "any"); or those of a data set.
 
-    Raises DataError if there are none, or names and folders aren't those of the layout.
+    Raises:
+        ConfigError: the layout is unknown.
+        DataError: there are no images, or their names and folders aren't those of the layout.
     """
     if layout == ANY_LAYOUT:
-        return any_images(root, "the gallery")
+        return any_images(root, what)
     for known in get_args(Layout):
         if layout == known:
-            records = load_records(known, root)
-            return [record for record in records if record.split == "gallery"] or records
+            return load_records(known, root)
     raise ConfigError(
         f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or "
         f"{ANY_LAYOUT} for a folder of any images."
@@ -59,11 +58,11 @@ def extract_gallery(
     root: Path,
     records: list[ImageRecord],
     has_ids: bool,
-    done: Callable[[int], None] = lambda _: None,
+    done: Callable[[int], None],
 ) -> Gallery:
     """Features of the records' images under `root`; those that can't be read are left out.
 
-    Raises DataError if none can.
+    `done` is told how many were looked at. Raises DataError if none can be read.
     """
     paths = [root / record.path for record in records]
     good, features_NC, reasons = extractor.of_images(paths, done)
@@ -85,7 +84,7 @@ def extract_gallery(
 def gallery_of_file(extractor: Extractor, root: Path, file: Path) -> Gallery:
     """Gallery rows of a features file (or, if it has none, all rows), of images under `root`.
 
-    Raises DataError if they aren't this model's features of these images: some are made again.
+    Raises DataError if they aren't this model's features of these images: one is made again.
     """
     given = read_features(file)
     if given.splits is not None and (given.splits == "gallery").any():
@@ -116,28 +115,24 @@ def gallery_of_file(extractor: Extractor, root: Path, file: Path) -> Gallery:
 
 def _check_same_model(extractor: Extractor, gallery: Gallery, file: Path) -> None:
     """Features of another model would be compared without any sign that it makes no sense."""
-    spread = np.linspace(0, len(gallery.paths) - 1, 100).astype(int).tolist()
     there = (
         row
-        for row in dict.fromkeys(spread)
-        if is_inside(gallery.root, gallery.root / gallery.paths[row])
-        and os.path.isfile(gallery.root / gallery.paths[row])
+        for row, path in enumerate(gallery.paths[:NUM_LOOKED_FOR])
+        if is_inside(gallery.root, gallery.root / path) and os.path.isfile(gallery.root / path)
     )
-    rows = list(islice(there, NUM_COMPARED))
-    if not rows:
+    row = next(there, None)
+    if row is None:
         raise DataError(
             f"the images that {file} names (e.g. {gallery.paths[0]!a}) are not in {gallery.root}; "
             "give the folder that they were extracted from."
         )
-    good, features_NC, _ = extractor.of_images([gallery.root / gallery.paths[row] for row in rows])
-    for place, feature_C in zip(good, features_NC, strict=True):
-        likeness = cosine(feature_C, gallery.features_NC[rows[place]])
-        if likeness < SAME_FEATURE:
-            raise DataError(
-                f"{file} was not made by this checkpoint of these images: the feature of "
-                f"{gallery.paths[rows[place]]!a} is another (cosine {likeness:.2f}); extract them "
-                "again."
-            )
+    feature_C = extractor.of_image(gallery.root / gallery.paths[row], "the gallery image")
+    likeness = cosine(feature_C, gallery.features_NC[row])
+    if likeness < SAME_FEATURE:
+        raise DataError(
+            f"{file} was not made by this checkpoint of these images: the feature of "
+            f"{gallery.paths[row]!a} is another (cosine {likeness:.2f}); extract them again."
+        )
 
 
 def cosine(a_C: Features, b_C: Features) -> float:

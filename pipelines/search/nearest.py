@@ -1,7 +1,7 @@
 """Images of a gallery that are most like one image: exact, in this process, without Ray.
 
-For one query, an index (faiss) would cost more than it saves: looking at a million features takes
-about as long as reading them.
+For one query an index (faiss) would cost more than it saves: comparing with a million features
+takes about as long as reading them.
 
 Shapes: N images of the gallery, C channels of a feature, K matches, B rows of a block.
 """
@@ -19,7 +19,7 @@ BLOCK = 1024  # rows of the gallery that are looked at together: some 16 MB in f
 
 
 class Match(NamedTuple):
-    """A gallery image. Of features of unit length, distance^2 = 2 - 2 similarity."""
+    """A gallery image. For features of unit length, distance^2 = 2 - 2 similarity."""
 
     path: str
     distance: float  # Euclidean, between features as the model gives them

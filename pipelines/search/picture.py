@@ -16,7 +16,7 @@ from daal.errors import ConfigError
 from pipelines.search.nearest import Match
 
 FORMATS = (".png", ".jpg", ".svg", ".pdf")
-PER_ROW = 10  # matches; more of them go on in the next row
+PER_ROW = 10  # matches
 MAX_NAME = 30  # characters of a file's name
 
 

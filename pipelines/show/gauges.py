@@ -8,24 +8,22 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-# Field of a line of metrics.jsonl -> gauge and what it says.
+# Field of a line of metrics.jsonl -> gauge and what it says. Shares are 0 to 1.
 GAUGES = {
     "map": ("daal_map", "Mean average precision on the target's test images, 0-1."),
     "rank1": ("daal_rank1", "Rank-1 accuracy on the target's test images, 0-1."),
     "num_clusters": ("daal_clusters", "K: clusters of the newest pseudo-labels."),
-    "kept": ("daal_labels_kept", "1 where no new labels were found and the last ones were kept: "
-        "silhouette and agreement are then those of earlier labels. Otherwise 0."),
-    "outlier_share": ("daal_outlier_share", "Share of images that no cluster took, 0-1."),
+    "kept": ("daal_labels_kept", "1 where no new labels were found and the last ones were kept."),
+    "outlier_share": ("daal_outlier_share", "Share of images that are in no cluster."),
     "silhouette": ("daal_silhouette", "Silhouette of the newest pseudo-labels, -1 to 1."),
     "cross_camera_silhouette": ("daal_cross_camera_silhouette",
-        "Silhouette of the newest pseudo-labels by images of other cameras alone, -1 to 1."),
+                                "The same by images of other cameras alone, -1 to 1."),
     "agreement": ("daal_agreement", "Adjusted Rand index of the newest labels and the last."),
-    "one_camera_share": ("daal_one_camera_share",
-        "Share of the clusters whose images are all of one camera, 0-1."),
+    "one_camera_share": ("daal_one_camera_share", "Share of the clusters of one camera."),
     "cross_camera_share": ("daal_cross_camera_share",
-        "Share of the pairs of images in one cluster that are of two cameras, 0-1."),
+                           "Share of the pairs of images in clusters that are of two cameras."),
     "cross_camera_chance": ("daal_cross_camera_chance",
-        "What that share would be in random clusters of the same sizes, 0-1."),
+                            "What that share would be in random clusters of the same sizes."),
     "images_per_s": ("daal_images_per_second", "Images trained on in a second, all workers."),
     "input_share": ("daal_input_wait_share", "Share of the training's time waiting for images."),
     "lr": ("daal_learning_rate", "Learning rate of the layers that are not the backbone's."),

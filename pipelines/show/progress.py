@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live table on a terminal, plain lines elsewhere.
+"""What a run shows while it works: a progress bar on a terminal, plain lines elsewhere.
 
 Workers send events to the job queue; the driver collects them while it waits.
 """
@@ -12,21 +12,22 @@ from typing import Any
 import ray
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from daal.errors import StorageError
 from pipelines.run.events import Extracted, GroupStarted, Note, Stalled, TrainingStep, event_of
 from pipelines.run.results import Clusters, Scores
 from pipelines.run.stages import Stage
-from pipelines.show.table import Board, loss_terms
 
-PLAIN_SECONDS = 15.0  # between plain lines about one thing
+PLAIN_SECONDS = 15.0  # between plain lines about one stage
 
 
 class Progress:
     """Console output of the driver, and the figures that go to metrics.jsonl.
 
-    quiet: nothing but notes. live: a table on terminals; off where others write to it as well.
+    quiet: nothing but notes. live: a bar on terminals; off where others write to it as well.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Progress:
         self._record = record
         self._quiet = quiet
         on_terminal = live and not quiet and self.console.is_interactive
-        self._board = Board(self.console) if on_terminal else None
+        self._bar = _bar(self.console) if on_terminal else None
         self._stage = ""
         self._started = time.monotonic()
         self._shown = 0.0
@@ -48,11 +49,6 @@ class Progress:
     def say(self, text: str) -> None:
         if not self._quiet:
             self._print(text)
-
-    def tell(self, text: str) -> None:
-        """The same without the time."""
-        if not self._quiet:
-            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Say what a user should know even if nothing else is shown."""
@@ -64,11 +60,15 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage; on a terminal the table stands below it, and is gone however it ends."""
+        """Time a stage; on a terminal its bar is gone however it ends."""
         started = time.monotonic()
         self._stage = name
         self.figures(name, state="started")
-        with self._board or nullcontext():
+        if self._bar:
+            for task in self._bar.task_ids:
+                self._bar.remove_task(task)
+            self._bar.add_task(name, total=None, details="")
+        with self._bar or nullcontext():
             yield
         seconds = time.monotonic() - started
         self.say(f"{name}: done in {seconds:.1f} s")
@@ -76,17 +76,11 @@ class Progress:
 
     def tasks(self, stage: str, num_done: int, num_tasks: int) -> None:
         """Show how far the tasks of a stage of pseudo-labelling are."""
-        if self._board:
-            self._board.count(stage, stage, num_done, num_tasks)
-        else:
-            self._now_and_then(f"{self._stage}: {stage} {num_done}/{num_tasks}")
+        self._count(self._stage, stage, num_done, num_tasks)
 
     def figures(self, stage: str, **figures: Any) -> None:
         """Keep figures of a stage (scores, clusters) beside those of training."""
-        line = {"time": time.time(), "stage": stage, **figures}
-        self._record(line)
-        if self._board:
-            self._board.show(event_of(line))
+        self._record({"time": time.time(), "stage": stage, **figures})
 
     @contextmanager
     def watch(self, queue: Any) -> Iterator[None]:
@@ -100,7 +94,7 @@ class Progress:
                     lines = ray.get(queue.events.remote(), timeout=10)
                 except ray.exceptions.GetTimeoutError:  # the queue is starting, or busy
                     lines = []
-                except ray.exceptions.RayError:  # lost with its node: training goes on unseen
+                except ray.exceptions.RayError:  # lost with its node: training continues unseen
                     return
                 for line in lines:
                     with suppress(StorageError):  # the driver's own thread meets it soon enough
@@ -119,8 +113,6 @@ class Progress:
 
     def _show(self, line: Mapping[str, Any]) -> None:
         event = event_of(line)
-        if self._board:
-            self._board.show(event)
         match event:
             case GroupStarted() if event.starts > 1:
                 self.note(f"{event.workers} workers have taken over (start {event.starts})")
@@ -132,23 +124,42 @@ class Progress:
                 )
             case Note():
                 self.note(f"{event.stage}: {event.note}")
-            case TrainingStep() if not self._board:
-                text = (
-                    f"{event.stage}: epoch {event.epoch}/{event.epochs}  "
-                    f"step {event.step}/{event.steps}  {event.images_per_s:.0f} images/s  "
-                    f"loss {loss_terms(event.loss)}"
-                )
-                self._now_and_then(text, always=event.step == event.steps)
-            case Extracted() if not self._board:
-                self._now_and_then(
-                    f"{event.stage}: {event.extracted}/{event.num_images} images  "
-                    f"{event.extracted_per_s:.0f} images/s"
-                )
+            case TrainingStep():
+                terms = (f"{name} {value:.3f}" for name, value in event.loss.items() if value)
+                self._count(
+                    event.stage, f"epoch {event.epoch}/{event.epochs}  step", event.step,
+                    event.steps, f"  {event.images_per_s:.0f} images/s  loss {'  '.join(terms)}",
+                    is_last=event.step == event.steps,
+                )  # fmt: skip
+            case Extracted():
+                rate = f"  {event.extracted_per_s:.0f} images/s"
+                self._count(event.stage, "image", event.extracted, event.num_images, rate)
 
-    def _now_and_then(self, text: str, always: bool = False) -> None:
-        if always or time.monotonic() - self._shown > PLAIN_SECONDS:
+    def _count(
+        self, stage: str, what: str, done: int, total: int, details: str = "", is_last: bool = False
+    ) -> None:
+        """Move the bar; without one, write a line now and then, and for the `is_last`."""
+        text = f"{stage}: {what} {done}/{total}"
+        if self._bar:
+            for task in self._bar.tasks:  # the only one
+                if task.total != total:  # other things are counted, at another pace
+                    self._bar.reset(task.id, total=total)
+                self._bar.update(task.id, completed=done, description=text, details=details)
+        elif is_last or time.monotonic() - self._shown > PLAIN_SECONDS:
             self._shown = time.monotonic()
-            self.say(text)
+            self.say(text + details)
+
+
+def _bar(console: Console) -> Bar:
+    return Bar(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(30),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[details]}", style="dim", markup=False),
+        console=console,
+        transient=True,
+    )
 
 
 def scores_table(scores: Mapping[Stage, Scores], labellings: Mapping[Stage, Clusters]) -> Table:

@@ -4,6 +4,7 @@ Equal configurations are one run, and runs that differ only after pretraining sh
 features and scores.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -11,7 +12,6 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -32,10 +32,10 @@ from daal.load_config import (
 )
 from pipelines.adapt import Adaptation
 from pipelines.run.folder import RunFolder
-from pipelines.run.kept_config import keep_config
+from pipelines.run.kept_config import SUMMARY, keep_config
 from pipelines.show.progress import Progress
 from pipelines.tools.shipped import shipped
-from pipelines.workers.resources import cluster_nodes, fitting_workers, place, plan
+from pipelines.workers.resources import cluster_nodes, count_places, place, plan
 
 Say = Callable[[str], None]
 Job = tuple[str, Config, str | None]  # its name, and the run whose pretraining it takes over
@@ -117,7 +117,7 @@ def configurations(
     settings: Iterable[str],
     seeds: int,
     out: str,
-    folders: Mapping[str, str] = MappingProxyType({}),
+    folders: Mapping[str, str] | None = None,
 ) -> dict[tuple[str, int], Config]:
     """The run of each row and seed; equal ones have the same `out`.
 
@@ -130,10 +130,10 @@ def configurations(
     found: dict[tuple[str, int], Config] = {}
     for row in suite.rows:
         base = recipes(row.recipe or suite.recipe).model_dump(mode="json")
-        data = _data_settings(row, folders)
+        data = _data_settings(row, folders or {})
         for seed in range(seeds):
             origins: Origins = {}
-            values = json.loads(json.dumps(base))
+            values = copy.deepcopy(base)
             for layer in (suite.settings, row.settings, settings, [*data, f"seed={seed}"]):
                 apply_overrides(values, layer, origins)
             expand_home_folders(values)
@@ -167,29 +167,26 @@ def run_suite(
     Raises:
         DaalError: runs failed, named with their reasons; the others are finished and kept.
     """
+    names: dict[str, list[str]] = {}
+    for (name, seed), config in configs.items():
+        names.setdefault(config.out, []).append(f"{name}, seed {seed}")
     runs = {config.out: config for config in configs.values()}
-    left = {
-        uri: config for uri, config in runs.items() if not RunFolder(uri).exists("summary.json")
-    }
+    left = [config for uri, config in runs.items() if not RunFolder(uri).exists(SUMMARY)]
     say(f"{len(configs)} rows and seeds: {len(runs)} runs, {len(left)} of them to do")
-    pretrainings = {
-        f"{out}/pretraining/{_pretraining_key(config)}": config for config in left.values()
-    }
     first = next(iter(runs.values()))
     room, threads = room_on_cluster(first.ray, first.common_batch)
+
+    def begun_by(config: Config) -> str:
+        return f"{out}/pretraining/{pretraining_key(config)}"
+
+    pretrainings = {begun_by(config): config for config in left}
     jobs: list[Job] = [
         (f"pretraining {Path(uri).name}", config.model_copy(update={"out": uri}), None)
         for uri, config in pretrainings.items()
     ]
-    _all_of(jobs, room, threads, say)
-    names: dict[str, list[str]] = {}
-    for (name, seed), config in configs.items():
-        names.setdefault(config.out, []).append(f"{name}, seed {seed}")
-    jobs = [
-        (" / ".join(names[uri]), config, f"{out}/pretraining/{_pretraining_key(config)}")
-        for uri, config in left.items()
-    ]
-    _all_of(jobs, room, threads, say)
+    _run_all(jobs, room, threads, say)
+    jobs = [(" / ".join(names[config.out]), config, begun_by(config)) for config in left]
+    _run_all(jobs, room, threads, say)
     return results(suite, configs)
 
 
@@ -198,7 +195,7 @@ def results(suite: Suite, configs: dict[tuple[str, int], Config]) -> list[Result
     found = []
     for row in suite.rows:
         summaries = [
-            json.loads(RunFolder(config.out).read("summary.json"))
+            json.loads(RunFolder(config.out).read(SUMMARY))
             for (name, _), config in configs.items()
             if name == row.name
         ]
@@ -224,7 +221,8 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _pretraining_key(config: Config) -> str:
+def pretraining_key(config: Config) -> str:
+    """The same for runs that can share a pretraining."""
     apart = marked(LATER) | marked(NOT_KEPT) | marked(MAY_CHANGE)
     values = config.model_dump(mode="json", exclude=apart)
     values["num_workers"] = config.ray.num_workers
@@ -236,23 +234,20 @@ def room_on_cluster(config: RayConfig, common_batch: int = 0) -> tuple[int, int 
     """How many runs fit on the cluster side by side, and the threads of a worker then."""
     nodes = cluster_nodes()
     alone = plan(nodes, config, common_batch)
-    workers, number = alone.least_workers, 1
-
-    def beside(number: int) -> RayConfig:
-        """All workers of this number of runs, as one run."""
-        return config.model_copy(update={
-            "num_workers": number * workers, "min_workers": None, "use_gpu": alone.use_gpu,
-            "data_cpus": number * config.data_cpus,
-        })  # fmt: skip
-
-    while fitting_workers(nodes, beside(number + 1), alone.use_gpu) >= (number + 1) * workers:
-        number += 1
+    workers = alone.least_workers
+    cpus_of_run = workers * config.cpus_per_worker + config.data_cpus
+    by_cpus = int(sum(node.cpus for node in nodes) / cpus_of_run + 1e-9)
+    number = max(1, min(by_cpus, count_places(nodes, config, alone.use_gpu) // workers))
     if number == 1:
         return number, None
-    return number, plan(nodes, beside(number)).threads
+    as_one_run = config.model_copy(update={
+        "num_workers": number * workers, "min_workers": None, "use_gpu": alone.use_gpu,
+        "data_cpus": number * config.data_cpus,
+    })  # fmt: skip
+    return number, plan(nodes, as_one_run).threads
 
 
-def _all_of(jobs: list[Job], room: int, threads: int | None, say: Say) -> None:
+def _run_all(jobs: list[Job], room: int, threads: int | None, say: Say) -> None:
     """Run them as Ray tasks, `room` at a time. Raises DaalError at the end if any has failed."""
     waiting, failed = list(reversed(jobs)), []
     running: dict[Any, str] = {}

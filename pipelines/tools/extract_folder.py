@@ -2,21 +2,20 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow as pa
 import ray
 
-from daal.config import ANY_LAYOUT, MODEL, Layout, marked
-from daal.data.layouts import any_images, check_characters, load_records
-from daal.data.records import ImageRecord
-from daal.errors import ConfigError
+from daal.config import ANY_LAYOUT, MODEL, marked
+from daal.data.layouts import check_characters
 from daal.load_config import Origins, apply_overrides, check_config, flat
 from daal.trained_model import load_trained
 from pipelines.images.ingest import read_images
 from pipelines.images.pixels import Images, Pixels
 from pipelines.run.artefacts import features_table
 from pipelines.run.folder import RunFolder
+from pipelines.search.gallery import records_of
 from pipelines.show.progress import Progress
 from pipelines.training.extract import extract
 from pipelines.workers.group import Workers
@@ -36,7 +35,8 @@ def extract_folder(
     # Check the user's input before the checkpoint is read and before workers hold GPUs.
     origins: Origins = {}
     apply_overrides({}, overrides, origins)
-    records = _records(layout, root)
+    records = records_of(root, layout)
+    check_characters(Path(root), [record.path for record in records])
     model = load_trained(folder)
     # Only the model's settings: the run's workers and cluster don't matter here.
     values = model.config.model_dump(mode="json", include=marked(MODEL))
@@ -67,17 +67,3 @@ def for_any_workers(values: dict[str, Any]) -> dict[str, Any]:
         "adapt": {"batch_source": number, "batch_target": number},
     }
     return batches | values
-
-
-def _records(layout: str, root: str) -> list[ImageRecord]:
-    if layout == ANY_LAYOUT:
-        records = any_images(root)
-        check_characters(Path(root), [record.path for record in records])
-        return records
-    for known in get_args(Layout):
-        if layout == known:
-            return load_records(known, root)
-    raise ConfigError(
-        f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or "
-        f"{ANY_LAYOUT} for a folder of any images."
-    )

@@ -1,7 +1,7 @@
 """Runs as jobs of a Ray cluster: Ray's job API with names, and a check of where the token goes.
 
 Each submission of a run is a job of its own, `daal-NAME-1`, `daal-NAME-2`, ... They share the run
-folder, so that submitting a name again continues its run.
+folder, so that submitting a name again resumes its run.
 """
 
 import asyncio
@@ -74,18 +74,21 @@ class Jobs:
             logging.getLogger(name).setLevel(logging.WARNING)  # they report every upload
 
     def submit(self, name: str, config: Config, ship_code: bool = False) -> Job:
-        """Start the run `name`, or continue it. `ship_code` sends these packages along.
+        """Start the run `name`, or resume it. `ship_code` sends these packages along.
 
         Raises:
             ConfigError: it can't be a name, or the run is at work already.
         """
-        last = self.find(name)
-        if last is not None and not last.is_over:
-            raise ConfigError(
-                f"the run {name} is at work already ({last.submission_id}, {last.status.value}); "
-                f"daal logs {name} follows it, daal stop {name} ends it."
-            )
-        number = 1 if last is None else int(last.submission_id.rpartition("-")[2]) + 1
+        check_name(name)
+        earlier = [job for job in self.all() if job.run == name]
+        for job in earlier:
+            if not job.is_over:
+                raise ConfigError(
+                    f"the run {name} is at work already ({job.submission_id}, {job.status.value}); "
+                    f"daal logs {name} follows it, daal stop {name} ends it."
+                )
+        numbers = (int(job.submission_id.rpartition("-")[2]) for job in earlier)
+        number = 1 + max(numbers, default=0)
         with tempfile.TemporaryDirectory() as folder, self._errors():
             recipe = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
             (Path(folder) / RECIPE).write_text(recipe, encoding="utf-8")
@@ -112,20 +115,15 @@ class Jobs:
         ours = [_job(each) for each in found if RUN_KEY in (each.metadata or {})]
         return sorted(ours, key=lambda job: job.started)
 
-    def find(self, name: str) -> Job | None:
-        """The last submission of a run; None if there is none."""
-        check_name(name)
-        return next((job for job in reversed(self.all()) if job.run == name), None)
-
     def get(self, name: str) -> Job:
         """The last submission of a run. Raises ConfigError if there is none."""
-        found = self.find(name)
-        if found is None:
-            known = sorted({job.run for job in self.all()})
-            raise ConfigError(
-                f"{self.address} knows no run {name}; it has {', '.join(known) or 'none'}."
-            )
-        return found
+        check_name(name)
+        jobs = self.all()
+        for job in reversed(jobs):
+            if job.run == name:
+                return job
+        known = ", ".join(sorted({job.run for job in jobs}))
+        raise ConfigError(f"{self.address} knows no run {name}; it has {known or 'none'}.")
 
     def logs(self, job: Job) -> str:
         with self._errors():
@@ -180,7 +178,7 @@ def check_address(address: str, insecure: bool = False) -> None:
             f"{address} is another host, and the token would travel there unencrypted: open a "
             f"tunnel (ssh -L 8265:127.0.0.1:8265 {url.hostname}, ray dashboard or kubectl "
             "port-forward) and give --address http://127.0.0.1:8265, or use https://; --insecure "
-            "sends it all the same, for a network where nobody else listens."
+            "sends it unencrypted, for a network where nobody else listens."
         )
 
 

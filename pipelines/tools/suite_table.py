@@ -1,8 +1,8 @@
 """A suite's results as a table beside the paper's numbers, and as a plot."""
 
-import io
 import json
 from pathlib import Path
+from typing import Any
 
 from daal.config import Config, DatasetConfig
 from daal.drawn.domains import is_drawn
@@ -25,9 +25,10 @@ def measured_on(config: Config, counts: dict[str, dict[str, int]]) -> str:
 def write_table(folder: Path, suite: Suite, results: list[Result], measured: str) -> str:
     """Write table.md, table.json and table.svg; returns the first."""
     text = markdown(suite, results, measured)
+    table = {"title": suite.title, "measured_on": measured, "rows": [_row(r) for r in results]}
     (folder / "table.md").write_text(text, encoding="utf-8")
-    (folder / "table.json").write_text(as_json(suite, results, measured), encoding="utf-8")
-    (folder / "table.svg").write_bytes(plot(suite, results, measured))
+    (folder / "table.json").write_text(json.dumps(table, indent=1), encoding="utf-8")
+    _plot(folder / "table.svg", f"{suite.title}\n{measured}", results)
     return text
 
 
@@ -35,66 +36,52 @@ def markdown(suite: Suite, results: list[Result], measured: str) -> str:
     """Mean and spread over seeds in percent, with the paper's own columns to the right."""
     pairs = list(dict.fromkeys(pair for result in results for pair in result.row.paper))
     heads = ["", "mAP", "Rank-1", "gain", *(f"paper, {pair}" for pair in pairs)]
-    lines = [_line(heads), _line(["---"] * len(heads))]
+    lines = [heads, ["---"] * len(heads)]
     for result in results:
         paper = [result.row.paper.get(pair) for pair in pairs]
-        lines.append(_line([
+        lines.append([
             result.row.name,
             f"{100 * result.mean('map'):.1f} ± {100 * result.spread('map'):.1f}",
             f"{100 * result.mean('rank1'):.1f} ± {100 * result.spread('rank1'):.1f}",
             f"{100 * result.gain():+.1f}",
             *(f"{scores[0]} / {scores[1]}" if scores else "" for scores in paper),
-        ]))  # fmt: skip
-    seeds = len(results[0].scores)
+        ])  # fmt: skip
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return (
-        f"## {suite.title}\n\nMeasured on {measured}; {seeds} seed(s), mean ± standard deviation, "
-        "percent. Gain: mAP above the direct transfer of the same runs. The paper's columns (mAP / "
-        "Rank-1) are of its own data sets and settings, for the order of rows only."
-        "\n\n" + "\n".join(lines) + "\n"
+        f"## {suite.title}\n\nMeasured on {measured}; {len(results[0].scores)} seed(s), mean ± "
+        "standard deviation, percent. Gain: mAP above the direct transfer of the same runs. The "
+        "paper's columns (mAP / Rank-1) are of its own data sets and settings, for the order of "
+        f"rows only.\n\n{table}\n"
     )
 
 
-def as_json(suite: Suite, results: list[Result], measured: str) -> str:
-    rows = [
-        {
-            "name": result.row.name,
-            "map": result.mean("map"),
-            "map_spread": result.spread("map"),
-            "rank1": result.mean("rank1"),
-            "rank1_spread": result.spread("rank1"),
-            "gain": result.gain(),
-            "scores": result.scores,
-            "paper": result.row.paper,
-        }
-        for result in results
-    ]
-    return json.dumps({"title": suite.title, "measured_on": measured, "rows": rows}, indent=1)
+def _row(result: Result) -> dict[str, Any]:
+    return {
+        "name": result.row.name,
+        "map": result.mean("map"),
+        "map_spread": result.spread("map"),
+        "rank1": result.mean("rank1"),
+        "rank1_spread": result.spread("rank1"),
+        "gain": result.gain(),
+        "scores": result.scores,
+        "paper": result.row.paper,
+    }
 
 
-def plot(suite: Suite, results: list[Result], measured: str) -> bytes:
-    """mAP of each row with its spread, as SVG."""
+def _plot(file: Path, title: str, results: list[Result]) -> None:
+    """mAP of each row with its spread."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 1.5 + 0.4 * len(results)), layout="constrained")
     axes = figure.add_subplot()
-    places = range(len(results))
     axes.barh(
-        places,
+        [result.row.name for result in results],
         [100 * result.mean("map") for result in results],
         xerr=[100 * result.spread("map") for result in results],
         color="#4477aa",
-        ecolor="#222222",
         capsize=3,
     )
-    axes.set_yticks(places, [result.row.name for result in results])
     axes.invert_yaxis()
     axes.set_xlabel("mAP, percent")
-    axes.set_title(f"{suite.title}\n{measured}", fontsize="small", wrap=True)
-    axes.spines[["top", "right"]].set_visible(False)
-    data = io.BytesIO()
-    figure.savefig(data, format="svg", metadata={"Date": None})
-    return data.getvalue()
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    axes.set_title(title, fontsize="small", wrap=True)
+    figure.savefig(file, format="svg", metadata={"Date": None})

@@ -40,8 +40,7 @@ class Findings:
 def validate(config: Config, finished: Collection[str] = ()) -> Findings:
     """Check both data sets, the weights file and the run folder.
 
-    What only stages need that are `finished` isn't checked: images that were read, and the weights
-    file.
+    Images and the weights file aren't checked if the stages that read them are `finished`.
 
     Raises:
         DaalError: the run could not work; one sentence says why.
@@ -50,7 +49,6 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
     if config.target_only and config.cluster.source_weight:
         raise DataError("cluster.source_weight above 0 needs a source: give source.root=DIR.")
     found = Findings({}, {}, {}, {}, [])
-    read_files: list[set[Path]] = []
     for domain, settings in config.domains():
         if str(ingest_stage(domain)) in finished:
             continue
@@ -65,14 +63,17 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
             split: len({r.camid for r in some}) for split, some in by_split.items()
         }
         warnings = _check_folder(domain, settings, root, records)
-        warnings += _check_training(config, domain, records)
+        _check_training(config, domain, records)
         read_here = records_to_read(records, domain, config.max_train_images, config.seed)
         warnings += _check_cameras(config, domain, read_here)
-        real_root = root.resolve()
-        read_files.append({real_root / record.path for record in read_here})
         found.num_sampled[domain], bad = check_sample(config, root, read_here)
         found.warnings.extend(f"{domain}: {text}" for text in warnings + bad)
-    found.warnings.extend(_check_overlap(config, read_files))
+    roots = [Path(settings.root).resolve() for _, settings in config.domains()]
+    if len(set(roots)) < len(roots):
+        found.warnings.append(
+            f"source.root and target.root are the same folder, {roots[0]}: nothing has to be "
+            "adapted to; give the unlabelled cameras' images as target.root."
+        )
     trainings = [PRETRAIN.at("train")] + [SUPERVISED.at("train")] * config.supervised_bound
     starts = any(str(stage) not in finished for stage in trainings)  # from the backbone's weights
     if starts and config.network.weights not in (*IMAGENET_WEIGHTS, "none"):
@@ -107,22 +108,6 @@ def _check_folder(
     return warnings + (check_identities(layout, root, records) if domain == "target" else [])
 
 
-def _check_overlap(config: Config, read_files: list[set[Path]]) -> list[str]:
-    """A warning if source and target have images in common."""
-    roots = [Path(settings.root).resolve() for _, settings in config.domains()]
-    if len(set(roots)) < len(roots):
-        return [
-            f"source.root and target.root are the same folder, {roots[0]}: nothing has to be "
-            "adapted to; give the unlabelled cameras' images as target.root."
-        ]
-    if shared := set.intersection(*read_files) if len(read_files) > 1 else set():
-        return [
-            f"{len(shared):,} images are read as source and as target, e.g. {min(shared)}; give "
-            "the unlabelled cameras' images alone as target.root."
-        ]
-    return []
-
-
 def root_of(domain: Domain, settings: DatasetConfig) -> Path:
     """A domain's folder. Raises DataError if none is set, or it isn't a folder."""
     if settings.root:
@@ -151,8 +136,8 @@ def check_out(out: str) -> None:
         )
 
 
-def _check_training(config: Config, domain: Domain, records: list[ImageRecord]) -> list[str]:
-    """Warnings about few images or people. Raises DataError if a stage would stop the run."""
+def _check_training(config: Config, domain: Domain, records: list[ImageRecord]) -> None:
+    """Raise DataError if a stage would stop the run for its training images."""
     settings = config.source if domain == "source" else config.target
     train = [record for record in records if record.split == "train"]
     known = {record.pid for record in train if record.pid >= 0}
@@ -166,27 +151,12 @@ def _check_training(config: Config, domain: Domain, records: list[ImageRecord]) 
             "supervised_bound=true needs the target's identities, and its training images have "
             "none; set supervised_bound=false."
         )
-    warnings = []
-    if domain == "source" and len(known) == 1:
-        warnings.append(
-            f"all training images in {settings.root} are of one person, from which no difference "
-            "can be learned; give a set of more people."
+    num_train = min(len(train), config.max_train_images or len(train))
+    if domain == "target" and config.iterations and num_train < 2:
+        raise DataError(
+            f"There is {num_train} training image in {settings.root}, and pseudo-labels need at "
+            "least 2; give more images."
         )
-    if domain == "target" and config.iterations:
-        num_train = min(len(train), config.max_train_images or len(train))
-        least = config.cluster.min_samples * config.cluster.min_clusters
-        if num_train < 2:
-            raise DataError(
-                f"There is {num_train} training image in {settings.root}, and pseudo-labels need "
-                "at least 2; give more images."
-            )
-        if num_train < least:
-            warnings.append(
-                f"{num_train} training images hardly make cluster.min_clusters="
-                f"{config.cluster.min_clusters} clusters with cluster.min_samples="
-                f"{config.cluster.min_samples}; give more images, or lower these."
-            )
-    return warnings
 
 
 def _check_cameras(config: Config, domain: Domain, records: list[ImageRecord]) -> list[str]:

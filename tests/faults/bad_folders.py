@@ -140,10 +140,6 @@ def roots() -> list[Case]:
         market("source")
         return validate("target.root=source")
 
-    def a_part_of_it() -> list[str]:
-        market("target")
-        return validate("source.root=target/bounding_box_train", "source.layout=folder")
-
     return [
         Case("Folders", "the same root twice", the_same, 0, ("are the same folder", "target.root")),
         root("root absent", "target.root=nowhere", lambda: None, "root nowhere isn't a folder"),
@@ -155,8 +151,6 @@ def roots() -> list[Case]:
           for uri in ("s3://b/m", "file:///data/m")),
         root("root an archive", "target.root=m.tar", lambda: write("m.tar"),
              "m.tar isn't a folder", "unpacked"),
-        Case("Folders", "the training folder of the target as source", a_part_of_it, 0,
-             ("12 images are read as source and as target",)),
     ]  # fmt: skip
 
 

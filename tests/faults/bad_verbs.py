@@ -149,7 +149,7 @@ def reports() -> list[Case]:
         case("scores that are none",
              run_folder(config_yaml="seed: 0\n", journal_jsonl=TRAINED,
                         summary_json='{"selected": 7}', **{"pretrain/evaluation_json": "{}"}),
-             "run: its JSON files say what no page can be made of", code=3),
+             "run: no page can be made of its JSON files", code=3),
     ]  # fmt: skip
 
 

@@ -9,29 +9,29 @@ import pytest
 from daal.config import Config
 from daal.errors import ConfigError, DaalError
 from pipelines.run.folder import RunFolder
-from pipelines.tools.ablate import Row, Suite, configurations, read_suite, results, run_suite
+from pipelines.tools.ablate import (
+    Row,
+    Suite,
+    configurations,
+    pretraining_key,
+    read_suite,
+    results,
+    run_suite,
+)
 from pipelines.tools.shipped import SUITES, read_config
-from pipelines.tools.suite_table import as_json, markdown, measured_on, plot
+from pipelines.tools.suite_table import measured_on, write_table
 from pipelines.tools.validate import validate
 
 HARD = ["soft_labels.target_labels=hard"]
+PAPER = {"Duke to Market": (23.4, 51.5)}
 SUITE = Suite(
     title="Labels <of> target images",
     seeds=1,
     rows=[
-        Row(
-            name="direct",
-            settings=HARD,
-            score="direct_transfer",
-            paper={"Duke to Market": (23.4, 51.5)},
-        ),
-        Row(name="hard", settings=HARD, paper={"Duke to Market": (63.9, 83.7)}),
+        Row(name="direct", settings=HARD, score="direct_transfer", paper=PAPER),
+        Row(name="hard", settings=HARD),
     ],
 )
-
-
-def recipe(name: str) -> Config:
-    return read_config(name, None)
 
 
 @pytest.mark.ray
@@ -71,17 +71,17 @@ def test_rows_share_runs_and_pretraining__what_fails_is_named__nothing_is_repeat
 
     measured = measured_on(tiny_config, validate(tiny_config).counts)
     assert "drawn images" in measured
-    text = markdown(SUITE, found, measured)
+    text = write_table(tmp_path, SUITE, found, measured)
     assert "23.4 / 51.5" in text and measured in text
-    assert json.loads(as_json(SUITE, found, measured))["rows"][1]["name"] == "hard"
-    assert ElementTree.fromstring(plot(SUITE, found, measured)).tag.endswith("svg")
+    assert json.loads((tmp_path / "table.json").read_text())["rows"][1]["name"] == "hard"
+    assert ElementTree.parse(tmp_path / "table.svg").getroot().tag.endswith("svg")
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in SUITES.glob("*.yaml")))
 def test_every_row_of_the_shipped_suites_is_a_run(name: str) -> None:
     suite = read_suite(name)
     folders = {"market": "a", "duke": "b", "msmt17": "c"}
-    configs = configurations(suite, recipe, ["seed=0"], suite.seeds, "out", folders)
+    configs = configurations(suite, read_config, ["seed=0"], suite.seeds, "out", folders)
     assert len(configs) == len(suite.rows) * suite.seeds
     for row in suite.rows:
         config = configs[row.name, 0]
@@ -94,12 +94,10 @@ def test_every_row_of_the_shipped_suites_is_a_run(name: str) -> None:
 
 
 def test_table_4_has_eight_runs_on_three_pretrainings() -> None:
-    from pipelines.tools.ablate import _pretraining_key
-
     suite = read_suite("table4")
-    configs = configurations(suite, recipe, [], 1, "out")
+    configs = configurations(suite, read_config, [], 1, "out")
     assert len({config.out for config in configs.values()}) == 8  # two rows are one run
-    assert len({_pretraining_key(config) for config in configs.values()}) == 3
+    assert len({pretraining_key(config) for config in configs.values()}) == 3
     assert suite.rows[-1].paper == {"Duke to Market": (67.8, 86.4), "Market to Duke": (63.9, 77.6)}
 
 
@@ -107,15 +105,15 @@ def test_rows_may_name_their_data_and_recipe() -> None:
     rows = [Row(name="D to M", source="duke", target="market", recipe="fast", settings=["seed=5"])]
     suite = SUITE.model_copy(update={"rows": rows})
     folders = {"duke": "/d", "market": "/m"}
-    (config,) = configurations(suite, recipe, ["iterations=2"], 1, "out", folders).values()
+    (config,) = configurations(suite, read_config, ["iterations=2"], 1, "out", folders).values()
     assert (config.source.root, config.source.layout) == ("/d", "dukemtmc")
     assert (config.target.root, config.target.layout) == ("/m", "market1501")
     assert config.input.height == 128 and config.iterations == 2 and config.seed == 0
     with pytest.raises(ConfigError, match=r'row "D to M" needs the folder of market: --data'):
-        configurations(suite, recipe, [], 1, "out", {"duke": "/d"})
+        configurations(suite, read_config, [], 1, "out", {"duke": "/d"})
     other = SUITE.model_copy(update={"rows": [rows[0].model_copy(update={"target": "mars"})]})
     with pytest.raises(ConfigError, match=r"target is one of market, duke, msmt17"):
-        configurations(other, recipe, [], 1, "out", folders)
+        configurations(other, read_config, [], 1, "out", folders)
 
 
 def test_a_rows_rule_for_eps_takes_the_place_of_the_suites__and_the_users_of_both() -> None:
@@ -123,7 +121,7 @@ def test_a_rows_rule_for_eps_takes_the_place_of_the_suites__and_the_users_of_bot
     suite = Suite(title="eps", settings=["cluster.eps=0.45"], rows=rows)
 
     def rules(*settings: str) -> list[tuple[str, float]]:
-        found = configurations(suite, recipe, settings, 1, "out").values()
+        found = configurations(suite, read_config, settings, 1, "out").values()
         return [(c.cluster.eps_rule, getattr(c.cluster, c.cluster.eps_rule, 0)) for c in found]
 
     assert rules() == [("q", 8), ("fixed", 0)]
@@ -132,6 +130,6 @@ def test_a_rows_rule_for_eps_takes_the_place_of_the_suites__and_the_users_of_bot
 
 def test_a_row_without_a_source_has_none__whatever_the_user_gives() -> None:
     given = ["source.root=/drawn", "target.root=/real"]
-    configs = configurations(read_suite("beyond"), recipe, given, 1, "out")
+    configs = configurations(read_suite("beyond"), read_config, given, 1, "out")
     assert configs["modern, without a source", 0].target_only
     assert configs["the whole method (DAAL)", 0].source.root == "/drawn"

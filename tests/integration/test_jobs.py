@@ -161,12 +161,9 @@ def test_the_shipped_settings_for_prometheus_find_the_node(head: Head) -> None:
 
 
 def test_nobody_listens_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "RAY_AUTH_TOKEN": TOKEN,
-        "RAY_API_SERVER_ADDRESS": "",
-        "no_proxy": "",
-    }.items():
-        monkeypatch.setenv(name, value)  # the latter two are put back after the test
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    for name in ("RAY_API_SERVER_ADDRESS", "no_proxy"):
+        monkeypatch.setenv(name, "")  # put back after the test
     address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ClusterError, match=f"no Ray cluster answers at {address}"):
         Jobs(address).all()

