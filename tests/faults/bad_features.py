@@ -1,200 +1,117 @@
 """Features files that `daal label` and `daal evaluate` are given."""
 
+import io
 import os
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bad_input import Case, write
+from bad_input import Case, case, write
 from numpy.typing import NDArray
 
 FEATURES = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
 PIDS = np.arange(40) % 5 + 1
 CAMIDS = np.arange(40) % 2
 SPLITS = np.where(np.arange(40) < 10, "query", "gallery")
+WITH_NAN = FEATURES.copy()
+WITH_NAN[7, 3] = np.nan
 
-Table = dict[str, Any]
 
-
-def columns(**changed: Any) -> Table:
-    """A features file's columns in order but for some; None takes one away."""
-    table = {
+def parquet(**changed: Any) -> bytes:
+    """A features file whose columns are in order but for some; None takes one away."""
+    columns = {
         "path": [f"{n}.jpg" for n in range(40)],
         "pid": PIDS,
         "camid": CAMIDS,
         "split": SPLITS,
         "feature": FEATURES.tolist(),
     } | changed
-    return {name: column for name, column in table.items() if column is not None}
-
-
-def parquet(table: Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(table), sink)
+    pq.write_table(pa.table({n: column for n, column in columns.items() if column is not None}),
+                   sink)  # fmt: skip
     return sink.getvalue().to_pybytes()
 
 
 def npy(array: NDArray[Any]) -> bytes:
-    np.save("x.npy", array, allow_pickle=True)
-    data = Path("x.npy").read_bytes()
-    os.remove("x.npy")
-    return data
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
-def header(shape: str, descr: str = "'<f4'") -> bytes:
-    """An .npy file that says this of itself, and has 80 bytes of data."""
-    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(80)
+# An .npy file that claims a petabyte, and has 80 bytes of data.
+HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 256), }".ljust(117)
+PETABYTE = b"\x93NUMPY\x01\x00" + bytes([118, 0]) + HEADER.encode() + b"\n" + bytes(80)
 
+GOOD = parquet()
 
-def case(
-    command: str,
-    name: str,
-    file: str,
-    data: bytes | Callable[[], bytes],
-    *says: str,
-    code: int = 3,
-    settings: tuple[str, ...] = (),
-) -> Case:
-    def make() -> list[str]:
-        write(file, data if isinstance(data, bytes) else data())
-        return [command, file, *settings]
-
-    return Case("Features", f"{command}: {name}", make, code, (file, *says))
-
-
-NO_FEATURES = "is not a features file: "
-WITH_NAN = FEATURES.copy()
-WITH_NAN[7, 3] = np.nan
-
-ARRAYS: list[tuple[str, bytes | Callable[[], bytes], str]] = [
+# command (the file's name is added), name, bytes, exit code, what must be said
+FILES: list[tuple[str, str, bytes, int, str]] = [
+    ("label", "Parquet cut off", GOOD[:-1], 3, "it is no whole Parquet file"),
+    ("evaluate", "Parquet cut off", GOOD[: len(GOOD) // 3], 3, "it is no whole Parquet file"),
+    ("label", "no column feature", parquet(feature=None), 3,
+     """it has no column "feature"; it has 'path', 'pid', 'camid', 'split'"""),
+    ("label", "words for features", parquet(feature=["a"] * 40), 3,
+     "is string, not a list of numbers"),
+    ("label", "features of two lengths", parquet(feature=[[1.0]] * 39 + [[1.0, 2.0]]), 3,
+     "its features differ in length"),
+    ("label", "a feature missing", parquet(feature=[[1.0, 2.0]] * 39 + [None]), 3,
+     "or some are missing"),
+    ("label", "a number missing in a list", parquet(feature=[[1.0, None]] * 40), 7,
+     "40 of 40 features are not finite or zero"),
+    ("label cluster.camera_norm=true", "a camid missing, and needed",
+     parquet(camid=[None, *CAMIDS[1:].tolist()]), 3, 'its column "camid" lacks 1 of 40'),
+    ("label --split train", "a split that isn't there", GOOD, 3, "it has no rows of split train"),
+    ("evaluate", "no splits", parquet(split=None), 3, "can't be scored without split"),
+    ("evaluate", "splits that are numbers", parquet(split=PIDS), 3,
+     'its column "split" is int64, not words'),
+    ("evaluate", "pids that are words", parquet(pid=["seven"] * 40), 3,
+     'its column "pid" is string, not integers'),
+    ("evaluate", "no query", parquet(split=np.full(40, "gallery")), 3, "has no query rows"),
+    ("evaluate", "other people in the gallery", parquet(pid=np.where(SPLITS == "query", 1, 2)), 3,
+     "no query with an image of the same pid and another camera"),
+    ("evaluate", "a NaN", parquet(feature=WITH_NAN.tolist()), 3,
+     "row 7 of the query features holds a value that isn't finite"),
+]  # fmt: skip
+ARRAYS: list[tuple[str, str, bytes, int, str]] = [
+    ("label", "array cut off", npy(FEATURES)[:-1], 3, "it holds no whole array of numbers"),
+    ("label", "array that claims a petabyte", PETABYTE, 3, "it holds no whole array of numbers"),
+    ("label", "array of one dimension", npy(np.ones(5)), 3, "it holds float64 of shape (5,)"),
+    ("label", "array of no rows", npy(np.ones((0, 8))), 3, "its features are of shape (0, 8)"),
+    ("label", "five rows alike", npy(FEATURES[:1] + 0.01 * FEATURES[:5]), 7,
+     "5 samples have the same neighbours"),
+    ("label", "identical rows", npy(np.ones((40, 8), np.float32)), 7,
+     "All 40 features are identical"),
+    ("label", "one row", npy(FEATURES[:1]), 7, "Pseudo-labels need at least 2 images, not 1"),
+    ("label cluster.camera_aware=true", "cameras that the file hasn't", npy(FEATURES), 2,
+     "cluster.camera_aware=true needs the camera of every image"),
+    ("label cluster.source_weight=0.1", "a source term without a source", npy(FEATURES), 2,
+     "cluster.source_weight above 0 needs the distance"),
+    ("label --out no/labels.parquet", "no folder to write to", npy(FEATURES), 2,
+     "there is no folder no"),
 ]  # fmt: skip
 
-# Both commands read them with the same reader; `evaluate` is given the first two.
-TABLES: list[tuple[str, bytes | Callable[[], bytes], str]] = [
+# command, name, what makes the file, what must be said
+NO_FILES: list[tuple[str, str, Callable[[], object], str]] = [
+    ("evaluate 'a\nb.parquet'", "absent, with a newline in its name", lambda: None,
+     "a\\nb.parquet is not a features file: it doesn't exist"),
+    ("evaluate x.npy", "pipe", lambda: os.mkfifo("x.npy"), "it is no file"),
+    ("label x.npz", "archive", lambda: np.savez("x.npz", FEATURES),
+     "it is an archive of arrays, of which numpy.save"),
+    ("label x.pt", "torch file", lambda: write("x.pt"), "it is a torch file, of which numpy.save"),
 ]  # fmt: skip
 
-# Of columns without which nothing can be scored; label leaves them out, or takes them for unknown.
-NEEDED: list[tuple[str, bytes | Callable[[], bytes], str]] = [
-]  # fmt: skip
 
-
-def truncated() -> list[Case]:
-    whole = parquet(columns())
-    cases = [
-        case(command, f"Parquet cut off at {share:.1%}", "features.parquet",
-             whole[: int(share * len(whole))], NO_FEATURES, "it is no whole Parquet file")
-        for command in ("label", "evaluate")
-        for share in (0.3, 0.999)
-    ]  # fmt: skip
-    array = header("(5, 4)")
-    return cases + [
-        case("label", f"array cut off at byte {at}", "features.npy", array[:at], NO_FEATURES,
-             "it holds no whole array of numbers")
-        for at in (9, 60, len(array) - 1)
-    ]  # fmt: skip
-
-
-def no_files() -> list[Case]:
-    def one(command: str, name: str, file: str, prepare: Callable[[], object], why: str) -> Case:
-        def make() -> list[str]:
-            prepare()
-            return [command, file]
-
-        says = (file.replace("\n", "\\n"), NO_FEATURES, why)
-        return Case("Features", f"{command}: {name}", make, 3, says)
-
-    return [
-        one("label", "absent", "gone.parquet", lambda: None, "it doesn't exist"),
-        one("evaluate", "name with a newline", "a\nb.parquet", lambda: None, "it doesn't exist"),
-        one("label", "folder", "x.parquet", lambda: os.mkdir("x.parquet"), "it is no file"),
-        one("evaluate", "pipe", "x.npy", lambda: os.mkfifo("x.npy"), "it is no file"),
-        one("label", "archive", "x.npz", lambda: np.savez("x.npz", FEATURES),
-            "it is an archive of arrays, of which numpy.save"),
-    ]  # fmt: skip
-
-
-def labelling() -> list[Case]:
-    one = partial(case, "label")
-    return [
-        one("five rows alike", "features.npy", partial(npy, FEATURES[:1] + 0.01 * FEATURES[:5]),
-            "5 samples have the same neighbours", "cluster.k1", code=7),
-        one("identical rows", "features.npy", partial(npy, np.ones((40, 8), np.float32)),
-            "All 40 features are identical", code=7),
-        one("a camid missing, and needed", "features.parquet",
-            partial(parquet, columns(camid=[None, *CAMIDS[1:].tolist()])),
-            'its column "camid" lacks 1 of 40', settings=("cluster.camera_norm=true",)),
-        *(one(f"a file {suffix}", f"x{suffix}", b"1,2", f"x{suffix}'", "makes one")
-          for suffix in (".pt", ".csv", ".safetensors")),
-        one("all NaN", "features.npy", partial(npy, FEATURES * np.nan),
-            "40 of 40 features are not finite or zero", code=7),
-        one("a number missing in a list", "features.parquet",
-            partial(parquet, columns(feature=[[1.0, None]] * 40)), "40 of 40 features", code=7),
-        one("one row", "features.npy", partial(npy, FEATURES[:1]),
-            "Pseudo-labels need at least 2 images, not 1", code=7),
-        one("a split that isn't there", "features.parquet", partial(parquet, columns()),
-            "it has no rows of split train", settings=("--split", "train")),
-    ]  # fmt: skip
-
-
-def refused_settings() -> list[Case]:
-    """Good features, and what is wanted of them is wrong."""
-
-    def one(name: str, settings: list[str], *says: str) -> Case:
-        def make() -> list[str]:
-            write("features.npy", npy(FEATURES))
-            return ["label", "features.npy", *settings]
-
-        return Case("Features", f"label: {name}", make, 2, says)
-
-    return [
-        one("cameras that the file hasn't", ["cluster.camera_aware=true"],
-            "cluster.camera_aware=true needs the camera of every image"),
-        one("a source term without a source", ["cluster.source_weight=0.1"],
-            "cluster.source_weight above 0 needs the distance"),
-        one("a value that the rule for eps doesn't use", ["cluster.p=1e-3", "cluster.eps=0.6"],
-            "cluster.p and cluster.eps are different rules for eps"),
-        one("no folder to write to", ["--out", "no/labels.parquet"], "there is no folder no"),
-    ]  # fmt: skip
-
-
-def evaluation() -> list[Case]:
-    def one(name: str, says: str, **changed: Any) -> Case:
-        data = partial(parquet, columns(**changed))
-        return case("evaluate", name, "features.parquet", data, says)
-
-    gallery = np.full(40, "gallery")
-    return [
-        one("no splits", "can't be scored without split", split=None),
-        one("no query", "has no query rows", split=gallery),
-        one("no gallery", "has no gallery rows", split=np.full(40, "query")),
-        one("one camera", "no query with an image of the same pid and another camera",
-            camid=np.ones(40, int)),
-        one("other people in the gallery", "no query with an image of the same pid",
-            pid=np.where(SPLITS == "query", 1, 2)),
-        one("a NaN", "row 7 of the query features holds a value that isn't finite",
-            feature=WITH_NAN.tolist()),
-        case("evaluate", "an array", "features.npy", partial(npy, FEATURES),
-             "can't be scored without split, pid, camid"),
-    ]  # fmt: skip
+def one(file: str, command: str, name: str, data: bytes, code: int, says: str) -> Case:
+    verb, *settings = command.split(" ", 1)
+    whole = " ".join([verb, file, *settings])
+    return case("Features", f"{verb}: {name}", lambda: write(file, data), whole, code, says)
 
 
 CASES = [
-    *(case("label", f"array: {name}", "x.npy", data, NO_FEATURES, why)
-      for name, data, why in ARRAYS),
-    *(case("label", name, "features.parquet", data, NO_FEATURES, why)
-      for name, data, why in TABLES),
-    *(case("evaluate", name, "features.parquet", data, NO_FEATURES, why)
-      for name, data, why in TABLES[:2]),
-    *(case("evaluate", name, "features.parquet", data, NO_FEATURES, why)
-      for name, data, why in NEEDED),
-    *truncated(),
-    *no_files(),
-    *labelling(),
-    *refused_settings(),
-    *evaluation(),
+    *(one("features.parquet", *row) for row in FILES),
+    *(one("features.npy", *row) for row in ARRAYS),
+    *(case("Features", f"{command.split()[0]}: {name}", make, command, 3, says)
+      for command, name, make, says in NO_FILES),
 ]  # fmt: skip
