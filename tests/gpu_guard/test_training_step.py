@@ -134,7 +134,9 @@ BUGS: list[tuple[Any, str, str, str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("owner", "function", "old", "new", "found"), BUGS)
+@pytest.mark.parametrize(
+    ("owner", "function", "old", "new", "found"), BUGS, ids=[bug[-1] for bug in BUGS]
+)
 def test_planted_bug(owner: Any, function: str, old: str, new: str, found: str) -> None:
     recipe = "modern" if owner is ClusterMemory else "paper"
     with planted(owner, function, old, new), pytest.raises(Exception, match=found) as raised:

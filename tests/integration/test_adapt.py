@@ -14,8 +14,8 @@ from cluster.estimate import estimate_pseudo_labels
 from cluster.outliers import in_all_parts
 from cluster.quality import cluster_quality
 from daal import checkpoint
-from daal.config import Config, RayConfig
-from daal.errors import ClusterError, ConfigError, LabelError
+from daal.config import Config
+from daal.errors import ConfigError, LabelError
 from pipelines.adapt import Adaptation
 from pipelines.run.folder import RunFolder
 from pipelines.run.kept_config import keep_config
@@ -175,15 +175,6 @@ def test_adapt__as_ssg_does__parts_of_the_body_clustered_apart__until_labels_sta
         for name in ("iteration-01", "iteration-02")
     )
     assert first == second == [part.eps for part in again] and len(set(first)) == 3
-
-
-def test_too_small_cluster__is_refused_with_the_numbers(ray_cluster: None) -> None:
-    with pytest.raises(ClusterError, match=r"has 4 CPUs, but the run needs 10"):
-        with ray_session(RayConfig(num_workers=8, data_cpus=2)):
-            pass
-    with pytest.raises(ClusterError, match=r"has 0 GPUs.*need 2"):
-        with ray_session(RayConfig(num_workers=2, use_gpu=True)):
-            pass
 
 
 def test_no_cluster__keeps_the_previous_labels_or_says_what_to_change(
