@@ -30,7 +30,7 @@ NUM_PEOPLE = 8  # in training, and as many others in query and gallery
 CHANNELS = 512
 
 
-def drawn_run(folder: Path, *settings: str, name: str = NAME, iterations: int = 2) -> RunFolder:
+def drawn_run(folder: Path, *settings: str, iterations: int = 2) -> RunFolder:
     """A run with a source, a supervised bound and `iterations` iterations."""
     if "network.attention.mode=none" not in settings:
         settings = ("network.attention.zero_init=false", *settings)
@@ -38,7 +38,7 @@ def drawn_run(folder: Path, *settings: str, name: str = NAME, iterations: int = 
         f'target.root="{ROOT}"', "source.root=/data/source", "input.height=64", "input.width=32",
         "network.backbone=resnet18", "network.weights=none", "supervised_bound=true",
         f"iterations={iterations}",
-        f"out={json.dumps(str(folder / name))}", *settings,
+        f"out={json.dumps(str(folder / NAME))}", *settings,
     ])  # fmt: skip
     run = RunFolder(config.out)
     keep_config(run, config)

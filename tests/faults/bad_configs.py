@@ -17,6 +17,7 @@ WRONG: list[tuple[str, *tuple[str, ...]]] = [
     ("target.root=/data/run #1", "has a #, with which YAML begins a comment"),
     ("out=~nobody-of-this-name/run", "begins with a home folder that isn't known here"),
     ("seed=" + "9" * 5000, "seed=999", "is not valid YAML (Exceeds the limit"),
+    ("network.backbone=resnet51", "network.backbone='resnet51' should be 'resnet18'"),
     ("cluster.p=.nan", "cluster.p=nan should be a finite number"),
     ("cluster=3", "cluster=3 should be a section of keys and values", 'from override "cluster=3"'),
     ("adapt.optim.decay_at_epochs=[1, x]", "adapt.optim.decay_at_epochs.1='x' should be"),

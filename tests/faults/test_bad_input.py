@@ -5,16 +5,13 @@ file writes (DAAL_WRITE_DOCS=1) or compares.
 """
 
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
 
-import annotated_types
 import bad_configs
 import bad_features
 import bad_folders
@@ -24,11 +21,9 @@ import bad_verbs
 import bad_weights
 import pytest
 from bad_input import PICTURE, VALIDATE, VICTIM, Case, Outcome, check, run
-from pydantic import BaseModel
 
 from daal.config import Config, DatasetConfig
-from daal.errors import ConfigError, DataError
-from daal.load_config import load_config
+from daal.errors import DataError
 from pipelines.images.ingest import ingest
 
 PARTS = (bad_configs, bad_folders, bad_images, bad_features, bad_weights, bad_verbs)
@@ -78,47 +73,6 @@ def test_a_real_process_says_the_same(tmp_path: Path, outcome_of: OutcomeOf) -> 
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (wrong.code, outcome_of(wrong).err)
-
-
-def settings(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from settings(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
-
-
-def beyond(limit: Any) -> tuple[float, str] | None:
-    """The nearest whole number that a limit refuses, and what pydantic calls the limit."""
-    match limit:
-        case annotated_types.Ge(ge=bound):
-            return bound - 1, f"greater than or equal to {bound}"
-        case annotated_types.Gt(gt=bound):
-            return bound, f"greater than {bound}"
-        case annotated_types.Le(le=bound):
-            return bound + 1, f"less than or equal to {bound}"
-        case annotated_types.Lt(lt=bound):
-            return bound, f"less than {bound}"
-    return None
-
-
-def test_every_limit_is_named_with_its_setting() -> None:
-    found = [(key, *out) for key, field in settings() for out in map(beyond, field.metadata) if out]
-    assert len(found) > 50
-    for key, value, rule in found:
-        with pytest.raises(ConfigError) as refused:
-            load_config(None, [f"{key}={value}"])
-        for words in (f"{key}={value} should be {rule}", f'from override "{key}={value}"'):
-            assert words in str(refused.value)
-
-
-def test_every_choice_is_named_with_its_setting() -> None:
-    for key, field in settings():
-        kinds = (field.annotation, *get_args(field.annotation))
-        if any(get_origin(kind) is Literal for kind in kinds):
-            with pytest.raises(ConfigError, match=re.escape(f"{key}='nonsense' should")):
-                load_config(None, [f"{key}=nonsense"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
