@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 from waiting import wait_until
 
+RAY = str(Path(sys.executable).with_name("ray"))
+
 # Ray gives its own processes a minute to start, which is too little on a busy machine.
 PATIENCE = {
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "900",
@@ -76,8 +78,15 @@ def ray_folder() -> Iterator[str]:
 
 def end_processes(folder: str) -> None:
     """Kill the processes that name the folder, until there is none."""
-    # Again and again, as one of them may have started another while the list was made.
-    wait_until(lambda: not kill(processes_of(folder)), f"processes of {folder} don't end")
+
+    def none_left() -> bool:
+        found = processes_of(folder)  # one of them may have started another meanwhile
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not found
+
+    wait_until(none_left, f"processes of {folder} don't end")
 
 
 @contextmanager
@@ -98,14 +107,14 @@ def ray_head(
             "RAY_USAGE_STATS_ENABLED": "0",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # of the jobs' python
         }
-        autoscaling = []
+        autoscaling, pretences = [], {}
         if node_types is not None:
             file = Path(scratch) / "autoscaling.json"
             file.write_text(json.dumps(_autoscaling(num_cpus, node_types, f"127.0.0.1:{port}")))
-            autoscaling = [f"--autoscaling-config={file}"]
+            autoscaling, pretences = [f"--autoscaling-config={file}"], _pretending(autoscaler)
         process = subprocess.Popen(
             [
-                str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
+                RAY, "start", "--head", "--block",
                 "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={num_cpus}",
                 "--num-gpus=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                 f"--metrics-export-port={metrics}", f"--ray-client-server-port={free_port()}",
@@ -116,7 +125,7 @@ def ray_head(
             env=environment
             | {"DAAL_TEST_HEAD": scratch}
             | ({} if token is None else {"RAY_AUTH_TOKEN": token})
-            | ({} if node_types is None else _pretending(autoscaler)),
+            | pretences,
             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         head = Head(
@@ -134,9 +143,8 @@ def ray_head(
 @contextmanager
 def another_node(head: Head, num_cpus: int = 4) -> Iterator[None]:
     """A node that joins it, until the block ends."""
-    command = str(Path(sys.executable).with_name("ray")), "start", "--block"
     node = subprocess.Popen(
-        [*command, f"--num-cpus={num_cpus}", f"--address={head.address}",
+        [RAY, "start", "--block", f"--num-cpus={num_cpus}", f"--address={head.address}",
          "--node-ip-address=127.0.0.1"],
         env=head.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -190,14 +198,6 @@ def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
     assert process.poll() is None, f"the head has ended with exit code {process.returncode}"
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def kill(processes: list[int]) -> list[int]:
-    """Those that it was given."""
-    for pid in processes:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return processes
 
 
 def processes_of(folder: str, but_for: tuple[str, ...] = ()) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import torchvision
-from bad_input import VALIDATE, Case, both_sets, case, market, write
+from bad_input import VALIDATE, Case, both_sets, case, market, nothing, write
 
 from daal import checkpoint
 from daal.config import Config
@@ -48,38 +48,30 @@ def with_nan() -> bytes:
     return safe(tensors | {"bn1.weight": torch.full((64,), float("nan"))})
 
 
-WEIGHTS: list[tuple[str, Callable[[], bytes], str]] = [
-    # file, bytes, what must be said of it
-    ("cut.safetensors", lambda: safe(SMALL)[:-1], "isn't a whole safetensors file"),
-    ("beyond.safetensors", beyond_its_end, "isn't a whole safetensors file"),
-    ("pickle.safetensors", lambda: pth(SMALL), "isn't a whole safetensors file"),
-    ("prefixed.safetensors", lambda: safe({f"module.{n}": t for n, t in SMALL.items()}),
-     "a tensor named 'module.conv1.weight'"),
-    ("instance_norm.safetensors", lambda: safe({"layer1.0.bn1.IN.weight": torch.ones(32), **SMALL}),
-     "holds a ResNet with IBN layers; set network.ibn=a"),
-    ("nan.safetensors", with_nan, "has values in bn1.weight that aren't finite"),
-    ("folder_maker.pth", lambda: pth({"a": MakesAFolder()}), "or holds more than tensors"),
-    ("cut.pth", lambda: pth(SMALL)[:20_000], "was refused because it is damaged"),
-    ("nested.pth", lambda: pth({"state_dict": SMALL, "epoch": 3}),
-     "isn't a flat dictionary of tensors"),
-    ("sparse.pth", lambda: pth({"conv1.weight": torch.eye(4).to_sparse()}),
-     "isn't a flat dictionary of tensors"),
-    ("small.pth", lambda: pth(SMALL), "does not hold a resnet18: bn1.weight is missing"),
-]  # fmt: skip
-
-NO_FILES: list[tuple[str, str, Callable[[], object], str]] = [
-    # name, file, what makes it, what must be said of it
-    ("absent", "gone.pth", lambda: None, "doesn't exist"),
-    ("pipe", "w.pth", lambda: os.mkfifo("w.pth"), "isn't a file"),
+WEIGHTS: list[tuple[str, Callable[[], bytes]]] = [
+    ("cut.safetensors", lambda: safe(SMALL)[:-1]),
+    ("beyond_its_end.safetensors", beyond_its_end),
+    ("pickle.safetensors", lambda: pth(SMALL)),
+    ("prefixed.safetensors", lambda: safe({f"module.{n}": t for n, t in SMALL.items()})),
+    (
+        "instance_norm.safetensors",
+        lambda: safe({**SMALL, "layer1.0.bn1.IN.weight": torch.ones(32)}),
+    ),
+    ("nan.safetensors", with_nan),
+    ("folder_maker.pth", lambda: pth({"a": MakesAFolder()})),
+    ("cut.pth", lambda: pth(SMALL)[:20_000]),
+    ("nested.pth", lambda: pth({"state_dict": SMALL, "epoch": 3})),
+    ("sparse.pth", lambda: pth({"conv1.weight": torch.eye(4).to_sparse()})),
+    ("small.pth", lambda: pth(SMALL)),
 ]
 
 
-def weights(name: str, file: str, make: Callable[[], object], says: str) -> Case:
+def weights(name: str, make: Callable[[], object]) -> Case:
     def world() -> None:
         both_sets()
         make()
 
-    return case("Weights", name, world, f"{VALIDATE} network.weights={file}", 4, file, says)
+    return case("Weights", name, world, f"{VALIDATE} network.weights={name}", 4)
 
 
 # Checkpoints, which `daal extract` is given
@@ -114,36 +106,31 @@ def with_new_setting() -> None:
     saved({"config": config | {"network": config["network"] | {"sparkle": 1}}})
 
 
-CHECKPOINTS: list[tuple[str, Callable[[], object], int, str]] = [
-    # name, what is done to a checkpoint, exit code, what must be said
-    ("weights cut off", lambda: cut("weights.safetensors"), 4,
-     "checkpoint/weights.safetensors has 50 bytes where"),
-    ("weights with a bit flipped", lambda: flip_a_bit("weights.safetensors"), 4,
-     "weights.safetensors is damaged: its SHA-256"),
-    ("manifest cut off", lambda: cut("checkpoint.json"), 4, "checkpoint.json is damaged"),
-    ("manifest changed", change_seed, 4, "checkpoint.json is damaged"),
-    ("manifest nested too deeply", lambda: write("checkpoint/checkpoint.json", "[" * 100_000), 4,
-     "checkpoint.json is damaged"),
-    ("no configuration", lambda: saved({}), 4, "checkpoint is not a checkpoint of a run"),
-    ("configuration of a newer daal", with_new_setting, 2, '"network.sparkle" is not a known key'),
-    ("tensors of another network", lambda: None, 4,
-     "checkpoint: the checkpoint does not fit this network"),
-]  # fmt: skip
+CHECKPOINTS: list[tuple[str, Callable[[], object], int]] = [
+    ("weights cut off", lambda: cut("weights.safetensors"), 4),
+    ("weights with a bit flipped", lambda: flip_a_bit("weights.safetensors"), 4),
+    ("manifest cut off", lambda: cut("checkpoint.json"), 4),
+    ("manifest changed", change_seed, 4),
+    ("manifest nested too deeply", lambda: write("checkpoint/checkpoint.json", "[" * 100_000), 4),
+    ("no configuration", lambda: saved({}), 4),
+    ("configuration of a newer daal", with_new_setting, 2),
+    ("tensors of another network", nothing, 4),
+]
 
 
-def of_checkpoint(name: str, spoil: Callable[[], object], code: int, says: str) -> Case:
+def of_checkpoint(name: str, spoil: Callable[[], object], code: int) -> Case:
     def make() -> None:
         market("target")
         saved()
         spoil()
 
     command = "extract checkpoint target --layout market1501"
-    return case("Checkpoints", name, make, command, code, says)
+    return case("Checkpoints", name, make, command, code)
 
 
 CASES = [
-    *(weights(file, file, lambda file=file, data=data: write(file, data()), says)
-      for file, data, says in WEIGHTS),
-    *(weights(*row) for row in NO_FILES),
+    *(weights(name, lambda name=name, data=data: write(name, data())) for name, data in WEIGHTS),
+    weights("absent.pth", nothing),
+    weights("pipe.pth", lambda: os.mkfifo("pipe.pth")),
     *(of_checkpoint(*row) for row in CHECKPOINTS),
-]  # fmt: skip
+]

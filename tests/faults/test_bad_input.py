@@ -20,6 +20,7 @@ import bad_input
 import bad_verbs
 import bad_weights
 import pytest
+import ray
 from bad_input import PICTURE, VALIDATE, VICTIM, Case, Outcome, check, run
 
 from daal.config import Config, DatasetConfig
@@ -28,6 +29,7 @@ from pipelines.images.ingest import ingest
 
 PARTS = (bad_configs, bad_folders, bad_images, bad_features, bad_weights, bad_verbs)
 CASES: list[Case] = [case for part in PARTS for case in part.CASES]
+WRITE = bool(os.environ.get("DAAL_WRITE_DOCS"))
 LIST = Path(__file__).parents[2] / "docs" / "bad_input.md"
 
 OutcomeOf = Callable[[Case], Outcome]
@@ -40,29 +42,27 @@ def named(case: Case) -> str:
 @pytest.fixture(scope="module")
 def outcome_of(tmp_path_factory: pytest.TempPathFactory) -> OutcomeOf:
     """Each case is run once, for its own test and for the list."""
-    import pipelines.tools.extract_folder
-    import pipelines.tools.label_file
-    import pipelines.tools.validate  # noqa: F401  so that no case pays for the imports
-
     return cache(lambda case: run(case, tmp_path_factory.mktemp("case")))
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
 def test_bad_input(case: Case, outcome_of: OutcomeOf) -> None:
-    import ray
-
     was_running = ray.is_initialized()
-    check(case, outcome_of(case))
+    outcome = outcome_of(case)
+    check(case, outcome)
+    if not WRITE:
+        assert bad_input.row(case, outcome) in LIST.read_text(encoding="utf-8").splitlines()
     assert ray.is_initialized() == was_running
 
 
 def test_the_list_is_up_to_date(outcome_of: OutcomeOf) -> None:
     assert len({named(case) for case in CASES}) == len(CASES)
     text = bad_input.as_markdown([(case, outcome_of(case)) for case in CASES])
-    if os.environ.get("DAAL_WRITE_DOCS"):
+    if WRITE:
         LIST.write_text(text, encoding="utf-8")
     assert LIST.read_text(encoding="utf-8") == text, (
-        "docs/bad_input.md is old: DAAL_WRITE_DOCS=1 pytest tests/faults/test_bad_input.py"
+        "docs/bad_input.md is old: DAAL_WRITE_DOCS=1 pytest tests/faults/test_bad_input.py; then "
+        "look at what has changed"
     )
 
 
@@ -81,7 +81,6 @@ def test_a_real_process_says_the_same(tmp_path: Path, outcome_of: OutcomeOf) -> 
     [
         (VICTIM, "the file can't be read (Permission denied): 1"),
         ("target/query", "target/query can't be read (Permission denied)"),
-        ("target", "target"),
     ],
 )
 def test_what_may_not_be_read(forbidden: str, says: str, tmp_path: Path) -> None:
@@ -89,9 +88,9 @@ def test_what_may_not_be_read(forbidden: str, says: str, tmp_path: Path) -> None
         bad_input.both_sets()
         os.chmod(forbidden, 0)
 
-    without = bad_input.case("Permissions", forbidden, make, VALIDATE, 3, says)
     try:
-        check(without, run(without, tmp_path))
+        outcome = run(bad_input.case("Permissions", forbidden, make, VALIDATE, 3), tmp_path)
+        assert outcome.code == 3 and says in outcome.err
     finally:
         os.chmod(tmp_path / forbidden, 0o700)
 
@@ -126,18 +125,14 @@ def test_a_run_sets_aside_what_validate_names(
 
 
 def test_the_check_can_fail(tmp_path: Path) -> None:
-    right = bad_input.case("", "", lambda: None, "config show x", 2, "recipe")
+    right = bad_input.case("", "", bad_input.nothing, "config show x", 2)
     outcome = run(right, tmp_path)
     check(right, outcome)
     for change, missed in (
         ({"code": 3}, "exit code 3"),
-        ({"err": "error: set another"}, "not said: recipe"),
+        ({"err": ""}, "0 lines"),
         ({"left": {"made"}}, "files were made"),
-        ({"err": "Traceback"}, "traceback: "),
         ({"err": "error: x is wrong"}, "no remedy"),
-        ({"seconds": 1000}, "took 1000 s"),
     ):
         with pytest.raises(AssertionError, match=missed):
             check(right, replace(outcome, **change))
-    with pytest.raises(AssertionError, match="nothing was to be said"):
-        check(replace(right, says=()), outcome)

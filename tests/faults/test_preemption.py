@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from heads import Head, another_node, ray_head
+from heads import RAY, Head, another_node, ray_head
 from runs import Run, run_of
 from tiny_run import changed
 from waiting import wait_until
@@ -16,7 +16,6 @@ from pipelines.workers.planned_faults import FAULTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
-RAY = str(Path(sys.executable).with_name("ray"))
 WEIGHTS = "pretrain/checkpoint/weights.safetensors"
 
 

@@ -6,12 +6,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
+from tiny_run import save_model
 
-from daal import checkpoint
-from daal.load_config import load_config
-from daal.nn.network import DaalNetwork
 from daal.trained_model import load_trained
 from pipelines import cli
 from pipelines.search.extractor import Extractor
@@ -20,12 +17,7 @@ from pipelines.search.extractor import Extractor
 def test_any_folder__is_rows_of_path_and_feature(
     ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_config(None, ["input.height=32", "input.width=16", "network.backbone=resnet18",
-                                "network.weights=none", "mixed_precision=false"])  # fmt: skip
-    torch.manual_seed(0)
-    network = DaalNetwork(config.network)
-    metadata = {"config": config.model_dump(mode="json")}
-    checkpoint.save(tmp_path / "model", network.state_dict(), metadata)
+    save_model(tmp_path / "model")
     names = ["deep/er/b.png", "holiday 1.jpg", "行人\u3000一.jpg"]
     rng = np.random.default_rng(0)
     for name in names:

@@ -16,10 +16,9 @@ from rich.console import Console
 from torch import distributed
 
 from daal.config import Config
-from daal.errors import ClusterError, DataError, LabelError
+from daal.errors import ClusterError, DataError
 from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
-from pipelines.workers.gpu_jobs import stages_on
 from pipelines.workers.group import Worker, Workers
 from pipelines.workers.planned_faults import FAULTS
 from pipelines.workers.ray_environment import worker_variables
@@ -90,10 +89,6 @@ class Libraries:
         return {name: os.environ.get(name) for name in worker_variables(deterministic=True)}
 
 
-def no_labels(device: str, start: int, stop: int) -> None:
-    raise LabelError(f"none in {start} to {stop}")
-
-
 def group(config: Config, folder: Path, **ray_settings: Any) -> Any:
     config = config.model_copy(update={"ray": config.ray.model_copy(update=ray_settings)})
     return config, RunFolder(str(folder)), Progress(console=Console(file=io.StringIO()))
@@ -126,10 +121,7 @@ def test_one_group_for_many_jobs__a_hang_starts_it_again__and_an_error_ends_it(
         assert [(rank, size) for rank, size, _ in first] == [(0, 2), (1, 2)]
         assert first == second, "the second job met other processes"
         assert workers.run(Libraries()) == [worker_variables(deterministic=True)] * 2
-        # A run may go on without new labels.
-        with pytest.raises(LabelError, match="none in 0 to 4"):
-            stages_on(workers)("neighbours", no_labels, [(0, 4), (4, 8), (8, 9)])
-        assert workers.run(WhoAmI()) == first and workers.num_starts() == 2
+        assert workers.num_starts() == 2
         # An error of the program is tried once more, not ray.max_failures times.
         with pytest.raises(ClusterError, match="stopped twice with ValueError: as ever"):
             workers.run(Mistaken())
@@ -137,19 +129,6 @@ def test_one_group_for_many_jobs__a_hang_starts_it_again__and_an_error_ends_it(
         # Bad data in one worker ends the job with its message, whatever the others wait for.
         with pytest.raises(DataError, match="row 7"):
             workers.run(OneFails())
-
-
-@pytest.mark.nightly  # unit/test_resources.py has the numbers
-def test_an_elastic_group__divides_the_batches_and_leaves_cpus_for_reading(
-    ray_cluster: None, tiny_config: Config, tmp_path: Path
-) -> None:
-    # Of 4 CPUs one reads images; 3 workers don't divide batches of 8.
-    settings = {"min_workers": 1, "num_workers": 4, "data_cpus": 1}
-    config, folder, progress = group(tiny_config, tmp_path, **settings)
-    with ray_session(config.ray, common_batch=config.common_batch) as resources:
-        assert (resources.least_workers, resources.most_workers) == (1, 4)
-        with Workers(config, folder, resources, progress) as workers:
-            assert [size for _, size, _ in workers.run(WhoAmI())] == [2, 2]
 
 
 @pytest.mark.nightly  # unit/test_retries.py has which errors are final
