@@ -22,7 +22,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 PATIENCE = {
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "900",
     "RAY_worker_register_timeout_seconds": "900",
-    "RAY_worker_niceness": "0",  # by default, workers hardly get on beside other programs
+    "RAY_worker_niceness": "0",  # by default, workers get little time beside other programs
 }
 
 # For a Ray with GPUs that are numbers only: it takes as many as it is told of, and whatever the

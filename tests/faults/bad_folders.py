@@ -96,7 +96,7 @@ SPOILED: list[tuple[str, str, Callable[[], object], int]] = [
     ("market1501", "link out of the root", lambda: link(BOX, f"../../{OUTSIDE}"), 3),
     ("market1501", "broken link", lambda: link(BOX, "gone.jpg"), 3),
     ("market1501", "pipe with an image's name", lambda: os.mkfifo(f"target/{BOX}"), 3),
-    # sets that can be read, and hardly used
+    # sets that can be read, and of little use
     ("market1501", "test people also in train",
      lambda: add("bounding_box_train/0007_c1s1_000001_00.jpg"), 0),
     ("market1501", "query without a match",

@@ -139,7 +139,7 @@ def nothing() -> None:
     """Where a case needs no file, or no other."""
 
 
-# Of two sets that are in order, unless the case has spoiled them.
+# The two sets are in order, unless the case has spoiled them.
 VALIDATE = "validate demo source.root=source target.root=target"
 
 

@@ -52,7 +52,7 @@ def config_of(recipe: str, *settings: str, workers: int = 1) -> Config:
 
 @cache
 def launches(recipe: str, stage: Stage, workers: int = 1) -> int:
-    # Of several workers, the first step also makes constants for each layer.
+    # With several workers, the first step also makes constants for each layer.
     watch = watched_step(config_of(recipe, workers=workers), stage, number=int(workers > 1))
     return by_phase(watch.launches)["all"]
 

@@ -25,7 +25,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Folders by the names of the tests' own modules, as runs/ of `make demo`, and by those of
     # packages that are not installed everywhere.
     helpers = [path.stem for path in (ROOT / "tests").rglob("*.py")]
-    for folder in (copy, *(copy / name for name in {*LEFT_BY_TOOLS, *helpers, "cuml", "ray"})):
+    names = {*LEFT_BY_TOOLS, *helpers, "cuml", "ray", "torch"}
+    for folder in (copy, *(copy / name for name in names)):
         folder.mkdir(exist_ok=True)
         (folder / "bad_style.py").write_text(BAD_STYLE)
         (folder / "test_bad.py").write_text(BAD_TEST)
