@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def ray_head(
             environment, process,
         )  # fmt: skip
         try:
-            wait_until(lambda: _answers(process, dashboard), "the head doesn't start")
+            wait_until(lambda: _has_a_node(head, token), "the head doesn't start")
             yield head
         finally:
             # Ray would take half a minute to end it in peace.
@@ -194,10 +195,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
-    assert process.poll() is None, f"the head has ended with exit code {process.returncode}"
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _has_a_node(head: Head, token: str | None) -> bool:
+    """Ray starts its first node after the dashboard. A driver waits for it for half a minute."""
+    assert head.process.poll() is None, f"it has ended with exit code {head.process.returncode}"
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"{head.dashboard}/nodes?view=hostNameList", headers=headers)
+    with suppress(OSError), urllib.request.urlopen(request) as answer:
+        return bool(json.load(answer)["data"]["hostNameList"])
+    return False
 
 
 def processes_of(folder: str, but_for: tuple[str, ...] = ()) -> list[int]:
