@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from PIL import Image
 
 from cluster.quality import cluster_quality
@@ -30,7 +29,7 @@ NUM_PEOPLE = 8  # in training, and as many others in query and gallery
 CHANNELS = 512
 
 
-def drawn_run(folder: Path, *settings: str, name: str = NAME, iterations: int = 2) -> RunFolder:
+def drawn_run(folder: Path, *settings: str, iterations: int = 2) -> RunFolder:
     """A run with a source, a supervised bound and `iterations` iterations."""
     if "network.attention.mode=none" not in settings:
         settings = ("network.attention.zero_init=false", *settings)
@@ -38,7 +37,7 @@ def drawn_run(folder: Path, *settings: str, name: str = NAME, iterations: int = 
         f'target.root="{ROOT}"', "source.root=/data/source", "input.height=64", "input.width=32",
         "network.backbone=resnet18", "network.weights=none", "supervised_bound=true",
         f"iterations={iterations}",
-        f"out={json.dumps(str(folder / name))}", *settings,
+        f"out={json.dumps(str(folder / NAME))}", *settings,
     ])  # fmt: skip
     run = RunFolder(config.out)
     keep_config(run, config)
@@ -47,7 +46,7 @@ def drawn_run(folder: Path, *settings: str, name: str = NAME, iterations: int = 
     for domain in ("source", "target") if not config.target_only else ("target",):
         table = _images(domain, rng)
         tables[domain] = table
-        quarantine = pa.table({n: [] for n in QUARANTINE_TABLE.names}, schema=QUARANTINE_TABLE)
+        quarantine = QUARANTINE_TABLE.empty_table()
         _stage(run, f"ingest/{domain}", {
             f"images/{domain}.parquet": artefacts.table_bytes(table),
             f"images/{domain}-quarantine.parquet": artefacts.table_bytes(quarantine),
@@ -71,34 +70,26 @@ def drawn_run(folder: Path, *settings: str, name: str = NAME, iterations: int = 
 
 
 def _images(domain: str, rng: np.random.Generator) -> pa.Table:
-    rows = []
-    for pid in range(1, NUM_PEOPLE + 1):
-        rows += [(f"train/{pid}_{camid}_{n}.jpg", pid, camid, "train")
-                 for camid in (1, 2) for n in range(3)]  # fmt: skip
+    people, others = range(1, NUM_PEOPLE + 1), range(NUM_PEOPLE + 1, 2 * NUM_PEOPLE + 1)
+    places = [(f"train/{pid}_{camid}_{n}.jpg", pid, camid, "train")
+              for pid in people for camid in (1, 2) for n in range(3)]  # fmt: skip
     if domain == "target":
-        for pid in range(NUM_PEOPLE + 1, 2 * NUM_PEOPLE + 1):
-            path = SCRIPT if pid == NUM_PEOPLE + 1 else f"query/{pid}.jpg"
-            rows.append((path, pid, 1, "query"))
-            rows += [(f"gallery/{pid}_{camid}_{n}.jpg", pid, camid, "gallery")
-                     for camid in (1, 2) for n in range(2)]  # fmt: skip
-        rows += [
-            ("gallery/junk.jpg", -1, 2, "gallery"),
-            ("gallery/distractor.jpg", 0, 2, "gallery"),
-        ]
-    paths, pids, camids, splits = zip(*rows, strict=True)
-    images = []
-    for pid in pids:
+        for pid in others:
+            path = SCRIPT if pid == others[0] else f"query/{pid}.jpg"
+            places.append((path, pid, 1, "query"))
+            places += [(f"gallery/{pid}_{camid}_{n}.jpg", pid, camid, "gallery")
+                       for camid in (1, 2) for n in range(2)]  # fmt: skip
+        places.append(("gallery/junk.jpg", -1, 2, "gallery"))
+        places.append(("gallery/distractor.jpg", 0, 2, "gallery"))
+    rows = []
+    for path, pid, camid, split in places:
         colour = np.random.default_rng(pid + 1).integers(40, 215, 3)
         noise = rng.integers(-30, 30, (64, 32, 3))
         data = io.BytesIO()
         Image.fromarray((colour + noise).astype(np.uint8)).save(data, "JPEG")
-        images.append(data.getvalue())
-    columns = {"image": images, "path": paths, "pid": pids, "camid": camids, "split": splits,
-               "domain": [domain] * len(rows)}  # fmt: skip
-    return pa.table(
-        {name: pa.array(values, IMAGE_TABLE.field(name).type) for name, values in columns.items()},
-        schema=IMAGE_TABLE,
-    )
+        rows.append({"image": data.getvalue(), "path": path, "pid": pid, "camid": camid,
+                     "split": split, "domain": domain})  # fmt: skip
+    return pa.Table.from_pylist(rows, IMAGE_TABLE)
 
 
 def _label(
@@ -110,11 +101,11 @@ def _label(
     labels[rng.permutation(np.flatnonzero(train))[:5]] = -1
     camids = target["camid"].to_numpy()
     quality = cluster_quality(labels[train], pids[train], camids[train]).as_dict()
-    first = stage == "iteration-01"
-    agreement = {} if first else {"agreement": 0.9}
-    figures = {"eps": [0.5], "notes": ["<b>merged</b>"] if first else [], "silhouette": 0.4,
-               "cross_camera_silhouette": 0.3,
-               **agreement, **quality}  # fmt: skip
+    of_iteration = {"notes": [], "agreement": 0.9}
+    if stage == "iteration-01":
+        of_iteration = {"notes": ["<b>merged</b>"]}
+    figures = {"eps": [0.5], "silhouette": 0.4, "cross_camera_silhouette": 0.3,
+               **of_iteration, **quality}  # fmt: skip
     _stage(run, f"{stage}/estimate", {
         f"{stage}/pseudo_labels.parquet": artefacts.table_bytes(
             artefacts.parts_table(target, "pseudo_label", labels[:, None])
@@ -151,19 +142,14 @@ def _model(
     features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
     data = artefacts.table_bytes(artefacts.features_table(target, features))
     _stage(run, f"{stage}/extract", {f"{stage}/features.parquet": data})
-    scores = _scores(target, features)
-    _stage(run, f"{stage}/evaluate", {f"{stage}/evaluation.json": artefacts.json_bytes(scores)})
-    return {"name": stage, **scores}
-
-
-def _scores(target: pa.Table, features: NDArray[np.float32]) -> dict[str, Any]:
-    split = target["split"].to_numpy(zero_copy_only=False)
-    pids, camids = target["pid"].to_numpy(), target["camid"].to_numpy()
+    split, camids = target["split"].to_numpy(zero_copy_only=False), target["camid"].to_numpy()
     query, gallery = split == "query", split == "gallery"
-    return evaluate(
+    scores = evaluate(
         features[query], pids[query], camids[query],
         features[gallery], pids[gallery], camids[gallery],
     ).as_dict()  # fmt: skip
+    _stage(run, f"{stage}/evaluate", {f"{stage}/evaluation.json": artefacts.json_bytes(scores)})
+    return {"name": stage, **scores}
 
 
 def _stage(run: RunFolder, stage: str, files: dict[str, Any]) -> None:

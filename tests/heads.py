@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,11 +17,13 @@ from typing import Any
 import psutil
 from waiting import wait_until
 
+RAY = str(Path(sys.executable).with_name("ray"))
+
 # Ray gives its own processes a minute to start, which is too little on a busy machine.
 PATIENCE = {
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "900",
     "RAY_worker_register_timeout_seconds": "900",
-    "RAY_worker_niceness": "0",  # by default, workers hardly get on beside other programs
+    "RAY_worker_niceness": "0",  # by default, workers get little time beside other programs
 }
 
 # For a Ray with GPUs that are numbers only: it takes as many as it is told of, and whatever the
@@ -76,8 +79,15 @@ def ray_folder() -> Iterator[str]:
 
 def end_processes(folder: str) -> None:
     """Kill the processes that name the folder, until there is none."""
-    # Again and again, as one of them may have started another while the list was made.
-    wait_until(lambda: not kill(processes_of(folder)), f"processes of {folder} don't end")
+
+    def none_left() -> bool:
+        found = processes_of(folder)  # one of them may have started another meanwhile
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not found
+
+    wait_until(none_left, f"processes of {folder} don't end")
 
 
 @contextmanager
@@ -98,14 +108,14 @@ def ray_head(
             "RAY_USAGE_STATS_ENABLED": "0",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # of the jobs' python
         }
-        autoscaling = []
+        autoscaling, pretences = [], {}
         if node_types is not None:
             file = Path(scratch) / "autoscaling.json"
             file.write_text(json.dumps(_autoscaling(num_cpus, node_types, f"127.0.0.1:{port}")))
-            autoscaling = [f"--autoscaling-config={file}"]
+            autoscaling, pretences = [f"--autoscaling-config={file}"], _pretending(autoscaler)
         process = subprocess.Popen(
             [
-                str(Path(sys.executable).with_name("ray")), "start", "--head", "--block",
+                RAY, "start", "--head", "--block",
                 "--node-ip-address=127.0.0.1", f"--port={port}", f"--num-cpus={num_cpus}",
                 "--num-gpus=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
                 f"--metrics-export-port={metrics}", f"--ray-client-server-port={free_port()}",
@@ -116,7 +126,7 @@ def ray_head(
             env=environment
             | {"DAAL_TEST_HEAD": scratch}
             | ({} if token is None else {"RAY_AUTH_TOKEN": token})
-            | ({} if node_types is None else _pretending(autoscaler)),
+            | pretences,
             start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         head = Head(
@@ -124,7 +134,7 @@ def ray_head(
             environment, process,
         )  # fmt: skip
         try:
-            wait_until(lambda: _answers(process, dashboard), "the head doesn't start")
+            wait_until(lambda: _has_a_node(head, token), "the head doesn't start")
             yield head
         finally:
             # Ray would take half a minute to end it in peace.
@@ -134,9 +144,8 @@ def ray_head(
 @contextmanager
 def another_node(head: Head, num_cpus: int = 4) -> Iterator[None]:
     """A node that joins it, until the block ends."""
-    command = str(Path(sys.executable).with_name("ray")), "start", "--block"
     node = subprocess.Popen(
-        [*command, f"--num-cpus={num_cpus}", f"--address={head.address}",
+        [RAY, "start", "--block", f"--num-cpus={num_cpus}", f"--address={head.address}",
          "--node-ip-address=127.0.0.1"],
         env=head.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -186,18 +195,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
-    assert process.poll() is None, f"the head has ended with exit code {process.returncode}"
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def kill(processes: list[int]) -> list[int]:
-    """Those that it was given."""
-    for pid in processes:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return processes
+def _has_a_node(head: Head, token: str | None) -> bool:
+    """Ray starts its first node after the dashboard. A driver waits for it for half a minute."""
+    assert head.process.poll() is None, f"it has ended with exit code {head.process.returncode}"
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"{head.dashboard}/nodes?view=hostNameList", headers=headers)
+    with suppress(OSError), urllib.request.urlopen(request) as answer:
+        return bool(json.load(answer)["data"]["hostNameList"])
+    return False
 
 
 def processes_of(folder: str, but_for: tuple[str, ...] = ()) -> list[int]:

@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from daal import checkpoint
 from daal.config import Config
 from daal.load_config import apply_overrides, check_config, load_config
+from daal.nn.network import DaalNetwork
 
 
 @dataclass(frozen=True)
@@ -39,3 +43,12 @@ def tiny(world: Path, out: Path, *settings: str) -> Config:
 def changed(config: Config, *settings: str) -> Config:
     """The same run with other settings."""
     return check_config(apply_overrides(config.model_dump(), list(settings)))
+
+
+def save_model(folder: Path) -> None:
+    """A whole checkpoint of a small model with random weights."""
+    config = load_config(None, ["input.height=32", "input.width=16", "network.backbone=resnet18",
+                                "network.weights=none", "mixed_precision=false"])  # fmt: skip
+    torch.manual_seed(0)
+    network = DaalNetwork(config.network)
+    checkpoint.save(folder, network.state_dict(), {"config": config.model_dump(mode="json")})

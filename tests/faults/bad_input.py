@@ -4,9 +4,8 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
-
-CPU_SECONDS = 20  # of one command; the wall clock says nothing on a busy machine
 
 REMEDIES = (
     "add|check|choose|convert|copy|correct|did you mean|extract|get|give|go back|lower|make|must|"
@@ -25,13 +22,25 @@ REMEDIES = (
 
 @dataclass(frozen=True)
 class Case:
-    """One bad input. `make` leaves it in the current folder and gives daal's arguments."""
+    """One bad input. `make` leaves it in the current folder and gives daal's arguments.
+
+    What must be said of it is in docs/bad_input.md.
+    """
 
     subject: str
     name: str
     make: Callable[[], list[str]]
     code: int
-    says: tuple[str, ...]  # the thing and the reason; nothing where the input is read after all
+
+
+def case(subject: str, name: str, make: Callable[[], object], command: str, code: int) -> Case:
+    """A case whose arguments are those of a command line."""
+
+    def arguments() -> list[str]:
+        make()
+        return shlex.split(command)
+
+    return Case(subject, name, arguments, code)
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,7 @@ class Outcome:
     code: int
     out: str
     err: str  # with DIR for the folder that the case ran in
-    left: set[str]  # files that the command made or removed
-    seconds: float
+    left: set[Path]  # files that the command made or removed
 
 
 def run(case: Case, folder: Path) -> Outcome:
@@ -52,8 +60,7 @@ def run(case: Case, folder: Path) -> Outcome:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(folder), patch.dict(os.environ, {"COLUMNS": "200"}):
         arguments = case.make()
-        before = files_in(folder)
-        started = time.process_time()
+        before = set(folder.rglob("*"))
         with (
             patch.object(sys, "argv", ["daal", *arguments]),
             contextlib.redirect_stdout(out),
@@ -64,43 +71,24 @@ def run(case: Case, folder: Path) -> Outcome:
                 code = 0
             except SystemExit as stopped:
                 code = int(stopped.code or 0)
-            except Exception:
-                code = -1
-                traceback.print_exc()
-        seconds = time.process_time() - started
-        left = before ^ files_in(folder)
-    return Outcome(code, out.getvalue(), err.getvalue().replace(str(folder), "DIR"), left, seconds)
-
-
-def files_in(folder: Path) -> set[str]:
-    return {
-        os.path.join(where, name)
-        for where, folders, files in os.walk(folder)
-        for name in (*folders, *files)
-    }
+        left = before ^ set(folder.rglob("*"))
+    return Outcome(code, out.getvalue(), err.getvalue().replace(str(folder), "DIR"), left)
 
 
 def check(case: Case, outcome: Outcome) -> None:
-    """One error or few, that name the thing, the reason and the remedy; and nothing else."""
+    """One error or few, or warnings, each with a remedy; and nothing else."""
     lines = outcome.err.splitlines()
-    assert "Traceback" not in outcome.out + outcome.err, f"traceback: {outcome.err}"
     assert outcome.code == case.code, f"exit code {outcome.code}: {outcome.err}"
     assert not outcome.left, f"files were made or removed: {outcome.left}"
-    assert outcome.seconds < CPU_SECONDS, f"took {outcome.seconds} s"
-    if not case.says:
-        assert not lines, f"nothing was to be said: {outcome.err}"
-        return
-    assert 1 <= len(lines) <= 4, f"{len(lines)} lines: {outcome.err}"
+    assert (1 if case.code else 0) <= len(lines) <= 4, f"{len(lines)} lines: {outcome.err}"
     kind = "error: " if case.code else "warning: "
     for line in lines:
         assert line.startswith(kind), f"no {kind}{line}"
         assert line.isprintable(), f"not printable: {line!a}"
         assert len(line) < 700, f"too long: {line}"
-        assert re.search(rf"\b({REMEDIES})\b", line), f"no remedy: {line}"
+        assert re.search(rf"\b({REMEDIES})\b", line, re.IGNORECASE), f"no remedy: {line}"
     if case.code:
-        assert "nothing was started" not in outcome.out, "went on behind an error"
-    for words in case.says:
-        assert words in outcome.err, f"not said: {words} in {outcome.err}"
+        assert "nothing was started" not in outcome.out, "it continued after an error"
 
 
 # Small worlds that are in order, for cases to spoil
@@ -136,16 +124,23 @@ def write(name: str, data: bytes | str = PICTURE) -> str:
     return name
 
 
-def market(root: str) -> str:
+def market(root: str) -> None:
     for folder, names in BOXES.items():
         for name in names:
             write(f"{root}/{folder}/{name}")
-    return root
 
 
-def validate(*settings: str) -> list[str]:
-    """`daal validate` on two sets that are in order, unless the case has spoiled them."""
-    return ["validate", "demo", "source.root=source", "target.root=target", *settings]
+def both_sets() -> None:
+    market("source")
+    market("target")
+
+
+def nothing() -> None:
+    """Where a case needs no file, or no other."""
+
+
+# The two sets are in order, unless the case has spoiled them.
+VALIDATE = "validate demo source.root=source target.root=target"
 
 
 # The list of all cases, as Markdown
@@ -172,9 +167,13 @@ def as_markdown(found: list[tuple[Case, Outcome]]) -> str:
         if case.subject != subject:
             subject = case.subject
             lines += ["", f"## {subject}", "", "| case | exit | message |", "|---|---|---|"]
-        message = "<br>".join(map(_cell, outcome.err.splitlines())) or "(none: it is read)"
-        lines.append(f"| {_cell(case.name)} | {outcome.code} | {message} |")
+        lines.append(row(case, outcome))
     return "\n".join(lines) + "\n"
+
+
+def row(case: Case, outcome: Outcome) -> str:
+    message = "<br>".join(map(_cell, outcome.err.splitlines())) or "(none: it is read)"
+    return f"| {_cell(case.name)} | {outcome.code} | {message} |"
 
 
 def _cell(text: str) -> str:

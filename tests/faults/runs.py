@@ -15,7 +15,7 @@ from pipelines.run.folder import RunFolder
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe on disk, and the folder that its run leaves behind."""
+    """A recipe on disk, and the folder that its run leaves."""
 
     recipe: Path
     folder: RunFolder

@@ -82,7 +82,7 @@ def lose_the_cluster(run: Run, head: Head) -> None:
     assert "Traceback" not in stderr
 
 
-def assert_the_same(struck: Run, calm: FinishedRun) -> None:
-    undisturbed = Run(struck.recipe, RunFolder(calm.config.out))
-    assert struck.folder.read(WEIGHTS) == undisturbed.folder.read(WEIGHTS)
-    assert struck.stages() == undisturbed.stages(), "a stage was done twice"
+def assert_the_same(killed: Run, adapted: FinishedRun) -> None:
+    undisturbed = Run(killed.recipe, RunFolder(adapted.config.out))
+    assert killed.folder.read(WEIGHTS) == undisturbed.folder.read(WEIGHTS)
+    assert killed.stages() == undisturbed.stages(), "a stage was done twice"

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from heads import Head, another_node, ray_head
+from heads import RAY, Head, another_node, ray_head
 from runs import Run, run_of
 from tiny_run import changed
 from waiting import wait_until
@@ -16,7 +16,6 @@ from pipelines.workers.planned_faults import FAULTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 
-RAY = str(Path(sys.executable).with_name("ray"))
 WEIGHTS = "pretrain/checkpoint/weights.safetensors"
 
 
@@ -27,20 +26,22 @@ def test_saved_at_the_end_of_the_epoch__and_continued_on_another_node(
         two_workers, "pretrain.epochs=25", "pretrain.steps_per_epoch=8",
         "checkpoint_every_epochs=1000",
     )  # fmt: skip
-    calm, struck = (run_of(config, f"{tmp_path}/{name}") for name in ("calm", "struck"))
+    undisturbed, interrupted = (
+        run_of(config, f"{tmp_path}/{name}") for name in ("undisturbed", "interrupted")
+    )
     with ray_head(num_cpus=1) as head, another_node(head):
         node = the_other_node(head)
-        calm.finish(head.joined, "pretrain")
+        undisturbed.finish(head.joined, "pretrain")
         late = json.dumps([{"stage": "pretrain", "step": 150, "rank": 1}])
-        process = struck.start(head.joined | {FAULTS: late}, "pretrain")
-        wait_for_training(struck)
+        process = interrupted.start(head.joined | {FAULTS: late}, "pretrain")
+        wait_for_training(interrupted)
         with another_node(head):
             announce_the_end_of(node, head)
             stdout, stderr = process.communicate()
             assert process.returncode == 0, stdout + stderr
     assert "a node is about to be taken away" in stderr
-    assert struck.folder.read(WEIGHTS) == calm.folder.read(WEIGHTS)
-    lines = struck.folder.lines("metrics.jsonl")
+    assert interrupted.folder.read(WEIGHTS) == undisturbed.folder.read(WEIGHTS)
+    lines = interrupted.folder.lines("metrics.jsonl")
     assert any(line.get("first_step", 0) > 0 for line in lines), "nothing was saved"
 
 

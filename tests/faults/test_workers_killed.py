@@ -70,11 +70,11 @@ def test_killed__the_bits_of_an_undisturbed_training(
         tiny_config, "pretrain.epochs=3", "pretrain.batch_source=12", "pretrain.steps_per_epoch=6",
         "ray.data_cpus=1", *settings,
     )  # fmt: skip
-    calm, struck = train_twice(config, monkeypatch, faults)
-    assert calm.keys() == struck.keys()
-    for name, tensor in calm.items():
+    undisturbed, interrupted = train_twice(config, monkeypatch, faults)
+    assert undisturbed.keys() == interrupted.keys()
+    for name, tensor in undisturbed.items():
         assert np.isfinite(tensor).all(), name
-        assert tensor.tobytes() == struck[name].tobytes(), name
+        assert tensor.tobytes() == interrupted[name].tobytes(), name
 
 
 def train_twice(
@@ -83,7 +83,7 @@ def train_twice(
     """Undisturbed, and with the faults."""
     # Ray Train counts a checkpoint as made when its controller next looks, by default each 2 s.
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    monkeypatch.setenv(FAULTS, json.dumps([{"stage": "struck", **fault} for fault in faults]))
+    monkeypatch.setenv(FAULTS, json.dumps([{"stage": "interrupted", **fault} for fault in faults]))
     figures: list[dict] = []
     progress = Progress(figures.append, Console(file=io.StringIO()))
     with ray_session(config.ray) as resources:
@@ -92,12 +92,14 @@ def train_twice(
         with Workers(config, RunFolder(config.out), resources, progress) as workers:
             pixels = Pixels(config, resources, lambda text: None)
             trainer = Trainer(config, workers, pixels, progress)
-            calm, struck = (train(trainer, stage, images) for stage in ("calm", "struck"))
+            undisturbed, interrupted = (
+                train(trainer, stage, images) for stage in ("undisturbed", "interrupted")
+            )
             assert workers.num_starts() == 1 + len(faults)
     first_step = {row["stage"]: row["first_step"] for row in figures if "first_step" in row}
-    assert first_step["calm"] == 0
-    assert first_step["struck"] in (6, 12), "it did not go on from a checkpoint"
-    return calm, struck
+    assert first_step["undisturbed"] == 0
+    assert first_step["interrupted"] in (6, 12), "it did not resume from a checkpoint"
+    return undisturbed, interrupted
 
 
 def train(trainer: Trainer, stage: str, images: Images) -> Weights:

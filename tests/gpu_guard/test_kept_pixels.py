@@ -17,7 +17,7 @@ from pipelines.images.stream import FedBatch, kept_batches
 
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Of 600 small images, in the pretence of a GPU."""
+    """A reader of 600 small images, in the pretence of a GPU."""
     blocks = [np.zeros((num_images, 8, 4, 3), np.uint8) for num_images in (pixels.BLOCK, 88)]
     monkeypatch.setattr(pixels.ray, "get", lambda _: blocks)
     nothing: Any = None

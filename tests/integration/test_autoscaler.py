@@ -20,18 +20,18 @@ def node_type(most: int, **resources: int) -> dict[str, Any]:
     return {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": most}
 
 
-@pytest.mark.parametrize("autoscaler", [1, 2])
 @pytest.mark.parametrize(
-    ("node_types", "says"),
+    ("autoscaler", "node_types", "says"),
     [
-        ({"gpu_worker": node_type(4, CPU=2, GPU=1)}, "2 workers on GPUs"),
-        ({"gpu_worker": node_type(1, CPU=2, GPU=1)}, "1 worker on GPUs"),  # no more than one
-        ({"cpu_worker": node_type(4, CPU=2)}, "2 workers on CPUs"),
+        (1, {"gpu_worker": node_type(4, CPU=2, GPU=1)}, "2 workers on GPUs"),
+        (2, {"gpu_worker": node_type(4, CPU=2, GPU=1)}, "2 workers on GPUs"),
+        (2, {"gpu_worker": node_type(1, CPU=2, GPU=1)}, "1 worker on GPUs"),  # no more than one
+        (1, {"cpu_worker": node_type(4, CPU=2)}, "2 workers on CPUs"),
     ],
-    ids=["enough", "one", "none"],
+    ids=["enough", "enough, version 2", "one", "none"],
 )
 def test_auto__asks_for_gpu_nodes_where_there_are_such(
-    node_types: dict[str, Any], says: str, autoscaler: int
+    autoscaler: int, node_types: dict[str, Any], says: str
 ) -> None:
     with ray_head(num_cpus=4, node_types=node_types, autoscaler=autoscaler) as head:
         done = subprocess.run(

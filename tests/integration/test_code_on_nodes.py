@@ -11,16 +11,14 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_same_code__and_other_code(ray_cluster: None) -> None:
+def test_the_same_code__other_code__and_a_package_that_isn_t_there(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours = code_found(PACKAGES)
     assert {Path(str(place)).parents[1] for place in ours["places"].values()} == {ROOT}
     check_code_on_nodes(ours)
     with pytest.raises(ClusterError, match=r"the node \S+ would run other code .*install the same"):
         check_code_on_nodes({**ours, "digest": "another version's"})
-
-
-def test_a_package_that_isn_t_there(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = code_found(PACKAGES)
     monkeypatch.setattr("pipelines.workers.code_on_nodes.PACKAGES", (*PACKAGES, "no_such_package"))
     with pytest.raises(ClusterError, match="has no package no_such_package; install the same"):
         check_code_on_nodes({**ours, "digest": "of one more package"})

@@ -1,4 +1,4 @@
-"""A run over several nodes, pretended on this machine: spread, the same result, losses survived."""
+"""Runs over several nodes and GPUs, pretended on this machine; nothing here computes on a GPU."""
 
 import json
 import os
@@ -10,31 +10,71 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SEEN = """
+import os, ray
+from pipelines.workers.ray_environment import set_for_process
+set_for_process()
+ray.init(address="local", num_cpus=1, num_gpus=2, include_dashboard=False)
+seen = lambda: os.environ.get("CUDA_VISIBLE_DEVICES")
+print([ray.get(ray.remote(num_cpus=0, num_gpus=n)(seen).remote()) for n in (0, 1)])
+"""
 pytestmark = pytest.mark.ray
 
 
-def measure(*arguments: str) -> dict[str, dict[str, Any]]:
-    """Rows of the benchmark by name; in a process of its own, for a cluster of its own."""
+def last_line(*arguments: str, gpus: bool) -> str:
+    """The last line that Python prints, in a process of its own, for clusters of its own."""
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    if gpus:  # Ray counts no more of them than this variable shows
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.nodes", "--json", *arguments],
-        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"RAY_AUTH_MODE": "disabled"},
-    )  # fmt: skip
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
     assert done.returncode == 0, done.stderr[-4000:]
-    return {row["name"]: row for row in json.loads(done.stdout.splitlines()[-1])["rows"]}
+    return done.stdout.splitlines()[-1]
 
 
-def check_spread(row: dict[str, Any], number: int) -> None:
-    assert row["first_read"] == [1.0] * number, "something came twice to a node, or not at all"
-    assert row["second_read"] == [0.0] * number, "what a node has was sent again"
-    assert row["nodes_of_tasks"]["RayTrainWorker.run_train_fn"] == number
+def measure(benchmark: str, *arguments: str) -> list[dict[str, Any]]:
+    """Rows of the benchmark's last table."""
+    module = f"benchmarks.{benchmark}"
+    line = last_line("-m", module, "--json", *arguments, gpus=benchmark == "logical_gpus")
+    return json.loads(line)["rows"]
+
+
+@pytest.mark.parametrize(
+    "layouts", [["4+2"], pytest.param(["8", "4+4", "8+1"], marks=pytest.mark.nightly)]
+)
+def test_workers_are_placed__one_on_each_gpu_of_every_node(layouts: list[str]) -> None:
+    assert [row["workers on nodes"] for row in measure("logical_gpus", *layouts)] == layouts
+
+
+@pytest.mark.nightly  # unit/test_gpu_jobs.py has the jobs of the workers
+@pytest.mark.parametrize("layout", ["1+1", "4+4", "8+1"])
+def test_two_iterations__a_worker_on_each_gpu_does_all_and_no_process_is_started_later(
+    layout: str,
+) -> None:
+    (row,) = measure("logical_gpus", "--run", layout)
+    assert row["workers on nodes"] == layout and row["a GPU each"]
+    assert row["same processes"], "the workers were restarted"
+    assert not {"pseudo-labels", "evaluate"} & {*row["tasks"]}, "they are jobs of the workers"
+    assert row["started later"] == 0
+    assert 0 < row["mAP"] <= 1
+
+
+def test_a_task_without_a_gpu_sees_none() -> None:
+    assert last_line("-c", SEEN, gpus=True) == "['', '0']"
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
-def test_one_to_four_nodes_give_the_same_bits__and_elastic_runs_go_on_alone() -> None:
-    rows = measure("--nodes", "1", "2", "4", "--lost", "--elastic")
+def test_one_to_four_nodes_give_the_same_bits__and_elastic_runs_continue_alone() -> None:
+    rows = {row["name"]: row for row in measure(
+        "nodes", "--nodes", "1", "2", "4", "--lost", "--elastic"
+    )}  # fmt: skip
     for number in (1, 2, 4):
-        check_spread(rows[f"{number} nodes"], number)
+        row = rows[f"{number} nodes"]
+        assert row["first_read"] == [1.0] * number, "something came twice to a node, or not at all"
+        assert row["second_read"] == [0.0] * number, "what a node has was sent again"
+        assert row["nodes_of_tasks"]["RayTrainWorker.run_train_fn"] == number
     same = [rows[name]["weights"] for name in ("1 nodes", "2 nodes", "4 nodes", "lost")]
     assert len(set(same)) == 1
     assert rows["elastic"]["groups"] == [2, 1, 2]
@@ -44,12 +84,8 @@ def test_one_to_four_nodes_give_the_same_bits__and_elastic_runs_go_on_alone() ->
 def test_hosts_joined_by_a_network__the_same_bits_as_nodes_of_one_machine() -> None:
     if os.geteuid() != 0 or subprocess.run(["unshare", "-n", "true"], check=False).returncode:
         pytest.skip("network namespaces can't be made here (they need root)")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.hosts", "--json"],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    (row,) = json.loads(done.stdout.splitlines()[-1])["rows"]
-    assert row["weights"] == measure("--nodes", "2", "--workers", "2")["2 nodes"]["weights"]
+    (row,) = measure("hosts")
+    (of_one_machine,) = measure("nodes", "--nodes", "2", "--workers", "2")
+    assert row["weights"] == of_one_machine["weights"]
     ratios = row["step_over_paper"]
     assert 0.9 < sum(ratios) / len(ratios) < 1.1

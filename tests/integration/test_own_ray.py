@@ -1,29 +1,22 @@
-"""The command with a Ray of its own, and with a running cluster that it joins."""
+"""The command with a Ray of its own, and with clusters that are too small or not there.
 
-import json
+Runs that join a cluster: test_jobs.py.
+"""
+
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import yaml
-from heads import another_node, free_port, ray_head, without_ray
+from heads import free_port, without_ray
 
 from daal.config import Config, RayConfig
 from daal.errors import ClusterError
 from pipelines.workers.session import ray_session
 
 pytestmark = pytest.mark.ray
-
-WAIT = """
-from daal.config import RayConfig
-from pipelines.workers.session import ray_session
-with ray_session(RayConfig(num_workers=6, data_cpus=1, wait_minutes=15)) as resources:
-    print(resources.num_workers)
-"""
 
 BUSY = """
 import itertools, time
@@ -61,12 +54,11 @@ def daal(
     )  # fmt: skip
 
 
-def test_local_ray_asks_for_a_token__and_a_running_cluster_is_joined(
+def test_a_local_ray_asks_for_a_token__beside_modules_named_like_ours(
     tiny_config: Config, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
-    run = Path(tiny_config.out)
 
     # A folder of the user's own, whose modules are named like ours.
     project = tmp_path / "project"
@@ -82,41 +74,6 @@ def test_local_ray_asks_for_a_token__and_a_running_cluster_is_joined(
     token = tmp_path / ".ray" / "auth_token"
     assert stat.S_IMODE(token.stat().st_mode) & 0o077 == 0
     assert token.read_text().strip() not in local.stdout + local.stderr
-
-    out = tmp_path / "features.parquet"
-    with ray_head() as head:
-        joined = daal(
-            "extract", str(run / "pretrain/checkpoint"), tiny_config.target.root, "--out", str(out),
-            RAY_ADDRESS=head.address, RAY_AUTH_MODE="disabled",
-        )  # fmt: skip
-    assert joined.returncode == 0, joined.stderr
-    theirs, ours = (pq.read_table(f) for f in (run / "pretrain/features.parquet", out))
-    assert ours["path"].to_pylist() == theirs["path"].to_pylist()
-    vectors = [np.array(table["feature"].to_pylist()) for table in (theirs, ours)]
-    assert np.allclose(*vectors, atol=1e-5)
-
-    scores = daal("evaluate", str(out))
-    assert scores.returncode == 0, scores.stderr
-    known = json.loads((run / "pretrain/evaluation.json").read_text())
-    assert json.loads(scores.stdout)["map"] == pytest.approx(known["map"])
-
-
-@pytest.mark.nightly  # unit/test_wait_for_nodes.py has the waiting
-def test_a_cluster_that_grows__is_waited_for() -> None:
-    with ray_head() as head:
-        waiting = subprocess.Popen(
-            [sys.executable, "-c", WAIT], env=head.joined, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            assert waiting.stderr is not None
-            said = waiting.stderr.readline()
-            assert "has 4 CPUs, but the run needs 7" in said and "Waiting for nodes" in said
-            with another_node(head):
-                stdout, stderr = waiting.communicate()
-            assert waiting.returncode == 0 and stdout.strip() == "6", stderr
-        finally:
-            waiting.kill()
 
 
 def test_a_cluster_that_does_not_grow__is_given_up(

@@ -7,23 +7,19 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
 import ray
 import torch
-from ray.util.state import list_actors
 from rich.console import Console
 from torch import distributed
-from waiting import wait_until
 
 from daal.config import Config
-from daal.errors import ClusterError, DataError, LabelError
+from daal.errors import ClusterError, DataError
 from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
-from pipelines.workers.gpu_jobs import stages_on
-from pipelines.workers.group import Worker, Workers, serve
+from pipelines.workers.group import Worker, Workers
 from pipelines.workers.planned_faults import FAULTS
 from pipelines.workers.ray_environment import worker_variables
 from pipelines.workers.retries import cause_of
@@ -93,10 +89,6 @@ class Libraries:
         return {name: os.environ.get(name) for name in worker_variables(deterministic=True)}
 
 
-def no_labels(device: str, start: int, stop: int) -> None:
-    raise LabelError(f"none in {start} to {stop}")
-
-
 def group(config: Config, folder: Path, **ray_settings: Any) -> Any:
     config = config.model_copy(update={"ray": config.ray.model_copy(update=ray_settings)})
     return config, RunFolder(str(folder)), Progress(console=Console(file=io.StringIO()))
@@ -107,7 +99,7 @@ def test_one_group_for_many_jobs__a_hang_starts_it_again__and_an_error_ends_it(
 ) -> None:
     events: list[dict[str, Any]] = []
     output = io.StringIO()
-    config, folder, _ = group(two_workers, tmp_path, stall_minutes=10 / 60)
+    config, folder, _ = group(two_workers, tmp_path, stall_minutes=20 / 60)
     progress = Progress(events.append, Console(file=output, width=1000))
     hang = {"stage": "meeting", "step": 3, "rank": 1, "kind": "hang"}
     monkeypatch.setenv(FAULTS, json.dumps([hang]))
@@ -129,10 +121,7 @@ def test_one_group_for_many_jobs__a_hang_starts_it_again__and_an_error_ends_it(
         assert [(rank, size) for rank, size, _ in first] == [(0, 2), (1, 2)]
         assert first == second, "the second job met other processes"
         assert workers.run(Libraries()) == [worker_variables(deterministic=True)] * 2
-        # A run may go on without new labels.
-        with pytest.raises(LabelError, match="none in 0 to 4"):
-            stages_on(workers)("neighbours", no_labels, [(0, 4), (4, 8), (8, 9)])
-        assert workers.run(WhoAmI()) == first and workers.num_starts() == 2
+        assert workers.num_starts() == 2
         # An error of the program is tried once more, not ray.max_failures times.
         with pytest.raises(ClusterError, match="stopped twice with ValueError: as ever"):
             workers.run(Mistaken())
@@ -142,71 +131,18 @@ def test_one_group_for_many_jobs__a_hang_starts_it_again__and_an_error_ends_it(
             workers.run(OneFails())
 
 
-@pytest.mark.nightly  # unit/test_resources.py has the numbers
-def test_an_elastic_group__divides_the_batches_and_leaves_cpus_for_reading(
-    ray_cluster: None, tiny_config: Config, tmp_path: Path
-) -> None:
-    # Of 4 CPUs one reads images; 3 workers don't divide batches of 8.
-    settings = {"min_workers": 1, "num_workers": 4, "data_cpus": 1}
-    config, folder, progress = group(tiny_config, tmp_path, **settings)
-    with ray_session(config.ray, common_batch=config.common_batch) as resources:
-        assert (resources.least_workers, resources.most_workers) == (1, 4)
-        with Workers(config, folder, resources, progress) as workers:
-            assert [size for _, size, _ in workers.run(WhoAmI())] == [2, 2]
-
-
-@pytest.mark.nightly
-def test_workers_that_die_again_and_again__are_given_up(
+@pytest.mark.nightly  # unit/test_retries.py has which errors are final
+def test_workers_that_die_again_and_again__and_a_gpu_without_memory_left__are_given_up(
     ray_cluster: None, tiny_config: Config, tmp_path: Path
 ) -> None:
     config, folder, progress = group(tiny_config, tmp_path, max_failures=1, num_workers=1)
-    with ray_session(config.ray) as resources, pytest.raises(ClusterError, match="same command"):
-        with Workers(config, folder, resources, progress) as workers:
-            workers.run(Crash())
-
-
-@pytest.mark.nightly  # unit/test_retries.py has which errors are final
-def test_a_gpu_without_memory_left__is_not_tried_again(
-    ray_cluster: None, tiny_config: Config, tmp_path: Path
-) -> None:
-    config, folder, progress = group(tiny_config, tmp_path, num_workers=1)
-    with ray_session(config.ray) as resources:
-        with pytest.raises(ClusterError, match=r"ran out \(.* in run 1\..*accumulate"):
+    for job, says in (
+        (Crash(), "same command"),
+        (NoMemory(), r"ran out \(.* in run 1\..*accumulate"),
+    ):
+        with ray_session(config.ray) as resources, pytest.raises(ClusterError, match=says):
             with Workers(config, folder, resources, progress) as workers:
-                workers.run(NoMemory())
-
-
-@pytest.mark.nightly  # unit/test_retries.py has which errors are final
-def test_a_group_whose_work_is_not_there_to_import__is_started_once(
-    ray_cluster: None, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = ModuleType("only_the_driver_has_this")
-    module.serve = FunctionType(serve.__code__, module.__dict__)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    module.serve.__module__ = module.__name__
-    monkeypatch.setattr("pipelines.workers.group.serve", module.serve)
-
-    address = ray.get_runtime_context().gcs_address  # there may be other clusters on this machine
-
-    def actors(kind: str) -> list[Any]:
-        chosen = [("class_name", "=", kind)]
-        return list(list_actors(address, filters=chosen, limit=10_000))
-
-    def num_started() -> int:
-        return len(actors("RayTrainWorker"))
-
-    # The group of an earlier test may still be starting again.
-    wait_until(
-        lambda: all(actor.state == "DEAD" for actor in actors("TrainController")),
-        "the end of earlier groups",
-    )
-    before = num_started()
-    config, folder, progress = group(tiny_config, tmp_path, num_workers=1)
-    with ray_session(config.ray) as resources:
-        with pytest.raises(ClusterError, match=r"can't import .*only_the_driver_has_this"):
-            with Workers(config, folder, resources, progress) as workers:
-                workers.run(WhoAmI())
-    assert num_started() - before == 1
+                workers.run(job)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,6 @@ def test_the_payload_works(mark: Path) -> None:
 
 
 def test_s1_npy_of_objects(tmp_path: Path, mark: Path) -> None:
-    # A whole pickle by a features file's name is one of tests/faults/bad_features.py.
     path = tmp_path / "features.npy"
     np.save(path, np.array([[Payload(mark)]], object), allow_pickle=True)
     assert isinstance(read_features(path), DataError)

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import psutil
@@ -49,18 +49,12 @@ CALLS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Listening:
+class Listening(NamedTuple):
     """A socket that waits for connections."""
 
-    address: IPv4Address | IPv6Address
+    address: str
     port: int
     program: str
-
-    @property
-    def is_loopback(self) -> bool:
-        mapped = getattr(self.address, "ipv4_mapped", None)
-        return (mapped or self.address).is_loopback
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,14 @@ class OwnRay:
     environment: dict[str, str]
 
     def listening(self) -> list[Listening]:
-        return list(listening(self.pids))
+        found = []
+        for pid in self.pids:
+            with suppress(psutil.Error):  # it has ended
+                program = command_line(pid)
+                connections = psutil.Process(pid).net_connections("tcp")
+                found += [Listening(*each.laddr, program) for each in connections
+                          if each.status == psutil.CONN_LISTEN]  # fmt: skip
+        return found
 
     @property
     def metrics_port(self) -> int:
@@ -108,7 +109,7 @@ def own_ray() -> Iterator[OwnRay]:
             assert line, complaints.read_text()
             gcs, dashboard = json.loads(line)
             yield OwnRay(
-                descendants(process.pid),
+                [process.pid, *(p.pid for p in psutil.Process(process.pid).children(True))],
                 gcs,
                 f"http://{dashboard}",
                 home / ".ray/auth_token",
@@ -122,11 +123,6 @@ def own_ray() -> Iterator[OwnRay]:
             process.wait()
 
 
-def descendants(pid: int) -> list[int]:
-    """A process and those it started."""
-    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
-
-
 def content_of(path: Path) -> bytes:
     with suppress(FileNotFoundError):  # Ray removes what it no longer needs
         return path.read_bytes()
@@ -134,21 +130,9 @@ def content_of(path: Path) -> bytes:
 
 
 def command_line(pid: int) -> str:
-    try:
+    with suppress(psutil.Error):
         return " ".join(psutil.Process(pid).cmdline())
-    except psutil.Error:
-        return ""  # it has ended
-
-
-def listening(pids: list[int]) -> Iterator[Listening]:
-    for pid in pids:
-        try:
-            for connection in psutil.Process(pid).net_connections("tcp"):
-                if connection.status == psutil.CONN_LISTEN:
-                    address, port = connection.laddr
-                    yield Listening(ip_address(address), port, command_line(pid))
-        except psutil.Error:
-            continue
+    return ""  # it has ended
 
 
 def status_of(url: str, token: str | None) -> int:
@@ -181,7 +165,8 @@ def test_s4_all_ports_listen_on_loopback_only(own_ray: OwnRay) -> None:
     found = own_ray.listening()
     assert own_ray.dashboard in {f"http://127.0.0.1:{each.port}" for each in found}
     assert len(found) > 5
-    assert [each for each in found if not each.is_loopback] == []
+    addresses = {ip_address(each.address.removeprefix("::ffff:")) for each in found}
+    assert all(address.is_loopback for address in addresses), found
 
 
 @pytest.mark.parametrize("token", [None, WRONG], ids=["none", "wrong"])

@@ -19,19 +19,15 @@ TOKEN = "0123456789abcdef" * 4
 
 
 @pytest.fixture
-def loose_umask() -> Iterator[None]:
-    before = os.umask(0)
-    yield
-    os.umask(before)
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loose_umask: None) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """With a umask that hides nothing."""
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("HOME", str(tmp_path))
-    return tmp_path
+    before = os.umask(0)
+    yield tmp_path
+    os.umask(before)
 
 
 def mode(path: Path) -> int:
@@ -68,17 +64,16 @@ def test_s5_no_file_where_none_is_needed(
 
 @pytest.mark.parametrize(
     "address",
-    ["http://127.0.0.1:8265", "http://localhost:8265", "http://[::1]:8265", "http://127.9.9.9:1",
-     "https://cluster.example.org", "https://10.0.0.5:8265"],
-)  # fmt: skip
+    ["http://127.0.0.1:8265", "http://localhost:8265", "http://[::1]:8265", "https://10.0.0.5:1"],
+)
 def test_s5_addresses_that_keep_the_token_secret(address: str) -> None:
     check_address(address)
 
 
 @pytest.mark.parametrize(
     "address",
-    ["http://10.0.0.5:8265", "HTTP://cluster.example.org", "http://localhost.example.org:8265",
-     "http://127.0.0.1@example.org:8265", "http://0.0.0.0:8265", "http://[fe80::1]:8265"],
+    ["http://10.0.0.5:8265", "HTTP://localhost.example.org:8265", "http://0.0.0.0:8265",
+     "http://127.0.0.1@example.org:8265", "http://[fe80::1]:8265"],
 )  # fmt: skip
 def test_s5_addresses_that_need_a_word(address: str) -> None:
     with pytest.raises(ConfigError, match=r"unencrypted.*ssh -L.*https.*--insecure"):
@@ -86,9 +81,7 @@ def test_s5_addresses_that_need_a_word(address: str) -> None:
     check_address(address, insecure=True)
 
 
-@pytest.mark.parametrize(
-    "address", ["10.0.0.5:8265", "ray://10.0.0.5:10001", "auto", "", "http://", "http://[::1"]
-)
+@pytest.mark.parametrize("address", ["10.0.0.5:8265", "ray://10.0.0.5:10001", "", "http://[::1"])
 def test_s5_addresses_that_are_none(address: str) -> None:
     with pytest.raises(ConfigError, match="not a dashboard's address"):
         check_address(address, insecure=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from daal.config import Layout
 from daal.data.layout_checks import PUBLISHED, check_counts, check_names
 from daal.data.layouts import NAMES, load_records
-from daal.data.records import ImageRecord
+from daal.data.records import ImageRecord, Split
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -20,66 +21,55 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
-MARKET = (
-    "bounding_box_train/0007_c3s2_000451_01.jpg",
-    "bounding_box_train/0002_c1s1_000451_03.jpg",
-    "query/0010_c2s1_000100_00.jpg",
-    "bounding_box_test/0010_c1s1_000200_01.jpg",
-    "bounding_box_test/0000_c1s1_000200_01.jpg",
-    "bounding_box_test/-1_c4s6_000200_01.jpg",
-)
+Row = tuple[str, int, int, Split]
+# As they come back: by split, then by path.
+MARKET: list[Row] = [
+    ("bounding_box_train/0002_c1s1_000451_03.jpg", 2, 1, "train"),
+    ("bounding_box_train/0007_c3s2_000451_01.jpg", 7, 3, "train"),
+    ("query/0010_c2s1_000100_00.jpg", 10, 2, "query"),
+    ("bounding_box_test/-1_c4s6_000200_01.jpg", -1, 4, "gallery"),
+    ("bounding_box_test/0000_c1s1_000200_01.jpg", 0, 1, "gallery"),
+    ("bounding_box_test/0010_c1s1_000200_01.jpg", 10, 1, "gallery"),
+]
+DUKE: list[Row] = [
+    ("bounding_box_train/0001_c2_f0046182.jpg", 1, 2, "train"),
+    ("query/0005_c2_f0046985.jpg", 5, 2, "query"),
+    ("bounding_box_test/0005_c8_f0046985.jpg", 5, 8, "gallery"),
+]
+PLAIN: list[Row] = [
+    ("train/-_c3_b.png", -2, 3, "train"),
+    ("train/7_2_a.JPG", 7, 2, "train"),
+    ("query/9_1.jpg", 9, 1, "query"),
+    ("gallery/-1_2_x.jpg", -1, 2, "gallery"),
+    ("gallery/0009_c2s1_000451_03.jpg", 9, 2, "gallery"),
+]
+IN_THE_ROOT: list[Row] = [("-_1_a.jpg", -2, 1, "train"), ("-_2_b.jpg", -2, 2, "train")]
+LITTER = ("Thumbs.db", ".DS_Store", "._0002_c1s1_000451_03.jpg", "readme.txt")
 
 
-def msmt17(root: Path, train: str = "train", test: str = "test") -> Path:
+@pytest.mark.parametrize(
+    ("layout", "rows"),
+    [("market1501", MARKET), ("market1501", MARKET[:2]), ("dukemtmc", DUKE), ("folder", PLAIN),
+     ("folder", IN_THE_ROOT)],
+)  # fmt: skip
+def test_names_become_records_in_order(layout: Layout, rows: list[Row], tmp_path: Path) -> None:
+    folder = rows[0][0].rpartition("/")[0]
+    touch(tmp_path, *(path for path, *_ in reversed(rows)), *(f"{folder}/{x}" for x in LITTER))
+    assert load_records(layout, str(tmp_path)) == [ImageRecord(*row) for row in rows]
+
+
+@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("mask_train_v2", "mask_test_v2")])
+def test_msmt17_lists_of_both_versions(tmp_path: Path, train: str, test: str) -> None:
     lists = {
-        "list_train": (train, ["0000/0000_000_01_0303morning_0008_0.jpg 0"]),
-        "list_val": (train, ["0000/0000_001_14_0303noon_0009_1.jpg 0"]),
-        "list_query": (test, ["0003/0003_002_05_0303evening_0001_0.jpg 3"]),
-        "list_gallery": (test, ["0003/0003_003_06_0303evening_0001_0.jpg 3"]),
+        "list_train": (train, "0000/0000_000_01_0303morning_0008_0.jpg 0"),
+        "list_val": (train, "0000/0000_001_14_0303noon_0009_1.jpg 0"),
+        "list_query": (test, "0003/0003_002_05_0303evening_0001_0.jpg 3"),
+        "list_gallery": (test, "0003/0003_003_06_0303evening_0001_0.jpg 3"),
     }
-    for name, (folder, lines) in lists.items():
-        touch(root, *(f"{folder}/{line.split()[0]}" for line in lines))
-        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
-    return root
-
-
-def test_market_names_become_records_in_order(tmp_path: Path) -> None:
-    touch(tmp_path, *MARKET)
-    assert load_records("market1501", tmp_path) == [
-        ImageRecord("bounding_box_train/0002_c1s1_000451_03.jpg", 2, 1, "train"),
-        ImageRecord("bounding_box_train/0007_c3s2_000451_01.jpg", 7, 3, "train"),
-        ImageRecord("query/0010_c2s1_000100_00.jpg", 10, 2, "query"),
-        ImageRecord("bounding_box_test/-1_c4s6_000200_01.jpg", -1, 4, "gallery"),
-        ImageRecord("bounding_box_test/0000_c1s1_000200_01.jpg", 0, 1, "gallery"),
-        ImageRecord("bounding_box_test/0010_c1s1_000200_01.jpg", 10, 1, "gallery"),
-    ]
-
-
-def test_files_that_are_no_images_are_passed_over(tmp_path: Path) -> None:
-    extra = ("Thumbs.db", ".DS_Store", "._0002_c1s1_000451_03.jpg", "readme.txt")
-    touch(tmp_path, *MARKET, *(f"bounding_box_train/{name}" for name in extra))
-    assert len(load_records("market1501", str(tmp_path))) == len(MARKET)
-
-
-def test_duke_names(tmp_path: Path) -> None:
-    touch(
-        tmp_path,
-        "bounding_box_train/0001_c2_f0046182.jpg",
-        "query/0005_c2_f0046985.jpg",
-        "bounding_box_test/0005_c8_f0046985.jpg",
-    )
-    records = load_records("dukemtmc", tmp_path)
-    assert [(r.pid, r.camid, r.split) for r in records] == [
-        (1, 2, "train"),
-        (5, 2, "query"),
-        (5, 8, "gallery"),
-    ]
-
-
-@pytest.mark.parametrize("folders", [("train", "test"), ("mask_train_v2", "mask_test_v2")])
-def test_msmt17_lists_of_both_versions(tmp_path: Path, folders: tuple[str, str]) -> None:
-    train, test = folders
-    assert load_records("msmt17", msmt17(tmp_path, train, test)) == [
+    for name, (folder, line) in lists.items():
+        touch(tmp_path, f"{folder}/{line.split()[0]}")
+        (tmp_path / f"{name}.txt").write_text(f"{line}\n")
+    assert load_records("msmt17", tmp_path) == [
         ImageRecord(f"{train}/0000/0000_000_01_0303morning_0008_0.jpg", 1, 1, "train"),
         ImageRecord(f"{train}/0000/0000_001_14_0303noon_0009_1.jpg", 1, 14, "train"),
         ImageRecord(f"{test}/0003/0003_002_05_0303evening_0001_0.jpg", 4, 5, "query"),
@@ -87,41 +77,15 @@ def test_msmt17_lists_of_both_versions(tmp_path: Path, folders: tuple[str, str])
     ]
 
 
-def test_plain_folders(tmp_path: Path) -> None:
-    touch(tmp_path, "train/7_2_a.JPG", "train/-_c3_b.png", "query/9_1.jpg")
-    touch(tmp_path, "gallery/-1_2_x.jpg", "gallery/0009_c2s1_000451_03.jpg")
-    assert [(r.pid, r.camid, r.split) for r in load_records("folder", tmp_path)] == [
-        (-2, 3, "train"),
-        (7, 2, "train"),
-        (9, 1, "query"),
-        (-1, 2, "gallery"),
-        (9, 2, "gallery"),
-    ]
-
-
-def test_plain_folder_with_train_images_in_the_root(tmp_path: Path) -> None:
-    touch(tmp_path, "-_1_a.jpg", "-_2_b.jpg")
-    records = load_records("folder", tmp_path)
-    assert records == [
-        ImageRecord("-_1_a.jpg", -2, 1, "train"),
-        ImageRecord("-_2_b.jpg", -2, 2, "train"),
-    ]
-
-
-def test_train_alone_is_enough(tmp_path: Path) -> None:
-    touch(tmp_path, *MARKET[:2])
-    assert {r.split for r in load_records("market1501", tmp_path)} == {"train"}
-
-
 def test_links_inside_the_root__and_a_root_that_is_one(tmp_path: Path) -> None:
-    root = touch(tmp_path / "data", *MARKET)
-    (root / "bounding_box_train" / "0009_c1s1_000451_03.jpg").symlink_to(root / MARKET[0])
+    root = touch(tmp_path / "data", *(path for path, *_ in MARKET))
+    (root / "bounding_box_train" / "0009_c1s1_000451_03.jpg").symlink_to(root / MARKET[0][0])
     (tmp_path / "link").symlink_to(tmp_path / "data")
     assert len(load_records("market1501", tmp_path / "link")) == len(MARKET) + 1
 
 
-def published(layout: str) -> list[ImageRecord]:
-    num_train, num_pids, num_query, num_gallery, num_junk = PUBLISHED[layout]  # type: ignore[index]
+def published(layout: Layout) -> list[ImageRecord]:
+    num_train, num_pids, num_query, num_gallery, num_junk = PUBLISHED[layout]
     return (
         [ImageRecord(str(n), n % num_pids + 1, 1, "train") for n in range(num_train)]
         + [ImageRecord(str(n), 1, 1, "query") for n in range(num_query)]
@@ -130,17 +94,16 @@ def published(layout: str) -> list[ImageRecord]:
     )
 
 
-@pytest.mark.parametrize("layout", ["market1501", "dukemtmc", "msmt17"])
-def test_published_counts_give_no_warning(layout: str) -> None:
-    assert check_counts(layout, published(layout)) == []  # type: ignore[arg-type]
+@pytest.mark.parametrize("layout", PUBLISHED)
+def test_published_counts_give_no_warning(layout: Layout) -> None:
+    assert check_counts(layout, published(layout)) == []
 
 
-def test_other_counts_are_told(tmp_path: Path) -> None:
+def test_other_counts_are_told() -> None:
     missing_one = published("market1501")[1:-1]
-    warnings = check_counts("market1501", missing_one)
-    assert len(warnings) == 1
-    assert "12,935 training images where 12,936 were published" in warnings[0]
-    assert "3,818 junk boxes where 3,819" in warnings[0] and "query" not in warnings[0]
+    (warning,) = check_counts("market1501", missing_one)
+    assert "12,935 training images where 12,936 were published" in warning
+    assert "3,818 junk boxes where 3,819" in warning and "query" not in warning
     train_only = [r for r in published("market1501") if r.split == "train"]
     assert check_counts("market1501", train_only) == []
     assert check_counts("folder", missing_one) == []
@@ -182,7 +145,7 @@ def test_names_whose_numbers_are_others(name: str, says: list[str]) -> None:
         assert words in warning and ("is read as " in warning or "pid 0" in words)
 
 
-def test_cameras_of_one_image(tmp_path: Path) -> None:
+def test_cameras_of_one_image() -> None:
     many = [f"{pid}_1_{n}.jpg" for pid in (1, 2, 3, 4) for n in range(10)]
     few = [f"{pid}_{camid}_0.jpg" for pid, camid in ((1, 2), (2, 3))]
     (warning,) = check_names(named(*many, *few))

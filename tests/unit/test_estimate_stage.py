@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cluster.estimate import estimate_pseudo_labels
 from daal.config import Config
+from daal.errors import LabelError
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
 from pipelines.images.pixels import Images
@@ -73,6 +74,8 @@ def test_kept_labels_agree_with_nothing__and_do_not_stop_the_run(adaptation) -> 
     assert "clustering found no new labels" in made.progress.console.file.getvalue()
     made.estimate(iteration_stage(3), {}, lambda: features(0.3), kept)
     assert clusters(made, 3)["agreement"] == 1
+    with pytest.raises(LabelError, match=r"DBSCAN found .* fewer than"):  # there are none to keep
+        made.estimate(iteration_stage(4), {}, lambda: features(30.0), None)
     assert label_health.converged(made.labellings[iteration_stage(3)], 0.95)
 
 

@@ -21,11 +21,6 @@ def picture(height: int = 20, width: int = 10) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_decode_keeps_lossless_pixels_at_their_own_size() -> None:
-    pixels = picture()
-    assert np.array_equal(decode(encoded(Image.fromarray(pixels)), 20, 10), pixels)
-
-
 def test_decode_resizes_to_height_and_width_bilinearly() -> None:
     image = Image.fromarray(picture())
     array = decode(encoded(image), 32, 24)
@@ -63,33 +58,25 @@ def test_exif_orientation_turns_the_image_upright(format: str) -> None:
     assert array[:12].min() > 240 and array[20:].max() < 15
 
 
-def test_damaged_exif_loses_no_image() -> None:
-    data = encoded(Image.fromarray(picture()), "JPEG", exif=b"Exif\0\0garbage, not TIFF")
-    assert check(data) is None and decode(data, 20, 10).shape == (20, 10, 3)
+SIDE = int(MAX_PIXELS**0.5) + 64  # of too many pixels
 
 
-def test_empty_file_has_a_reason() -> None:
-    assert "empty" in (check(b"") or "")
-    with pytest.raises(DataError, match="empty"):
-        decode(b"", 8, 8)
-
-
-@pytest.mark.parametrize("data", [b"hello", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\0" * 500])
-def test_what_is_no_image_has_a_reason(data: bytes) -> None:
-    assert "not a readable image" in (check(data) or "")
-
-
-@pytest.mark.parametrize("format", ["GIF", "PPM", "ICO"])
-def test_other_formats_are_not_tried(format: str) -> None:
-    assert "not a readable image" in (check(encoded(Image.new("RGB", (16, 16)), format)) or "")
-
-
-@pytest.mark.parametrize("share", [0.5, 0.8, 0.97])
-@pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_cut_off_files_are_refused(format: str, share: float) -> None:
-    data = encoded(Image.fromarray(picture(128, 64)), format)
-    reason = check(data[: int(len(data) * share)])
-    assert reason is not None and ("cut off" in reason or "damaged" in reason)
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "empty"),
+        (b"hello", "not a readable image"),
+        (b"\x89PNG\r\n\x1a\n", "not a readable image"),
+        *((encoded(Image.new("RGB", (16, 16)), format), "not a readable image")
+          for format in ("GIF", "PPM", "ICO")),
+        (encoded(Image.fromarray(picture(128, 64)))[:-2000], "cut off"),
+        (encoded(Image.new("1", (SIDE, SIDE))), "million are allowed"),
+    ],
+)  # fmt: skip
+def test_what_can_t_be_used__has_a_reason(data: bytes, says: str) -> None:
+    assert says in (check(data) or "")
+    with pytest.raises(DataError, match=says):
+        decode(data, 8, 8)
 
 
 @pytest.mark.parametrize("missing", [1, 2])
@@ -130,23 +117,3 @@ def test_random_damage_gives_an_array_or_a_data_error() -> None:
             data[place] = rng.integers(256)
         if check(bytes(data)) is None:
             assert decode(bytes(data), 16, 8).shape == (16, 8, 3)
-
-
-def test_too_many_pixels_are_refused_before_decoding() -> None:
-    side = int(MAX_PIXELS**0.5) + 64
-    reason = check(encoded(Image.new("1", (side, side))))
-    assert reason is not None and "million are allowed" in reason
-
-
-def test_a_decompression_bomb_is_refused() -> None:
-    data = bytearray(encoded(Image.new("1", (8, 8))))
-    import zlib
-
-    data[16:24] = (60_000).to_bytes(4, "big") * 2
-    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
-    assert "million are allowed" in (check(bytes(data)) or "")
-
-
-def test_floating_point_pixels_are_refused() -> None:
-    data = encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")
-    assert "floating-point" in (check(data) or "")

@@ -10,8 +10,6 @@ import waiting
 from heads import end_processes, processes_of, ray_folder
 from waiting import GIVE_UP_SECONDS, wait_until
 
-TESTS = sorted(Path(__file__).parents[1].rglob("*.py"))
-
 
 def test_the_first_true_answer__or_what_did_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter(["", [], "here", "too late"])
@@ -33,13 +31,14 @@ def test_processes_that_start_others_are_ended__and_their_folder_is_removed() ->
     assert not Path(folder).exists()
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
-def test_no_limit_that_a_busy_machine_may_exceed(path: Path) -> None:
+def test_no_limit_that_a_busy_machine_may_exceed() -> None:
     """Only pytest's own limit ends a test, and what must come is waited for by `wait_until`."""
     limits = []
-    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(call, ast.Call):
-            is_mark = ast.unparse(call.func) == "pytest.mark.timeout"
-            given = [keyword.value for keyword in call.keywords if keyword.arg == "timeout"]
-            limits += map(ast.literal_eval, [*given, *(call.args if is_mark else [])])
-    assert [limit for limit in limits if limit < GIVE_UP_SECONDS] == []
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call):
+                is_mark = ast.unparse(call.func) == "pytest.mark.timeout"
+                given = [keyword.value for keyword in call.keywords if keyword.arg == "timeout"]
+                given += call.args if is_mark else []
+                limits += [(path.name, ast.literal_eval(value)) for value in given]
+    assert limits and [limit for limit in limits if limit[1] < GIVE_UP_SECONDS] == []
