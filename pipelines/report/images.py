@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from daal import figures
 from daal.config import InputConfig
 from daal.data.images import decode
 from daal.data.records import Domain
 from daal.errors import DataError
+from pipelines.report import figures
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import Stage
 

@@ -214,7 +214,7 @@ def checkpoints() -> list[Case]:
     return [
         extract("absent", lambda: None, "checkpoint/checkpoint.json doesn't exist"),
         extract("weights cut off", after_saving(cut, WEIGHTS),
-                "checkpoint/weights.safetensors has 50 bytes where"),
+                "checkpoint/weights.safetensors is damaged: its SHA-256"),
         extract("weights with a bit flipped", after_saving(flipped, WEIGHTS),
                 "weights.safetensors is damaged: its SHA-256"),
         extract("manifest cut off", after_saving(cut, MANIFEST), "checkpoint.json is damaged"),

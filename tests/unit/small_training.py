@@ -13,7 +13,8 @@ from daal.config import Config
 from daal.load_config import load_config
 from daal.losses import LossTerms
 from daal.optimizer import make_optimizer, set_learning_rate
-from daal.step import mixed_precision, train_step
+from daal.precision import mixed_precision
+from daal.step import train_step
 from daal.teacher import Teacher
 from pipelines.images.stream import FedBatch
 from pipelines.tools.shipped import RECIPES

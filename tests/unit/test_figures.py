@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 from PIL import Image
 
-from daal.figures import Curve, curves, jpeg, map_of, scatter, weighted
+from pipelines.report.figures import Curve, curves, jpeg, map_of, scatter, weighted
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -16,12 +16,8 @@ from daal.host_copy import HostCopy
 from daal.losses import LossTerms
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer, set_learning_rate
-from daal.step import (
-    TrainBatch,
-    mixed_precision,
-    raise_if_diverged,
-    train_step,
-)
+from daal.precision import mixed_precision
+from daal.step import TrainBatch, raise_if_diverged, train_step
 
 
 def test_steps_lower_every_term_of_eq7() -> None:
