@@ -1,14 +1,13 @@
 """Each domain's BatchNorm sees that domain alone, in every stage and among several workers."""
 
-import multiprocessing
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from pretended_kernels import pretended_kernels
+from several_workers import found_by_workers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -165,18 +164,6 @@ def test_stages__copies_of_the_source_then_the_targets_own() -> None:
     assert torch.equal(extraction.extract(batch.images_BCHW), features_BC)
 
 
-def test_a_domains_outputs_do_not_depend_on_the_others_images() -> None:
-    network, images_BCHW = adapting(), images(8, 3, 64, 32)
-    other_BCHW = images_BCHW.clone()
-    other_BCHW[4:] += 5
-    first, second = network(images_BCHW, 4), network(other_BCHW, 4)
-    torch.testing.assert_close(first.shared_BC[:4], second.shared_BC[:4])
-    assert (first.shared_BC[4:] - second.shared_BC[4:]).abs().max() > 1e-3
-    plain = DaalNetwork(PLAIN, 3, 4, domain_head=True).train()
-    first, second = plain(images_BCHW, 4), plain(other_BCHW, 4)
-    assert (first.shared_BC[:4] - second.shared_BC[:4]).abs().max() > 1e-3
-
-
 def test_compiled__one_graph_and_the_same_numbers() -> None:
     network, images_BCHW = adapting(ALL), images(6, 3, 64, 32)
     expected_BC = network(images_BCHW, 2).shared_BC
@@ -203,11 +190,7 @@ def batch(rank: int | None, num_source: int = 4, num_target: int = 4) -> TrainBa
     )
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_WORKERS
-    )
+def worker(rank: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("fp32", "bf16", "kernels"):
         network = adapting(ALL).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -220,19 +203,13 @@ def worker(rank: int, folder: str) -> None:
         model = DistributedDataParallel(synchronise(network, dist.group.WORLD))
         train(model, batch(rank, *counts), steps=2)  # DDP tells in a second step what it missed
         found[name] = network.state_dict()
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each worker found."""
-    folder = tmp_path_factory.mktemp("workers")
-    multiprocessing.set_forkserver_preload(["daal.step"])  # imported once, not by each worker
-    torch.multiprocessing.start_processes(
-        worker, (str(folder),), nprocs=NUM_WORKERS, start_method="forkserver"
-    )
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(NUM_WORKERS)]
+    return found_by_workers(worker, NUM_WORKERS, tmp_path_factory.mktemp("workers"))
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("fp32", 1e-3), ("bf16", 3e-2), ("kernels", 1e-3)])
