@@ -18,13 +18,10 @@ def memory(momentum: float = 0.25) -> ClusterMemory:
     return made
 
 
-def test_logits_are_scaled_cosines() -> None:
-    logits = memory()(torch.tensor([[3.0, 4.0]]))
-    torch.testing.assert_close(logits, 20 * torch.tensor([[0.6, 0.8, -0.6]]))
-
-
-def test_update_by_hand() -> None:
+def test_logits_and_update_by_hand() -> None:
     head = memory(momentum=0.25)
+    logits = head(torch.tensor([[3.0, 4.0]]))
+    torch.testing.assert_close(logits, 20 * torch.tensor([[0.6, 0.8, -0.6]]))
     # Two images of cluster 0 with a mean of (0.6, 0.0), one of cluster 2, none of cluster 1.
     features = torch.tensor([[3.0, 4.0], [6.0, -8.0], [0.0, 7.0]])
     head.update(features, torch.tensor([0, 0, 2]), GO_ON)
