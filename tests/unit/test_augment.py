@@ -43,26 +43,6 @@ def erased(num: int, height: int, width: int, probability: float) -> NDArray[np.
     return rows[:, :, None] & columns[:, None, :]
 
 
-def splitmix64(state: int) -> tuple[int, int]:
-    """The published generator, in Python's own integers: new state and output."""
-    state = (state + 0x9E3779B97F4A7C15) % 2**64
-    z = state
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-    return state, z ^ (z >> 31)
-
-
-@given(seed=st.integers(0, 2**64 - 1))
-def test_uniforms_are_splitmix64(seed: int) -> None:
-    state = seed
-    found = uniforms(np.array([seed], np.uint64), *range(5))
-    for draw in range(5):
-        state, output = splitmix64(state)
-        expected = (output >> 11) / 2**53
-        assert found[draw] == [expected]
-        assert 0 <= expected < 1
-
-
 def test_seeds_depend_on_every_part() -> None:
     ids = np.arange(8)
     parts = itertools.product((0, 1, 2**40), range(3), range(3), range(3))

@@ -164,18 +164,6 @@ def test_stages__copies_of_the_source_then_the_targets_own() -> None:
     assert torch.equal(extraction.extract(batch.images_BCHW), features_BC)
 
 
-def test_compiled__one_graph_and_the_same_numbers() -> None:
-    network, images_BCHW = adapting(ALL), images(6, 3, 64, 32)
-    expected_BC = network(images_BCHW, 2).shared_BC
-    torch._dynamo.reset()
-    network = adapting(ALL)
-    network.compile(backend="aot_eager", fullgraph=True)
-    found_BC = network(images_BCHW, 2).shared_BC
-    torch.testing.assert_close(found_BC, expected_BC, rtol=1e-4, atol=1e-4)
-    found_BC.square().sum().backward()
-    assert network.backbone.bn1.target.weight.grad is not None  # type: ignore[union-attr]
-
-
 # ---- Real processes ---------------------------------------------------------------------
 
 

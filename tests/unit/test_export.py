@@ -212,22 +212,3 @@ def test_without_the_packages__what_to_install(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match=r"pip install 'daal-reid\[export\]'"):
         export.export(model, "onnx", tmp_path / "model.onnx")
-
-
-@pytest.mark.parametrize(
-    "arguments, code, says",
-    [
-        (["{run}", "--format", "tflite", "--out", "m.tflite"], 2, "--format tflite is unknown"),
-        (["{run}", "--format", "onnx", "--out", "m.pt"], 2, "must end in .onnx"),
-        (["{run}", "--format", "onnx", "--out", "no/m.onnx"], 2, "there is no folder no"),
-        (["nothing", "--format", "torch", "--out", "m.pt2"], 4, "there is no whole checkpoint"),
-    ],
-)
-def test_mistakes(
-    arguments: list[str], code: int, says: str, folder: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    found = daal("export", *(text.format(run=folder) for text in arguments))
-    assert found[0] == code and says in found[2].replace("\n", " ")
-    assert "Traceback" not in found[2] and list(tmp_path.iterdir()) == []

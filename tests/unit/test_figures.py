@@ -1,12 +1,10 @@
 """Figures: what is drawn can be read without colours, and names are text."""
 
-import io
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
-from PIL import Image
 
-from pipelines.report.figures import Curve, curves, jpeg, map_of, scatter, weighted
+from pipelines.report.figures import Curve, curves, map_of, scatter, weighted
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -66,10 +64,3 @@ def test_weighted__the_highest_weight_is_the_image_and_the_lowest_an_eighth() ->
     assert (seen[0] == 25).all() and (seen[-1] == 200).all()
     assert (np.diff(seen[:, 0, 0].astype(int)) >= 0).all()
     assert np.array_equal(weighted(image, np.full((2, 1), 0.5)), image)
-
-
-def test_jpeg__gives_the_image_back() -> None:
-    image = np.zeros((32, 16, 3), np.uint8)
-    image[:16] = (200, 30, 40)
-    back = np.asarray(Image.open(io.BytesIO(jpeg(image)))).astype(int)
-    assert back.shape == image.shape and abs(back - image).mean() < 8

@@ -56,21 +56,6 @@ def test_eq5__is_eq3_for_one_hot_weights_and_linear_in_them(
     )
 
 
-@settings(max_examples=30)
-@given(logits_and_labels)
-def test_eq7__source_rows_do_not_see_the_target_term(
-    case: tuple[torch.Tensor, torch.Tensor],
-) -> None:
-    logits, labels = case
-    logits = logits.clone().requires_grad_()
-    terms = total_loss(
-        logits[:3], labels[:3], logits[3:], torch.full((3, 5), 0.2), logits[:, :2], labels % 2
-    )
-    (gradient,) = torch.autograd.grad(terms.target, logits)
-    assert gradient[:3].abs().max() == 0
-    assert gradient[3:].abs().max() > 0
-
-
 def test_terms_without_logits_are_zero() -> None:
     terms = total_loss(LOGITS, torch.tensor([0, 1]), None, None, None, None)
     assert terms.target.item() == terms.domain.item() == 0

@@ -176,15 +176,6 @@ def test_compiled_steps__one_graph_and_the_same_numbers(mode: str, dynamo: None)
     assert counters["stats"]["unique_graphs"] == 1
 
 
-def test_compiled_extraction(dynamo: None) -> None:
-    network, batch = setting()
-    network.eval()
-    extract = torch.compile(network.extract, backend="aot_eager", fullgraph=True)
-    with torch.inference_mode():
-        expected = network.extract(batch.images_BCHW)
-        torch.testing.assert_close(extract(batch.images_BCHW), expected)
-
-
 # ---- Schedule, precision, batches -------------------------------------------------------
 
 
