@@ -11,6 +11,7 @@ import io
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -41,7 +42,7 @@ NOTHING = "#9a9a9a"  # points of no group: readable on white and on black
 JPEG_QUALITY = 85
 
 # matplotlib's settings for one figure; no state of pyplot is touched.
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters: they are found, read out and small
     "svg.hashsalt": "daal",
     "font.family": "sans-serif",

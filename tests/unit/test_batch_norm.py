@@ -143,7 +143,7 @@ def worker(rank: int) -> dict[object, dict[str, Tensor]]:
 
 
 def batch(rank: int | None) -> TrainBatch:
-    """A worker's two source and two target images, or everybody's."""
+    """A worker's two source and two target images, or all of them."""
     generator = torch.Generator().manual_seed(0)
     num = 2 * NUM_WORKERS
     source, target = torch.randn(2, num, 3, 64, 64, generator=generator)

@@ -168,7 +168,7 @@ def test_stages__copies_of_the_source_then_the_targets_own() -> None:
 
 
 def batch(rank: int | None, num_source: int = 4, num_target: int = 4) -> TrainBatch:
-    """A worker's share of source and of target images, or everybody's."""
+    """A worker's share of source and of target images, or all of them."""
     mine = slice(None) if rank is None else slice(rank, None, NUM_WORKERS)
     source, target = images(num_source + num_target, 3, 64, 64).split([num_source, num_target])
     return TrainBatch(

@@ -36,7 +36,7 @@ def test_fused_optimizers_equal_the_plain_ones(name: str) -> None:
 
 @pytest.mark.parametrize("num_before", [0, 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_restored_optimizers_go_on_to_the_bit(name: str, num_before: int) -> None:
+def test_restored_optimizers_continue_to_the_bit(name: str, num_before: int) -> None:
     network, batch = setting()
     optimizer = make_optimizer(network, OPTIMIZERS[name])
     for _ in range(num_before):

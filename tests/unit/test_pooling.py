@@ -9,7 +9,7 @@ from daal.nn.pooling import BatchNormNeck, GeneralizedMeanPooling
 
 
 def features(dtype: torch.dtype = torch.float32) -> Tensor:
-    """As behind a ReLU: some zeros, and a channel that no pixel of an image has. (3, 5, 4, 2)"""
+    """As after a ReLU: some zeros, and a channel that no pixel of an image has. (3, 5, 4, 2)"""
     generator = torch.Generator().manual_seed(0)
     features_BCHW = F.relu(torch.randn(3, 5, 4, 2, generator=generator)).to(dtype)
     features_BCHW[0, 0] = 0
