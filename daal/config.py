@@ -147,7 +147,7 @@ class NetworkConfig(Section):
     neck: Literal["none", "bnneck"] = setting("none")
     """bnneck: a BatchNorm without shift between the shared feature and the identity heads. Images
     are matched by the feature after it (Luo et al. 2019)."""
-    domain_batch_norm: bool = setting(False, LATER, needs="adapt.batch_target>0")
+    domain_batch_norm: bool = setting(False, LATER)
     """In adapting, source and target images have BatchNorms of their own. Features are made with
     the target's (DSBN, Chang et al. 2019)."""
     specific_branch: bool = setting(True, LATER)
@@ -235,7 +235,7 @@ class AdaptConfig(Section):
     """Default: one pass over the target images that are no outliers."""
     batch_source: int = setting(16, ge=0)
     """Source images of a batch, over all workers. Paper: 32 in all."""
-    batch_target: int = setting(16, ge=0)
+    batch_target: int = setting(16, gt=0)
     """Target images of a batch, over all workers."""
     images_per_id: int | None = setting(None, gt=1)
     """Images of each cluster in a target batch (the K of P x K batches). Default: random images, as
@@ -600,10 +600,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batches_split_evenly(self) -> "Config":
-        if self.adapt.batch_source == 0 == self.adapt.batch_target:
-            raise ValueError(
-                "adapt.batch_source and adapt.batch_target are both 0; set one of them above 0"
-            )
         workers = f"ray.{'min' if self.ray.min_workers else 'num'}_workers"
         least, parts = self.ray.least_workers, self._parts
         for key, size in (
