@@ -108,7 +108,6 @@ def optimizer_tensors(
         f"{name}.{kind}": value
         for name, parameter in named_parameters
         for kind, value in optimizer.state.get(parameter, {}).items()
-        if value is not None  # SGD without momentum
     }
 
 

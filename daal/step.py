@@ -101,11 +101,10 @@ def train_step(
     optimizer.step()
     network = model.module if isinstance(model, DistributedDataParallel) else model
     if isinstance(network.target_head, ClusterMemory):
-        labels = [batch.target_labels_T for batch in batches]
-        for features_TC, labels_T in zip(features, labels, strict=True):
-            if labels_T is None:
-                raise ValueError("a cluster memory needs target_labels_T in every batch")
-            network.target_head.update(whole_batch(features_TC), whole_batch(labels_T), diverged)
+        for features_TC, batch in zip(features, batches, strict=True):
+            assert batch.target_labels_T is not None, "a cluster memory needs target_labels_T"
+            labels_T = whole_batch(batch.target_labels_T)
+            network.target_head.update(whole_batch(features_TC), labels_T, diverged)
     if teacher is not None:
         teacher.follow(network)
     return terms

@@ -61,7 +61,6 @@ class Training:
     """One worker's training, as `pipelines.training.train_loop` runs it."""
 
     config: Config
-    capturable: bool = True
     terms: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -71,7 +70,7 @@ class Training:
         momentum = config.adapt.teacher_momentum
         self.teacher = Teacher(self.network, momentum) if momentum else None
         self.network.train()
-        self.optimizer = make_optimizer(self.network, config.adapt.optim, self.capturable)
+        self.optimizer = make_optimizer(self.network, config.adapt.optim, capturable=True)
         self.diverged = torch.zeros(())
 
     def take(self, parts: Sequence[HostBatch]) -> LossTerms:
