@@ -270,7 +270,7 @@ class ClusterConfig(Section):
     """Weight of UDAP's source term: images that are unlike any of the source are farther from each
     other (Song et al. 2020). UDAP: 0.1. The paper has no such term."""
     search: Literal["exact", "cuvs", "approximate"] = setting("exact")
-    """Who finds the nearest neighbours. cuvs: cuVS on a GPU (pip install daal-reid[gpu]); they are
+    """What finds the nearest neighbours. cuvs: cuVS on a GPU (pip install daal-reid[gpu]); they are
     measured again, so that they are the same. approximate: a faiss index (pip install
     daal-reid[faiss]), used only if it finds 99 % of the true neighbours of sampled images."""
     p: float | None = setting(1.6e-3, gt=0, lt=1, needs="method=dbscan")
@@ -288,10 +288,10 @@ class ClusterConfig(Section):
     """M: so many images within eps, the image itself counted, make a core of a cluster. Swept
     2..18; 4 is usual."""
     method: Literal["dbscan", "hdbscan"] = setting("dbscan")
-    """Who clusters. hdbscan: scikit-learn's HDBSCAN, which needs no eps. A cluster has at least
+    """What clusters. hdbscan: scikit-learn's HDBSCAN, which needs no eps. A cluster has at least
     min_samples images. It holds all distances below 1, for sets up to some 100,000 images."""
     backend: Backend = setting("auto", needs="method=dbscan")
-    """Who runs DBSCAN; all give the same labels. auto: cuml on a GPU that has it, components
+    """What runs DBSCAN; all give the same labels. auto: cuml on a GPU that has it, components
     elsewhere."""
     max_cluster_share: float = setting(0.2, gt=0, le=1)
     """A cluster above this share of all images is giant, if it has more than 500 images, or more
