@@ -30,7 +30,8 @@ from daal.host_copy import HostCopy
 from daal.losses import LossTerms
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
-from daal.step import TrainBatch, mixed_precision, train_step
+from daal.precision import mixed_precision
+from daal.step import TrainBatch, train_step
 
 OPTIM = OptimConfig()
 OF_BARE, IMAGES_PER_S = 0.85, 3000.0  # of the step, at 384x128 and batch 256

@@ -11,8 +11,8 @@ replay runs the same kernels on the same memory, so that it gives the same bits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Generic, Protocol, TypeVar
+from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,24 +27,8 @@ WARM_UP, WARM_UP_OF_DDP = 3, 11
 PartT = TypeVar("PartT", bound=Sequence[Tensor | None])
 
 
-class Graph(Protocol):
-    """As much of a CUDA graph as a step needs."""
-
-    def beside(self) -> AbstractContextManager[None]:
-        """Inside, work goes to the stream that is captured later, without a capture."""
-
-    def capture(self) -> AbstractContextManager[None]:
-        """Inside, work is recorded in place of being done."""
-
-    def replay(self) -> None:
-        """Do the recorded work, in its place among all other work."""
-
-    def forget(self) -> None:
-        """Give back the memory of a capture that failed."""
-
-
 class CudaGraph:
-    """`Graph` on the current GPU."""
+    """A graph on the current GPU, and the stream that it is captured on."""
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -52,6 +36,7 @@ class CudaGraph:
 
     @contextmanager
     def beside(self) -> Iterator[None]:
+        """Inside, work goes to the stream that is captured later, without a capture."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             yield
@@ -59,14 +44,17 @@ class CudaGraph:
 
     @contextmanager
     def capture(self) -> Iterator[None]:
+        """Inside, work is recorded in place of being done."""
         # Other threads pin the next batches meanwhile, which "global" would not let them.
         with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
             yield
 
     def replay(self) -> None:
+        """Do the recorded work, in its place among all other work."""
         self._graph.replay()
 
     def forget(self) -> None:
+        """Give back the memory of a capture that failed."""
         self._graph = torch.cuda.CUDAGraph()
         torch.cuda.empty_cache()
 
@@ -77,21 +65,21 @@ class CapturedStep(Generic[PartT]):
     `take` moves its parts to `device`, unless they are there, and returns loss terms. Their shapes
     must be the same in each step. It may change other tensors, which must stay in their places:
     weights, statistics, the optimizer's state. Autocast inside it may not cache
-    (`daal.step.mixed_precision`).
+    (`daal.precision`).
     """
 
     def __init__(
         self,
         take: Callable[[Sequence[PartT]], LossTerms],
         device: torch.device,
-        graph: Graph,
+        graph: CudaGraph,
         warm_up: int,
         on_failure: Callable[[RuntimeError], None],
     ) -> None:
         """`on_failure` is told why a step can't be captured. If it returns, steps run as they are
         from then on."""
         self._take, self._device, self._graph = take, device, graph
-        self._left: float = warm_up  # steps until the capture
+        self._eager_steps: float = warm_up
         self._on_failure = on_failure
         self._places: list[PartT] = []  # what the graph reads
         self._terms_L: Tensor | None = None  # what it writes, in the order of the names
@@ -102,34 +90,28 @@ class CapturedStep(Generic[PartT]):
 
         Raises ValueError if a tensor has another shape or dtype than it had at the capture.
         """
-        if self._left > 0:
-            self._left -= 1
+        if self._eager_steps > 0:
+            self._eager_steps -= 1
             with self._graph.beside():
                 return self._take(parts)
-        if not self._places:
+        if self._terms_L is None:
             self._places = [_places_for(part, self._device) for part in parts]
         for place, part in zip(self._places, parts, strict=True):
-            fill(place, part)
+            _fill(place, part)
         if self._terms_L is None:
-            self._terms_L, failure = self._try_to_capture()
-            if failure is not None:
+            try:
+                self._terms_L = self._capture()
+            except RuntimeError as error:
                 self._places = []
+                self._eager_steps = float("inf")
+                # The frames of the error hold all that the step has made on the device.
+                reason = error.with_traceback(None)
                 self._graph.forget()
-                self._on_failure(failure)
-                self._left = float("inf")
+                self._on_failure(reason)
                 return self(parts)
-        assert self._terms_L is not None
         self._graph.replay()
         terms = self._terms_L.clone().unbind()
         return LossTerms(**dict(zip(self._names, terms, strict=True)))
-
-    def _try_to_capture(self) -> tuple[Tensor | None, RuntimeError | None]:
-        """What the graph writes, or why there is none."""
-        try:
-            return self._capture(), None
-        except RuntimeError as error:
-            # Its frames hold all that the step has made on the device.
-            return None, error.with_traceback(None)
 
     def _capture(self) -> Tensor:
         with self._graph.capture():
@@ -138,7 +120,11 @@ class CapturedStep(Generic[PartT]):
             return torch.stack(list(terms.values()))
 
 
-def fill(places: Sequence[Tensor | None], part: Sequence[Tensor | None]) -> None:
+def _places_for(part: PartT, device: torch.device) -> PartT:
+    return type(part)(*(t if t is None else torch.empty_like(t, device=device) for t in part))
+
+
+def _fill(places: Sequence[Tensor | None], part: Sequence[Tensor | None]) -> None:
     """Copy a part of a batch to where the graph reads it; the host doesn't wait."""
     for place, tensor in zip(places, part, strict=True):
         if place is None and tensor is None:
@@ -150,7 +136,3 @@ def fill(places: Sequence[Tensor | None], part: Sequence[Tensor | None]) -> None
 
 def _kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
     return tensor.shape, tensor.dtype
-
-
-def _places_for(part: PartT, device: torch.device) -> PartT:
-    return type(part)(*(t if t is None else torch.empty_like(t, device=device) for t in part))

@@ -80,8 +80,7 @@ class DatasetConfig(Section):
     layout: Layout = setting("market1501")
     """How the folder is laid out and its files are named."""
     root: str = setting("")
-    """The data set's folder. Nothing is ever downloaded. DukeMTMC-reID was withdrawn by its
-    authors, and is only read from a path that you give."""
+    """The data set's folder. Nothing is ever downloaded."""
 
 
 class InputConfig(Section):
@@ -109,12 +108,11 @@ class AttentionConfig(Section):
     """residual: A and 1-A (Eq. 1-2). independent: two modules (Table 4's IA). none: both branches
     see the whole feature map (Table 4's DSH+DSP)."""
     relu_before_sigmoid: bool = setting(False, needs="mode!=none")
-    """The text puts a ReLU after every convolution. With a ReLU after the last one the attention is
-    at least 0.5 everywhere, and no pixel could be specific. So the last ReLU is left out by
-    default."""
+    """The text puts a ReLU after every convolution. After the last one it keeps the attention at
+    0.5 or above, so that no pixel could be specific. By default that one is left out."""
     norm_after_depthwise: bool = setting(False, needs="mode!=none")
-    """Put BatchNorm and ReLU also between the depthwise and the pointwise half of the spatial
-    layer. The text calls the two one layer."""
+    """BatchNorm and ReLU also between the spatial layer's depthwise and pointwise half. The text
+    calls the two one layer."""
     pool_channels: bool = setting(False, needs="mode!=none")
     """Average over the image before the channel layers, as HA-CNN does. The text has no pooling,
     and its A is h x w x c."""
@@ -132,13 +130,13 @@ class NetworkConfig(Section):
     """Stride of layer4. Not given. 2 was usual in 2019; 1 came later, and gives a feature map of
     twice the height and width."""
     weights: str = setting("imagenet")
-    """What the backbone starts from. imagenet: torchvision's IMAGENET1K_V1, the weights that the
-    field used in 2019; the text only says ResNet-50 pretrained on ImageNet. imagenet-v2:
-    IMAGENET1K_V2 of 2021, a ResNet-50 after a longer training. none: random weights. Otherwise a
-    local .safetensors or .pth file with torchvision's names (never unpickled beyond tensors)."""
+    """What the backbone starts from. imagenet: torchvision's IMAGENET1K_V1, as the field in 2019;
+    the text only says pretrained on ImageNet. imagenet-v2: IMAGENET1K_V2 of 2021, a ResNet-50 after
+    a longer training. none: random weights. Otherwise a local .safetensors or .pth file with
+    torchvision's names, of which only tensors are read."""
     frozen_stages: int = setting(0, ge=0, le=4)
-    """How many of conv1, layer1, layer2 and layer3, in this order, are not trained. Their BatchNorm
-    isn't either."""
+    """How many of conv1, layer1, layer2 and layer3, in this order, are not trained, nor their
+    BatchNorms."""
     attention: AttentionConfig = AttentionConfig()
     ibn: Literal["none", "a"] = setting("none")
     """a: half the channels of each block's first BatchNorm in layer1-3 are normalised image by
@@ -155,16 +153,14 @@ class NetworkConfig(Section):
     specific_branch: bool = setting(True, LATER)
     """The domain-specific branch of Eq. 6. Off in Table 4's first rows."""
     stripes: int = setting(0, ge=0)
-    """Beside the whole image, so many horizontal parts of it are pooled, clustered and trained with
-    triplets, each by itself (SSG, Fu et al. 2019: 2). An image that is an outlier in any of them is
-    left out."""
+    """So many horizontal parts are pooled, clustered and trained with triplets, each by itself,
+    beside the whole image (SSG, Fu et al. 2019: 2). An outlier in any of them is left out."""
     identity_head: Literal["linear", "unit"] = setting("linear")
-    """linear: FC on the pooled feature (paper). unit: FC on the L2-normalised feature times 20.
-    With it the first logits rank clusters by cosine similarity to their centroids, and training
-    moves faster."""
+    """linear: FC on the pooled feature (paper). unit: FC on the L2-normalised feature times 20: the
+    first logits are cosine similarities to the clusters' centroids, and training moves faster."""
     target_head: Literal["classifier", "memory"] = setting("classifier", LATER)
-    """classifier: an FC that learns (paper). memory: the clusters' features are the class weights,
-    and follow those of the batches (ClusterNCE of Cluster Contrast, Dai et al. 2022)."""
+    """classifier: an FC that learns (paper). memory: the class weights are the clusters' features,
+    which follow those of the batches (ClusterNCE of Cluster Contrast, Dai et al. 2022)."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "NetworkConfig":
@@ -189,8 +185,7 @@ class OptimConfig(Section):
     lr_backbone: float = setting(1.5e-4, gt=0)
     """Learning rate of the ResNet's layers, as printed."""
     lr_new: float = setting(3e-5, gt=0)
-    """Learning rate of all other layers, as printed. The field usually gives new layers the higher
-    rate."""
+    """Learning rate of all other layers, as printed. The field usually gives them the higher."""
     decay_at_epochs: list[int] = setting([60, 120, 180, 240])
     """From each of these epochs on, rates are a tenth of what they were. Paper: every 60 epochs.
     The printed text can also be read as [20, 80, 140, 200]."""
@@ -211,8 +206,8 @@ class AdaptOptimConfig(OptimConfig):
     """Optimizer and learning rates of an iteration of Algorithm 1."""
 
     decay_at_iterations: list[int] = setting([])
-    """From each of these iterations of Algorithm 1 on, rates are a tenth of what they were: for
-    many short iterations, as in recipes of 50 epochs with new labels in each."""
+    """From each of these iterations of Algorithm 1 on, rates are a tenth of what they were. For
+    recipes with many short iterations."""
     warmup_steps: ClassVar[int] = 0
 
 
@@ -240,11 +235,11 @@ class AdaptConfig(Section):
     """Default: one pass over the target images that are no outliers."""
     batch_source: int = setting(16, ge=0)
     """Source images of a batch, over all workers. Paper: 32 in all."""
-    batch_target: int = setting(16, ge=0)
+    batch_target: int = setting(16, gt=0)
     """Target images of a batch, over all workers."""
     images_per_id: int | None = setting(None, gt=1)
-    """Target batches have so many images of each of their clusters (P x K batches; this is K).
-    Default: random images, as the paper's losses are cross entropies."""
+    """Images of each cluster in a target batch (the K of P x K batches). Default: random images, as
+    the paper's losses are cross entropies."""
     teacher_momentum: float = setting(0.0, ge=0, lt=1)
     """Above 0, the result of a training is a teacher: the running mean of the weights (Tarvainen
     and Valpola 2017). Each step keeps this share of it. MMT: 0.999."""
@@ -269,13 +264,13 @@ class ClusterConfig(Section):
     """CA-Jaccard (Chen et al. 2024): neighbours by the image's own camera and by other cameras are
     found apart, as many of each as in its paper. Uses camids; k1, k2 and dialect have no effect."""
     camera_norm: bool = setting(False)
-    """Take each camera's own mean and spread out of the features before they are clustered
-    (camera-based normalisation, after Zhuang et al. 2020). Uses camids."""
+    """Take each camera's own mean and spread out of the features before clustering (camera-based
+    normalisation, after Zhuang et al. 2020). Uses camids."""
     source_weight: float = setting(0.0, ge=0, lt=0.5, needs="method=dbscan")
     """Weight of UDAP's source term: images that are unlike any of the source are farther from each
     other (Song et al. 2020). UDAP: 0.1. The paper has no such term."""
     search: Literal["exact", "cuvs", "approximate"] = setting("exact")
-    """Who finds the nearest neighbours. cuvs: cuVS on a GPU (pip install daal-reid[gpu]); they are
+    """What finds the nearest neighbours. cuvs: cuVS on a GPU (pip install daal-reid[gpu]); they are
     measured again, so that they are the same. approximate: a faiss index (pip install
     daal-reid[faiss]), used only if it finds 99 % of the true neighbours of sampled images."""
     p: float | None = setting(1.6e-3, gt=0, lt=1, needs="method=dbscan")
@@ -287,22 +282,21 @@ class ClusterConfig(Section):
     eps: float | None = setting(None, gt=0, lt=1, needs="method=dbscan")
     """eps itself, for example 0.5, as the field mostly has it."""
     refit_eps: bool = setting(False, needs="eps=null, method=dbscan")
-    """true: eps is found again in each iteration. false: the first iteration's eps is kept, as by
-    the code of UDAP and SSG. Not given. The eps that is kept is the one before any step back from
-    a giant cluster."""
+    """true: eps is found again in each iteration. false: the first iteration's eps is kept (before
+    any step back from a giant cluster), as by the code of UDAP and SSG. Not given."""
     min_samples: int = setting(4, ge=1)
     """M: so many images within eps, the image itself counted, make a core of a cluster. Swept
     2..18; 4 is usual."""
     method: Literal["dbscan", "hdbscan"] = setting("dbscan")
-    """Who clusters. hdbscan: scikit-learn's HDBSCAN, which needs no eps. A cluster has at least
+    """What clusters. hdbscan: scikit-learn's HDBSCAN, which needs no eps. A cluster has at least
     min_samples images. It holds all distances below 1, for sets up to some 100,000 images."""
     backend: Backend = setting("auto", needs="method=dbscan")
-    """Who runs DBSCAN; all give the same labels. auto: cuml on a GPU that has it, components
+    """What runs DBSCAN; all give the same labels. auto: cuml on a GPU that has it, components
     elsewhere."""
     max_cluster_share: float = setting(0.2, gt=0, le=1)
-    """A cluster above this share of all images (and above 500 images; in sets under 1,000, above
-    half of them) is called giant. Then eps is found again with p or q halved, or is 0.8 of the eps
-    that was given, up to four times."""
+    """A cluster above this share of all images is giant, if it has more than 500 images, or more
+    than half of a set under 1,000. Then eps is found again with p or q halved, or is 0.8 of the
+    given one, up to four times."""
     min_clusters: int = setting(2, ge=1)
     """With fewer clusters, the labels of the iteration before are kept. In the first iteration the
     run stops."""
@@ -372,8 +366,7 @@ class SoftLabelConfig(Section):
     )
     """Table 4's three rows: Eq. 5 with the weights of Eq. 4 (soft), Eq. 3 on pseudo-labels (hard),
     label smoothing (lsr). soft-literal: Eq. 4 as printed, where the sum of its 1/d^2 part depends
-    on the scale of the features. soft: that part is scaled to 1-epsilon, so that an image's weights
-    sum to 1; the order of clusters and the minimum weight epsilon are the paper's."""
+    on the features' scale. soft: that part is scaled to 1-epsilon, so that weights sum to 1."""
     epsilon: float = setting(0.9, ge=0, le=1, needs="target_labels=soft|soft-literal")
     """The least weight of an image's own cluster in Eq. 4. Paper: 0.9."""
 
@@ -382,8 +375,8 @@ class LossConfig(Section):
     """Weights of the loss terms: Eq. 7, and from beyond it."""
 
     source_weight: float = setting(1.0, ge=0)
-    """Weight of the source's identity loss (Eq. 3). Each loss is a mean over its own domain's
-    images. Eq. 7 has no weights, and means over a batch of equal halves: that is 0.5, 0.5 and 1."""
+    """Weight of the source's identity loss (Eq. 3). Each loss is a mean over its own domain. Eq. 7
+    has no weights, but means over a batch of equal halves: that is 0.5, 0.5 and 1."""
     target_weight: float = setting(1.0, LATER, ge=0)
     """Weight of the target's identity loss (Eq. 5)."""
     domain_weight: float = setting(1.0, LATER, ge=0, needs="network.specific_branch=true")
@@ -392,7 +385,7 @@ class LossConfig(Section):
     """Weight of the batch-hard triplet loss on target images."""
     triplet_margin: float | None = setting(None, LATER, gt=0, needs="triplet_weight>0")
     """A number: triplet loss with this margin. Default: softmax-triplet (MMT, Ge et al. 2020)."""
-    teacher_weight: float = setting(0.0, LATER, ge=0)
+    teacher_weight: float = setting(0.0, LATER, ge=0, needs="adapt.teacher_momentum>0")
     """Weight of the cross entropy on the teacher's predictions of target images (MMT)."""
 
 
@@ -405,15 +398,15 @@ class RayConfig(Section):
     num_workers: int = setting(2, ge=1)
     """Workers that train together (DDP). They extract features, too."""
     min_workers: int | None = setting(None, ge=1)
-    """Elastic: continue with fewer workers when nodes leave, down to so many, and with up to
-    num_workers when nodes come, each time from the last checkpoint. There are as many as have room
-    and divide the batches. Default: always num_workers; without room for them the run waits."""
+    """Elastic: the run continues with fewer workers when nodes leave, down to so many, and with up
+    to num_workers when nodes come, each time from the last checkpoint. Their number divides the
+    batches. Default: always num_workers; without room for them the run waits."""
     wait_minutes: float = setting(10.0, ge=0)
     """How long a run waits for nodes on a cluster that is too small for it. An autoscaling cluster
     starts them, also for the GPUs of use_gpu=auto. 0: it takes what is there."""
     use_gpu: bool | Literal["auto"] = setting("auto")
-    """One GPU for each worker. auto: if there are any, or if an autoscaling cluster starts nodes
-    that have some; with fewer workers if need be."""
+    """One GPU for each worker. auto: if there are any, or an autoscaling cluster starts some; with
+    fewer workers if need be."""
     cpus_per_worker: float = setting(1, gt=0)
     """CPUs that each worker reserves."""
     data_cpus: int = setting(2, ge=1)
@@ -428,7 +421,7 @@ class RayConfig(Section):
     """How many losses of workers a run survives. Announced ones (preemption) don't count. -1: any
     number."""
     stall_minutes: float = setting(15.0, ge=0)
-    """A worker that finishes no step for so long says where it is, and the workers restart from the
+    """When a worker finishes no step for so long, it says where it is, and all restart from the
     last checkpoint. 0: never."""
 
     @property
@@ -437,11 +430,8 @@ class RayConfig(Section):
 
     @property
     def cpus_needed(self) -> float:
-        """CPUs that a run reserves, at least.
-
-        While training and extracting, Ray Data decodes beside the workers; without a CPU of its own
-        it would wait for ever, and say nothing.
-        """
+        """CPUs that a run reserves, at least. Ray Data, which decodes beside the workers, would
+        wait for ever without a CPU of its own."""
         return self.least_workers * self.cpus_per_worker + self.data_cpus
 
     @model_validator(mode="after")
@@ -505,28 +495,26 @@ class Config(Section):
     """Stop when a labelling agrees with the one before by more than this adjusted Rand index (each
     outlier counts as a cluster): training on it again would change little. 1: never."""
     select: Literal["last", "silhouette"] = setting("last", LATER)
-    """Which iteration's model is the result. silhouette: the one whose features cluster best,
-    judged without any target identity, and across cameras where there are several, as clusters that
-    follow cameras are compact, too. Papers mostly report the best by test score, for which one
-    needs identities."""
+    """Which iteration's model is the result. silhouette: the one whose features cluster best, which
+    needs no identities (papers mostly report the best by test score). Across cameras, if there are
+    several: clusters that follow cameras are compact, too."""
     evaluate_every: int = setting(1, LATER, ge=0)
     """Score every so many iterations; 0: none. Direct transfer, the last iteration and the result
-    are scored in any case. Only scores need features of query and gallery images."""
+    are always scored. Only scores need features of query and gallery images."""
     keep_features: bool = setting(False, NOT_KEPT)
-    """Keep the features of every iteration. Otherwise the run folder keeps those of direct
-    transfer, of the last iteration and of the result."""
+    """Keep the features of every iteration, not only those of direct transfer, of the last
+    iteration and of the result."""
     warm_start: bool = setting(True, LATER)
     """true: each iteration continues from the weights of the one before, as in UDAP. false: each
     starts from pretraining. The text only says "re-train"."""
     flip_test: bool = setting(False, MODEL)
-    """An image's feature is the sum of its own and its mirror image's, for labels and scores (as in
-    SSG). Not given; papers since 2020 report scores without."""
+    """The feature is that of the image and its mirror image together, for labels and scores (SSG).
+    Not given; papers since 2020 report scores without."""
     pretrain: PretrainConfig = PretrainConfig()
     adapt: AdaptConfig = setting(AdaptConfig(), LATER)
     accumulate: int = setting(1, ge=1)
-    """Each batch is trained on in so many parts, which needs less memory. A part holds all
-    images_per_id images of each of its identities. BatchNorm, the triplet loss and a cluster memory
-    see one part at a time."""
+    """Each batch is trained on in so many parts, which needs less memory. Each identity is in one
+    part. BatchNorm, the triplet loss and a cluster memory see one part at a time."""
     checkpoint_every_epochs: int = setting(1, MAY_CHANGE, gt=0)
     """A stopped training resumes from its last such checkpoint."""
     cluster: ClusterConfig = setting(ClusterConfig(), LATER)
@@ -536,18 +524,16 @@ class Config(Section):
     """bf16 autocast in training and extraction, on GPUs and CPUs that multiply bf16 natively. All
     is fp32 elsewhere."""
     compile: bool = setting(False)
-    """torch.compile for training: worth its minute of start-up on GPUs and in long runs. Results
-    differ from those without it by rounding."""
+    """torch.compile for training: worth its minute on GPUs and in long runs. Changes rounding."""
     deterministic: bool = setting(True)
     """Use only algorithms that give the same bits each time, also on GPUs."""
     compress_gradients: bool = setting(False, needs="ray.num_workers!=1")
-    """Workers send each other gradients rounded to bf16: half the bytes, for slow networks. Results
-    differ by that rounding."""
+    """Workers send each other gradients rounded to bf16: half the bytes, for slow networks."""
     supervised_bound: bool = setting(False, LATER)
     """Also train on the target's true identities (Table 4's first row)."""
     report: bool = setting(True, NOT_KEPT)
-    """Write report.html into the run folder at the end: scores, rank lists, clusters, attention,
-    curves and times on one page. It holds images of people."""
+    """Write report.html into the run folder at the end: scores, rank lists, clusters, attention and
+    curves on one page. It holds images of people."""
     # Another number or kind of workers changes rounding and the groups of BatchNorm. The journal
     # has them, and the run says so (`pipelines.adapt`).
     ray: RayConfig = setting(RayConfig(), MAY_CHANGE)
@@ -555,7 +541,7 @@ class Config(Section):
 
     @property
     def run_name(self) -> str:
-        """Of jobs, metrics and trackers: the last part of `out`, in small letters."""
+        """Name of jobs and metrics, and in trackers: the last part of `out`, in small letters."""
         return self.out.rstrip("/").rpartition("/")[2].lower()
 
     @property
@@ -565,10 +551,8 @@ class Config(Section):
 
     @property
     def common_batch(self) -> int:
-        """The greatest number that divides each part of each batch.
-
-        As many workers as divide it can take equal shares of everything that is trained on.
-        """
+        """The greatest number that divides each part of each batch. Any number of workers that
+        divides it can take equal shares."""
         sizes = (self.pretrain.batch_source, self.adapt.batch_source, self.adapt.batch_target)
         return gcd(*(size // self.accumulate for size in sizes))
 
@@ -607,16 +591,6 @@ class Config(Section):
                 f"network.stripes={network.stripes} needs a feature map of as many rows; "
                 f"input.height={self.input.height} gives {rows}: use fewer stripes or larger images"
             )
-        if self.loss.teacher_weight and not self.adapt.teacher_momentum:
-            raise ValueError(
-                "loss.teacher_weight above 0 needs adapt.teacher_momentum above 0; there is no "
-                "teacher otherwise"
-            )
-        if network.domain_batch_norm and self.adapt.batch_target == 0:
-            raise ValueError(
-                "network.domain_batch_norm=true needs adapt.batch_target above 0; the target's "
-                "statistics would never be trained"
-            )
         if self.mixed_precision and min(self.input.width, self.input.height) < 32:
             raise ValueError(
                 "input.width and input.height below 32 need mixed_precision=false: on maps one "
@@ -626,10 +600,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batches_split_evenly(self) -> "Config":
-        if self.adapt.batch_source == 0 == self.adapt.batch_target:
-            raise ValueError(
-                "adapt.batch_source and adapt.batch_target are both 0; set one of them above 0"
-            )
         workers = f"ray.{'min' if self.ray.min_workers else 'num'}_workers"
         least, parts = self.ray.least_workers, self._parts
         for key, size in (

@@ -9,11 +9,10 @@ and flip test are inside (`daal.trained_model`). They compute in float32, where 
 bf16 on devices that have it, if mixed_precision is true.
 
 A model is made, read back and compared with the original in memory; then it is written aside and
-renamed. torch.export.load can unpickle, so the bytes that it gets here are those that this process
-has just made, and never a file's.
+renamed. torch.export.load can unpickle, so it only gets bytes that this process has just made, and
+never a file's.
 """
 
-import hashlib
 import io
 import json
 import logging
@@ -21,7 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
@@ -83,21 +82,15 @@ def export(model: TrainedModel, format: str, out: Path) -> Comparison:
         StorageError: it can't be written.
     """
     check_export(format, out)
-    ways: dict[str, tuple[Callable[[TrainedModel], bytes], Callable[[bytes], Run]]] = {
-        "safetensors": (as_safetensors, from_safetensors),
-        "onnx": (as_onnx, run_onnx),
-        "torch": (as_program, _run_program),
-    }
-    write, read = ways[format]
+    make = {"safetensors": safetensors_file, "onnx": onnx_file, "torch": torch_program}[format]
     try:
         with _quiet():
-            data = write(model)
-            largest = largest_difference(model, read(data))
+            data, run = make(model)
+            largest = largest_difference(model, run)
     except Exception as error:  # exporters and runtimes raise nearly any type
-        reason = first_line(error)
         raise CheckpointError(
             f"{out} was not written: the model can't be made a file of --format {format} "
-            f"({reason}); choose another --format."
+            f"({first_line(error)}); choose another --format."
         ) from error
     if not largest <= TOLERANCE:  # NaN neither
         raise CheckpointError(
@@ -135,13 +128,10 @@ def _random_images(model: TrainedModel, size: int) -> Tensor:
     return ((0.8 * coarse_BCHW + 0.2 * fine_BCHW) * 255).round().to(torch.uint8)
 
 
-# ---- safetensors ------------------------------------------------------------------------
-
-
 def facts(model: TrainedModel) -> dict[str, str]:
     """What a file says of its model: configuration, input and normalisation, as JSON texts.
 
-    Not where its run lay, and which images and weights it began with.
+    Not where its run lay, nor which images and weights it began with.
     """
     config = model.config.model_dump(mode="json", include=marked(MODEL))
     config["network"]["weights"] = "none"
@@ -156,23 +146,23 @@ def facts(model: TrainedModel) -> dict[str, str]:
     }
 
 
-def as_safetensors(model: TrainedModel) -> bytes:
-    """Weights by their names in DaalNetwork; in the header `facts`, and a hash of it all."""
+# ---- Formats: each gives the file's bytes, and a function that runs them --------------------
+
+
+def safetensors_file(model: TrainedModel) -> tuple[bytes, Run]:
+    """Weights by their names in DaalNetwork, and `facts` in the header."""
     tensors = {name: t.contiguous() for name, t in model.network.state_dict().items()}
-    metadata = facts(model)
-    return bytes(
-        safetensors.torch.save(tensors, {**metadata, "sha256": _digest(tensors, metadata)})
-    )
+    data = bytes(safetensors.torch.save(tensors, facts(model)))
+    return data, model_of(data)
 
 
-def from_safetensors(data: bytes) -> TrainedModel:
-    """The model of a file's bytes. Raises CheckpointError if they aren't as `as_safetensors` made
-    them."""
+def model_of(data: bytes) -> TrainedModel:
+    """The model in the bytes of a safetensors file. Raises CheckpointError if it has none."""
     try:
         tensors = safetensors.torch.load(data)
-        size = int.from_bytes(data[:8], "little")  # of the header; looked at by the line above
+        size = int.from_bytes(data[:8], "little")  # of the header, which the line above has checked
         metadata: dict[str, str] = json.loads(data[8 : 8 + size])["__metadata__"]
-        version, digest = metadata["daal_model"], metadata.pop("sha256")
+        version, config = metadata["daal_model"], json.loads(metadata["config"])
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(
             "that is no model that daal export --format safetensors wrote; give one."
@@ -182,34 +172,22 @@ def from_safetensors(data: bytes) -> TrainedModel:
             f"the model has format version {version}, and this program reads {FORMAT_VERSION}; use "
             "the release of daal that wrote it."
         )
-    if _digest(tensors, metadata) != digest:
-        raise CheckpointError(
-            "the model is damaged: its SHA-256 is not the recorded one; export it again."
-        )
-    return TrainedModel(check_config(json.loads(metadata["config"]), kept=True), tensors)
+    return TrainedModel(check_config(config, kept=True), tensors)
 
 
 def read_safetensors(path: Path | str) -> TrainedModel:
     """The model of a file that `daal export --format safetensors` wrote.
 
-    Raises CheckpointError if it can't be read, isn't such a file, or is damaged.
+    Raises CheckpointError if the file can't be read or isn't such a file.
     """
     try:
-        return from_safetensors(Path(path).read_bytes())
+        return model_of(Path(path).read_bytes())
     except OSError as error:
         raise CheckpointError(
             f"{path} can't be read ({error.strerror}); check the path and its permissions."
         ) from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    text = json.dumps(metadata, sort_keys=True).encode()
-    return hashlib.sha256(text + safetensors.torch.save(tensors)).hexdigest()
-
-
-# ---- Programs ---------------------------------------------------------------------------
 
 
 def _program(model: TrainedModel) -> torch.export.ExportedProgram:
@@ -223,19 +201,17 @@ def _program(model: TrainedModel) -> torch.export.ExportedProgram:
     return program
 
 
-def as_program(model: TrainedModel) -> bytes:
+def torch_program(model: TrainedModel) -> tuple[bytes, Run]:
     buffer = io.BytesIO()
     torch.export.save(_program(model), buffer, extra_files=facts(model))
-    return buffer.getvalue()
+    data = buffer.getvalue()
+    run: Run = torch.export.load(io.BytesIO(data)).module()
+    return data, run
 
 
-def _run_program(data: bytes) -> Run:
-    """Only for what `as_program` has just returned: a file could hold a pickle."""
-    module: Run = torch.export.load(io.BytesIO(data)).module()
-    return module
+def onnx_file(model: TrainedModel) -> tuple[bytes, Run]:
+    import onnxruntime
 
-
-def as_onnx(model: TrainedModel) -> bytes:
     exported = torch.onnx.export(
         _program(model), dynamo=True, verbose=False, input_names=["images"],
         output_names=["features"],
@@ -244,14 +220,9 @@ def as_onnx(model: TrainedModel) -> bytes:
     proto = exported.model_proto
     for key, value in facts(model).items():
         proto.metadata_props.add(key=key, value=value)
-    return bytes(proto.SerializeToString())
-
-
-def run_onnx(data: bytes) -> Run:
-    import onnxruntime
-
+    data = bytes(proto.SerializeToString())
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    return data, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
 @contextmanager
@@ -269,30 +240,27 @@ def _quiet() -> Iterator[None]:
 
 # ---- Usage ------------------------------------------------------------------------------
 
+USAGE = {
+    "safetensors": """\
+import numpy as np; import torch; from PIL import Image; from daal.export import read_safetensors
+images = torch.tensor(PIXELS)
+features = read_safetensors(FILE)(images)""",
+    "onnx": """\
+import numpy as np; import onnxruntime; from PIL import Image
+images = PIXELS
+features = onnxruntime.InferenceSession(FILE).run(None, {"images": images})[0]""",
+    "torch": """\
+import numpy as np; import torch; from PIL import Image
+images = torch.tensor(PIXELS)
+features = torch.export.load(FILE).module()(images)  # runs code: only your own""",
+}
+
 
 def usage(model: TrainedModel, format: str, out: Path) -> str:
     """Three lines of Python that compute a feature with the file."""
-    size, file = model.config.input, json.dumps(str(out))
+    size = model.config.input
     pixels = (
         f'np.asarray(Image.open("person.jpg").convert("RGB").resize(({size.width}, {size.height}), '
         "Image.Resampling.BILINEAR)).transpose(2, 0, 1)[None]"
     )
-    imports = "import numpy as np; from PIL import Image; "
-    lines: dict[str, tuple[Any, ...]] = {
-        "safetensors": (
-            imports + "import torch; from daal.export import read_safetensors",
-            f"images = torch.tensor({pixels})",
-            f"features = read_safetensors({file})(images)",
-        ),
-        "onnx": (
-            imports + "import onnxruntime",
-            f"images = {pixels}",
-            f'features = onnxruntime.InferenceSession({file}).run(None, {{"images": images}})[0]',
-        ),
-        "torch": (
-            imports + "import torch",
-            f"images = torch.tensor({pixels})",
-            f"features = torch.export.load({file}).module()(images)  # runs code: only your own",
-        ),
-    }
-    return "\n".join(lines[format])
+    return USAGE[format].replace("PIXELS", pixels).replace("FILE", json.dumps(str(out)))

@@ -16,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from daal import losses
 from daal.config import LossConfig
-from daal.cpu_bf16 import multiplies_bf16
 from daal.errors import TrainingDiverged
 from daal.nn.heads import ClusterMemory
 from daal.nn.network import NetworkOutput
@@ -79,8 +78,13 @@ def train_step(
             with autocast:
                 out = model(batch.images_BCHW, batch.num_source)
             terms = _loss_terms(out, batch, weights)
-            if teacher is not None and weights.teacher_weight:
-                terms = _learn_from(teacher, terms, out, batch, weights, autocast)
+            if teacher is not None and weights.teacher_weight and out.target_logits_BK is not None:
+                with autocast:
+                    taught_BK = teacher(batch.images_BCHW, batch.num_source).target_logits_BK
+                assert taught_BK is not None  # it has the network's heads
+                soft_BK = taught_BK.float().softmax(1)  # the weights of Eq. 5
+                term = losses.soft_label_loss(out.target_logits_BK, soft_BK)
+                terms = terms.add("teacher", term, weights.teacher_weight)
             (terms.total / len(batches)).backward()  # type: ignore[no-untyped-call]
         found.append(terms.detached())
         features.append(out.shared_BC[batch.num_source :].detach())
@@ -97,11 +101,10 @@ def train_step(
     optimizer.step()
     network = model.module if isinstance(model, DistributedDataParallel) else model
     if isinstance(network.target_head, ClusterMemory):
-        labels = [batch.target_labels_T for batch in batches]
-        for features_TC, labels_T in zip(features, labels, strict=True):
-            if labels_T is None:
-                raise ValueError("a cluster memory needs target_labels_T in every batch")
-            network.target_head.update(whole_batch(features_TC), whole_batch(labels_T), diverged)
+        for features_TC, batch in zip(features, batches, strict=True):
+            assert batch.target_labels_T is not None, "a cluster memory needs target_labels_T"
+            labels_T = whole_batch(batch.target_labels_T)
+            network.target_head.update(whole_batch(features_TC), labels_T, diverged)
     if teacher is not None:
         teacher.follow(network)
     return terms
@@ -133,25 +136,6 @@ def _loss_terms(out: NetworkOutput, batch: TrainBatch, weights: LossConfig) -> l
     return terms
 
 
-def _learn_from(
-    teacher: Teacher,
-    terms: losses.LossTerms,
-    out: NetworkOutput,
-    batch: TrainBatch,
-    weights: LossConfig,
-    autocast: torch.autocast,
-) -> losses.LossTerms:
-    """The terms with the cross entropy on the teacher's predictions, as soft labels (Eq. 5)."""
-    if out.target_logits_BK is None:
-        return terms
-    with autocast:
-        taught_TK = teacher(batch.images_BCHW, batch.num_source).target_logits_BK
-    assert taught_TK is not None  # it has the network's heads
-    soft_TK = taught_TK.float().softmax(1)
-    term = losses.soft_label_loss(out.target_logits_BK, soft_TK)
-    return terms.add("teacher", term, weights.teacher_weight)
-
-
 def raise_if_diverged(diverged: SupportsFloat, terms: losses.LossTerms, step: int) -> None:
     """Check `train_step`'s flag after `step` (counted from 0), whose loss terms are `terms`.
 
@@ -165,25 +149,3 @@ def raise_if_diverged(diverged: SupportsFloat, terms: losses.LossTerms, step: in
             f"a loss or gradient is not finite at step {step + 1} ({terms.as_dict()}); the weights "
             "are those before this step: lower optim.lr_backbone and optim.lr_new."
         )
-
-
-def mixed_precision(device: torch.device, wanted: bool) -> torch.autocast:
-    """bf16 autocast where the device multiplies bf16 natively; does nothing elsewhere.
-
-    Without it, all is float32. A GPU's convolutions would take TF32 by themselves, which has bf16's
-    precision but for three bits, so that this process is told here whether they may.
-
-    On a GPU it has no cache: a captured step (`daal.captured_step`) may not have one, and with it
-    a weight that is used twice would have other gradients.
-    """
-    if device.type == "cpu":
-        native = multiplies_bf16()
-    else:
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        torch.backends.cudnn.allow_tf32 = wanted
-    return torch.autocast(
-        device.type,
-        torch.bfloat16,
-        enabled=bool(wanted and native),
-        cache_enabled=device.type == "cpu",
-    )

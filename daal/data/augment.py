@@ -33,7 +33,6 @@ ERASE_ASPECT = (0.3, 1 / 0.3)
 ERASE_TRIES = 10
 
 FLIP = 0.5  # the probability that an image is mirrored
-MAX_SIDE = 2**15 - 1  # the table is of int16
 
 
 class Draw(IntEnum):
@@ -83,14 +82,13 @@ def draw_table(
         W   the same of its columns
         H   -1 for the rows of the erased rectangle, or else 0
         W   the same of its columns
-
-    Raises ValueError for other seeds, or sides of 2^15 pixels and more.
     """
-    if seeds_B.ndim != 1 or seeds_B.dtype != np.uint64:
-        raise ValueError(f"seeds must be uint64 (B,), not {seeds_B.dtype} {seeds_B.shape}")
-    if max(height, width) > MAX_SIDE:
-        raise ValueError(f"images of {height}x{width}: at most {MAX_SIDE} pixels a side")
-    columns = [*_crop(seeds_B, height, width, config), *_erasure(seeds_B, height, width, config)]
+    flip_B, y_B, x_B = uniforms(seeds_B, Draw.FLIP, Draw.CROP_Y, Draw.CROP_X)
+    y_BH = _window(y_B, height, config.pad)
+    x_BW = _window(x_B, width, config.pad)
+    x_BW = np.where(flip_B[:, None] < FLIP, width - 1 - x_BW, x_BW)
+    columns = [_inside(y_BH, height), _inside(x_BW, width)]
+    columns += _erasure(seeds_B, height, width, config.erase)
     return np.concatenate(columns, axis=1, dtype=np.int16, casting="same_kind")
 
 
@@ -162,25 +160,18 @@ def _check(images_BCHW: Tensor) -> None:
 # ---- Drawing, on the host ---------------------------------------------------------------
 
 
-def _crop(
-    seeds_B: NDArray[np.uint64], height: int, width: int, config: AugmentConfig
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Where each row (B, H) and each column (B, W) comes from; -1 in the padding."""
-    flip_B, y_B, x_B = uniforms(seeds_B, Draw.FLIP, Draw.CROP_Y, Draw.CROP_X)
-    top_B, left_B = (_integers(u_B, 2 * config.pad + 1) - config.pad for u_B in (y_B, x_B))
-    y_BH = np.arange(height) + top_B[:, None]
-    x_BW = np.arange(width) + left_B[:, None]
-    x_BW = np.where(flip_B[:, None] < FLIP, width - 1 - x_BW, x_BW)
-    return _inside(y_BH, height), _inside(x_BW, width)
+def _window(uniforms_B: NDArray[np.float64], size: int, pad: int) -> NDArray[np.int64]:
+    """(B, size) consecutive positions of an image with `pad` pixels around it."""
+    return np.arange(size) + (_integers(uniforms_B, 2 * pad + 1) - pad)[:, None]
 
 
-def _inside(index: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    return np.where((index >= 0) & (index < size), index, -1)
+def _inside(positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    return np.where((positions >= 0) & (positions < size), positions, -1)
 
 
 def _erasure(
-    seeds_B: NDArray[np.uint64], height: int, width: int, config: AugmentConfig
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    seeds_B: NDArray[np.uint64], height: int, width: int, probability: float
+) -> list[NDArray[np.int64]]:
     """-1 for each row (B, H) and column (B, W) of one rectangle; no rows if there is none."""
     erase_B, y_B, x_B = uniforms(seeds_B, Draw.ERASE, Draw.ERASE_Y, Draw.ERASE_X)
     area_TB, aspect_TB = (
@@ -194,17 +185,12 @@ def _erasure(
     first_1B = fits_TB.argmax(0)[None]
     tall_B, wide_B = (np.take_along_axis(size_TB, first_1B, 0)[0] for size_TB in (tall_TB, wide_TB))
     top_B, left_B = _integers(y_B, height - tall_B + 1), _integers(x_B, width - wide_B + 1)
-    tall_B = np.where((erase_B < config.erase) & fits_TB.any(0), tall_B, 0)
-    return _marked(height, top_B, tall_B), _marked(width, left_B, wide_B)
-
-
-def _marked(
-    size: int, start_B: NDArray[np.int64], length_B: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """-1 from `start_B` on, `length_B` times: (B, size)."""
-    position_N = np.arange(size)
-    is_in_BN = (position_N >= start_B[:, None]) & (position_N < (start_B + length_B)[:, None])
-    return np.where(is_in_BN, -1, 0)
+    tall_B = np.where((erase_B < probability) & fits_TB.any(0), tall_B, 0)
+    marks = []
+    for size, start_B, length_B in ((height, top_B, tall_B), (width, left_B, wide_B)):
+        after_start_BN = np.arange(size) - start_B[:, None]
+        marks.append(np.where((after_start_BN >= 0) & (after_start_BN < length_B[:, None]), -1, 0))
+    return marks
 
 
 def _integers(uniforms_B: NDArray[np.float64], count: int | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,14 +1,13 @@
 """Drawn pedestrians: two small re-ID domains in Market-1501's layout, made from a seed.
 
-They stand in for real data where none may be shipped: in the demo and in tests. An
-identity is what a person wears and carries: colours, pattern, bag, build, hair. Cameras
-differ in light, colour response, blur and view, and the two domains in all of that and in
-clothes and backgrounds besides (`daal.drawn.domain_style`). Which cues exist (pattern, bag, build,
-upper against lower colour) is the same in both, so that adaptation has something to find.
+They stand in for real data where none may be shipped: in the demo and in tests. An identity is
+what a person wears and carries: colours, pattern, bag, build, hair. Cameras differ in light, colour
+response, blur and view, and the two domains in all of that and in clothes and backgrounds besides
+(`daal.drawn.domain_style`). Which cues exist (pattern, bag, build, upper against lower colour) is
+the same in both, so that adaptation has something to find.
 
-Every image has its own random generator, keyed by (seed, domain, pid, camid, frame): any
-one can be drawn alone, and a file's name says how. The same versions of Pillow and NumPy
-give the same bytes.
+Every image has its own random generator, keyed by (seed, domain, pid, camid, frame): any one can be
+drawn alone, and a file's name says how. The same versions of Pillow and NumPy give the same bytes.
 """
 
 import json
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +31,9 @@ PATTERNS = ("plain", "plain", "hoops", "pinstripes", "checks", "block", "logo", 
 BAGS = ("none", "none", "backpack", "shoulder", "handbag")
 SKINS: tuple[RGB, ...] = ((244, 208, 180), (224, 172, 132), (176, 122, 86), (110, 74, 52))
 HAIRS: tuple[RGB, ...] = (
-    (28, 24, 24),
-    (66, 44, 30),
-    (120, 82, 44),
-    (196, 164, 98),
-    (150, 150, 150),
-)
+    (28, 24, 24), (66, 44, 30), (120, 82, 44), (196, 164, 98), (150, 150, 150),
+)  # fmt: skip
+SHOES: tuple[RGB, ...] = ((36, 32, 32), (220, 220, 220), (96, 64, 44))
 
 DRAWING = 2  # Raise whenever a change here alters any image: old output is then not reused.
 MARKER = "synthetic.json"
@@ -55,22 +52,19 @@ def draw_domains(
     """Writes `out/source` and `out/target`, each with train, query and gallery folders.
 
     Each identity is seen by two cameras or more (each camera with odds of 85 %), with
-    `images_per_camera` images in each; of a test identity's, the first in each camera is a
-    query. The gallery also has one distractor (0000) and one junk box (-1) for every five test
-    identities. `size` is (height, width). `workers` above 1 draws in that many
-    processes (a script that asks for it needs the `if __name__ == "__main__"` guard).
+    `images_per_camera` images in each; of a test identity's, the first in each camera is a query.
+    The gallery also has one distractor (0000) and one junk box (-1) for every five test identities.
+    `size` is (height, width). `workers` above 1 draws in that many processes (a script that asks
+    for it needs the `if __name__ == "__main__"` guard).
 
-    Complete output of the same parameters is left as it is, and an interrupted run is
-    drawn again. Anything else in `out` raises DataError.
+    Complete output of the same parameters is left as it is, and interrupted output is drawn again.
+    Anything else in `out` raises DataError.
     """
-    if num_train_ids + num_test_ids > 9999 or min(num_train_ids, num_test_ids) < 1:
+    ids = num_train_ids, num_test_ids
+    if min(ids) < 1 or sum(ids) > 9999 or images_per_camera < 2 or min(size) < 16 or seed < 0:
         raise DataError(
-            "Synthetic domains need 1 to 9999 identities, and at least 1 of train and test."
-        )
-    if images_per_camera < 2 or min(size) < 16 or seed < 0 or workers < 1:
-        raise DataError(
-            "Synthetic domains need images_per_camera >= 2 (query and gallery), a height and width "
-            ">= 16, seed >= 0 and workers >= 1."
+            "Synthetic domains need at least 1 identity to train and 1 to test, 9999 in all, "
+            "images_per_camera >= 2 (query and gallery), a height and width >= 16, and seed >= 0."
         )
     parameters = {
         "drawing": DRAWING,
@@ -87,10 +81,8 @@ def draw_domains(
     for style in (SOURCE, TARGET):
         for split in ("bounding_box_train", "query", "bounding_box_test"):
             (out / style.name / split).mkdir(parents=True, exist_ok=True)
-        for name, pid, camid, frame in _plan(
-            style, seed, num_train_ids, num_test_ids, images_per_camera
-        ):
-            jobs.append((out / style.name / name, style, pid, camid, frame, seed, size))
+        for name, *key in _plan(style, seed, *ids, images_per_camera):
+            jobs.append((out / style.name / name, style, *key, seed, size))
     if workers == 1:
         for job in jobs:
             _write(job)
@@ -172,7 +164,7 @@ def draw_identity(style: DomainStyle, rng: np.random.Generator) -> Person:
         hair=HAIRS[rng.integers(len(HAIRS))],
         long_hair=bool(rng.random() < 0.4),
         skin=SKINS[rng.integers(len(SKINS))],
-        shoes=((36, 32, 32), (220, 220, 220), (96, 64, 44))[rng.integers(3)],
+        shoes=SHOES[rng.integers(len(SHOES))],
         height=float(rng.uniform(0.88, 1.0)),
         width=float(rng.uniform(0.82, 1.25)),
     )
@@ -204,29 +196,28 @@ def _plan(
             yield f"bounding_box_test/{prefix}_c{camid}s1_{frame:06d}_01.jpg", pid, camid, frame
 
 
-def _write(job: tuple[Path, DomainStyle, int, int, int, int, tuple[int, int]]) -> None:
-    path, style, pid, camid, frame, seed, size = job
-    Image.fromarray(draw_person(style, pid, camid, frame, seed, size)).save(path, quality=90)
+def _write(job: tuple[Any, ...]) -> None:
+    path, *what = job
+    Image.fromarray(draw_person(*what)).save(path, quality=90)
 
 
 def _is_complete(out: Path, parameters: dict[str, object]) -> bool:
     """Whether `out` has these parameters' images already; DataError if it has anything else."""
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out} is a file; give a new folder for the synthetic domains.")
-    if not out.exists() or not any(out.iterdir()):
+    if not out.is_dir() or not any(out.iterdir()):
+        if out.is_file():
+            raise DataError(f"{out} is a file; give a new folder for the synthetic domains.")
         return False
     try:
         found = json.loads((out / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        complete = bool(found.pop("complete"))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         found = None
-    if not isinstance(found, dict):
-        raise DataError(f"{out} isn't empty and wasn't drawn by daal; give a new folder.")
-    complete = found.pop("complete", False)
     if found != parameters:
         raise DataError(
-            f"{out} holds synthetic domains of other parameters; give a new folder or delete it."
+            f"{out} holds something else than these synthetic domains; give a new folder or "
+            "delete it."
         )
-    return bool(complete)
+    return complete
 
 
 def _mark(out: Path, parameters: dict[str, object], *, complete: bool) -> None:

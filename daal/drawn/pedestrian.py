@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 RGB = tuple[int, int, int]
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]
 View = Literal["front", "back", "left", "right"]
 
 VIEWS: tuple[View, ...] = ("front", "back", "left", "right")
@@ -64,6 +65,9 @@ def draw_figure(
     def at(x: float, y: float) -> Point:
         return centre + x * tall, top + y * tall
 
+    def box(left: float, top: float, right: float, bottom: float) -> Box:
+        return (*at(left, top), *at(right, bottom))
+
     def limb(points: list[Point], thick: float, colour: RGB) -> None:
         w = thick * tall
         pixels = [at(*p) for p in points]
@@ -72,7 +76,7 @@ def draw_figure(
             draw.ellipse((x - w / 2, y - w / 2, x + w / 2, y + w / 2), fill=colour)
 
     def oval(x: float, y: float, rx: float, ry: float, colour: RGB) -> None:
-        draw.ellipse((*at(x - rx, y - ry), *at(x + rx, y + ry)), fill=colour)
+        draw.ellipse(box(x - rx, y - ry, x + rx, y + ry), fill=colour)
 
     def leg(which: int, light: float) -> None:
         swing = stride * which
@@ -85,17 +89,11 @@ def draw_figure(
         joints = [(hip, 0.5), (knee, 0.72 - lift / 2), (foot, 0.95 - lift)]
         thick = 0.082 * person.width
         bare = person.legwear != "trousers"
-        limb(
-            joints,
-            thick * (0.72 if bare else 1.0),
-            dim(person.skin if bare else person.lower, light),
-        )
+        colour = dim(person.skin if bare else person.lower, light)
+        limb(joints, thick * (0.72 if bare else 1.0), colour)
         if person.legwear == "shorts":
-            limb(
-                [joints[0], (knee * 0.9 + hip * 0.1, 0.68 - lift / 2)],
-                thick * 1.1,
-                dim(person.lower, light),
-            )
+            hem = knee * 0.9 + hip * 0.1, 0.68 - lift / 2
+            limb([joints[0], hem], thick * 1.1, dim(person.lower, light))
         toe = 0.05 * ahead if side else 0.01 * which
         limb([(foot, 0.965 - lift), (foot + toe, 0.97 - lift)], 0.045, dim(person.shoes, light))
 
@@ -117,24 +115,19 @@ def draw_figure(
         if person.bag == "handbag" and which == 1:
             x, y = joints[2]
             draw.line([at(x, y), at(x, y + 0.05)], fill=dim(person.bag_colour, 0.7), width=3)
-            draw.rectangle(
-                (*at(x - 0.055, y + 0.04), *at(x + 0.055, y + 0.13)), fill=person.bag_colour
-            )
+            draw.rectangle(box(x - 0.055, y + 0.04, x + 0.055, y + 0.13), fill=person.bag_colour)
 
     def backpack() -> None:
+        colour = person.bag_colour
         if side:
-            box = sorted((-ahead * (broad + 0.10), -ahead * broad * 0.6))
-            draw.rounded_rectangle(
-                (*at(box[0], 0.19), *at(box[1], 0.42)), 0.03 * tall, person.bag_colour
-            )
+            left, right = sorted((-ahead * (broad + 0.10), -ahead * broad * 0.6))
+            draw.rounded_rectangle(box(left, 0.19, right, 0.42), 0.03 * tall, colour)
         elif view == "back":
-            draw.rounded_rectangle(
-                (*at(-0.1, 0.19), *at(0.1, 0.43)), 0.035 * tall, person.bag_colour
-            )
-            draw.line([at(-0.08, 0.33), at(0.08, 0.33)], fill=dim(person.bag_colour, 0.6), width=2)
+            draw.rounded_rectangle(box(-0.1, 0.19, 0.1, 0.43), 0.035 * tall, colour)
+            draw.line([at(-0.08, 0.33), at(0.08, 0.33)], fill=dim(colour, 0.6), width=2)
         else:
             for x in (-0.07, 0.07):
-                limb([(x, 0.175), (x, 0.36)], 0.024, person.bag_colour)
+                limb([(x, 0.175), (x, 0.36)], 0.024, colour)
 
     arm(-1, 0.78)
     leg(-1, 0.78)
@@ -156,15 +149,12 @@ def draw_figure(
         backpack()
     if person.bag == "shoulder":
         over = -1 if view == "back" else 1
-        draw.line(
-            [at(-0.07 * over, 0.165), at(0.1 * over, 0.47)],
-            fill=person.bag_colour,
-            width=max(2, round(0.022 * tall)),
-        )
+        strap = [at(-0.07 * over, 0.165), at(0.1 * over, 0.47)]
+        draw.line(strap, fill=person.bag_colour, width=max(2, round(0.022 * tall)))
         oval(0.115 * over, 0.5, 0.06, 0.055, person.bag_colour)
     arm(1, 0.92 if side else 1.0)
     nod = 0.02 * lean * ahead if side else 0.0
-    _head(draw, at, oval, person, view, nod)
+    _head(draw, box, oval, person, view, nod)
 
 
 def _pattern(canvas: Image.Image, person: Person, torso: list[Point], hides_logo: bool) -> None:
@@ -176,20 +166,14 @@ def _pattern(canvas: Image.Image, person: Person, torso: list[Point], hides_logo
     draw = ImageDraw.Draw(layer)
     thin = max(1, round(step / 3))
     if person.pattern == "hoops":
-        y = top
-        while y < bottom:
+        for y in _every(step, top, bottom):
             draw.rectangle((left, y, right, y + step / 2), fill=person.accent)
-            y += step
     if person.pattern in ("pinstripes", "checks"):
-        x = left + step / 2
-        while x < right:
+        for x in _every(step, left + step / 2, right):
             draw.line([(x, top), (x, bottom)], fill=person.accent, width=thin)
-            x += step
     if person.pattern == "checks":
-        y = top + step / 2
-        while y < bottom:
+        for y in _every(step, top + step / 2, bottom):
             draw.line([(left, y), (right, y)], fill=person.accent, width=thin)
-            y += step
     if person.pattern == "block":
         draw.rectangle((left, top, right, (2 * top + bottom) / 3), fill=person.accent)
     if person.pattern == "sash":
@@ -202,26 +186,32 @@ def _pattern(canvas: Image.Image, person: Person, torso: list[Point], hides_logo
     canvas.paste(layer, mask=mask)
 
 
+def _every(step: float, start: float, end: float) -> list[float]:
+    places = []
+    while start < end:
+        places.append(start)
+        start += step
+    return places
+
+
 def _head(
     draw: ImageDraw.ImageDraw,
-    at: Callable[[float, float], Point],
+    box: Callable[[float, float, float, float], Box],
     oval: Callable[[float, float, float, float, RGB], None],
     person: Person,
     view: View,
     nod: float,
 ) -> None:
     ahead = -1 if view == "left" else 1
-    draw.rectangle((*at(-0.028 + nod, 0.11), *at(0.028 + nod, 0.17)), fill=dim(person.skin, 0.85))
+    draw.rectangle(box(nod - 0.028, 0.11, nod + 0.028, 0.17), fill=dim(person.skin, 0.85))
     oval(nod, 0.068, 0.052, 0.064, person.hair)
     if person.long_hair:
-        behind = 0.0 if view in ("front", "back") else -0.02 * ahead
-        draw.rectangle(
-            (*at(nod + behind - 0.05, 0.06), *at(nod + behind + 0.05, 0.19)), fill=person.hair
-        )
+        middle = nod if view in ("front", "back") else nod - 0.02 * ahead
+        draw.rectangle(box(middle - 0.05, 0.06, middle + 0.05, 0.19), fill=person.hair)
     if view == "front":
         oval(nod, 0.082, 0.04, 0.05, person.skin)
     elif view != "back":
         oval(nod + 0.022 * ahead, 0.082, 0.034, 0.048, person.skin)
     if person.hat is not None:
-        draw.pieslice((*at(nod - 0.058, -0.01), *at(nod + 0.058, 0.11)), 180, 360, fill=person.hat)
-        draw.rectangle((*at(nod - 0.058, 0.045), *at(nod + 0.058, 0.06)), fill=dim(person.hat, 0.8))
+        draw.pieslice(box(nod - 0.058, -0.01, nod + 0.058, 0.11), 180, 360, fill=person.hat)
+        draw.rectangle(box(nod - 0.058, 0.045, nod + 0.058, 0.06), fill=dim(person.hat, 0.8))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from daal.config import AttentionConfig
 from daal.nn.batch_norm import BatchNorm2d
 
 
@@ -26,17 +27,11 @@ class AttentionMap(nn.Module):
     would keep A at 0.5 or above.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        relu_before_sigmoid: bool = False,
-        norm_after_depthwise: bool = False,
-        pool_channels: bool = False,
-        zero_init: bool = True,
-    ) -> None:
+    def __init__(self, channels: int, config: AttentionConfig) -> None:
         super().__init__()
         spatial, squeezed = channels // 2, channels // 16  # as in the paper
-        between = [BatchNorm2d(channels), nn.ReLU(inplace=True)] if norm_after_depthwise else []
+        with_norm = config.norm_after_depthwise
+        between = [BatchNorm2d(channels), nn.ReLU(inplace=True)] if with_norm else []
         self.depthwise = nn.Conv2d(
             channels, channels, 3, stride=2, padding=1, groups=channels, bias=False
         )
@@ -53,9 +48,9 @@ class AttentionMap(nn.Module):
             nn.Conv2d(squeezed, channels, 1, bias=False),
         )
         self.last_norm = BatchNorm2d(channels)
-        self.relu_before_sigmoid = relu_before_sigmoid
-        self.pool_channels = pool_channels
-        if zero_init:
+        self.relu_before_sigmoid = config.relu_before_sigmoid
+        self.pool_channels = config.pool_channels
+        if config.zero_init:
             nn.init.zeros_(self.last_norm.weight)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
@@ -86,9 +81,9 @@ class DomainAdaptiveAttention(nn.Module):
     Forward takes features_BCHW and returns (shared_BCHW, specific_BCHW, attention_BCHW).
     """
 
-    def __init__(self, channels: int = 2048, **attention: bool) -> None:
+    def __init__(self, channels: int, config: AttentionConfig) -> None:
         super().__init__()
-        self.attention = AttentionMap(channels, **attention)
+        self.attention = AttentionMap(channels, config)
 
     def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attention_BCHW = self.attention(features_BCHW)
@@ -99,10 +94,10 @@ class DomainAdaptiveAttention(nn.Module):
 class IndependentAttention(nn.Module):
     """Two attention maps without the residual tie: "IA" of Table 4."""
 
-    def __init__(self, channels: int = 2048, **attention: bool) -> None:
+    def __init__(self, channels: int, config: AttentionConfig) -> None:
         super().__init__()
-        self.shared = AttentionMap(channels, **attention)
-        self.specific = AttentionMap(channels, **attention)
+        self.shared = AttentionMap(channels, config)
+        self.specific = AttentionMap(channels, config)
 
     def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attention_BCHW = self.shared(features_BCHW)
@@ -115,3 +110,11 @@ class NoAttention(nn.Module):
 
     def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return features_BCHW, features_BCHW, torch.ones_like(features_BCHW)
+
+
+def attention_module(channels: int, config: AttentionConfig) -> nn.Module:
+    """Feature map (B, C, H, W) -> its shared and specific part, and A; all of the same shape."""
+    if config.mode == "none":
+        return NoAttention()
+    module = DomainAdaptiveAttention if config.mode == "residual" else IndependentAttention
+    return module(channels, config)

@@ -4,6 +4,7 @@ import os
 import re
 from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torchvision
@@ -21,8 +22,16 @@ _RESNET_NAME = re.compile(
 )
 
 
-def build_backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
-    """ResNet's layers with the weights that the configuration names, and the channels of its map.
+class Backbone(NamedTuple):
+    """All that the rest of the network knows of a backbone."""
+
+    layers: nn.Sequential  # normalised images (B, 3, H, W) -> feature map (B, C, h, w)
+    channels: int  # C
+    stages: list[list[nn.Module]]  # of `layers`, in the order in which they may be frozen
+
+
+def build_backbone(config: NetworkConfig) -> Backbone:
+    """A ResNet with the weights that the configuration names.
 
     Raises CheckpointError if the weights can't be had or don't fit.
     """
@@ -51,9 +60,12 @@ def build_backbone(config: NetworkConfig) -> tuple[nn.Sequential, int]:
         for module in resnet.layer4[0].modules():
             if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
                 module.stride = (1, 1)
-    channels: int = resnet.fc.in_features
     names = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
-    return nn.Sequential(OrderedDict((name, getattr(resnet, name)) for name in names)), channels
+    return Backbone(
+        nn.Sequential(OrderedDict((name, getattr(resnet, name)) for name in names)),
+        channels=resnet.fc.in_features,
+        stages=[[resnet.conv1, resnet.bn1], *([getattr(resnet, name)] for name in names[4:])],
+    )
 
 
 def _load_backbone(resnet: nn.Module, path: Path, config: NetworkConfig) -> None:
@@ -76,11 +88,6 @@ def _load_backbone(resnet: nn.Module, path: Path, config: NetworkConfig) -> None
             "set network.backbone to the network that the file was made for."
         )
     resnet.load_state_dict({n: t for n, t in weights.items() if n in own}, strict=False)
-
-
-def num_frozen_children(frozen_stages: int) -> int:
-    # children: conv1 bn1 relu maxpool | layer1 | layer2 | layer3 | layer4
-    return 0 if frozen_stages == 0 else 3 + frozen_stages
 
 
 def load_backbone_weights(path: Path | str) -> dict[str, Tensor]:

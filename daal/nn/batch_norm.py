@@ -87,19 +87,18 @@ class GroupBatchNorm2d(BatchNorm2d):
             return super().forward(input)
         if has_kernels(input):
             return normalise_together(input, [len(input)], [self], self.process_group)
+        normalised_BCHW: Tensor
         normalised_BCHW, mean_C, var_C = _Normalise.apply(
             input, self.weight, self.bias, self.eps, self.process_group
         )
-        self._update(mean_C, var_C, dist.get_world_size(self.process_group) * per_channel(input))
-        return normalised_BCHW  # type: ignore[no-any-return]
-
-    @torch.no_grad()
-    def _update(self, mean_C: Tensor, var_C: Tensor, count: int) -> None:
-        """Running statistics; the variance without bias, as BatchNorm's."""
-        assert self.momentum is not None
+        count = dist.get_world_size(self.process_group) * per_channel(input)
         assert self.running_mean is not None and self.running_var is not None
-        self.running_mean.lerp_(mean_C, self.momentum)
-        self.running_var.lerp_(var_C * (count / (count - 1)), self.momentum)
+        assert self.momentum is not None
+        with torch.no_grad():
+            self.running_mean.lerp_(mean_C, self.momentum)
+            # Without bias, as BatchNorm's.
+            self.running_var.lerp_(var_C * (count / (count - 1)), self.momentum)
+        return normalised_BCHW
 
 
 class _Normalise(torch.autograd.Function):
@@ -143,17 +142,9 @@ class _Normalise(torch.autograd.Function):
         # kernel doesn't look at those of a forward; CUDA's takes empty ones, but not None.
         of_forward = mean_C.new_empty(0)
         _, grad_weight_C, grad_bias_C = torch.ops.aten.native_batch_norm_backward(
-            grad_BCHW,
-            input_BCHW,
-            weight_C,
-            mean_C,
-            var_C,
-            of_forward,
-            of_forward,
-            False,  # statistics are given
-            ctx.eps,
-            [False, True, True],
-        )
+            grad_BCHW, input_BCHW, weight_C, mean_C, var_C, of_forward, of_forward,
+            False, ctx.eps, [False, True, True],
+        )  # fmt: skip
         sums_2C = torch.stack([grad_weight_C, grad_bias_C])
         dist.all_reduce(sums_2C, group=ctx.process_group)
         group_weight_C, group_bias_C = sums_2C.unbind()

@@ -9,7 +9,7 @@ Shapes: B images of one worker, C channels, H x W pixels, G workers of a group, 
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -34,22 +34,22 @@ def normalise_together(
     are in training, and their running statistics are updated. Type and layout are the images'.
     """
     affine_2P = [tensor for norm in norms_P for tensor in (norm.weight, norm.bias)]
-    layers = _Layers(list(sizes_P), list(norms_P), process_group)
-    normalised_BCHW: Tensor = _Normalise.apply(images_BCHW, *affine_2P, layers)
+    normalised_BCHW: Tensor = _Normalise.apply(
+        images_BCHW, list(sizes_P), norms_P, process_group, *affine_2P
+    )
     return normalised_BCHW
-
-
-class _Layers(NamedTuple):
-    sizes_P: list[int]
-    norms_P: list[nn.BatchNorm2d]
-    process_group: dist.ProcessGroup
 
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images_BCHW: Tensor, *others: Any) -> Tensor:
-        """`others`: weight and bias of each part's layer, then the `_Layers`."""
-        *affine_2P, (sizes_P, norms_P, process_group) = others
+    def forward(
+        ctx: Any,
+        images_BCHW: Tensor,
+        sizes_P: list[int],
+        norms_P: Sequence[nn.BatchNorm2d],
+        process_group: dist.ProcessGroup,
+        *affine_2P: Tensor,
+    ) -> Tensor:
         parts_P = torch.split(images_BCHW, sizes_P)
         moments: list[Tensor] = []  # mean and 1 / deviation (C,) of each part
         for part_BCHW, norm in zip(parts_P, norms_P, strict=True):
@@ -60,27 +60,16 @@ class _Normalise(torch.autograd.Function):
         process_group.allgather_into_tensor_coalesced(gathered, moments).wait()
         moments_GC = [moment.view(num_workers, -1) for moment in gathered]
         normalised_BCHW = torch.empty_like(images_BCHW)
+        outs_P = torch.split(normalised_BCHW, sizes_P)
         statistics: list[Tensor] = []
         for part_BCHW, norm, means_GC, invstds_GC, out_BCHW in zip(
-            parts_P,
-            norms_P,
-            moments_GC[::2],
-            moments_GC[1::2],
-            torch.split(normalised_BCHW, sizes_P),
-            strict=True,
+            parts_P, norms_P, moments_GC[::2], moments_GC[1::2], outs_P, strict=True
         ):
-            assert norm.momentum is not None
             counts_G, _ = _counts(per_channel(part_BCHW), num_workers, part_BCHW.device)
             mean_C, invstd_C = torch.batch_norm_gather_stats_with_counts(
-                part_BCHW,
-                means_GC,
-                invstds_GC,
-                norm.running_mean,
-                norm.running_var,
-                norm.momentum,
-                norm.eps,
-                counts_G,
-            )
+                part_BCHW, means_GC, invstds_GC, norm.running_mean, norm.running_var,
+                norm.momentum or 0.0, norm.eps, counts_G,
+            )  # fmt: skip
             torch.batch_norm_elemt(
                 part_BCHW, norm.weight, norm.bias, mean_C, invstd_C, norm.eps, out=out_BCHW
             )
@@ -111,17 +100,12 @@ class _Normalise(torch.autograd.Function):
             affine_grads += [grad_weight_C, grad_bias_C]
         process_group.allreduce_coalesced(sums).wait()
         num_workers = dist.get_world_size(process_group)
-        grads = [
-            torch.batch_norm_backward_elemt(
-                *part,
-                sum_C,
-                product_C,
-                _counts(per_channel(part[1]), num_workers, sum_C.device)[1],
-            )
-            for part, sum_C, product_C in zip(parts, sums[::2], sums[1::2], strict=True)
-        ]
+        grads = []
+        for part, sum_C, product_C in zip(parts, sums[::2], sums[1::2], strict=True):
+            _, counts_G = _counts(per_channel(part[1]), num_workers, sum_C.device)
+            grads.append(torch.batch_norm_backward_elemt(*part, sum_C, product_C, counts_G))
         images_grad_BCHW = grads[0] if len(grads) == 1 else torch.cat(grads)
-        return images_grad_BCHW, *affine_grads, None
+        return images_grad_BCHW, None, None, None, *affine_grads
 
 
 @lru_cache

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from daal.nn.batch_norm import BatchNorm2d, GroupBatchNorm2d
-from daal.nn.batch_norm_kernels import has_kernels, layout_of, normalise_together
+from daal.nn.batch_norm_kernels import has_kernels, normalise_together
 
 
 class DomainBatchNorm2d(nn.Module):
     """The batch's first `num_source` images through one BatchNorm, the rest through another.
 
     (B, C, H, W) of any float type and layout, which the result has too. Both start as copies of
-    `norm`. The network sets `num_source` before each forward.
+    `norm`. The network sets `num_source` before each forward; a training batch has both domains.
     """
 
     num_source: int = 0
@@ -39,25 +39,11 @@ class DomainBatchNorm2d(nn.Module):
     def forward(self, input_BCHW: Tensor) -> Tensor:
         sizes = [self.num_source, len(input_BCHW) - self.num_source]
         source, target = self.source, self.target
-        is_shared = source.training and all(sizes) and has_kernels(input_BCHW)
-        if is_shared and isinstance(source, GroupBatchNorm2d):
-            group = source.process_group
-            return normalise_together(input_BCHW, sizes, [source, target], group)
+        if source.training and isinstance(source, GroupBatchNorm2d) and has_kernels(input_BCHW):
+            return normalise_together(input_BCHW, sizes, [source, target], source.process_group)
         # The gradient of a split is one operation; two slices have one each, and their sum.
         source_BCHW, target_BCHW = torch.split(input_BCHW, sizes)
-        both_BCHW = torch.cat([_normalised(source, source_BCHW), _normalised(target, target_BCHW)])
-        # Nothing to do unless one part is empty: `cat` looks at its layout, too.
-        return both_BCHW.contiguous(memory_format=layout_of(input_BCHW))
-
-
-def _normalised(norm: nn.Module, images_BCHW: Tensor) -> Tensor:
-    if len(images_BCHW):
-        normalised_BCHW: Tensor = norm(images_BCHW)
-        return normalised_BCHW
-    # No statistics of no images. The parameters get a gradient, of 0, as DDP waits for each.
-    assert isinstance(norm, nn.BatchNorm2d)
-    affine_BCHW = images_BCHW * norm.weight[:, None, None] + norm.bias[:, None, None]
-    return affine_BCHW.to(images_BCHW.dtype)
+        return torch.cat([source(source_BCHW), target(target_BCHW)])
 
 
 def separate_domains(network: nn.Module) -> list[DomainBatchNorm2d]:

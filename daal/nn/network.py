@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from daal.config import NetworkConfig
 from daal.errors import CheckpointError
-from daal.nn.attention import DomainAdaptiveAttention, IndependentAttention, NoAttention
-from daal.nn.backbone import build_backbone, num_frozen_children
+from daal.nn.attention import IndependentAttention, attention_module
+from daal.nn.backbone import build_backbone
 from daal.nn.domain_batch_norm import checkpoint_name, separate_domains
 from daal.nn.heads import ClusterMemory, IdentityHead
 from daal.nn.pooling import AveragePooling, BatchNormNeck, GeneralizedMeanPooling
@@ -49,8 +49,8 @@ class DaalNetwork(nn.Module):
         domain_head: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, channels = build_backbone(config)
-        self.attention = _attention(config, channels)
+        self.backbone, channels, stages = build_backbone(config)
+        self.attention = attention_module(channels, config.attention)
         # One for both maps: pretraining, which pools no specific map, trains the whole of it.
         self.pool = GeneralizedMeanPooling() if config.pooling == "gem" else AveragePooling()
         self.neck = BatchNormNeck(channels) if config.neck == "bnneck" else nn.Identity()
@@ -59,11 +59,15 @@ class DaalNetwork(nn.Module):
         self.source_head = (
             IdentityHead(config, channels, num_source_ids) if num_source_ids else None
         )
-        self.target_head = _target_head(config, channels, num_clusters) if num_clusters else None
+        self.target_head: IdentityHead | ClusterMemory | None = None
+        if num_clusters and config.target_head == "memory":
+            self.target_head = ClusterMemory(channels, num_clusters)
+        elif num_clusters:
+            self.target_head = IdentityHead(config, channels, num_clusters)
         self.domain_head = nn.Linear(channels, 2) if domain_head else None
         if isinstance(self.attention, IndependentAttention) and not domain_head:
             self.attention.specific.requires_grad_(False)  # nothing would train it, and DDP waits
-        self._frozen = list(self.backbone.children())[: num_frozen_children(config.frozen_stages)]
+        self._frozen = [module for stage in stages[: config.frozen_stages] for module in stage]
         for module in self._frozen:
             module.requires_grad_(False)
         both_domains = config.domain_batch_norm and num_clusters and num_source_ids
@@ -147,25 +151,3 @@ class DaalNetwork(nn.Module):
                 "more tensors are missing or of another shape; use the recipe it was trained with."
             )
         self.load_state_dict(fitting, strict=False)
-
-
-def _target_head(
-    config: NetworkConfig, channels: int, num_clusters: int
-) -> IdentityHead | ClusterMemory:
-    if config.target_head == "memory":
-        return ClusterMemory(channels, num_clusters)
-    return IdentityHead(config, channels, num_clusters)
-
-
-def _attention(config: NetworkConfig, channels: int) -> nn.Module:
-    attention = config.attention
-    if attention.mode == "none":
-        return NoAttention()
-    module = DomainAdaptiveAttention if attention.mode == "residual" else IndependentAttention
-    return module(
-        channels,
-        relu_before_sigmoid=attention.relu_before_sigmoid,
-        norm_after_depthwise=attention.norm_after_depthwise,
-        pool_channels=attention.pool_channels,
-        zero_init=attention.zero_init,
-    )

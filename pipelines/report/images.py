@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from daal import figures
 from daal.config import InputConfig
 from daal.data.images import decode
 from daal.data.records import Domain
 from daal.errors import DataError
+from pipelines.report import figures
 from pipelines.run.artefacts import features_array
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import Stage

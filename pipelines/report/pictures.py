@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from daal import figures
 from daal.config import InputConfig
 from daal.data.augment import normalise
 from daal.data.records import Domain
@@ -18,6 +17,7 @@ from daal.errors import DataError
 from daal.nn.attention import IndependentAttention, NoAttention
 from daal.nn.network import DaalNetwork
 from daal.trained_model import TrainedModel
+from pipelines.report import figures
 from pipelines.report.facts import Facts
 from pipelines.report.images import Photo, columns, images, photo, spread, thumbs
 from pipelines.run.artefacts import read_parts

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from daal import figures
+from pipelines.report import figures
 from pipelines.report.facts import Facts, training_curves
 from pipelines.run.stages import FINAL, SUPERVISED
 
@@ -110,7 +110,7 @@ def training_plots(facts: Facts) -> list[Plot]:
 
 
 def inlined(svg: bytes, alt: str, prefix: str) -> Markup:
-    """An SVG of `daal.figures` as part of a page: of any width, its ids its own."""
+    """An SVG of `pipelines.report.figures` as part of a page: of any width, its ids its own."""
     text = svg.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # would be the whole page's

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from daal.available_cpus import available_cpus
 from daal.data.images import decode, read
 from daal.errors import DataError
-from daal.step import mixed_precision
+from daal.precision import mixed_precision
 from daal.trained_model import TrainedModel
 
 BATCH = 64

@@ -14,7 +14,8 @@ from daal.data.augment import augment, draw_table, sample_seeds
 from daal.data.layouts import load_records
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
-from daal.step import TrainBatch, mixed_precision, train_step
+from daal.precision import mixed_precision
+from daal.step import TrainBatch, train_step
 from pipelines.tools.validate import root_of
 
 WORKERS = (1, 2, 4, 8, 16)

@@ -15,7 +15,8 @@ from daal.errors import CheckpointError
 from daal.load_config import check_config
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
-from daal.step import TrainBatch, mixed_precision, train_step
+from daal.precision import mixed_precision
+from daal.step import TrainBatch, train_step
 from pipelines.run import artefacts
 from pipelines.run.folder import RunFolder
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from daal.config import Config
 from daal.errors import DataError
 from daal.host_copy import HostCopy
-from daal.step import mixed_precision
+from daal.precision import mixed_precision
 from daal.trained_model import TrainedModel
 from pipelines.images.pixels import Images, ImageSource, Pixels, pixel_reader
 from pipelines.images.prefetch import ahead, pinned

@@ -8,7 +8,8 @@ from daal.captured_step import WARM_UP, WARM_UP_OF_DDP, CapturedStep, CudaGraph
 from daal.config import Config
 from daal.errors import ClusterError, first_line
 from daal.losses import LossTerms
-from daal.step import mixed_precision, train_step
+from daal.precision import mixed_precision
+from daal.step import train_step
 from pipelines.training.train_batch import BatchMaker, HostBatch
 from pipelines.training.train_state import TrainState
 from pipelines.workers.group import Worker

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from pipelines.workers.cluster_address import is_own_ray
 
-# Without it, CPUs with AMX don't compute in bf16 (`daal.cpu_bf16`).
+# Without it, CPUs with AMX don't compute in bf16 (`daal.precision`).
 ONEDNN = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 ALWAYS = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # the dashboard's Train tab is empty without

@@ -21,7 +21,8 @@ from daal.config import Config
 from daal.data.plan import Plan
 from daal.errors import CheckpointError, TrainingDiverged
 from daal.optimizer import make_optimizer, set_learning_rate
-from daal.step import TrainBatch, mixed_precision, train_step
+from daal.precision import mixed_precision
+from daal.step import TrainBatch, train_step
 from pipelines.images.ingest import ingest
 from pipelines.images.pixels import Images, Pixels, decode_rows
 from pipelines.images.stream import FedBatch

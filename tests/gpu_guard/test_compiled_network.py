@@ -15,7 +15,7 @@ from test_training_step import SMALL, config_of
 from benchmarks.fake_cuda import CUDA
 from benchmarks.fake_steps import FakeFit, process
 from daal.nn.network import DaalNetwork
-from daal.step import mixed_precision
+from daal.precision import mixed_precision
 
 
 def num_graphs(recipe: str) -> int:

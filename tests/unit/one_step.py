@@ -7,7 +7,8 @@ from daal import checkpoint
 from daal.config import LossConfig, NetworkConfig, OptimConfig
 from daal.losses import LossTerms
 from daal.nn.network import DaalNetwork
-from daal.step import TrainBatch, mixed_precision, train_step
+from daal.precision import mixed_precision
+from daal.step import TrainBatch, train_step
 from daal.teacher import Teacher
 
 OFF = mixed_precision(torch.device("cpu"), wanted=False)

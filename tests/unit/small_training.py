@@ -13,7 +13,8 @@ from daal.config import Config
 from daal.load_config import load_config
 from daal.losses import LossTerms
 from daal.optimizer import make_optimizer, set_learning_rate
-from daal.step import mixed_precision, train_step
+from daal.precision import mixed_precision
+from daal.step import train_step
 from daal.teacher import Teacher
 from pipelines.images.stream import FedBatch
 from pipelines.tools.shipped import RECIPES
@@ -60,7 +61,6 @@ class Training:
     """One worker's training, as `pipelines.training.train_loop` runs it."""
 
     config: Config
-    capturable: bool = True
     terms: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class Training:
         momentum = config.adapt.teacher_momentum
         self.teacher = Teacher(self.network, momentum) if momentum else None
         self.network.train()
-        self.optimizer = make_optimizer(self.network, config.adapt.optim, self.capturable)
+        self.optimizer = make_optimizer(self.network, config.adapt.optim, capturable=True)
         self.diverged = torch.zeros(())
 
     def take(self, parts: Sequence[HostBatch]) -> LossTerms:

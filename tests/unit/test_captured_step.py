@@ -99,10 +99,3 @@ def test_what_waits_for_the_device__is_not_captured__but_trained_on() -> None:
     assert "waits for the device" in str(told[0]) and len(told) == 1
     assert graph.num_replays == 0
     assert differences(replayed, eager) == []
-
-
-def test_a_rate_that_is_a_number__would_be_seen() -> None:
-    eager, replayed = (Training(config_of("paper"), capturable=False) for _ in range(2))
-    eager.run(eager.take)
-    replayed.run(captured(replayed)[0])
-    assert "backbone.conv1.weight" in differences(replayed, eager)

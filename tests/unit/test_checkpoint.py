@@ -5,22 +5,16 @@ import hashlib
 import json
 import os
 import random
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from daal import checkpoint
-from daal.checkpoint import (
-    load,
-    load_optimizer,
-    save,
-)
+from daal.checkpoint import load, load_optimizer, save
 from daal.errors import CheckpointError
 from daal.nn.backbone import load_backbone_weights
 
@@ -100,28 +94,18 @@ def test_a_writer_that_fails__leaves_nothing(
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_missing_file(saved: Path, name: str) -> None:
+def test_a_file_that_is_missing_cut_off_or_changed(saved: Path, name: str) -> None:
+    whole, draw = (saved / name).read_bytes(), random.Random(0)
     (saved / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name} doesn't exist"):
         load(saved)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_truncated_file(saved: Path, name: str) -> None:
-    whole = (saved / name).read_bytes()
-    for length in {0, 1, len(whole) - 1, *random.Random(0).sample(range(len(whole)), 20)}:
+    for length in {0, 1, len(whole) - 1, *draw.sample(range(len(whole)), 20)}:
         (saved / name).write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=name):
             load(saved)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_flipped_bit(saved: Path, name: str) -> None:
-    whole = (saved / name).read_bytes()
-    generator = random.Random(1)
-    for position in generator.sample(range(len(whole)), min(len(whole), 40)):
+    for position in draw.sample(range(len(whole)), min(len(whole), 40)):
         damaged = bytearray(whole)
-        damaged[position] ^= 1 << generator.randrange(8)
+        damaged[position] ^= 1 << draw.randrange(8)
         (saved / name).write_bytes(damaged)
         try:
             tensors, metadata = load(saved)
@@ -139,42 +123,30 @@ def test_strange_manifest(saved: Path, text: str) -> None:
         load(saved)
 
 
-def rewrite_manifest(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """A manifest that is consistent in itself, as an attacker or a later release would write."""
-    manifest = json.loads((directory / "checkpoint.json").read_text())
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format_version": 2}, "format version 2"),
+        ({"files": {"weights.safetensors": {}, "../secret": {}}}, r"checkpoint\.json is damaged"),
+    ],
+)
+def test_a_manifest_that_is_consistent_in_itself(
+    saved: Path, changes: dict[str, Any], said: str
+) -> None:
+    """As an attacker or a later release would write it."""
+    manifest = json.loads((saved / "checkpoint.json").read_text()) | changes
     del manifest["sha256"]
-    change(manifest)
     manifest["sha256"] = hashlib.sha256(checkpoint._canonical(manifest)).hexdigest()
-    (directory / "checkpoint.json").write_text(json.dumps(manifest))
-
-
-def test_later_format_version(saved: Path) -> None:
-    rewrite_manifest(saved, lambda manifest: manifest.update(format_version=2))
-    with pytest.raises(CheckpointError, match="format version 2"):
+    (saved / "checkpoint.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=said):
         load(saved)
 
 
-def test_manifest_cannot_name_other_files(saved: Path) -> None:
-    rewrite_manifest(saved, lambda manifest: manifest["files"].update({"../secret": {}}))
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json"):
-        load(saved)
-
-
-@pytest.mark.parametrize("value", [float("nan"), (1, 2), {1: 2}, object()])
+@pytest.mark.parametrize("value", [float("nan"), object()])
 def test_metadata_that_json_cannot_hold(saved: Path, value: object) -> None:
     with pytest.raises((TypeError, ValueError)):
         save(saved, {}, {"value": value})
     assert load(saved)[1] == METADATA
-
-
-class Payload:
-    """Pickled, it asks the reader to make a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch '{self.mark}'",)
 
 
 def resnet_state() -> dict[str, Tensor]:
@@ -201,54 +173,3 @@ def test_backbone_weights(tmp_path: Path, name: str) -> None:
     for key, tensor in loaded.items():
         assert tensor.equal(state[key].float() if state[key].is_floating_point() else state[key])
         assert tensor.dtype in (torch.float32, torch.int64)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("place", ["whole", "value", "extra"])
-def test_malicious_weights_are_refused_and_leave_no_mark(
-    tmp_path: Path, place: str, zipped: bool
-) -> None:
-    mark, path = tmp_path / "mark", tmp_path / "weights.pth"
-    payload = Payload(mark)
-    state: object = {
-        "whole": payload,
-        "value": {"conv1.weight": payload},
-        "extra": resnet_state() | {"z": payload},
-    }[place]
-    torch.save(state, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match=r"weights\.pth was refused") as caught:
-        load_backbone_weights(path)
-    assert "weights_only" not in str(caught.value)
-    assert not mark.exists()
-    # Renamed, it fares no better.
-    shutil.copy(path, tmp_path / "weights.safetensors")
-    with pytest.raises(CheckpointError, match="safetensors"):
-        load_backbone_weights(tmp_path / "weights.safetensors")
-    assert not mark.exists()
-
-
-def test_backbone_weights_of_other_kinds(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-
-    def refused(state: object, why: str) -> None:
-        torch.save(state, path)
-        with pytest.raises(CheckpointError, match=why):
-            load_backbone_weights(path)
-
-    refused({"state_dict": resnet_state()}, "isn't a flat dictionary")
-    refused([torch.ones(1)], "isn't a flat dictionary")
-    refused(resnet_state() | {"epoch": 3}, "isn't a flat dictionary")
-    refused(
-        {f"module.{key}": value for key, value in resnet_state().items()}, "module.conv1.weight"
-    )
-    refused({}, "no conv1.weight")
-    refused(nn.Linear(1, 1), "refused")
-    for junk in (b"", b"PK\x03\x04", b"\x80\x02", b"<html>", os.urandom(200)):
-        path.write_bytes(junk)
-        with pytest.raises(CheckpointError, match="refused"):
-            load_backbone_weights(path)
-    with pytest.raises(CheckpointError, match="doesn't exist"):
-        load_backbone_weights(tmp_path / "absent.pth")
-    (tmp_path / "weights.onnx").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"type \.onnx"):
-        load_backbone_weights(tmp_path / "weights.onnx")

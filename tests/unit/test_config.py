@@ -56,23 +56,14 @@ def test_a_home_folder_that_no_shell_expanded(
         load_config(None, [f"{key}=~nobody-of-this-name/x"])
 
 
-@pytest.mark.parametrize(
-    ("text", "means"), [("010", 8), ("-0_7", -7), ("1:30", 90), ("1:30.5", 90.5)]
-)
+@pytest.mark.parametrize(("text", "means"), [("010", 8), ("-0_7", -7), ("1:30.5", 90.5)])
 def test_numbers_that_yaml_reads_as_others(text: str, means: float, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"{text} means {means} there"):
-        load_config(None, [f"ray.wait_minutes={text}"])
     file = tmp_path / "mine.yaml"
     file.write_text(f"ray: {{wait_minutes: {text}}}\n")
-    with pytest.raises(ConfigError, match=rf"{text} means {means} there"):
-        load_config(file)
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("0", 0), ("10", 10), ("1_000", 1000), ("0x10", 16), ("0.5", 0.5)]
-)
-def test_numbers_that_mean_what_they_say(text: str, value: float) -> None:
-    assert load_config(None, [f"ray.wait_minutes={text}"]).ray.wait_minutes == value
+    for given in ((file,), (None, [f"ray.wait_minutes={text}"])):
+        with pytest.raises(ConfigError, match=rf"{text} means {means} there"):
+            load_config(*given)
+    assert load_config(None, ["ray.wait_minutes=1_000"]).ray.wait_minutes == 1000
 
 
 @pytest.mark.parametrize("value", ["/data/run #1", "# all of it", "'a' # b"])
@@ -147,13 +138,9 @@ def test_one_of_p_q_and_eps(
 @pytest.mark.parametrize(
     ("recipe", "settings", "said"),
     [
-        (
-            "cluster: {eps_rule: fixed, q: 8}",
-            [],
-            r"cluster\.q=8 has no effect with cluster\.eps_rule",
-        ),
-        ("", ["cluster.q=8", "cluster.p=1e-3"], r"cluster\.p and cluster\.q are different rules"),
-        ("cluster: {p: 1.0e-3, eps: 0.6}", [], r"cluster\.p and cluster\.eps are different rules"),
+        ("cluster: {eps_rule: fixed, q: 8}", [], "q=8 has no effect with cluster.eps_rule"),
+        ("", ["cluster.q=8", "cluster.p=1e-3"], "cluster.p and cluster.q are different rules"),
+        ("cluster: {p: 1.0e-3, eps: 0.6}", [], "cluster.p and cluster.eps are different rules"),
     ],
 )
 def test_two_rules_for_eps_are_refused(
@@ -221,17 +208,10 @@ def test_a_setting_without_effect_is_refused__and_a_recipes_is_dropped(
     )
     # A recipe's value may lose its effect by a setting on the command line.
     kept = check_config(apply_overrides({}, together), kept=True)
-    assert flat(kept.model_dump())[key] == fields()[key].default
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(yaml.safe_dump(apply_overrides({}, [changed])))
-    assert (
-        flat(load_config(recipe, [f"{other}={value}"]).model_dump())[key] == fields()[key].default
-    )
-
-
-def test_conditions_name_keys_that_there_are() -> None:
-    for key, name, *_ in CONDITIONS:
-        assert (name if "." in name else f"{key.rpartition('.')[0]}.{name}") in fields()
+    for config in (kept, load_config(recipe, [f"{other}={value}"])):
+        assert flat(config.model_dump())[key] == fields()[key].default
 
 
 # What a section is called where it is read, beside its own name and config.

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from daal.cpu_bf16 import multiplies_bf16
+from daal.precision import cpu_multiplies_bf16
 
 VARIABLE = "ONEDNN_MAX_CPU_ISA"
 
@@ -26,7 +26,7 @@ def test_amx_is_not_relied_on(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     monkeypatch.setenv(VARIABLE, limit)
-    assert multiplies_bf16() is native
+    assert cpu_multiplies_bf16() is native
 
 
 def test_a_step_of_bf16_repeats_its_bits() -> None:
@@ -35,7 +35,7 @@ def test_a_step_of_bf16_repeats_its_bits() -> None:
         "import torch\n"
         "from pipelines.workers.ray_environment import set_for_process\n"
         "set_for_process()\n"
-        "from daal.step import mixed_precision\n"
+        "from daal.precision import mixed_precision\n"
         "from torchvision.models import resnet18\n"
         "torch.manual_seed(0)\n"
         "network = resnet18(weights=None).to(memory_format=torch.channels_last)\n"

@@ -1,12 +1,10 @@
 """Figures: what is drawn can be read without colours, and names are text."""
 
-import io
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
-from PIL import Image
 
-from daal.figures import Curve, curves, jpeg, weighted
+from pipelines.report.figures import Curve, curves, map_of, scatter, weighted
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -36,6 +34,28 @@ def test_curves__the_same_bytes_each_time() -> None:
     assert "0.001" in texts(first) and not any("math" in text for text in texts(first))
 
 
+def test_scatter__groups_have_names__some_are_not_drawn() -> None:
+    points = np.random.default_rng(0).standard_normal((40, 2))
+    groups = np.arange(40) % 4 - 2
+    svg = scatter(points, groups, ["first", "second"])
+    assert texts(svg) == ["first", "second"]
+    assert b"data:image/png;base64" in svg
+    # Those of -2 leave their room free, and nothing else.
+    assert scatter(points, np.where(groups == 0, -2, groups), []) != scatter(points, groups, [])
+
+
+def test_map_of__keeps_groups_together_and_is_the_same_each_time() -> None:
+    rng = np.random.default_rng(0)
+    centres = np.repeat(10 * rng.standard_normal((3, 16)), 12, axis=0)
+    features = (centres + rng.standard_normal(centres.shape)).astype(np.float32)
+    points = map_of(features, seed=2**40)
+    assert points.shape == (36, 2) and np.array_equal(points, map_of(features, seed=2**40))
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    assert (distances.argmin(1) // 12 == np.arange(36) // 12).all()
+    assert map_of(features[:5], seed=0).shape == (5, 2)
+
+
 def test_weighted__the_highest_weight_is_the_image_and_the_lowest_an_eighth() -> None:
     image = np.full((40, 20, 3), 200, np.uint8)
     weights = np.array([[0.5001], [0.5002]])  # top, bottom
@@ -44,10 +64,3 @@ def test_weighted__the_highest_weight_is_the_image_and_the_lowest_an_eighth() ->
     assert (seen[0] == 25).all() and (seen[-1] == 200).all()
     assert (np.diff(seen[:, 0, 0].astype(int)) >= 0).all()
     assert np.array_equal(weighted(image, np.full((2, 1), 0.5)), image)
-
-
-def test_jpeg__gives_the_image_back() -> None:
-    image = np.zeros((32, 16, 3), np.uint8)
-    image[:16] = (200, 30, 40)
-    back = np.asarray(Image.open(io.BytesIO(jpeg(image)))).astype(int)
-    assert back.shape == image.shape and abs(back - image).mean() < 8

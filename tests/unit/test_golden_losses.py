@@ -33,7 +33,8 @@ from daal.load_config import load_config
 from daal.nn.network import DaalNetwork
 from daal.nn.stripes import whole_and_stripes
 from daal.optimizer import make_optimizer, set_learning_rate
-from daal.step import mixed_precision, train_step
+from daal.precision import mixed_precision
+from daal.step import train_step
 from daal.teacher import Teacher
 from pipelines.images.stream import FedBatch
 from pipelines.tools.shipped import RECIPES, shipped_names

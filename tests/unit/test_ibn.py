@@ -97,16 +97,3 @@ def test_weights_of_ibn_net__are_used_as_they_are(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
     with pytest.raises(CheckpointError, match="set network.ibn=a"):
         DaalNetwork(config.model_copy(update={"ibn": "none"}))
-
-
-def test_network__keeps_channels_last_through_its_blocks() -> None:
-    network = DaalNetwork(SMALL).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    layouts = []
-    for module in network.modules():
-        if isinstance(module, InstanceBatchNorm):
-            module.register_forward_hook(
-                lambda _, inputs, out: layouts.append((inputs[0].stride(), out.stride()))
-            )
-    network.extract(images(2, 3, 64, 32).contiguous(memory_format=torch.channels_last))
-    assert len(layouts) == 6
-    assert all(given == out and given[1] == 1 for given, out in layouts)

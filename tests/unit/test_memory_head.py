@@ -9,7 +9,7 @@ from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
 from daal.step import TrainBatch, train_step
 
-GO_ON, STOP = torch.zeros(()), torch.ones(())
+CONTINUE, STOP = torch.zeros(()), torch.ones(())
 
 
 def memory(momentum: float = 0.25) -> ClusterMemory:
@@ -18,16 +18,13 @@ def memory(momentum: float = 0.25) -> ClusterMemory:
     return made
 
 
-def test_logits_are_scaled_cosines() -> None:
-    logits = memory()(torch.tensor([[3.0, 4.0]]))
-    torch.testing.assert_close(logits, 20 * torch.tensor([[0.6, 0.8, -0.6]]))
-
-
-def test_update_by_hand() -> None:
+def test_logits_and_update_by_hand() -> None:
     head = memory(momentum=0.25)
+    logits = head(torch.tensor([[3.0, 4.0]]))
+    torch.testing.assert_close(logits, 20 * torch.tensor([[0.6, 0.8, -0.6]]))
     # Two images of cluster 0 with a mean of (0.6, 0.0), one of cluster 2, none of cluster 1.
     features = torch.tensor([[3.0, 4.0], [6.0, -8.0], [0.0, 7.0]])
-    head.update(features, torch.tensor([0, 0, 2]), GO_ON)
+    head.update(features, torch.tensor([0, 0, 2]), CONTINUE)
     moved = torch.tensor([[0.25 + 0.75 * 0.6, 0.0], [0.0, 1.0], [-0.25, 0.75]])
     torch.testing.assert_close(head.memory_KC, F.normalize(moved, dim=1))
 
@@ -51,7 +48,7 @@ def test_a_step_trains_the_backbone_and_moves_the_memory() -> None:
         torch.randn(8, 3, 64, 32), torch.tensor([0, 1, 2, 0]), F.one_hot(labels, 4).float(), labels
     )
     off = torch.autocast("cpu", enabled=False)
-    train_step(network, [batch], optimizer, LossConfig(), GO_ON.clone(), lambda _: None, off)
+    train_step(network, [batch], optimizer, LossConfig(), CONTINUE.clone(), lambda _: None, off)
     after = network.state_dict()
     moved = (after["target_head.memory_KC"] != before["target_head.memory_KC"]).any(1)
     assert moved.tolist() == [True, False, False, True]

@@ -1,12 +1,10 @@
 """The network of Fig. 2: branches, heads, weights, and what carries over."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torchvision
-from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -62,25 +60,6 @@ def test_neck__is_in_front_of_the_heads_and_of_matching() -> None:
     torch.testing.assert_close(network.extract(images()), expected_BC)
 
 
-@pytest.mark.parametrize(
-    ("settings", "remedy"),
-    [
-        ({"ibn": "a", "frozen_stages": 2}, "network.weights=FILE of a ResNet-IBN"),
-    ],
-)
-def test_options_that_can_not_work(settings: dict[str, Any], remedy: str) -> None:
-    with pytest.raises(ValidationError, match=remedy):
-        NetworkConfig(**settings)
-
-
-def test_forward__each_domain_meets_its_own_head() -> None:
-    out = DaalNetwork(SMALL, num_source_ids=7, num_clusters=5, domain_head=True)(images(), 3)
-    assert out.shared_BC.shape == (4, 512)
-    assert out.source_logits_BS is not None and out.source_logits_BS.shape == (3, 7)
-    assert out.target_logits_BK is not None and out.target_logits_BK.shape == (1, 5)
-    assert out.domain_logits_B2 is not None and out.domain_logits_B2.shape == (4, 2)
-
-
 @pytest.mark.parametrize("heads", [(7, 0, False), (7, 5, True)], ids=["pretrain", "adapt"])
 @pytest.mark.parametrize("mode", ["residual", "independent", "none"])
 def test_every_trained_parameter_gets_a_gradient(mode: str, heads: tuple[int, int, bool]) -> None:
@@ -88,7 +67,8 @@ def test_every_trained_parameter_gets_a_gradient(mode: str, heads: tuple[int, in
     network = DaalNetwork(config, *heads)
     out = network(images(), 2)
     logits = [out.source_logits_BS, out.target_logits_BK, out.domain_logits_B2]
-    assert [each is not None for each in logits] == [bool(heads[0]), bool(heads[1]), heads[2]]
+    shapes = [None if each is None else tuple(each.shape) for each in logits]
+    assert shapes == ([(2, 7), None, None] if heads[1] == 0 else [(2, 7), (2, 5), (4, 2)])
     sum(each.sum() for each in logits if each is not None).backward()  # type: ignore[union-attr]
     trained = [p for p in network.parameters() if p.requires_grad]
     assert all(p.grad is not None for p in trained)  # DDP waits for each
@@ -124,13 +104,6 @@ def test_frozen_stages__neither_train_nor_move_their_statistics() -> None:
     before = network.backbone.bn1.running_mean.clone()  # type: ignore[union-attr,operator]
     network(images(), 4)
     assert torch.equal(before, network.backbone.bn1.running_mean)  # type: ignore[union-attr,arg-type]
-
-
-def test_parameter_groups__split_backbone_and_the_rest() -> None:
-    network = DaalNetwork(SMALL, 7, 5, domain_head=True)
-    backbone, new = network.parameter_groups()
-    assert len(backbone) + len(new) == len(list(network.parameters()))
-    assert {id(p) for p in backbone} == {id(p) for p in network.backbone.parameters()}
 
 
 def test_load_matching__keeps_the_source_head_and_refuses_another_backbone() -> None:

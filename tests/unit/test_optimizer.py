@@ -1,5 +1,7 @@
 """Optimizers that can leave a step out, their state, and the learning rate of each step."""
 
+from typing import Any
+
 import pytest
 import torch
 from one_step import OPTIMIZERS, assert_same_bits, everything, setting, step
@@ -34,7 +36,7 @@ def test_fused_optimizers_equal_the_plain_ones(name: str) -> None:
 
 @pytest.mark.parametrize("num_before", [0, 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_restored_optimizers_go_on_to_the_bit(name: str, num_before: int) -> None:
+def test_restored_optimizers_continue_to_the_bit(name: str, num_before: int) -> None:
     network, batch = setting()
     optimizer = make_optimizer(network, OPTIMIZERS[name])
     for _ in range(num_before):
@@ -79,25 +81,19 @@ def test_schedule__two_rates_warm_up_and_decay() -> None:
     assert rates[6] == pytest.approx([1.5e-5, 3e-6])  # after two epochs of three steps
 
 
-def test_paper_schedule__drops_every_60_epochs() -> None:
-    network, _ = setting()
-    fit = AdaptConfig()
-    optimizer = make_optimizer(network, fit.optim)
-    rates = [set_learning_rate(optimizer, fit, epoch, 1) for epoch in (0, 59, 60, 120, 180, 259)]
-    assert rates == pytest.approx([3e-5, 3e-5, 3e-6, 3e-7, 3e-8, 3e-9])
-
-
-def test_schedule__listed_epochs() -> None:
-    network, _ = setting()
-    fit = AdaptConfig(optim=AdaptOptimConfig(decay_at_epochs=[20, 80]))
-    optimizer = make_optimizer(network, fit.optim)
-    rates = [set_learning_rate(optimizer, fit, epoch, 1) for epoch in (19, 20, 79, 80, 259)]
-    assert rates == pytest.approx([3e-5, 3e-6, 3e-6, 3e-7, 3e-7])
-
-
-def test_schedule__listed_iterations() -> None:
-    network, _ = setting()
-    fit = AdaptConfig(optim=AdaptOptimConfig(decay_at_iterations=[3, 5]))
-    optimizer = make_optimizer(network, fit.optim)
-    rates = [set_learning_rate(optimizer, fit, 60, 1, at) for at in (0, 2, 3, 4, 5)]
-    assert rates == pytest.approx([3e-6, 3e-6, 3e-7, 3e-7, 3e-8])
+@pytest.mark.parametrize(
+    ("optim", "decays"),  # of (iteration, epoch)
+    [
+        ({}, {(0, 0): 0, (0, 59): 0, (0, 60): 1, (9, 180): 3, (0, 259): 4}),  # paper: every 60
+        ({"decay_at_epochs": [20, 80]}, {(0, 19): 0, (0, 20): 1, (0, 79): 1, (0, 259): 2}),
+        ({"decay_at_iterations": [3, 5]}, {(2, 60): 1, (3, 60): 2, (4, 60): 2, (5, 60): 3}),
+    ],
+)
+def test_schedule__listed_epochs_and_iterations(
+    optim: dict[str, Any], decays: dict[tuple[int, int], int]
+) -> None:
+    fit = AdaptConfig(optim=AdaptOptimConfig(**optim))
+    optimizer = make_optimizer(setting()[0], fit.optim)
+    for (iteration, epoch), number in decays.items():
+        rate = set_learning_rate(optimizer, fit, epoch, 1, iteration)
+        assert rate == pytest.approx(3e-5 * 0.1**number)

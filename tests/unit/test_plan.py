@@ -1,4 +1,4 @@
-"""The plan: who is read when."""
+"""The plan: which images are read when."""
 
 import numpy as np
 import pytest

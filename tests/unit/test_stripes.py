@@ -3,13 +3,10 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 import torch
 from torch.nn import functional as F
 
 from daal.config import LossConfig, NetworkConfig
-from daal.errors import ConfigError
-from daal.load_config import load_config
 from daal.losses import triplet_loss
 from daal.nn.network import DaalNetwork
 from daal.nn.stripes import pool_stripes, whole_and_stripes
@@ -70,15 +67,3 @@ def test_triplets_are_of_the_whole_body_and_of_each_stripe_with_its_labels() -> 
         ]
     assert torch.allclose(found, sum(expected), rtol=1e-6)
     assert torch.equal(of_whole, expected[0])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["network.stripes=2", "cluster.outliers=singletons"], "needs cluster.outliers=drop"),
-        (["network.stripes=9", "input.height=256"], "input.height=256 gives 8"),
-    ],
-)
-def test_what_stripes_need(settings: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_config(None, settings)

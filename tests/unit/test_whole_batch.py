@@ -1,11 +1,9 @@
 """Losses over all workers' images: the gradient of one worker that has them all."""
 
-import multiprocessing
 from pathlib import Path
 
-import pytest
 import torch
-import torch.distributed as dist
+from several_workers import found_by_workers
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,36 +28,14 @@ def found_by(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tens
     return {"features": features.detach(), "loss": loss.detach(), **gradients}  # type: ignore[dict-item]
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=NUM_WORKERS
-    )
+def worker(rank: int) -> dict[str, Tensor]:
     mine = slice(rank, None, NUM_WORKERS)
-    found = found_by(DistributedDataParallel(layer()), IMAGES[mine], LABELS[mine])
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found_by(DistributedDataParallel(layer()), IMAGES[mine], LABELS[mine])
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
-    folder = tmp_path_factory.mktemp("workers")
-    multiprocessing.set_forkserver_preload(["daal.step"])
-    torch.multiprocessing.start_processes(
-        worker, (str(folder),), nprocs=NUM_WORKERS, start_method="forkserver"
-    )
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(NUM_WORKERS)]
-
-
-def test_every_worker_has_the_batch_in_its_own_order(found: list[dict[str, Tensor]]) -> None:
-    expected = layer()(IMAGES).detach()
-    for each in found:
-        torch.testing.assert_close(each["features"], expected)
-
-
-def test_the_gradient_is_that_of_one_worker(found: list[dict[str, Tensor]]) -> None:
+def test_every_worker_has_the_batch_in_its_order__and_the_gradient_of_one(tmp_path: Path) -> None:
     expected = found_by(layer(), IMAGES, LABELS)
     assert float(expected["weight"].abs().max()) > 0.01
-    for each in found:
-        for name in ("loss", "weight", "bias"):
-            torch.testing.assert_close(each[name], expected[name], msg=name)
+    for found in found_by_workers(worker, NUM_WORKERS, tmp_path):
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, msg=name)
