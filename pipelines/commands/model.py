@@ -40,10 +40,6 @@ def extract(
             "file has only path and feature."
         ),
     ] = "market1501",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="The same as the argument KEY=VALUE."),
-    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Write the features of all images of a folder to a Parquet file."""
@@ -53,9 +49,7 @@ def extract(
 
     check_file_to_write(out)
     with checkpoint_of(model) as (folder, _):
-        table, quarantine = extract_folder(
-            folder, images, layout, [*(settings or []), *(overrides or [])], verbose
-        )
+        table, quarantine = extract_folder(folder, images, layout, overrides or [], verbose)
     write_whole(out, bytes(table_bytes(table)))
     for row in quarantine.to_pylist():
         show("yellow", "left out", f"{row['path']}: {row['reason']}")

@@ -36,7 +36,7 @@ def test_any_folder__is_rows_of_path_and_feature(
 
     out = tmp_path / "features.parquet"
     arguments = ["extract", tmp_path / "model", tmp_path / "images", "ray.num_workers=1",
-                 "--layout", "any", "--out", out, "--set", "max_bad_share=0.5"]  # fmt: skip
+                 "--layout", "any", "--out", out, "max_bad_share=0.5"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["daal", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

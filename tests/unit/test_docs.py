@@ -109,7 +109,7 @@ def test_the_scan_finds_commands() -> None:
         "daal adapt none.yaml", "daal config shew demo", "daal label f.npy cluster.k1=x",
         "daal ablate table4 --seeds three", "daal demo iterations=-1", "make coffee",
         "python -m benchmarks.nothing", "python -m benchmarks.training --faster",
-        "daal extract a b --set inputs.width=3",
+        "daal extract a b inputs.width=3",
     ],
 )  # fmt: skip
 def test_the_check_finds(line: str) -> None:
@@ -146,7 +146,7 @@ def check_daal(arguments: list[str]) -> None:
     while hasattr(command, "commands"):
         command, arguments = command.commands[arguments[0]], arguments[1:]
     given = command.make_context(command.name, arguments).params
-    settings = [*(given.get("settings") or []), *(given.get("overrides") or [])]
+    settings = given.get("overrides") or []
     if "suite" in given:
         from pipelines.tools.ablate import configurations, read_suite
 
