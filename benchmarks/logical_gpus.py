@@ -10,7 +10,6 @@ table says on which nodes and GPUs the workers are, whether they are the same pr
 which tasks ran beside them, and how many processes were started after the first iteration.
 """
 
-import io
 import os
 import sys
 import time
@@ -28,7 +27,6 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from ray.util.placement_group import placement_group_table, remove_placement_group
 from ray.util.state import list_tasks, list_workers
-from rich.console import Console
 
 from benchmarks import small_run
 from benchmarks.ray_nodes import ray_nodes
@@ -147,7 +145,7 @@ def one_run(layout: str, images: Path, scratch: Path) -> dict[str, Any]:
         if event["stage"] == END_OF_FIRST and "seconds" in event:
             over = time.time()
 
-    progress = Progress(record, Console(file=io.StringIO()))
+    progress = Progress(record, quiet=True)
     with (
         cluster_of(layout, dashboard=True) as (_, nodes),
         patch.object(workers, "TorchConfig", OnCpus),

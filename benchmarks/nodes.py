@@ -12,7 +12,6 @@ Weights are compared by their bytes.
 """
 
 import hashlib
-import io
 import sys
 import threading
 import time
@@ -27,7 +26,6 @@ import ray
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 from ray.util.state import list_tasks
-from rich.console import Console
 
 from benchmarks import small_run
 from benchmarks.ray_nodes import ray_nodes
@@ -137,10 +135,7 @@ class Nothing:
 def travel(settings: list[str], scratch: str) -> dict[str, Any]:
     """What each node takes in when all workers read everything: nodes of workers, in any order."""
     config = load_config(None, [*SETTINGS, *settings])
-    resources, progress = (
-        place(config.ray, config.common_batch),
-        Progress(console=Console(file=io.StringIO())),
-    )
+    resources, progress = place(config.ray, config.common_batch), Progress(quiet=True)
     with Workers(config, RunFolder(f"{scratch}/travel"), resources, progress) as workers:
         workers.run(Nothing())  # starts the group: decoding is left to the head
         table, _ = ingest(config, "target")
@@ -184,7 +179,7 @@ def one_run(
         if loss is not None:
             loss.watch(event)
 
-    progress = Progress(record, Console(file=io.StringIO()))
+    progress = Progress(record, quiet=True)
     started = time.monotonic()
     adaptation = Adaptation(config, folder, place(config.ray, config.common_batch), progress)
     with ThreadPoolExecutor(1) as pool:
