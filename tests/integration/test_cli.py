@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipelines import cli
-from pipelines.tools.shipped import shipped_names
 
 Daal = Callable[..., tuple[int, str, str]]
 
@@ -61,21 +61,12 @@ def test_dry_run__leaves_no_folder(daal: Daal, data: list[str], tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_recipe__the_nearest_and_the_shipped_ones(daal: Daal) -> None:
-    code, _, err = daal("adapt", "fats")
-    assert code == 2
-    assert 'there is no recipe "fats"; did you mean "fast"? Shipped are' in err
-    assert ", ".join(shipped_names()) in err
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["adpat", "fast"], "No such command 'adpat'. Did you mean 'adapt'"),
-        (["config", "shwo"], "No such command 'shwo'. Did you mean 'show'? See \"daal config"),
         (["adapt"], "Missing argument 'recipe'. See \"daal adapt --help\"."),
         (["adapt", "demo", "--drry"], "No such option: --drry (Possible options: --dry-run) See"),
-        (["label", "x.npy", "--out"], "Option '--out' requires an argument."),
         (["ablate", "table4", "--seeds", "none"], "Invalid value for '--seeds': Input should be"),
         (["adapt", "demo", "--json", "-v"], "--json can't go with -v"),
     ],
@@ -129,8 +120,6 @@ def test_a_suite_on_images_that_cannot_be_scored__exit_3_before_anything_starts(
     [
         (b"title: caf\xe9", "isn't UTF-8 text (byte 10); save it as UTF-8."),
         (b"title: [x", "is not valid YAML"),
-        (b"- 1", "must hold keys and values, like title: mine, and not a list."),
-        (b"title: !!python/name:os.system x", "constructor for the tag"),
         (b"title: x\nrows: [{name: y}]\nsedes: 1", 'not a known key; did you mean "seeds"?'),
         (b"title: x\nrows: [{name: y, settings: [clutser.k1=3]}]",
          '"clutser" is not a known key; did you mean "cluster"? [from override "clutser.k1=3"]'),
@@ -146,25 +135,11 @@ def test_a_suite_that_is_none__exit_2_and_why(
     assert [file.name for file in tmp_path.iterdir()] == ["mine.yaml"]
 
 
-def test_a_suite_of_another_name__the_nearest(daal: Daal) -> None:
-    code, _, err = daal("ablate", "tabel4")
-    assert code == 2 and re.search(r'"tabel4"; did you mean "table4"\? Shipped are .*fig4', err)
-
-
-def test_size_without_data__exit_3_and_the_setting(daal: Daal) -> None:
-    code, _, err = daal("size", "demo")
-    assert code == 3 and "source.root is not set" in err
-
-
 def test_config_show__is_the_whole_resolved_recipe(daal: Daal) -> None:
     code, out, _ = daal("config", "show", "paper", "seed=5")
     assert code == 0 and "seed: 5" in out and "epsilon: 0.9" in out
-
-
-def test_synth__leaves_a_folder_of_other_things_alone(daal: Daal, tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("not to be touched")
-    code, _, _ = daal("synth", str(tmp_path))
-    assert code == 3 and (tmp_path / "mine.txt").read_text() == "not to be touched"
+    _, as_json, _ = daal("config", "show", "paper", "seed=5", "--json")
+    assert json.loads(as_json) == yaml.safe_load(out)
 
 
 def test_version() -> None:
