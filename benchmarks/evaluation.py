@@ -91,7 +91,7 @@ def measure(name: str, query: Side, gallery: Side, given: argparse.Namespace) ->
             found: list[EvaluationResult] = []
             wall = seconds(lambda found=found: found.append(evaluate(*query, *gallery)), given)
         runs.append((wall, product, (peak[0] - before) / 1e9))
-    # The repeat with the median ratio to the product, but for the largest peak.
+    # The repeat with the median ratio to the product, except for the largest peak.
     wall, product, _ = sorted(runs, key=lambda run: run[0] / run[1])[len(runs) // 2]
     return {
         "name": name, "ratio": wall / product, "baseline_s": product, "seconds": wall,

@@ -1,4 +1,4 @@
-"""A process that believes in a GPU: tensors that have a device "cuda:0", but no values.
+"""A process that finds a GPU: its tensors have a device "cuda:0", but no values.
 
 On torch's fake tensors, code takes the branches of a GPU (`is_cuda`, `device.type`), and
 - an operation that meets tensors of two devices raises a RuntimeError;
@@ -7,8 +7,8 @@ On torch's fake tensors, code takes the branches of a GPU (`is_cuda`, `device.ty
   copy that is blocking or not from pinned memory;
 - the operations that launch kernels can be counted.
 
-Nothing is said of what kernels compute, of their speed, or of memory. A machine that has a GPU
-needs CUDA_VISIBLE_DEVICES="".
+This shows nothing about what kernels compute, about their speed, or about memory. A machine that
+has a GPU needs CUDA_VISIBLE_DEVICES="".
 """
 
 import traceback

@@ -2,9 +2,9 @@
 
     python -m benchmarks.long_run [--iterations 10] [--json]
 
-An adaptation of drawn images with 30 steps an iteration. Behind each iteration: private memory
-(USS) of the driver and of its two workers together, what is in use of the object store, and the
-bytes of the run's logs. Rising numbers are a leak; the last line is the rise from the third
+An adaptation of drawn images with 30 steps an iteration. After each iteration: private memory
+(USS) of the driver and of its two workers together, how much of the object store is in use, and the
+bytes of the run's logs. Rising numbers are a leak. The last line is the rise from the third
 iteration (caches are warm by then) to the last, as a share.
 """
 

@@ -112,7 +112,7 @@ def measure(num_images: int, given: argparse.Namespace) -> dict[str, Any]:
             found = estimate(features, config, given)
             wall = time.perf_counter() - start
         runs.append((wall, product, found, peak[0] - before, peak[0]))
-    # All figures are those of the repeat with the median time, but for the largest peaks.
+    # All figures are those of the repeat with the median time, except the largest peaks.
     wall, product, found, _, _ = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
     searching = [stage for name, stage in found.stages.items() if name.startswith("neighbours")]
     search = max(stage.end for stage in searching) - min(stage.start for stage in searching)

@@ -36,7 +36,7 @@ def adapt(
     recipe: Recipe,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only check settings and data, as daal validate does.")
+        bool, typer.Option("--dry-run", help="Only check settings and data, like daal validate.")
     ] = False,
     quiet: Quiet = False,
     as_json: EventsAsJson = False,
@@ -199,7 +199,7 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def size(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Memory, disk and traffic that a run needs, at 1 to 16 workers."""
+    """Print the memory, disk and traffic that a run needs, with 1 to 16 workers."""
     from pipelines.tools.size import size_of
 
     found = size_of(read_config(recipe, overrides))
