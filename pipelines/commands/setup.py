@@ -19,12 +19,12 @@ COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 
 
 def doctor(overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what works on this machine, and what is missing for the rest.
+    """Say what works on this machine, and what is missing for a run.
 
     This takes seconds, or up to a minute with a cluster. Settings say what a run would need: with
     out=URI a small file is written there, with ray.use_gpu=true GPUs must be there. With
     RAY_ADDRESS it joins that cluster for a moment. The exit code is 0 if a run can start, otherwise
-    the code that the run would end with.
+    the code that the run would end with. Data sets are checked by daal validate.
     """
     from daal.load_config import load_config
     from pipelines.doctor.checks import as_dict, examine, exit_code

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,13 +17,11 @@ from daal.errors import (
     ClusterError,
     ConfigError,
     DaalError,
-    DataError,
     StorageError,
 )
 from pipelines.doctor.probes import Facts, ask_all
 from pipelines.run.folder import RunFolder
 from pipelines.workers.cluster_address import is_own_ray
-from pipelines.workers.ray_token import token_path
 
 LITTLE_DISK, NO_DISK = 5e9, 1e8
 EXTRAS = ("export", "mlflow", "wandb")  # those without a check of their own
@@ -83,8 +80,6 @@ def examine(config: Config, write_out: bool, tell: Callable[[str], None]) -> lis
         check_import("faiss", answers["faiss"], _if_needed("faiss"), needs_faiss),
         check_import("Ray", answers["Ray"], "install ray again", needed=True),
         check_cluster(answers.get("Ray cluster")),
-        check_token(),
-        *check_images(config),
         *check_storage(config.out, answers["run folder"]),
         *check_weights(config.network.weights, answers["torch"].get("weights")),
     ]
@@ -202,35 +197,6 @@ def check_cluster(cluster: Facts | None) -> Check:
 
 def _why(facts: Facts) -> str:
     return str(facts.get("late") or facts["failed"])
-
-
-def check_token() -> Check:
-    """Ray's token: whether there is one that only its owner may read. Never what it is."""
-    name, path, mode = "Ray token", token_path(), os.environ.get("RAY_AUTH_MODE", "disabled")
-    if mode.lower() != "token":
-        remedy = "set RAY_AUTH_MODE=token, unless only you can reach its ports"
-        return _warning(name, f"RAY_AUTH_MODE={mode}: Ray asks for none", remedy)
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        return _ok(name, "in RAY_AUTH_TOKEN")
-    try:
-        permissions = stat.S_IMODE(path.stat().st_mode)
-    except OSError:
-        if is_own_ray():
-            return _ok(name, f"none yet; the first run makes {path}, or uses a token of its own")
-        remedy = "copy the cluster's token there (chmod 600), or set RAY_AUTH_TOKEN_PATH"
-        return _missing(name, f"{path} doesn't exist", remedy, ClusterError)
-    found = f"{path}, permissions {permissions:o}"
-    return _warning(name, found, f"chmod 600 {path}") if permissions & 0o077 else _ok(name, found)
-
-
-def check_images(config: Config) -> Iterator[Check]:
-    """The data sets' folders, where they are given; `daal validate` looks inside."""
-    for domain, settings in config.domains():
-        if settings.root and os.access(settings.root, os.R_OK | os.X_OK):
-            yield _ok(f"{domain} images", settings.root)
-        elif settings.root:
-            remedy = f"correct {domain}.root, or mount its disk"
-            yield _missing(f"{domain} images", f"{settings.root} can't be read", remedy, DataError)
 
 
 def check_storage(out: str, storage: Facts) -> Iterator[Check]:

@@ -10,7 +10,7 @@ from benchmarks.fake_cuda import HostWaits
 from benchmarks.fake_steps import by_phase, watched_step
 from daal import losses, step
 from daal.data import augment
-from daal.nn import batch_norm, batch_norm_kernels
+from daal.nn import batch_norm
 from daal.nn.heads import ClusterMemory
 from pipelines.training.train_batch import BatchMaker, HostBatch
 
@@ -23,8 +23,6 @@ class Bug(NamedTuple):
     found: str  # in the message
     error: type[Exception] = HostWaits
     recipe: str = "paper"
-    settings: tuple[str, ...] = ()
-    workers: int = 1
 
 
 BUGS = {
@@ -71,13 +69,6 @@ BUGS = {
         "logits_BK[torch.arange(len(logits_BK))].float()",
         "losses: an index is copied from the host",
     ),
-    "workers that tell each other how many images they have": Bug(
-        *(batch_norm_kernels._Normalise, "forward"),
-        "num_workers = ",
-        "int(torch.ones((), device=images_BCHW.device)); num_workers = ",
-        "forward: _local_scalar_dense looks at values",
-        workers=8,
-    ),
     "images that are not channels_last": Bug(
         *(augment, "augment"),
         "return normalise(pixels_BHWC.permute(0, 3, 1, 2))",
@@ -91,7 +82,7 @@ BUGS = {
 @pytest.mark.parametrize("name", BUGS)
 def test_bug(name: str) -> None:
     bug = BUGS[name]
-    config = config_of(bug.recipe, *bug.settings, *SMALL, workers=bug.workers)
+    config = config_of(bug.recipe, *SMALL)
     with planted(bug.owner, bug.function, bug.old, bug.new):
         with pytest.raises(bug.error, match=bug.found):
             watched_step(config, "adapt", streamed=True)

@@ -82,32 +82,6 @@ def test_weights_that_nobody_could_look_for__no_line() -> None:
     assert list(checks.check_weights("imagenet", None)) == []
 
 
-@pytest.mark.parametrize(
-    "mode, permissions, address, status, code, said",
-    [
-        ("disabled", None, "", "warning", 0, "RAY_AUTH_MODE=token"),
-        ("token", None, "", "ok", 0, "the first run makes"),
-        ("token", None, "h:1", "missing", 6, "copy the cluster's token there"),
-        ("token", 0o644, "", "warning", 0, "permissions 644; chmod 600"),
-        ("token", 0o600, "", "ok", 0, "permissions 600"),
-    ],
-)
-def test_the_token(
-    mode: str, permissions: int | None, address: str, status: str, code: int, said: str,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    token = tmp_path / "token"
-    if permissions is not None:
-        token.write_text("hush")
-        token.chmod(permissions)
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-    monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    found = seen(checks.check_token())
-    assert found[:2] == (status, code) and said in found[2] and "hush" not in found[2]
-
-
 def test_packages() -> None:
     needed = requirements()
     assert out_of_range(needed) == {} and "ray" in {each.name for each in needed}
@@ -207,12 +181,11 @@ def daal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def test_this_machine_through_the_command(tmp_path: Path) -> None:
-    result = daal("doctor", f"out={tmp_path}/run", "network.weights=none", "--json",
-                  "target.root=/no/where")  # fmt: skip
-    assert result.returncode == 3, result.stderr
+    result = daal("doctor", f"out={tmp_path}/run", "network.weights=/no/w.pth", "--json")
+    assert result.returncode == 4, result.stderr
     found = json.loads(result.stdout)
     lines = {check["name"]: check for check in found["checks"]}
-    assert not found["can_start"] and lines["target images"]["exit_code"] == 3
+    assert not found["can_start"] and lines["weights"]["exit_code"] == 4
     assert lines["Python"]["found"].startswith(sys.version.split()[0])
     assert lines["run folder"]["status"] == lines["packages of daal-reid"]["status"] == "ok"
     assert "starts a Ray of its own" in lines["Ray cluster"]["found"]

@@ -75,15 +75,9 @@ def test_phases_one_and_two__every_section_has_its_rows(tmp_path: Path, first: M
     assert {name for name, row in rows.items() if "left_out" in row} == {
         "tests marked gpu", "check: captured step", "goal 4 x 64x64 captured",
     }  # fmt: skip
-    for name in (
-        "step 4 x 64x64",
-        "goal 4 x 64x64 eager",
-        "goal 4 x 64x64 compiled",
-        "pseudo-labels 800 x 32",
-        "evaluation 60 x 600 x 32",
-        "extraction 4 x 64x64 bf16",
-    ):
-        assert 0 < rows[name]["ratio"] < math.inf
+    kinds = ("step ", "goal ", "pseudo-labels ", "evaluation ", "extraction ")
+    measured = [row for name, row in rows.items() if name.startswith(kinds)]
+    assert all(0 < row["ratio"] < math.inf for row in measured if "left_out" not in row)
     # The table of what each section found goes to the other stream.
     assert all(name in done.stderr for name in rows_of(found, "labels"))
     # ResNet-18: 3.6 GFLOP forward at 224x224, thrice that with backward.
@@ -198,7 +192,6 @@ def section(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
          "WRONG: check: step (waits). Mend it first."),
         (section({"name": "step 32 x 384x128", "bound_by": "host"}),
          "step 32 x 384x128 is bound by the host."),
-        (section({"name": "labels", "goal": "1 s", "reached": True}), "labels: 1 s: reached."),
         (section({"name": "labels", "goal": "1 s", "reached": False}), "labels: 1 s: MISSED."),
         (section(left_out="no package ray"), "Section it was left out: no package ray."),
         (section(failed="no kernel"), "Section it BROKE, and is to be mended first: no kernel."),
