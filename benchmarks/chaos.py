@@ -1,11 +1,12 @@
-"""One adaptation, killed again and again at random, against the same one left in peace.
+"""One adaptation whose processes are killed at random, against the same one undisturbed.
 
     python -m benchmarks.chaos [--kills 50] [--seed 0] [--folder DIR] [--json]
 
-Victims are real processes of the run: its driver, a Ray Train worker, or any other of its Ray's
-processes that do its work (tasks, decoders, the job queue, Ray Train's controller). A run that ends
-with an error is started again by the same command. In the end its weights must be those of the
-undisturbed run, byte for byte, and no finished stage may have been run twice. Exits with 1 if not.
+What is killed are real processes of the run: its driver, a Ray Train worker, or any other of its
+Ray's processes that do its work (tasks, decoders, the job queue, Ray Train's controller). A run
+that ends with an error is started again by the same command. In the end its weights must be those
+of the undisturbed run, byte for byte, and no finished stage may have been run twice. Exits with 1
+if not.
 """
 
 import os
@@ -42,7 +43,7 @@ class Run:
     out: Path
     starts: int = 0
     exit_codes: Counter[int] = field(default_factory=Counter)
-    killed: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
 
     def finish(self, killer: "Killer | None" = None) -> float:
         """Start the command until it has done its work; returns the seconds this took."""
@@ -51,7 +52,7 @@ class Run:
             self.starts += 1
             driver = start(self.settings, self.out, RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5")
             if killer is not None:
-                killer.stalk(driver, self)
+                killer.kill_processes_of(driver, self)
             self.exit_codes[code := driver.wait(PATIENCE_SECONDS)] += 1
             if code == 0:
                 return time.monotonic() - began
@@ -69,15 +70,15 @@ class Killer:
     rng: random.Random
     left: int
 
-    def stalk(self, driver: "subprocess.Popen[bytes]", run: Run) -> None:
-        """Until the driver has ended, or enough is killed."""
+    def kill_processes_of(self, driver: "subprocess.Popen[bytes]", run: Run) -> None:
+        """Until the driver has ended, or `left` kills are done."""
         while self.left and not _ended(driver, self.rng.uniform(*PAUSE_SECONDS)):
             kind = self.rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
             while not (victims := _victims(kind, driver.pid)) and not _ended(driver, 0.3):
                 pass  # none of this kind has started yet
             if victims:
                 os.kill(self.rng.choice(victims), signal.SIGKILL)
-                run.killed[kind] += 1
+                run.kills[kind] += 1
                 self.left -= 1
 
 
@@ -113,19 +114,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = (given.folder or Path(scratch)).absolute()
         settings = settings_in(folder, 30, *SETTINGS)
-        calm, struck = Run(settings, folder / "calm"), Run(settings, folder / "struck")
-        seconds = calm.finish()
+        undisturbed, killed = (Run(settings, folder / name) for name in ("undisturbed", "killed"))
+        seconds = undisturbed.finish()
         killer = Killer(random.Random(given.seed), given.kills)  # noqa: S311  no secret
-        ratio = struck.finish(killer) / seconds
+        ratio = killed.finish(killer) / seconds
         row = {
-            "name": "struck",
-            "kills": struck.killed.total(),
-            **{f"of {kind}": struck.killed[kind] for kind in VICTIMS},
-            "starts": struck.starts,
+            "name": "killed",
+            "kills": killed.kills.total(),
+            **{f"of {kind}": killed.kills[kind] for kind in VICTIMS},
+            "starts": killed.starts,
             "time_x": round(ratio, 1),
-            "stages": len(struck.stages()),
-            "twice": len(struck.stages()) - len(set(struck.stages())),
-            "same bytes": (struck.out / LAST).read_bytes() == (calm.out / LAST).read_bytes(),
+            "stages": len(killed.stages()),
+            "twice": len(killed.stages()) - len(set(killed.stages())),
+            "same bytes": (killed.out / LAST).read_bytes() == (undisturbed.out / LAST).read_bytes(),
         }
     tell(given, "One adaptation, killed at random", [row])
     if killer.left or row["twice"] or not row["same bytes"]:

@@ -1,6 +1,5 @@
 """What the benchmarks of training, extraction and iterations share: drawn images, a small run."""
 
-import io
 import logging
 import os
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # a Ray of our own, on loopback, gone 
 import pyarrow as pa
 import ray
 import ray.data
-from rich.console import Console
 
 from benchmarks.small_run import scratch_folder
 from daal.config import Config
@@ -74,7 +72,7 @@ class Run:
         """Workers with `ray` settings changed; started by their first job."""
         config = self.config.model_copy(update={"ray": self.config.ray.model_copy(update=changes)})
         figures: list[dict[str, Any]] = []
-        progress = Progress(figures.append, Console(file=io.StringIO()))
+        progress = Progress(figures.append, quiet=True)
         with (
             ray_session(config.ray) as resources,
             scratch_folder() as scratch,

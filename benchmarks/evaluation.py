@@ -12,8 +12,6 @@ of this process above the features (PSS). `--json` prints one object instead of 
 """
 
 import argparse
-import json
-import sys
 import time
 from typing import Any, NamedTuple
 
@@ -21,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.pseudo_labels import shared_memory_bytes, watched_memory
-from benchmarks.tables import aligned, parse, parser_of, say
+from benchmarks.tables import parse, parser_of, tell
 from daal.evaluation import EvaluationResult, evaluate
 
 ROWS = 1024
@@ -48,17 +46,7 @@ def main() -> None:
         query, gallery = draw(given, signal)
         rows.append(measure(name, query, gallery, given))
         del query, gallery
-    if given.json:
-        say(given, json.dumps({"rows": rows}))
-        return
-    head = ["", "ours s", "baseline s", "ratio", "memory GB", "mAP"]
-    cells = [
-        [row["name"], f"{row['seconds']:.2f}", f"{row['baseline_s']:.2f}", f"{row['ratio']:.3f}",
-         f"{row['peak_above_features_gb']:.2f}", f"{row['map']:.1%}"]
-        for row in rows
-    ]  # fmt: skip
-    say(given, f"{given.queries} queries x {given.gallery} gallery images x {given.dim} dimensions")
-    say(given, aligned([head, *cells]))
+    tell(given, f"{given.queries} queries x {given.gallery} images x {given.dim} dimensions", rows)
 
 
 def draw(given: argparse.Namespace, signal: float, seed: int = 0) -> tuple[Side, Side]:
@@ -103,13 +91,11 @@ def measure(name: str, query: Side, gallery: Side, given: argparse.Namespace) ->
             found: list[EvaluationResult] = []
             wall = seconds(lambda found=found: found.append(evaluate(*query, *gallery)), given)
         runs.append((wall, product, (peak[0] - before) / 1e9))
-        if not given.json:
-            print(f"  {name}: {wall:.2f} s, product {product:.2f} s", file=sys.stderr)
-    # The repeat with the median ratio to the product, but for the largest peak.
+    # The repeat with the median ratio to the product, except for the largest peak.
     wall, product, _ = sorted(runs, key=lambda run: run[0] / run[1])[len(runs) // 2]
     return {
         "name": name, "ratio": wall / product, "baseline_s": product, "seconds": wall,
-        "map": found[0].map, "repeats": [run[:2] for run in runs],
+        "map": found[0].map,
         "peak_above_features_gb": max(run[-1] for run in runs),
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A process that believes in a GPU: tensors that have a device "cuda:0", but no values.
+"""A process that finds a GPU: its tensors have a device "cuda:0", but no values.
 
 On torch's fake tensors, code takes the branches of a GPU (`is_cuda`, `device.type`), and
 - an operation that meets tensors of two devices raises a RuntimeError;
@@ -7,8 +7,8 @@ On torch's fake tensors, code takes the branches of a GPU (`is_cuda`, `device.ty
   copy that is blocking or not from pinned memory;
 - the operations that launch kernels can be counted.
 
-Nothing is said of what kernels compute, of their speed, or of memory. A machine that has a GPU
-needs CUDA_VISIBLE_DEVICES="".
+This shows nothing about what kernels compute, about their speed, or about memory. A machine that
+has a GPU needs CUDA_VISIBLE_DEVICES="".
 """
 
 import traceback
@@ -308,31 +308,29 @@ def _accumulate(parameter: Tensor, gradient: Tensor) -> None:
 # ---- Operations of CUDA that torch has no fake kernels for -----------------------------------
 
 
-def fake_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Register a function of the operation's arguments under its own name, as in aten."""
+def fake_kernel(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function of an operation's arguments for operations of aten."""
 
-    def run(mode: FakeTensorMode, func: OpOverload, *args: Any, **kwargs: Any) -> Any:
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if not all(map(_is_cuda, tensors)):
-            raise RuntimeError(f"{func} is CUDA's alone, and found two different devices")
-        with mode:
-            return function(*args, **kwargs)
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(mode: FakeTensorMode, func: OpOverload, *args: Any, **kwargs: Any) -> Any:
+            tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            if not all(map(_is_cuda, tensors)):
+                raise RuntimeError(f"{func} is CUDA's alone, and found two different devices")
+            with mode:
+                return function(*args, **kwargs)
 
-    packet = getattr(torch.ops.aten, function.__name__)
-    for overload in packet.overloads():
-        register_op_impl(getattr(packet, overload))(run)
-    return function
+        for packet in (getattr(torch.ops.aten, name) for name in names):
+            for overload in packet.overloads():
+                register_op_impl(getattr(packet, overload))(run)
+        return function
+
+    return register
 
 
-@fake_kernel
-def _fused_sgd_(parameters: list[Tensor], gradients: list[Tensor], *_: Any, **__: Any) -> None:
+@fake_kernel("_fused_sgd_", "_fused_adam_")
+def _fused(parameters: list[Tensor], gradients: list[Tensor], *_: Any, **__: Any) -> None:
     for parameter, gradient in zip(parameters, gradients, strict=True):
         assert parameter.stride() == gradient.stride(), "a gradient unlike its parameter"
-
-
-@fake_kernel
-def _fused_adam_(parameters: list[Tensor], gradients: list[Tensor], *_: Any, **__: Any) -> None:
-    _fused_sgd_(parameters, gradients)
 
 
 def _channels(images_BCHW: Tensor) -> Tensor:
@@ -341,66 +339,29 @@ def _channels(images_BCHW: Tensor) -> Tensor:
     return torch.empty(images_BCHW.shape[1], dtype=dtype, device=images_BCHW.device)
 
 
-@fake_kernel
-def batch_norm_update_stats(
-    images_BCHW: Tensor, mean_C: Tensor | None, var_C: Tensor | None, momentum: float
-) -> tuple[Tensor, Tensor]:
+@fake_kernel(
+    "batch_norm_update_stats", "batch_norm_stats", "batch_norm_gather_stats_with_counts"
+)  # fmt: skip
+def _statistics(images_BCHW: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return _channels(images_BCHW), _channels(images_BCHW)
 
 
-@fake_kernel
-def batch_norm_stats(images_BCHW: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return _channels(images_BCHW), _channels(images_BCHW)
-
-
-@fake_kernel
-def batch_norm_gather_stats_with_counts(
-    images_BCHW: Tensor,
-    means_GC: Tensor,
-    invstds_GC: Tensor,
-    running_mean_C: Tensor | None,
-    running_var_C: Tensor | None,
-    momentum: float,
-    eps: float,
-    counts_G: Tensor,
-) -> tuple[Tensor, Tensor]:
-    assert means_GC.shape == invstds_GC.shape and len(counts_G) == len(means_GC)
-    return _channels(images_BCHW), _channels(images_BCHW)
-
-
-@fake_kernel
-def batch_norm_elemt(images_BCHW: Tensor, *_: Any, out: Tensor | None = None) -> Tensor:
+@fake_kernel("batch_norm_elemt")
+def _normalised(images_BCHW: Tensor, *_: Any, out: Tensor | None = None) -> Tensor:
     return torch.empty_like(images_BCHW) if out is None else out
 
 
-@fake_kernel
-def batch_norm_backward_reduce(
-    grad_BCHW: Tensor,
-    images_BCHW: Tensor,
-    mean_C: Tensor,
-    invstd_C: Tensor,
-    weight_C: Tensor | None,
-    *wanted: bool,
-) -> tuple[Tensor | None, ...]:
+@fake_kernel("batch_norm_backward_reduce")
+def _reduced(grad_BCHW: Tensor, images_BCHW: Tensor, *given: Any) -> tuple[Tensor | None, ...]:
     """Sum of gradients, sum times deviation, gradients of weight and bias."""
-    of_input, of_weight, of_bias = wanted
-    return tuple(
-        _channels(images_BCHW) if is_wanted else None
-        for is_wanted in (of_input, of_input, of_weight, of_bias)
-    )
+    of_input, of_weight, of_bias = given[-3:]
+    wanted = (of_input, of_input, of_weight, of_bias)
+    return tuple(_channels(images_BCHW) if is_wanted else None for is_wanted in wanted)
 
 
-@fake_kernel
-def batch_norm_backward_elemt(
-    grad_BCHW: Tensor,
-    images_BCHW: Tensor,
-    mean_C: Tensor,
-    invstd_C: Tensor,
-    weight_C: Tensor | None,
-    sum_dy_C: Tensor,
-    sum_dy_xmu_C: Tensor,
-    counts_G: Tensor,
-) -> Tensor:
+@fake_kernel("batch_norm_backward_elemt")
+def _gradient(grad_BCHW: Tensor, images_BCHW: Tensor, *given: Any) -> Tensor:
+    counts_G = given[-1]
     assert counts_G.dtype == torch.int32 and grad_BCHW.stride() == images_BCHW.stride()
     return torch.empty_like(images_BCHW)
 

@@ -47,14 +47,15 @@ def measure(hosts: "Hosts", scratch: Path, num_ids: int) -> list[dict[str, objec
         for steps in STEPS:
             out = scratch / f"steps-{steps}"
             before = hosts.bytes_received()
-            hosts.run(
-                0,
+            done = hosts.on_the_head(
                 [
-                    *(sys.executable, "-m", "pipelines.cli", "adapt", str(scratch / "recipe.yaml")),
+                    *("-m", "pipelines.cli", "adapt", str(scratch / "recipe.yaml")),
                     *settings, f"adapt.steps_per_epoch={steps}", f"out={out}",
                 ],
                 environment,
             )  # fmt: skip
+            if done.returncode:
+                raise ClusterError(f"the run failed: {done.stderr[-2000:]}")
             after = hosts.bytes_received()
             runs.append([b - a for a, b in zip(before, after, strict=True)])
     tensors, _ = load(scratch / f"steps-{STEPS[0]}/iteration-01/checkpoint")
@@ -92,12 +93,14 @@ class Hosts:
     def command(self, number: int, arguments: list[str]) -> list[str]:
         return ["ip", "netns", "exec", self.names[number], *arguments]
 
-    def run(self, number: int, arguments: list[str], environment: dict[str, str]) -> None:
-        done = subprocess.run(
-            self.command(number, arguments), env=environment, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise ClusterError(f"{' '.join(arguments[:4])} failed: {done.stderr[-2000:]}")
+    def on_the_head(
+        self, arguments: list[str], environment: dict[str, str]
+    ) -> "subprocess.CompletedProcess[str]":
+        """Python on the head's host."""
+        return subprocess.run(
+            self.command(0, [sys.executable, *arguments]),
+            env=environment, capture_output=True, text=True,
+        )  # fmt: skip
 
     def bytes_received(self) -> list[int]:
         """By each host so far; counted at the switch, which sends them."""
@@ -151,10 +154,7 @@ class Hosts:
         )
         last = time.monotonic() + READY_SECONDS
         while time.monotonic() < last:
-            done = subprocess.run(
-                self.command(0, [sys.executable, "-c", count]),
-                env=environment, capture_output=True, text=True,
-            )  # fmt: skip
+            done = self.on_the_head(["-c", count], environment)
             if done.stdout.strip().endswith(str(number)):
                 return
             time.sleep(1)

@@ -2,10 +2,10 @@
 
     python -m benchmarks.iteration [--repeats 3] [--json]
 
-The baseline starts a group of workers for each training, as a `TorchTrainer.fit()` an iteration
-would; ours keeps one group for the run. Both from the moment the labels are handed over to that
-when rank 0 begins its first step (images ready, network and optimizer built). Twenty short
-fits in a row show that nothing piles up. Drawn images, ResNet-18 at 64x32, two workers.
+The baseline starts a group of workers for each training, as a `TorchTrainer.fit()` in each
+iteration would; ours keeps one group for the run. Both times are from handing over the labels
+until rank 0 begins its first step (images ready, network and optimizer built). Twenty short fits
+in a row show that nothing accumulates. Drawn images, ResNet-18 at 64x32, two workers.
 """
 
 import time

@@ -1,16 +1,15 @@
-"""Whether runs find their place on nodes with several GPUs, where there are no GPUs.
+"""Where Ray places the workers of runs on nodes with several GPUs. Needs no GPU.
 
     python -m benchmarks.logical_gpus [LAYOUT ...] [--run LAYOUT ...] [--json]
 
-A layout such as 4+4 is a node for each number, joined by Ray's own test cluster on this machine,
-beside a head of CPUs alone: Ray counts the GPUs that it is told of. Of each layout the first table
-says where the workers of a run of all its GPUs are placed, as the run itself asks for it.
+A layout such as 4+4 is a node for each number, and a head without GPUs, made by Ray's own test
+cluster on this machine. Ray counts the GPUs that it is told of. The first table says, for each
+layout, where the workers of a run on all of its GPUs are placed, as the run itself asks for it.
 --run: two iterations on drawn images with a worker on each GPU, by CPU tensors and gloo. The second
 table says on which nodes and GPUs the workers are, whether they are the same processes in the end,
 which tasks ran beside them, and how many processes were started after the first iteration.
 """
 
-import io
 import os
 import sys
 import time
@@ -28,7 +27,6 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 from ray.util.placement_group import placement_group_table, remove_placement_group
 from ray.util.state import list_tasks, list_workers
-from rich.console import Console
 
 from benchmarks import small_run
 from benchmarks.ray_nodes import ray_nodes
@@ -147,7 +145,7 @@ def one_run(layout: str, images: Path, scratch: Path) -> dict[str, Any]:
         if event["stage"] == END_OF_FIRST and "seconds" in event:
             over = time.time()
 
-    progress = Progress(record, Console(file=io.StringIO()))
+    progress = Progress(record, quiet=True)
     with (
         cluster_of(layout, dashboard=True) as (_, nodes),
         patch.object(workers, "TorchConfig", OnCpus),

@@ -2,13 +2,12 @@
 
     python -m benchmarks.long_run [--iterations 10] [--json]
 
-An adaptation of drawn images with 30 steps an iteration. Behind each iteration: private memory
-(USS) of the driver and of its two workers together, what is in use of the object store, and the
-bytes of the run's logs. Rising numbers are a leak; the last line is the rise from the third
+An adaptation of drawn images with 30 steps an iteration. After each iteration: private memory
+(USS) of the driver and of its two workers together, how much of the object store is in use, and the
+bytes of the run's logs. Rising numbers are a leak. The last line is the rise from the third
 iteration (caches are warm by then) to the last, as a share.
 """
 
-import io
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import psutil
 import ray
 from ray._private.internal_api import node_stats
-from rich.console import Console
 
 from benchmarks.small_run import scratch_folder, settings_in
 from benchmarks.tables import parse, parser_of, say, tell
@@ -60,7 +58,7 @@ def measure(folder: Path, iterations: int) -> list[dict[str, Any]]:
         if event["stage"].startswith("iteration-") and "rank1" in event:
             rows.append({"name": event["stage"], **held(folder / "run")})
 
-    progress = Progress(record, Console(file=io.StringIO()))
+    progress = Progress(record, quiet=True)
     try:
         Adaptation(config, run, place(config.ray, config.common_batch), progress).adapt()
     finally:

@@ -2,17 +2,16 @@
 
     python -m benchmarks.nodes [--nodes 1 2 4] [--json]
 
-The nodes are pretended: Ray processes of their own on this machine, each with an object store of
-its own, joined by Ray's own test cluster. On each number of nodes, four workers read all pixels,
-twice, and what a training needs of the labels; how many bytes of these each node's store takes in,
-as a multiple of what there is: 1 if everything reaches it once, however many workers it has.
-Then a small adaptation of drawn images (DDP by gloo). "lost": on two nodes, one is killed amid
-a training, and another comes. "elastic": the same with 1 to 2 workers, which go on alone.
-Weights are compared by their bytes.
+All nodes are on this machine: Ray's test cluster starts separate processes and an object store for
+each. On each number of nodes, four workers read all pixels twice, and what a training needs of the
+labels. The table says how many bytes of these each node's store takes in, as a multiple of what
+there is: 1 if everything reaches it once, whatever its number of workers. Then follows a small
+adaptation of drawn images (DDP by gloo). "lost": on two nodes, one is killed during a training, and
+another comes. "elastic": the same with 1 to 2 workers, which continue alone. Weights are compared
+by their bytes.
 """
 
 import hashlib
-import io
 import sys
 import threading
 import time
@@ -27,7 +26,6 @@ import ray
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 from ray.util.state import list_tasks
-from rich.console import Console
 
 from benchmarks import small_run
 from benchmarks.ray_nodes import ray_nodes
@@ -85,7 +83,7 @@ def main() -> None:
 
 
 def nodes(number: int, workers: int) -> AbstractContextManager[tuple[Cluster, list[str]]]:
-    """Nodes with room for so many workers each."""
+    """A cluster with room for that number of workers on each node."""
     return ray_nodes(number * [{"num_cpus": CPUS * workers}], STORE)
 
 
@@ -97,7 +95,7 @@ def drawn(folder: Path, num_ids: int) -> list[str]:
 
 @dataclass
 class Loss:
-    """Kills a node amid a training, and adds another one."""
+    """Kills a node during a training, and adds another one."""
 
     cluster: Cluster
     stage: str = "iteration-01"
@@ -108,7 +106,7 @@ class Loss:
         if event.get("stage") == self.stage and "loss" in event:
             self.due.set()
 
-    def strike(self) -> None:
+    def kill(self) -> None:
         node = next(iter(self.cluster.worker_nodes))
         cpus = node._ray_params.num_cpus
         self.cluster.remove_node(node, allow_graceful=False)
@@ -137,10 +135,7 @@ class Nothing:
 def travel(settings: list[str], scratch: str) -> dict[str, Any]:
     """What each node takes in when all workers read everything: nodes of workers, in any order."""
     config = load_config(None, [*SETTINGS, *settings])
-    resources, progress = (
-        place(config.ray, config.common_batch),
-        Progress(console=Console(file=io.StringIO())),
-    )
+    resources, progress = place(config.ray, config.common_batch), Progress(quiet=True)
     with Workers(config, RunFolder(f"{scratch}/travel"), resources, progress) as workers:
         workers.run(Nothing())  # starts the group: decoding is left to the head
         table, _ = ingest(config, "target")
@@ -184,7 +179,7 @@ def one_run(
         if loss is not None:
             loss.watch(event)
 
-    progress = Progress(record, Console(file=io.StringIO()))
+    progress = Progress(record, quiet=True)
     started = time.monotonic()
     adaptation = Adaptation(config, folder, place(config.ray, config.common_batch), progress)
     with ThreadPoolExecutor(1) as pool:
@@ -192,7 +187,7 @@ def one_run(
         # Ray starts nodes from the main thread only.
         while loss is not None and not adapting.done():
             if loss.due.wait(timeout=0.2):
-                loss.strike()
+                loss.kill()
                 break
         summary = adapting.result()
     return {

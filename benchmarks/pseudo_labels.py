@@ -27,7 +27,7 @@ import psutil
 import torch
 
 from benchmarks.gpu_support import drawn_features
-from benchmarks.tables import aligned, parse, parser_of, say
+from benchmarks.tables import parse, parser_of, say, tell
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
 from cluster.run import Threads, blocks_for
 from daal.config import ClusterConfig
@@ -50,16 +50,16 @@ def main() -> None:
     for num_images in given.num:
         rows.append(measure(num_images, given))
         if not given.json:
-            say(given, described(rows[-1]))
+            tell_row(given, rows[-1])
     if given.json:
         say(given, json.dumps({"rows": rows}))
-    elif len(rows) > 1:
-        growth, more = (rows[-1][key] / rows[0][key] for key in ("rest_s", "num"))
-        say(
-            given,
-            "\nGrowth outside the neighbour search, from the smallest to the largest set: "
-            f"{growth:.1f}x for {more:.1f}x the images",
-        )
+
+
+def tell_row(given: argparse.Namespace, row: dict[str, Any]) -> None:
+    """Stage by stage, and then the whole."""
+    stages = [{"stage": name, **took} for name, took in row["stages"].items()]
+    tell(given, row["name"], stages)
+    tell(given, "of these", [{name: row[name] for name in row if name not in ("name", "stages")}])
 
 
 def warm_up(given: argparse.Namespace) -> None:
@@ -112,7 +112,7 @@ def measure(num_images: int, given: argparse.Namespace) -> dict[str, Any]:
             found = estimate(features, config, given)
             wall = time.perf_counter() - start
         runs.append((wall, product, found, peak[0] - before, peak[0]))
-    # All figures are those of the repeat with the median time, but for the largest peaks.
+    # All figures are those of the repeat with the median time, except the largest peaks.
     wall, product, found, _, _ = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
     searching = [stage for name, stage in found.stages.items() if name.startswith("neighbours")]
     search = max(stage.end for stage in searching) - min(stage.start for stage in searching)
@@ -153,27 +153,6 @@ def _product_seconds_on_gpu(features: Floats) -> float:
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1e3
-
-
-def described(row: dict[str, Any]) -> str:
-    to_product = (
-        f", {row['ratio']:.2f}x the bare product ({row['product_s']:.2f} s)" if row["ratio"] else ""
-    )
-    head = (
-        f"\n{row['name']}: {row['seconds']:.2f} s{to_product}; "
-        f"peak memory {row['peak_gb']:.2f} GB, {row['peak_above_features_gb']:.2f} GB of it "
-        f"by the estimate; eps {row['eps']:.3f}, "
-        f"{row['num_clusters']} clusters, {row['outlier_share']:.0%} outliers"
-    )
-    stages = [
-        [name, f"{stage['wall']:.3f}", f"{stage['cpu']:.3f}", str(stage["num_tasks"])]
-        for name, stage in row["stages"].items()
-    ]
-    sums = [
-        ["neighbour search", f"{row['search_s']:.3f}", "", ""],
-        ["everything else", f"{row['rest_s']:.3f}", "", ""],
-    ]
-    return f"{head}\n{aligned([['stage', 'wall s', 'CPU s', 'tasks'], *stages, *sums])}"
 
 
 # ---- Memory of this process and its children ----------------------------------------------

@@ -1,4 +1,4 @@
-"""Several nodes of a Ray cluster, pretended on this machine by Ray's own test cluster."""
+"""Several nodes of a Ray cluster on this machine, by Ray's own test cluster."""
 
 import logging
 import socket

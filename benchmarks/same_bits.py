@@ -3,9 +3,10 @@
     python -m benchmarks.same_bits > before.json          on the code as it was
     python -m benchmarks.same_bits --against before.json  on the code as it is
 
-Every shipped recipe, cut to drawn images of 64x32, ResNet-18, two iterations and two workers: the
-hash of each file in its journal (weights, features, pseudo-labels, clusters, scores) and the loss
-curve. Hashes are those of one machine and one torch: compare on the same. Some four minutes.
+Every shipped recipe is cut to drawn images of 64x32, ResNet-18, two iterations and two workers.
+Compared are the hash of each file in its journal (weights, features, pseudo-labels, clusters,
+scores) and the loss curve. Hashes differ between machines and versions of torch, so compare on the
+same. This takes some four minutes.
 """
 
 import argparse

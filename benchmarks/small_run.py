@@ -1,4 +1,4 @@
-"""A run of minutes on drawn images, as a process: for benchmarks of what it survives and holds."""
+"""A run of minutes on drawn images, in a process of its own."""
 
 import os
 import subprocess
@@ -19,12 +19,12 @@ SETTINGS = [
 
 
 def scratch_folder(prefix: str | None = None) -> "tempfile.TemporaryDirectory[str]":
-    """A folder for what Ray's processes write, of which some outlive their driver for a moment."""
+    """A folder for Ray's processes, some of which still write after their driver has ended."""
     return tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
 
 
 def settings_in(folder: Path, num_train_ids: int, *more: str) -> list[str]:
-    """Arguments of `daal adapt` but for out=; draws the images, a third as many to test with."""
+    """Arguments of `daal adapt` without out=. Draws images; a third as many people are tested."""
     images, recipe = folder / "images", folder / "small.yaml"
     draw_domains(
         images, num_train_ids=num_train_ids, num_test_ids=num_train_ids // 3, size=(64, 32)
@@ -35,7 +35,7 @@ def settings_in(folder: Path, num_train_ids: int, *more: str) -> list[str]:
 
 
 def start(settings: list[str], out: Path, **environment: str) -> "subprocess.Popen[bytes]":
-    """The command at work on the run folder `out`; what it says goes to a file beside it."""
+    """Start the command for the run folder `out`; its output goes to a file beside it."""
     with open(f"{out}.log", "a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "pipelines.cli", "adapt", *settings, f"out={out}"],

@@ -39,13 +39,9 @@ def tell(given: argparse.Namespace, title: str, rows: list[dict[str, Any]], **mo
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A column for each key of any row."""
+    """A column for each key of any row: the first to the left, the others to the right."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    return aligned([columns, *([_text(row.get(key, "")) for key in columns] for row in rows)])
-
-
-def aligned(cells: list[list[str]]) -> str:
-    """Lines of columns: the first to the left, the others to the right."""
+    cells = [columns, *([_text(row.get(key, "")) for key in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for first, *others in cells:

@@ -71,15 +71,13 @@ def apply_overrides(
         shown = _shortened(override)
         if not equals or not all(parts) or len(parts) > MAX_DEPTH:
             raise ConfigError(f'"{shown}" is not KEY=VALUE; write it like cluster.eps=0.6.')
-        nested = _parse_yaml(text, f'the value of "{shown}"')
+        value = _parse_yaml(text, f'the value of "{shown}"')
         if _has_comment(text):
             raise ConfigError(
                 f'"{shown}" has a #, with which YAML begins a comment; write the value in quotes '
                 "of its own, like 'out=\"run #1\"', or leave the comment out."
             )
-        for part in reversed(parts):
-            nested = {part: nested}
-        _merge(layer, nested, origins, f'from override "{shown}"')
+        _merge(layer, _nested(key, value), origins, f'from override "{shown}"')
     given = flat(layer)
     rule = {f"cluster.{name}" for name in ("eps_rule", *VALUE_OF_RULE.values())}
     if rule & given.keys():
@@ -275,15 +273,20 @@ def expand_home_folders(values: dict[str, Any]) -> None:
     for key in PATHS:
         given = flat(values).get(key)
         if isinstance(given, str) and given.startswith("~"):
-            nested: Any = os.path.expanduser(given)
-            if nested == given:
+            path = os.path.expanduser(given)
+            if path == given:
                 raise ConfigError(
                     f"{key}={given} begins with a home folder that isn't known here; write the "
                     f"whole path, or {key}=./{given} for a name that begins with ~."
                 )
-            for part in reversed(key.split(".")):
-                nested = {part: nested}
-            _merge(values, nested, {}, "")
+            _merge(values, _nested(key, path), {}, "")
+
+
+def _nested(key: str, value: Any) -> Any:
+    """A value as it stands in its sections."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def _merge(

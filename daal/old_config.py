@@ -56,20 +56,20 @@ JOINED = {
 def of_today(values: dict[str, Any], from_user: Collection[str] = ()) -> dict[str, Any]:
     """Nested values with today's keys for those of release 0.1 (changed in place, and returned).
 
-    Keys `from_user` that are ignored are logged as warnings.
+    Keys `from_user` of which the value is lost are logged as warnings.
 
     Raises:
         ConfigError: a setting that is gone had another value than it always has now.
     """
     for key in IGNORED:
         if pop(values, key) is not MISSING and key in from_user:
-            _say_ignored(key)
+            _warn(f"{key} is no setting any more and is ignored.")
     for key, fixed in FIXED.items():
         if (given := pop(values, key)) not in (MISSING, fixed):
             now = f"it is {as_yaml(fixed)}; leave it out."
             raise ConfigError(f"{key}={as_yaml(given)} can't be set any more: {now}")
     for key, old in JOINED.items():
-        _join(values, key, *(pop(values, name) for name in old))
+        _join(values, key, old, from_user)
     for training in ("pretrain", "adapt"):
         _list_decays(values, training)
     literal = pop(values, "soft_labels.form") == "literal"
@@ -86,9 +86,9 @@ def of_today(values: dict[str, Any], from_user: Collection[str] = ()) -> dict[st
 MISSING = object()
 
 
-@cache  # a suite reads the same settings for each of its rows
-def _say_ignored(key: str) -> None:
-    logging.getLogger(__name__).warning("%s is no setting any more and is ignored.", key)
+@cache  # once: a suite reads the same settings for each of its rows
+def _warn(text: str) -> None:
+    logging.getLogger(__name__).warning(text)
 
 
 def as_yaml(value: Any) -> str:
@@ -105,15 +105,24 @@ def pop(values: dict[str, Any], key: str) -> Any:
     return within.pop(name, MISSING) if isinstance(within, dict) else MISSING
 
 
-def _join(values: dict[str, Any], key: str, first: Any, second: Any) -> None:
-    if first is second is MISSING:
+def _join(
+    values: dict[str, Any], key: str, old: tuple[str, str], from_user: Collection[str]
+) -> None:
+    given = [pop(values, name) for name in old]
+    if given == [MISSING, MISSING]:
         return
     default = Config.model_fields[key].default
-    first, second = (default if given is MISSING else given for given in (first, second))
-    if first != second and key != "checkpoint_every_epochs":  # decides on no result
-        raise ConfigError(
-            f"{' and '.join(JOINED[key])} are one setting now; write {key} in their place."
-        )
+    first, second = (default if value is MISSING else value for value in given)
+    if first != second:
+        if key != "checkpoint_every_epochs":  # which decides on no result
+            raise ConfigError(
+                f"{' and '.join(old)} are one setting now; write {key} in their place."
+            )
+        if set(old) & set(from_user):
+            _warn(
+                f"{old[0]}={first} and {old[1]}={second} are one setting now, {key}={second}; "
+                "write that in their place."
+            )
     values.setdefault(key, second)
 
 

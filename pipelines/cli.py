@@ -64,7 +64,9 @@ for command in (
     setup.doctor,
 ):
     app.command()(command)
-config_app = typer.Typer(no_args_is_help=True, help="Look at configurations.")
+config_app = typer.Typer(
+    no_args_is_help=True, help="Show a recipe's settings, or the JSON schema of recipes."
+)
 config_app.command("show")(setup.config_show)
 config_app.command("schema")(setup.config_schema)
 app.add_typer(config_app, name="config")

@@ -18,9 +18,11 @@ def ablate(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="For all rows, over their own settings."),
+        typer.Argument(
+            metavar="KEY=VALUE", help="Settings for all rows; they replace the rows' own."
+        ),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Replaces the suite's recipe.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A recipe in place of the suite's.")] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Runs of each row (default: the suite's).")
     ] = None,
@@ -28,14 +30,14 @@ def ablate(
         list[str] | None,
         typer.Option(
             metavar="NAME=DIR",
-            help="The folder of a data set that rows name: market, duke, msmt17.",
+            help="The folder of a data set that rows name: market, duke or msmt17.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The folder to write (runs/SUITE).")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the runs.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run all rows of a table and write it. Images are drawn unless target.root is given."""
+    """Run all rows of a suite and write their table. Without target.root, images are drawn."""
     shipped("suite", suite)  # before the imports below, which take seconds
     from daal.drawn.domains import draw_domains
     from pipelines.tools.ablate import configurations, read_suite, run_suite

@@ -15,7 +15,10 @@ Recipe = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="e.g. target.root=DIR cluster.p=2e-3"),
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings, e.g. target.root=DIR cluster.p=2e-3",
+    ),
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also show Ray's own messages.")]
 Quiet = Annotated[
@@ -25,7 +28,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 EventsAsJson = Annotated[
     bool,
     typer.Option(
-        "--json", help="Print the lines of metrics.jsonl, and the summary as the last line."
+        "--json", help="Print each line of metrics.jsonl as it is written, then the summary."
     ),
 ]
 

@@ -43,17 +43,15 @@ def submit(
         str | None, typer.Option(help="The run's name (default: the last part of out=).")
     ] = None,
     ship_code: Annotated[
-        bool, typer.Option("--ship-code", help="Also send daal's code, for an image without it.")
-    ] = False,
-    follow: Annotated[
         bool,
         typer.Option(
-            "-f", "--follow", help="Follow the log until the run ends; exit with its code."
+            "--ship-code", help="Also send daal's code, for a container image without it."
         ),
     ] = False,
+    follow: Follow = False,
     insecure: Insecure = False,
 ) -> None:
-    """Run `adapt` as a job of a Ray cluster; the same name again continues the run."""
+    """Run `adapt` as a job of a Ray cluster. The same name again continues the run."""
     config = read_config(recipe, overrides, expand_home=False)  # its home is the cluster's
     jobs = connect(address, insecure)
     job = jobs.submit(name or config.run_name, config, ship_code)
@@ -92,12 +90,7 @@ def status(
 def logs(
     name: Name,
     address: Address = LOCAL_DASHBOARD,
-    follow: Annotated[
-        bool,
-        typer.Option(
-            "-f", "--follow", help="Follow the log until the run ends; exit with its code."
-        ),
-    ] = False,
+    follow: Follow = False,
     insecure: Insecure = False,
 ) -> None:
     """Print a run's log."""
@@ -109,7 +102,7 @@ def logs(
 
 
 def stop(name: Name, address: Address = LOCAL_DASHBOARD, insecure: Insecure = False) -> None:
-    """Stop a run; submitting its name again continues it."""
+    """Stop a run. Submitting its name again continues it."""
     jobs = connect(address, insecure)
     job = jobs.get(name)
     if job.is_over:

@@ -19,7 +19,7 @@ def label(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="e.g. cluster.k1=30 cluster.p=1e-3"),
+        typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. cluster.k1=30 cluster.p=1e-3"),
     ] = None,
     out: Annotated[Path, typer.Option(help="The file to write.")] = Path("pseudo_labels.parquet"),
     split: Annotated[
@@ -34,8 +34,8 @@ def label(
 ) -> None:
     """Write pseudo-labels of any features: k-reciprocal distance, eps, DBSCAN.
 
-    eps is found by cluster.q=10.35, which suits sets of any size. cluster.p, cluster.q or
-    cluster.eps implies the rule that uses it: p, q or fixed. Only one of them can be given.
+    eps is found by cluster.q=10.35, which suits sets of any size. To change that, give one of
+    cluster.p, cluster.q and cluster.eps.
     """
     from pipelines.run.artefacts import table_bytes
     from pipelines.run.feature_files import read_features

@@ -19,7 +19,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="RUN_OR_CHECKPOINT",
-        help="A run's folder (takes its selected or last iteration), or a checkpoint's folder.",
+        help="A run's folder, whose selected or last iteration is taken; or a checkpoint's folder.",
     ),
 ]
 
@@ -28,7 +28,8 @@ def extract(
     model: Model,
     images: Annotated[str, typer.Argument(help="A data set's folder, or any folder of images.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="e.g. ray.num_workers=1")
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. ray.num_workers=1"),
     ] = None,
     out: Annotated[Path, typer.Option(help="The features file to write.")] = Path(
         "features.parquet"
@@ -36,14 +37,10 @@ def extract(
     layout: Annotated[
         str,
         typer.Option(
-            help=f"One of {LAYOUTS}; or {ANY_LAYOUT}: every image under the folder, of which the "
-            "file has only path and feature."
+            help=f"How the folder is laid out: {LAYOUTS}. With {ANY_LAYOUT}, all images under it "
+            "are taken, and the file has only paths and features."
         ),
     ] = "market1501",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="The same as the argument KEY=VALUE."),
-    ] = None,
     verbose: Verbose = False,
 ) -> None:
     """Write the features of all images of a folder to a Parquet file."""
@@ -53,9 +50,7 @@ def extract(
 
     check_file_to_write(out)
     with checkpoint_of(model) as (folder, _):
-        table, quarantine = extract_folder(
-            folder, images, layout, [*(settings or []), *(overrides or [])], verbose
-        )
+        table, quarantine = extract_folder(folder, images, layout, overrides or [], verbose)
     write_whole(out, bytes(table_bytes(table)))
     for row in quarantine.to_pylist():
         show("yellow", "left out", f"{row['path']}: {row['reason']}")
@@ -78,7 +73,7 @@ def export(
         str, typer.Option(help="onnx, torch (a torch.export program) or safetensors.")
     ] = "onnx",
 ) -> None:
-    """Write the model as one file for other programs, if that gives the same features."""
+    """Write the model as one file for other programs, and check that it gives the same features."""
     from daal import export as exporting
     from daal.trained_model import load_trained
     from pipelines.run.find_checkpoint import checkpoint_of
@@ -107,8 +102,8 @@ def search(
     layout: Annotated[
         str,
         typer.Option(
-            help=f"One of {LAYOUTS}: searches the set's gallery and shows pids. "
-            f"{ANY_LAYOUT}, the default: searches every image under the folder."
+            help=f"With {LAYOUTS}, the data set's gallery is searched and pids are shown. With "
+            f"{ANY_LAYOUT}, all images under the folder are searched."
         ),
     ] = ANY_LAYOUT,
     top: Annotated[int, typer.Option(min=1, max=1000, help="How many matches.")] = 10,
@@ -177,9 +172,11 @@ def search(
 
 
 def replay(
-    step: Annotated[Path, typer.Argument(help="The folder that a diverged training has named.")],
+    step: Annotated[
+        Path, typer.Argument(help="The folder that the error of a diverged training names.")
+    ],
 ) -> None:
-    """Compute a diverged training step again, and name the module that diverged first."""
+    """Compute a diverged training step again, and name the first module that diverged."""
     from pipelines.training.diverged_step import replay as compute
 
     found = compute(step)

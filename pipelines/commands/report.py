@@ -19,14 +19,14 @@ REPORT = "report.html"  # in the run folder
 def report(
     runs: Annotated[
         list[str],
-        typer.Argument(metavar="RUN", help="A run's folder or URI; several are compared."),
+        typer.Argument(metavar="RUN", help="A run's folder or URI. Several runs are compared."),
     ],
     out: Annotated[
         Path | None,
         typer.Option(help="The file to write (RUN/report.html; for several runs comparison.html)."),
     ] = None,
 ) -> None:
-    """Write an HTML page about how far to trust a run's model, or that compares runs."""
+    """Write an HTML page that says how good a run's model is, or that compares several runs."""
     from daal.whole_file import check_file_to_write, write_whole
     from pipelines.report import page as pages
     from pipelines.run.folder import RunFolder

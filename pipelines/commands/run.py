@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,14 +36,18 @@ def adapt(
     recipe: Recipe,
     overrides: Overrides = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only check settings and data, as daal validate does.")
+        bool, typer.Option("--dry-run", help="Only check settings and data, like daal validate.")
     ] = False,
     quiet: Quiet = False,
     as_json: EventsAsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Pretrain on the source, then run Algorithm 1. The same command continues a stopped run."""
-    run_adaptation(read_config(recipe, overrides), dry_run, verbose, quiet=quiet, as_json=as_json)
+    config = read_config(recipe, overrides)
+    if dry_run:
+        show_findings(config, as_json)
+    else:
+        run_adaptation(config, verbose, quiet, as_json)
 
 
 def pretrain(
@@ -54,10 +58,7 @@ def pretrain(
     verbose: Verbose = False,
 ) -> None:
     """Train on the source only and score the direct transfer. `daal adapt` continues from there."""
-    run_adaptation(
-        read_config(recipe, overrides),
-        verbose=verbose, pretrain_only=True, quiet=quiet, as_json=as_json,
-    )  # fmt: skip
+    run_adaptation(read_config(recipe, overrides), verbose, quiet, as_json, pretrain_only=True)
 
 
 def demo(
@@ -76,53 +77,72 @@ def demo(
     settings = [f"source.root={images}/source", f"target.root={images}/target", f"out={out}"]
     config = read_config("demo", [*settings, *(overrides or [])])
     draw_domains(images, seed=config.seed)
-    run_adaptation(config, verbose=verbose, quiet=quiet, as_json=as_json)
+    run_adaptation(config, verbose, quiet, as_json)
 
 
 def validate(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check settings, data sets and weights in seconds, without starting anything."""
-    run_adaptation(read_config(recipe, overrides), dry_run=True)
+    show_findings(read_config(recipe, overrides))
+
+
+def show_findings(config: Config, as_json: bool = False) -> None:
+    """Validate and print what a run would read."""
+    findings = validated(config)
+    if as_json:
+        print(json.dumps(asdict(findings)))
+        return
+    sampled = " and ".join(f"{num:,} of the {name}" for name, num in findings.num_sampled.items())
+    table = Table(
+        "", "images", "people", "cameras", title="Images found; nothing was started",
+        caption=f"decoded to look at: {sampled}",
+    )  # fmt: skip
+    for domain, counts in findings.counts.items():
+        for split, count in counts.items():
+            people, cameras = findings.people[domain][split], findings.cameras[domain][split]
+            about = (f"{people:,}" if people else "unknown", f"{cameras:,}") if count else ("", "")
+            table.add_row(f"{domain} {split}", f"{count:,}", *about)
+    Console().print(table)
+
+
+def validated(config: Config, finished: Collection[str] = ()) -> "Findings":
+    """What validation found, its warnings shown. `finished`: stages that a run need not repeat."""
+    from pipelines.show.trackers import check_tracking
+    from pipelines.tools.validate import validate
+
+    check_tracking(config.tracking)
+    findings = validate(config, finished)
+    for warning in findings.warnings:
+        show("yellow", "warning", warning)
+    return findings
 
 
 def run_adaptation(
     config: Config,
-    dry_run: bool = False,
     verbose: bool = False,
-    pretrain_only: bool = False,
     quiet: bool = False,
     as_json: bool = False,
+    pretrain_only: bool = False,
 ) -> None:
     """Validate, start or join Ray, run, print the table (or JSON)."""
     from pipelines.run.folder import RunFolder
     from pipelines.run.kept_config import keep_config
     from pipelines.run.kept_images import kept_images, notes_on_images
     from pipelines.run.stages import ingest_stage
-    from pipelines.show.trackers import check_tracking, tracked
-    from pipelines.tools import validate as checking
+    from pipelines.show.trackers import tracked
+    from pipelines.tools.validate import check_out
 
     if as_json and verbose:
         raise ConfigError("--json can't go with -v, which lets Ray write to the output; use one.")
-    check_tracking(config.tracking)
-    finished: set[str] = set()
-    if not dry_run:
-        checking.check_out(config.out)
-        begun = RunFolder(config.out, create=False)
-        finished = {line["stage"] for line in begun.journal()}
-        finished -= {
-            str(ingest_stage(domain))
-            for domain, _ in config.domains()
-            if kept_images(begun, domain) is None
-        }
-    findings = checking.validate(config, finished)
-    for warning in findings.warnings:
-        show("yellow", "warning", warning)
-    if dry_run and as_json:
-        print(json.dumps(asdict(findings)))
-        return
-    if dry_run:
-        Console().print(table_of(findings))
-        return
+    check_out(config.out)
+    begun = RunFolder(config.out, create=False)
+    lost = {
+        str(ingest_stage(domain))
+        for domain, _ in config.domains()
+        if kept_images(begun, domain) is None
+    }
+    validated(config, {line["stage"] for line in begun.journal()} - lost)
 
+    # They import Ray, which takes seconds.
     from pipelines.adapt import Adaptation
     from pipelines.show.gauges import Gauges
     from pipelines.show.progress import Progress, scores_table
@@ -170,21 +190,6 @@ def run_adaptation(
         progress.say(f"run folder: {config.out}")
 
 
-def table_of(findings: "Findings") -> Table:
-    """Images, people and cameras of each split."""
-    sampled = " and ".join(f"{num:,} of the {name}" for name, num in findings.num_sampled.items())
-    table = Table(
-        "", "images", "people", "cameras", title="Images found; nothing was started",
-        caption=f"decoded to look at: {sampled}",
-    )  # fmt: skip
-    for domain, counts in findings.counts.items():
-        for split, count in counts.items():
-            people, cameras = findings.people[domain][split], findings.cameras[domain][split]
-            about = (f"{people:,}" if people else "unknown", f"{cameras:,}") if count else ("", "")
-            table.add_row(f"{domain} {split}", f"{count:,}", *about)
-    return table
-
-
 def print_json(value: dict[str, Any]) -> None:
     """One line on standard output. A run continues when its reader has ended."""
     try:
@@ -194,7 +199,7 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def size(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Memory, disk and traffic that a run needs, at 1 to 16 workers."""
+    """Print the memory, disk and traffic that a run needs, with 1 to 16 workers."""
     from pipelines.tools.size import size_of
 
     found = size_of(read_config(recipe, overrides))

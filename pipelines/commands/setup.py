@@ -19,11 +19,12 @@ COLOURS = {"ok": "green", "warning": "yellow", "missing": "red"}
 
 
 def doctor(overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say what works on this machine, and what is missing for the rest.
+    """Say what works on this machine, and what is missing for a run.
 
-    Takes seconds, with a cluster up to a minute. Settings say what a run would need: out=URI is
-    tried with a small file, ray.use_gpu=true asks for GPUs. With RAY_ADDRESS it joins that cluster
-    for a moment. The exit code is 0 if a run can start, otherwise the one that it would end with.
+    This takes seconds, or up to a minute with a cluster. Settings say what a run would need: with
+    out=URI a small file is written there, with ray.use_gpu=true GPUs must be there. With
+    RAY_ADDRESS it joins that cluster for a moment. The exit code is 0 if a run can start, otherwise
+    the code that the run would end with. Data sets are checked by daal validate.
     """
     from daal.load_config import load_config
     from pipelines.doctor.checks import as_dict, examine, exit_code
@@ -68,7 +69,7 @@ def config_schema() -> None:
 
 def synth(
     out: Annotated[Path, typer.Argument(help="Folder for the two drawn domains.")],
-    seed: Annotated[int, typer.Option(help="Each seed draws other people.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed draws other people.")] = 0,
 ) -> None:
     """Draw a source and a target domain of pedestrians, in Market-1501's layout."""
     from daal.drawn.domains import draw_domains

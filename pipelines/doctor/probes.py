@@ -18,15 +18,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from daal.errors import first_line
+from daal.config import IMAGENET_WEIGHTS, RayConfig
+from daal.errors import DaalError, StorageError, first_line
 
 # cuML alone takes 6 to 11 s to import, and more from a cold disk. A cluster: imports, Ray, and a
 # task on each node.
-SECONDS = {"torch": 90.0, "import": 90.0, "ray": 90.0, "cluster": 60.0, "storage": 12.0}
+SECONDS = {"torch": 90.0, "import": 90.0, "cluster": 60.0, "storage": 12.0}
 PATIENT_SECONDS = 5.0  # until the user is told what is waited for
 
-# An answer; {"failed": reason} if there is none, {"refused": text} for the error that a run would
-# end with.
+# An answer. Without one, {"failed": reason}; {"late": reason} after the deadline; and the error
+# that a run would end with as {"refused": text, "exit_code": code}.
 Facts = dict[str, Any]
 
 
@@ -54,7 +55,7 @@ def ask(name: str, *arguments: str) -> Facts:
         out, err = process.communicate(timeout=SECONDS[name])
     except subprocess.TimeoutExpired:
         process.kill()  # without a wait: a process that hangs in a disk's driver can't be ended
-        return {"failed": f"no answer within {SECONDS[name]:g} s"}
+        return {"late": f"no answer within {SECONDS[name]:g} s"}
     try:
         return dict(json.loads(out.splitlines()[-1]))
     except (ValueError, IndexError, TypeError):
@@ -64,69 +65,43 @@ def ask(name: str, *arguments: str) -> Facts:
 
 
 def torch_facts(backbone: str, weights: str) -> Facts:
-    """torch's build, the GPUs that it can use, and where ImageNet weights are kept."""
+    """torch's build, the GPUs that it can use, and where it keeps ImageNet weights."""
     import torch
     import torchvision
 
-    from daal.config import IMAGENET_WEIGHTS
-
     # torch also counts GPUs that an old driver can't use, and raises when it is asked about them.
     usable = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    devices = [torch.cuda.get_device_properties(i) for i in usable]
+    devices = [torch.cuda.get_device_properties(number) for number in usable]
     file = None
     if weights in IMAGENET_WEIGHTS:
         url = torchvision.models.get_model_weights(backbone)[IMAGENET_WEIGHTS[weights]].url
-        home = os.environ.get("TORCH_HOME") or os.path.join(
-            os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch"
-        )
-        file = str(Path(home).expanduser() / "hub/checkpoints" / url.rpartition("/")[2])
+        file = str(Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2])
     return {
         "version": torch.__version__,
         "cuda": torch.version.cuda,
         "gpus": [[each.name, each.total_memory] for each in devices],
-        "has_nccl": torch.distributed.is_available() and torch.distributed.is_nccl_available(),
         "weights": file,
     }
 
 
-def import_facts(module: str) -> Facts:
-    """Whether a package can really be imported."""
-    return {"version": str(getattr(importlib.import_module(module), "__version__", "?"))}
-
-
-def ray_facts() -> Facts:
-    """Ray's version and the memory that it sees: of the machine, or of its container."""
-    import ray
-    from ray._common.utils import get_system_memory
-    from ray._private import utils
-
-    free = utils.estimate_available_memory()
-    return {
-        "version": ray.__version__,
-        "total": get_system_memory(),
-        "free": free,
-        "store": utils.resolve_object_store_memory(free),
-        "shm": utils.get_shared_memory_bytes(),
-    }
+def import_facts(*modules: str) -> Facts:
+    """Whether packages can really be imported, and their versions."""
+    found = {name: importlib.import_module(name) for name in modules}
+    versions = [f"{name} {getattr(found[name], '__version__', '?')}" for name in found]
+    return {"version": ", ".join(versions)}
 
 
 def cluster_facts(ray_config: str) -> Facts:
     """Join the cluster of RAY_ADDRESS and see whether a run fits."""
-    from daal.config import RayConfig
-    from daal.errors import ClusterError
     from pipelines.workers.session import ray_session
 
     config = RayConfig.model_validate_json(ray_config).model_copy(update={"wait_minutes": 0.0})
-    try:
-        with ray_session(config) as resources:
-            return {"resources": str(resources)}
-    except ClusterError as error:
-        return {"refused": str(error)}
+    with ray_session(config) as resources:
+        return {"resources": str(resources)}
 
 
 def storage_facts(uri: str, wanted: str) -> Facts:
     """Room in a run folder's place, and with `wanted` "write" whether files can be made there."""
-    from daal.errors import DaalError, StorageError
     from pipelines.run.folder import RunFolder
 
     facts: Facts = {}
@@ -138,8 +113,7 @@ def storage_facts(uri: str, wanted: str) -> Facts:
             while not place.exists():
                 made.append(place)
                 place = place.parent
-            usage = shutil.disk_usage(place)
-            facts = {"place": str(place), "free": usage.free, "size": usage.total}
+            facts = {"place": str(place), "free": shutil.disk_usage(place).free}
         if wanted == "write":
             name, data = f".daal-doctor-{uuid.uuid4().hex}", os.urandom(1 << 16)
             folder.write(name, data)
@@ -147,31 +121,29 @@ def storage_facts(uri: str, wanted: str) -> Facts:
                 raise StorageError(f"{uri} returns other bytes than were written; check its disk.")
             folder.delete_file(name)
             facts["written"] = True
-    except DaalError as error:
-        facts |= {"refused": str(error), "exit_code": error.exit_code}
+        return facts
     finally:
         with suppress(OSError):
             for path in made:  # the deepest first
                 path.rmdir()
-    return facts
 
 
 PROBES: dict[str, Callable[..., Facts]] = {
     "torch": torch_facts,
     "import": import_facts,
-    "ray": ray_facts,
     "cluster": cluster_facts,
     "storage": storage_facts,
 }
 
 
-def main(name: str, *arguments: str) -> None:
+def answer(name: str, *arguments: str) -> Facts:
     try:
-        answer = PROBES[name](*arguments)
+        return PROBES[name](*arguments)
+    except DaalError as error:
+        return {"refused": str(error), "exit_code": error.exit_code}
     except Exception as error:  # a broken installation may raise anything
-        answer = {"failed": f"{type(error).__name__}: {first_line(error)}"[:300]}
-    print(json.dumps(answer), flush=True)
+        return {"failed": f"{type(error).__name__}: {first_line(error)}"[:300]}
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print(json.dumps(answer(*sys.argv[1:])), flush=True)

@@ -37,12 +37,6 @@ def test_a_batch(reader: PixelReader) -> None:
     assert watch.launches[""].total() <= 5  # two copies, two lookups, one cat
 
 
-def test_planted_bug__rows_that_are_not_pinned(reader: PixelReader) -> None:
-    with planted(PixelReader, "read", ".pin_memory()", ""), Watch():
-        with pytest.raises(HostWaits, match="memory that isn't pinned"):
-            first_batch(reader)
-
-
 def test_planted_bug__rows_on_the_host(reader: PixelReader) -> None:
     new = "self._on_device[torch.from_numpy(places)]"
     old = "self._on_device[index.to(self._on_device.device, non_blocking=True)]"

@@ -61,7 +61,7 @@ def test_any_folder__is_rows_of_path_and_feature(
 
     out = tmp_path / "features.parquet"
     daal("extract", tmp_path / "model", tmp_path / "images", "ray.num_workers=1",
-         "--layout", "any", "--out", out, "--set", "max_bad_share=0.5")  # fmt: skip
+         "--layout", "any", "--out", out, "max_bad_share=0.5")  # fmt: skip
     table = pq.read_table(out)
     assert table.column_names == ["path", "feature"]
     assert table["path"].to_pylist() == names

@@ -14,19 +14,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 DEPLOY = Path(__file__).parents[2] / "pipelines/deploy"
 MANIFESTS = [DEPLOY / "rayjob.yaml", DEPLOY / "raycluster.yaml"]
 FIELDS = json.loads(Path(__file__).with_name("kuberay_fields.json").read_text(encoding="utf-8"))
-QUANTITY = r"\d+(\.\d+)?([KMGTPE]i|[mkMGTPE])?"
-# What Kubernetes takes for a field, where its client's classes take any string.
-VALUES = {
-    r"resources\.(requests|limits)\..+": QUANTITY,
-    r"emptyDir\.sizeLimit": QUANTITY,
-    r"emptyDir\.medium": "Memory",
-    "fsGroupChangePolicy": "Always|OnRootMismatch",
-    "imagePullPolicy": "Always|IfNotPresent|Never",
-    "restartPolicy": "Always|OnFailure|Never",
-    r"seccompProfile\.type": "RuntimeDefault|Localhost|Unconfined",
-    r"tolerations\[\d+\]\.effect": "NoSchedule|PreferNoSchedule|NoExecute",
-    r"tolerations\[\d+\]\.operator": "Exists|Equal",
-}
 
 
 def classes() -> dict[str, Any]:
@@ -71,14 +58,7 @@ def problems(text: str) -> list[str]:
         return [f"{path_of(e['loc'])}: {said.get(e['type'], e['msg'])}" for e in error.errors()]
     # The client's classes take Python's names, too (mount_path); Kubernetes does not.
     known = {path for path, _ in leaves(accepted.model_dump(by_alias=True, exclude_unset=True))}
-    found = []
-    for path, value in leaves(manifest):
-        if path not in known:
-            found.append(f"{path}: unknown field")
-        for field, values in VALUES.items():
-            if re.search(rf"\.{field}$", path) and not re.fullmatch(values, str(value)):
-                found.append(f"{path}: {value!r} is not {values}")
-    return found
+    return [f"{path}: unknown field" for path, _ in leaves(manifest) if path not in known]
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
@@ -98,10 +78,7 @@ WORKERS = "spec.rayClusterSpec.workerGroupSpecs[0]"
         ("      template:", "      templat:", f"{HEAD}.template: missing"),
         ("mountPath: /d", "mount_path: /d", f"{POD}.containers[0].volumeMounts[0].mount_path: "),
         ("minReplicas: 4", "minReplicas: four", f"{WORKERS}.minReplicas: Input should be a valid"),
-        ('num-gpus: "0"', "num-gpus: 0", f"{HEAD}.rayStartParams.num-gpus: Input should be"),
         ("K8sJobMode", "K8SJobMode", "spec.submissionMode: Input should be 'K8sJobMode'"),
-        ("y: 32Gi", "y: 32GiB", f"{POD}.containers[0].resources.requests.memory: '32GiB' is not"),
-        ("OnRootMismatch", "Never", f"{POD}.securityContext.fsGroupChangePolicy: 'Never' is not"),
     ],
 )
 def test_a_slip_is_found(right: str, wrong: str, problem: str) -> None:

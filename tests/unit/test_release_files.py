@@ -84,18 +84,23 @@ def test_a_setting_of_release_0_1__that_would_be_lost_is_refused(
         check_config(given, kept=True)
 
 
-def test_a_setting_that_is_ignored__is_said_once_to_the_user_who_gave_it(
+def test_a_value_that_is_lost__is_said_once_to_the_user_who_gave_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    old = "pretrain: {checkpoint_every_epochs: 4}\nadapt: {checkpoint_every_epochs: 2}\n"
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("target: {published_counts: false}\n")
-    said = "is no setting any more and is ignored."
-    old_config._say_ignored.cache_clear()
-    check_config({"target": {"published_counts": False}}, kept=True)
+    recipe.write_text(f"target: {{published_counts: false}}\n{old}")
+    old_config._warn.cache_clear()
+    check_config(yaml.safe_load(recipe.read_text()), kept=True)
     assert caplog.messages == []
     for _ in range(2):
         load_config(recipe, ["ray.resize_seconds=5"])
-    assert caplog.messages == [f"target.published_counts {said}", f"ray.resize_seconds {said}"]
+    assert caplog.messages == [
+        "target.published_counts is no setting any more and is ignored.",
+        "ray.resize_seconds is no setting any more and is ignored.",
+        "pretrain.checkpoint_every_epochs=4 and adapt.checkpoint_every_epochs=2 are one setting "
+        "now, checkpoint_every_epochs=2; write that in their place.",
+    ]
 
 
 def test_a_checkpoint_and_the_configuration_in_it(release: Path) -> None:
