@@ -298,7 +298,7 @@ class ClusterConfig(Section):
     min_samples images. It holds all distances below 1, for sets up to some 100,000 images."""
     backend: Backend = setting("auto", needs="method=dbscan")
     """Who runs DBSCAN; all give the same labels. auto: cuml on a GPU that has it, components
-    elsewhere."""
+    elsewhere. cuml takes up to 50,000 images; above that it is components, too."""
     max_cluster_share: float = setting(0.2, gt=0, le=1)
     """A cluster above this share of all images (and above 500 images; in sets under 1,000, above
     half of them) is called giant. Then eps is found again with p or q halved, or is 0.8 of the eps

@@ -232,12 +232,6 @@ def test_remedies_name_the_setting_that_decides_on_eps(
 # ---- Configuration ----------------------------------------------------------------------
 
 
-def test_cuml_needs_a_gpu(features, monkeypatch):
-    monkeypatch.setattr("cluster.dbscan.cuml_available", lambda: False)
-    with pytest.raises(ConfigError, match="cuml"):
-        estimate_pseudo_labels(features, changed(backend="cuml"))
-
-
 @pytest.mark.parametrize("rule", [{"p": 0.5}, {"eps": 0.95}])
 def test_more_pairs_than_memory_holds_are_refused(monkeypatch, rule):
     monkeypatch.setattr("cluster.eps.MAX_PAIRS", 2000)
