@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support import CPU_BACKENDS
 
 from cluster.centroids import centroids
@@ -73,5 +74,6 @@ def test_eq_4():
     golden = np.load(FOLDER / "eq4_weights.npz")
     means = centroids(golden["features"], golden["labels"])
     np.testing.assert_allclose(means, golden["centroids"], atol=1e-7)
-    weights = soft_label_weights(golden["features"], means, golden["labels"], float(golden["eps"]))
+    given = map(torch.from_numpy, (golden["features"], means, golden["labels"]))
+    weights = soft_label_weights(*given, float(golden["eps"]))
     np.testing.assert_allclose(weights, golden["weights"], rtol=1e-5)
