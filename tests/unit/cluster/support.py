@@ -39,6 +39,13 @@ def same_bits(a, b):
     return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def first(found, k):
+    """The k nearest alone: after them come others that were measured."""
+    return found._replace(
+        indices_NK=found.indices_NK[:, :k], sq_distances_NK=found.sq_distances_NK[:, :k]
+    )
+
+
 def same_partition(a, b):
     """Whether two labellings differ in the numbers of clusters only; outliers are outliers."""
     together = [(x[:, None] == x) & (x[:, None] >= 0) for x in (a, b)]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import reference
 import torch
-from support import same_bits
+from support import first, same_bits
 
 from cluster import refine
 from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import nearest_neighbours
-from cluster.refine import Neighbours, Search, fixed_point_scale
+from cluster.refine import Search, fixed_point_scale
 from cluster.run import Threads
 from cluster.search_on_device import search_rows
 from daal.config import ClusterConfig
@@ -53,10 +53,6 @@ def cuvs(monkeypatch):
 def drawn(num_samples=300, num_copies=0, noise=0.3):
     features = reference.drawn(num_samples, 24, 20, seed=1, num_copies=num_copies, noise=noise)
     return features / np.linalg.norm(features, axis=1, keepdims=True)
-
-
-def first(found, k):
-    return Neighbours(found.indices_NK[:, :k], found.sq_distances_NK[:, :k], found[2])
 
 
 def both(runner, features, k):

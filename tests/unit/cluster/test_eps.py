@@ -118,13 +118,6 @@ def test_a_good_guess_takes_one_pass_and_stores_few(pairs, monkeypatch, passes):
     assert_serves(pairs, upper, 0.004)
 
 
-def test_rows_that_mislead_take_a_second_pass(pairs, monkeypatch, passes):
-    monkeypatch.setattr(eps, "SAMPLED_ROWS", 1)
-    upper = smallest_distances(pairs, 0.02)
-    assert passes == [500, 1]
-    assert_serves(pairs, upper, 0.02)
-
-
 def test_the_second_pass_gives_the_same_pseudo_labels(misleading, monkeypatch, passes):
     expected = estimate_pseudo_labels(misleading, CONFIG)
     assert passes == [1]

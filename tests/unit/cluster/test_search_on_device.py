@@ -10,13 +10,13 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import lattice, same_bits
+from support import first, lattice, same_bits
 
 from cluster import device, neighbours, search_on_device
 from cluster.device import kept_on_device
 from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import nearest_neighbours
-from cluster.refine import Neighbours, Search, fixed_point_scale
+from cluster.refine import Search, fixed_point_scale
 from cluster.run import FULL, Threads
 from daal.config import ClusterConfig
 
@@ -53,11 +53,6 @@ def device_runner():
 def nearest(runner, features, k, num_blocks):
     search = Search(k, fixed_point_scale(features))
     return nearest_neighbours(runner, features, search, num_blocks)
-
-
-def first(found: Neighbours, k: int) -> Neighbours:
-    """The k nearest alone: after them come others that were measured."""
-    return Neighbours(found.indices_NK[:, :k], found.sq_distances_NK[:, :k], found[2])
 
 
 def test_nearest_neighbours(runner, device_runner, drawn):
