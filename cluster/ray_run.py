@@ -1,4 +1,4 @@
-"""Stages as tasks of Ray. Only this file knows Ray.
+"""Stages as tasks of Ray.
 
 The stages give the same bits however the rows are cut and wherever they run; so a task that is lost
 with its worker or node is run again by Ray, and nothing changes. Features are put into the object
@@ -152,7 +152,7 @@ class RayTasks:
         self, stage: str, function: Stage, blocks: Blocks, *shared: Any
     ) -> list[Any] | None:
         assert self._on_gpus is not None
-        done = self._on_gpus(stage, partial(_run_block, stage, function), blocks, *shared)
+        done = self._on_gpus(stage, partial(timed, stage, unless_full, function), blocks, *shared)
         self._times_on_gpus += [time_taken for _, time_taken in done]
         values = [value for value, _ in done]
         if any(map(is_full, values)):
@@ -221,11 +221,6 @@ def _run_stage(stage: str, function: Stage, num_results: int, *arguments: Any) -
     with threadpool_limits(1):
         found, time_taken = timed(stage, function, *arguments)
     return [*found, time_taken] if num_results > 1 else [found, time_taken]
-
-
-def _run_block(stage: str, function: Stage, *arguments: Any) -> tuple[Any, TaskTime]:
-    there = [ray.get(a) if isinstance(a, ray.ObjectRef) else a for a in arguments]
-    return timed(stage, unless_full, function, *there)
 
 
 def _run_blocks(function: Stage, blocks: Blocks, device: str, *shared: Any) -> list[Any]:

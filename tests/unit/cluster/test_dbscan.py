@@ -24,7 +24,7 @@ from cluster.core_samples import (
 )
 from cluster.dbscan import dbscan, neighbour_graph
 from cluster.estimate import estimate_pseudo_labels
-from cluster.rerank import jaccard_distance
+from cluster.jaccard import jaccard_distance
 from cluster.run import FULL, Threads, can_import
 from daal.config import ClusterConfig
 from daal.errors import ConfigError

@@ -13,10 +13,10 @@ from cluster.arrays import ONE
 from cluster.encoding import Reciprocity, encode
 from cluster.eps import TOLERANCE, eps_of_pairs, estimate_eps, smallest_distances
 from cluster.estimate import estimate_pseudo_labels
+from cluster.jaccard import jaccard_distance
 from cluster.neighbours import nearest_neighbours
 from cluster.pairs import Pairs
 from cluster.refine import FIXED_POINT, Search
-from cluster.rerank import jaccard_distance
 from cluster.run import row_blocks
 from daal.config import ClusterConfig
 from daal.errors import LabelError

@@ -10,8 +10,8 @@ from cluster.dbscan import dbscan
 from cluster.eps import estimate_eps
 from cluster.estimate import estimate_pseudo_labels
 from cluster.given_features import normalised_features
+from cluster.jaccard import jaccard_distance
 from cluster.quality import graph_silhouette
-from cluster.rerank import jaccard_distance
 from cluster.run import Threads
 from daal.config import ClusterConfig
 

@@ -15,7 +15,7 @@ from cluster.centroids import centroids
 from cluster.dbscan import dbscan
 from cluster.eps import estimate_eps
 from cluster.estimate import estimate_pseudo_labels
-from cluster.rerank import jaccard_distance
+from cluster.jaccard import jaccard_distance
 from cluster.soft_labels import soft_label_weights
 from daal.config import ClusterConfig
 

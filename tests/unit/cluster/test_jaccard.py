@@ -12,11 +12,11 @@ from cluster.arrays import ONE
 from cluster.dbscan import dbscan
 from cluster.encoding import Reciprocity, encode
 from cluster.eps import estimate_eps
+from cluster.jaccard import jaccard_distance
 from cluster.near_pairs import inverted_index
 from cluster.neighbours import nearest_neighbours
 from cluster.pairs import NUM_BINS, Pairs, pairs_below, symmetric
 from cluster.refine import Search, fixed_point_scale
-from cluster.rerank import jaccard_distance
 from cluster.run import Threads, blocks_for, row_blocks
 
 
