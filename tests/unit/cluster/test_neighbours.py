@@ -104,7 +104,7 @@ def test_distinct_rows_are_the_first_of_their_like():
 
 
 def test_rows_of_equal_hash_are_compared(monkeypatch):
-    monkeypatch.setattr("cluster.copies._hashes", lambda features: np.zeros(len(features)))
+    monkeypatch.setattr("cluster.copies._hashes", lambda features, _: np.zeros(len(features)))
     rows = reference.drawn(4, 6, 4, seed=1)
     assert distinct_rows(rows[FIRST_COPIES]).tolist() == [0, 1, 0, 3, 4, 0]
 
