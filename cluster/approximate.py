@@ -188,8 +188,8 @@ def search_lists(
 def look_up(
     features_ND: Floats, lists: Lists, queries_RD: Floats, nprobe: int, num: int
 ) -> tuple[Floats, Longs]:
-    """Products (descending) and indices of each query's nearest in `nprobe` lists, (R, num); -1
-    where there are no more."""
+    """Products (descending) and indices of each query's nearest in `nprobe` lists, (R, num); -inf
+    and -1 where there are no more."""
     num_lists = len(lists.centres_LD)
     nprobe = min(nprobe, num_lists)
     _, probed_RP = nearest(queries_RD, lists.centres_LD, nprobe)
@@ -202,6 +202,7 @@ def look_up(
             products, places = nearest(queries_RD[asking], features_ND[members], num)
             best.add_result_subset(asking, products, members[places])
     best.finalize()
+    best.D[best.I < 0] = -np.inf
     return best.D, best.I
 
 

@@ -100,15 +100,15 @@ def camera_weights(
     row_stop: int,
 ) -> csr_array:
     """softmax(-d2) over the reciprocal neighbours of both lists, rows row_start..row_stop."""
-    rows = slice(row_start, row_stop)
-    flags_RK, indices_RK, sq_RK = (
-        np.hstack([a[rows], b[rows, : inter_flags.shape[1]]])
-        for a, b in (
-            (intra_flags, inter_flags),
-            (intra.indices_NK[:, : intra_flags.shape[1]], inter.indices_NK),
-            (intra.sq_distances_NK[:, : intra_flags.shape[1]], inter.sq_distances_NK),
-        )
-    )
+    rows, num_intra = slice(row_start, row_stop), intra_flags.shape[1]
+    num_inter = inter_flags.shape[1]
+
+    def both(of_intra_NK: Any, of_inter_NK: Any) -> Any:
+        return np.hstack([of_intra_NK[rows, :num_intra], of_inter_NK[rows, :num_inter]])
+
+    flags_RK = both(intra_flags, inter_flags)
+    indices_RK = both(intra.indices_NK, inter.indices_NK)
+    sq_RK = both(intra.sq_distances_NK, inter.sq_distances_NK)
     indptr, indices, data = _softmax_kernel(flags_RK, indices_RK, sq_RK, exp_tables())
     return csr_array((data, indices, indptr), shape=(len(flags_RK), len(intra.indices_NK)))
 

@@ -18,7 +18,7 @@ def distinct_rows(features_ND: Floats) -> Longs:
     as distinct.
     """
     rng = np.random.default_rng(0)
-    multipliers_D = rng.integers(1 << 64, size=features_ND.shape[1], dtype=np.uint64)
+    multipliers_D: Hashes = rng.integers(1 << 64, size=features_ND.shape[1:], dtype=np.uint64)
     hashes_N = _hashes(features_ND, multipliers_D)
     _, first, group = np.unique(hashes_N, return_index=True, return_inverse=True)
     first_copy_N: Longs = first[group]
