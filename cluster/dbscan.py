@@ -5,15 +5,12 @@ is, how clusters are numbered and where border samples go is settled here, so th
 give the same labels.
 """
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from cluster.arrays import Labels
 from cluster.clustering import Clustering, giant_size, numbered_by_sample
-from cluster.compiled import kernel
 from cluster.core_samples import JoinCores, core_flags, join_by_components, join_cores_by
 from cluster.eps import TOLERANCE, EpsRule, distances_for, reach
 from cluster.pairs import Pairs, row_of_entry, symmetric
@@ -114,25 +111,9 @@ def dbscan(
 
 def neighbour_graph(distance: csr_array, eps: float) -> csr_array:
     """Which samples are neighbours: int8 ones, no diagonal. Only here is eps compared."""
+    rows = row_of_entry(distance)
     # In fp64: eps + 1e-6 rounded to fp32 would be another number.
-    indptr, indices = _graph_kernel(
-        distance.indptr, distance.indices, distance.data, np.float64(eps + TOLERANCE)
-    )
+    is_near = (distance.data <= np.float64(eps + TOLERANCE)) & (distance.indices != rows)
+    degrees_N = np.bincount(rows[is_near], minlength=distance.shape[0])
+    indptr, indices = np.append(0, np.cumsum(degrees_N)), distance.indices[is_near]
     return csr_array((np.ones(len(indices), np.int8), indices, indptr), shape=distance.shape)
-
-
-@kernel
-def _graph_kernel(indptr: Any, indices: Any, data: Any, limit: float) -> Any:
-    out_indptr = np.zeros(len(indptr), np.int64)
-    for i in range(len(indptr) - 1):
-        for entry in range(indptr[i], indptr[i + 1]):
-            out_indptr[i + 1] += np.float64(data[entry]) <= limit and indices[entry] != i
-    out_indptr = np.cumsum(out_indptr)
-    out_indices = np.empty(out_indptr[-1], np.int32)
-    end = 0
-    for i in range(len(indptr) - 1):
-        for entry in range(indptr[i], indptr[i + 1]):
-            if np.float64(data[entry]) <= limit and indices[entry] != i:
-                out_indices[end] = indices[entry]
-                end += 1
-    return out_indptr, out_indices
