@@ -49,7 +49,7 @@ def blocks_between(edges: list[int], most_rows: int) -> list[tuple[int, int]]:
 def search_on_cpus(
     runner: Runner, features: Handle, search: Search, blocks: list[tuple[int, int]]
 ) -> Handle:
-    """Blocks meet in pairs, round by round. Each is refined after it has met all others."""
+    """Blocks meet in pairs, round by round. Each is refined after its last round."""
     num_near = search.num_near(blocks[-1][1])
     lists: list[Handle]
     if search.groups.same:

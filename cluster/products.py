@@ -29,7 +29,7 @@ def no_candidates(rows: tuple[int, int], num_near: int) -> Candidates:
 
 
 def meet_itself(features_ND: Floats, rows: tuple[int, int], num_near: int) -> Candidates:
-    """A block's candidates from the block itself: the first that it meets."""
+    """A block's candidates from the block itself."""
     own = no_candidates(rows, num_near)
     _scan_pair(features_ND, own, own)
     return own

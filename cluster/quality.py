@@ -23,8 +23,8 @@ class ClusterQuality(CameraFigures):
     `ari` and `nmi` count every outlier as a cluster of its own, so dropping images doesn't
     flatter. A pair is predicted if both images are in one cluster: `pair_precision` is the
     share of predicted pairs that are of one person, `pair_recall` the share of all pairs of
-    one person that are predicted (None where there is no such pair). Images of nobody in
-    particular (pid 0 or below: distractors, junk, unknown) are left out of these four, which need
+    one person that are predicted (None where there is no such pair). Images without
+    an identity (pid 0 or below: distractors, junk, unknown) are left out of these four, which need
     at least two people.
     """
 

@@ -45,7 +45,7 @@ def test_nearly_all_neighbours_are_the_exact_ones(runner, features):
     said = re.fullmatch(NOTE, note)
     is_true = (found.sq_distances_NK <= true.sq_distances_NK[:, -1:])[:, 1:]
     assert is_true.mean() == pytest.approx(float(said[1]), abs=5e-3)
-    # A row that misses nobody is the exact row, bit by bit.
+    # A row that misses no neighbour is the exact row, bit by bit.
     is_same = (found.indices_NK == true.indices_NK).all(1)
     assert is_same.mean() > 0.8
     assert np.array_equal(found.sq_distances_NK[is_same], true.sq_distances_NK[is_same])
