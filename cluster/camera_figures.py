@@ -43,8 +43,8 @@ def camera_figures(
 ) -> CameraFigures:
     """Figures of labels (N,), -1 = outlier, by cameras (N,), below 0 = unknown.
 
-    Images of unknown cameras don't count, and those without an identity (pid 0 or below) don't count
-    in the precision.
+    Images of unknown cameras don't count. Those without an identity (pid 0 or below) don't count in
+    the precision.
     """
     known_N = with_known_camera(camids_N)
     if known_N is None:
