@@ -11,8 +11,8 @@ import numpy as np
 from benchmarks import evaluation as scores
 from benchmarks import pseudo_labels
 from benchmarks.gpu_support import Bench, drawn_features
-from cluster.dbscan import cuml_available
 from cluster.estimate import PseudoLabels
+from cluster.run import imports
 from daal.config import ClusterConfig
 
 MANY = 100_000  # images: one measurement is enough
@@ -52,7 +52,7 @@ def evaluation(bench: Bench) -> None:
 
 def cuml(bench: Bench) -> None:
     """cuML's DBSCAN really run, in a whole estimate, against SciPy's components."""
-    if not cuml_available():
+    if not (bench.on_gpu and imports("cuml")):
         bench.add("cuML", left_out="cuml is not installed" if bench.on_gpu else "no GPU")
         return
     num, dim = bench.points[0]

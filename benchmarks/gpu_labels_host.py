@@ -23,9 +23,8 @@ from scipy.sparse.csgraph import connected_components
 from benchmarks.gpu_support import drawn_features
 from benchmarks.pretended_cuda import PretendedCuda, PretendedTensor, pretended_cuda
 from benchmarks.tables import parse, parser_of, tell
-from cluster import dbscan, neighbours
+from cluster import core_samples, dbscan, neighbours
 from cluster.arrays import Floats
-from cluster.copies import distinct_rows
 from cluster.device import kept_on_device
 from cluster.encoding import Reciprocity
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
@@ -63,7 +62,7 @@ def search(features: Floats) -> Neighbours:
         k = max(Reciprocity.of(CONFIG.k1, CONFIG.dialect).num_full, CONFIG.k2) + SLACK
         search = Search(k, float(FIXED_POINT))
         found: Neighbours = neighbours.nearest_neighbours(
-            runner, unit, search, len(blocks_for(runner, len(unit))), distinct_rows(unit)
+            runner, unit, search, len(blocks_for(runner, len(unit)))
         )
         return found
 
@@ -95,7 +94,7 @@ def measure(features: Floats, found_before: Neighbours) -> dict[str, Any]:
             before = host_seconds(gpu)
             found: PseudoLabels = estimate_pseudo_labels(features, CONFIG, runner=runner)
             cpu_s = host_seconds(gpu) - before
-    assert "dbscan: dense block" in found.stages
+    assert "dbscan: cuml" in found.stages
     return {
         "cpu_s": cpu_s,
         "uploaded_mb": gpu.bytes_up / 1e6,
@@ -131,9 +130,8 @@ def gpu_with_cuml() -> Iterator[PretendedCuda]:
 
     with (
         pretended_cuda() as gpu,
-        patch.object(dbscan, "cuml_available", lambda: True),
-        patch.object(dbscan, "most_dense", lambda device: 100_000),
-        patch.object(dbscan, "cuml_labels", labels),
+        patch.object(core_samples, "can_import", lambda *_: True),
+        patch.object(core_samples, "cuml_labels", labels),
     ):
         yield gpu
 

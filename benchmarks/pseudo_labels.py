@@ -81,16 +81,14 @@ def estimate(features: Floats, config: ClusterConfig, given: argparse.Namespace)
     if given.ray:
         import ray
 
-        from cluster.gpu_actors import GpuActors
-        from cluster.ray_run import RayTasks, estimate_on_ray
+        from cluster.ray_run import RayTasks, estimate_on_ray, on_free_gpus
 
         num_blocks = len(blocks_for(RayTasks(os.cpu_count() or 1), len(features)))
         has_gpu = given.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
-        with GpuActors() if has_gpu else contextlib.nullcontext() as on_gpus:
-            return estimate_on_ray(
-                features, config, num_blocks=num_blocks, on_gpus=on_gpus,
-                on_progress=None if given.json else show_progress,
-            )  # fmt: skip
+        return estimate_on_ray(
+            features, config, num_blocks=num_blocks, on_gpus=on_free_gpus if has_gpu else None,
+            on_progress=None if given.json else show_progress,
+        )  # fmt: skip
     with Threads(device=given.device) as runner:
         return estimate_pseudo_labels(features, config, runner=runner)
 

@@ -6,13 +6,13 @@ from each alone (CKRNN), and encodings are averaged over the nearest of both (CL
 distance of the encodings is then the usual one.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
+from cluster.arrays import Floats, Ints
 from cluster.compiled import kernel
 from cluster.encoding import (
     FULL,
@@ -21,16 +21,14 @@ from cluster.encoding import (
     average_rows,
     exp_tables,
     exponential,
-    join_rows,
     normalise_row,
     reciprocal_flags,
     run_joined,
-    stack,
 )
 from cluster.locality import locality_order, renumbered
 from cluster.neighbours import nearest_neighbours
 from cluster.refine import Groups, Neighbours, Search
-from cluster.run import Handle, Runner, run_one
+from cluster.run import Handle, Runner, Stage, run_one
 from daal.errors import ConfigError
 
 MAX_CAMERAS = 256
@@ -82,16 +80,15 @@ def encode_by_camera(
     intra = run_one(runner, "encoding: order", renumbered, intra, order)
     inter = run_one(runner, "encoding: order", renumbered, inter, order)
 
-    def joined(stage: str, join: Callable[..., Any], function: Any, *shared: Any) -> Handle:
-        return run_joined(runner, stage, join, function, blocks, *shared)
+    def of_all_rows(stage: str, function: Stage, *shared: Any) -> Handle:
+        return run_joined(runner, f"encoding: {stage}", function, blocks, *shared)
 
-    def flags(neighbours: Handle, k1: int) -> Handle:
-        reciprocity = Reciprocity(k1 + 1, 0, False)
-        return joined("reciprocal", join_rows, reciprocal_flags, neighbours, reciprocity)
-
-    intra_flags, inter_flags = flags(intra, counts.k1_intra), flags(inter, counts.k1_inter)
-    raw = joined("weights", stack, camera_weights, intra, inter, intra_flags, inter_flags)
-    return joined("average", stack, average_cameras, raw, intra, inter, counts), order
+    intra_flags, inter_flags = (
+        of_all_rows("reciprocal", reciprocal_flags, neighbours, Reciprocity(k1 + 1, 0, False))
+        for neighbours, k1 in ((intra, counts.k1_intra), (inter, counts.k1_inter))
+    )
+    raw = of_all_rows("weights", camera_weights, intra, inter, intra_flags, inter_flags)
+    return of_all_rows("average", average_cameras, raw, intra, inter, counts), order
 
 
 def camera_weights(
@@ -103,11 +100,17 @@ def camera_weights(
     row_stop: int,
 ) -> csr_array:
     """softmax(-d2) over the reciprocal neighbours of both lists, rows row_start..row_stop."""
-    indptr, indices, data = _camera_weights_kernel(
-        intra, inter, intra_flags, inter_flags, exp_tables(), row_start, row_stop
-    )
-    shape = (row_stop - row_start, len(intra.indices_NK))
-    return csr_array((data, indices, indptr), shape=shape)
+    rows, num_intra = slice(row_start, row_stop), intra_flags.shape[1]
+    num_inter = inter_flags.shape[1]
+
+    def both(of_intra_NK: Any, of_inter_NK: Any) -> Any:
+        return np.hstack([of_intra_NK[rows, :num_intra], of_inter_NK[rows, :num_inter]])
+
+    flags_RK = both(intra_flags, inter_flags)
+    indices_RK = both(intra.indices_NK, inter.indices_NK)
+    sq_RK = both(intra.sq_distances_NK, inter.sq_distances_NK)
+    indptr, indices, data = _softmax_kernel(flags_RK, indices_RK, sq_RK, exp_tables())
+    return csr_array((data, indices, indptr), shape=(len(flags_RK), len(intra.indices_NK)))
 
 
 def average_cameras(
@@ -127,39 +130,20 @@ def average_cameras(
 
 
 @kernel
-def _camera_weights_kernel(
-    intra: Neighbours,
-    inter: Neighbours,
-    intra_flags: Flags,
-    inter_flags: Flags,
-    tables: Any,
-    row_start: int,
-    row_stop: int,
-) -> Any:
-    intra_NK, intra_sq_NK, _ = intra
-    inter_NK, inter_sq_NK, _ = inter
-    num_rows = row_stop - row_start
-    most = intra_flags.shape[1] + inter_flags.shape[1]
+def _softmax_kernel(flags_RK: Flags, indices_RK: Ints, sq_RK: Floats, tables: Any) -> Any:
+    num_rows, most = flags_RK.shape
     indptr = np.zeros(num_rows + 1, np.int64)
     out_indices = np.empty(num_rows * most, np.int32)
     out_weights = np.empty(num_rows * most, np.int32)
-    members = np.empty(most, np.int32)
     gaussian = np.empty(most, np.int64)
     end = 0
-    for i in range(row_start, row_stop):
+    for r in range(num_rows):
         start = end
-        for place in range(intra_flags.shape[1]):
-            if intra_flags[i, place] & FULL:
-                members[end - start] = intra_NK[i, place]
-                gaussian[end - start] = exponential(np.float64(intra_sq_NK[i, place]), tables)
-                end += 1
-        for place in range(inter_flags.shape[1]):
-            if inter_flags[i, place] & FULL:
-                members[end - start] = inter_NK[i, place]
-                gaussian[end - start] = exponential(np.float64(inter_sq_NK[i, place]), tables)
-                end += 1
-        order = np.argsort(members[: end - start])
-        out_indices[start:end] = members[: end - start][order]
-        normalise_row(gaussian[: end - start][order], end - start, out_weights[start:end])
-        indptr[i - row_start + 1] = end
+        places = np.flatnonzero(flags_RK[r] & FULL)
+        for place in places[np.argsort(indices_RK[r][places])]:
+            out_indices[end] = indices_RK[r, place]
+            gaussian[end - start] = exponential(np.float64(sq_RK[r, place]), tables)
+            end += 1
+        normalise_row(gaussian, end - start, out_weights[start:end])
+        indptr[r + 1] = end
     return indptr, out_indices[:end], out_weights[:end]

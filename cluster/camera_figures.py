@@ -43,68 +43,63 @@ def camera_figures(
 ) -> CameraFigures:
     """Figures of labels (N,), -1 = outlier, by cameras (N,), below 0 = unknown.
 
-    Images of unknown cameras count nowhere, those of nobody in particular (pid 0 or below) not in
+    Images of unknown cameras don't count. Those without an identity (pid 0 or below) don't count in
     the precision.
     """
     known_N = with_known_camera(camids_N)
     if known_N is None:
         return CameraFigures()
     inside_N = (labels_N >= 0) & known_N
-    clusters, cameras = _numbered(labels_N[inside_N]), _numbered(camids_N[inside_N])
-    sizes_K = np.bincount(clusters)
-    pairs = num_pairs(sizes_K)
+    clusters_M, cameras_M = labels_N[inside_N], camids_N[inside_N]
+    sizes_K = _sizes(clusters_M)
+    pairs = _num_pairs(sizes_K)
     if pairs == 0:
         return CameraFigures()
-    by_camera, sizes_M = np.unique(_joined(clusters, cameras), return_counts=True)
-    num_cameras_K = np.bincount(by_camera // (cameras.max() + 1))
+    cameras_of_clusters = np.unique(_joined(clusters_M, cameras_M))
+    num_cameras_K = _sizes(cameras_of_clusters // len(np.unique(cameras_M)))
     several_K = sizes_K > 1
-    images_C = np.unique(camids_N[known_N], return_counts=True)[1]
+    images_C = _sizes(camids_N[known_N])
     precision = None
     if pids_N is not None:
-        named = pids_N[inside_N] > 0
-        precision = _cross_camera_precision(
-            clusters[named], cameras[named], _numbered(pids_N[inside_N][named])
-        )
+        named_M = pids_N[inside_N] > 0
+        clusters_P, cameras_P = clusters_M[named_M], cameras_M[named_M]
+        in_cluster = _num_cross_pairs(clusters_P, cameras_P)
+        of_one_person = _num_cross_pairs(clusters_P, cameras_P, pids_N[inside_N][named_M])
+        precision = of_one_person / in_cluster if in_cluster else None
     return CameraFigures(
         one_camera_share=float((num_cameras_K[several_K] == 1).mean()),
         one_camera_chance=_one_camera_chance(sizes_K[several_K], images_C),
-        cross_camera_share=1 - num_pairs(sizes_M) / pairs,
-        cross_camera_chance=1 - num_pairs(images_C) / num_pairs(images_C.sum()),
+        cross_camera_share=1 - _num_pairs(_sizes(clusters_M, cameras_M)) / pairs,
+        cross_camera_chance=1 - _num_pairs(images_C) / _num_pairs(images_C.sum()),
         cross_camera_precision=precision,
     )
 
 
-def _cross_camera_precision(
-    clusters_N: Integers, cameras_N: Integers, people_N: Integers
-) -> float | None:
-    """Of the pairs in one cluster that are of two cameras, those of one person."""
-    in_cluster = _num_cross_pairs(clusters_N, cameras_N)
-    right = _num_cross_pairs(_joined(clusters_N, people_N), cameras_N)
-    return right / in_cluster if in_cluster else None
+def _joined(*keys: Integers) -> Integers:
+    """One number for each combination of keys, in their order."""
+    joined: Integers = np.zeros(len(keys[0]), np.int64)
+    for values in keys:
+        distinct, number = np.unique(values, return_inverse=True)
+        joined = joined * len(distinct) + number
+    return joined
 
 
-def _num_cross_pairs(groups_N: Integers, cameras_N: Integers) -> int:
-    """Pairs of images of one group that are of two cameras."""
-    sizes = [
-        np.unique(keys_N, return_counts=True)[1]
-        for keys_N in (groups_N, _joined(groups_N, cameras_N))
-    ]
-    return num_pairs(sizes[0]) - num_pairs(sizes[1])
+def _sizes(*keys: Integers) -> Integers:
+    """Sizes of the groups of images that have all keys in common, in the keys' order."""
+    counts: Integers = np.unique(_joined(*keys), return_counts=True)[1]
+    return counts
 
 
-def _numbered(values_N: Integers) -> npt.NDArray[np.int64]:
-    return np.unique(values_N, return_inverse=True)[1].astype(np.int64)
-
-
-def _joined(keys_N: Integers, numbers_N: Integers) -> npt.NDArray[np.int64]:
-    """One key for each pair of a key and a number."""
-    return keys_N.astype(np.int64) * (int(numbers_N.max(initial=0)) + 1) + numbers_N
-
-
-def num_pairs(sizes: npt.ArrayLike) -> int:
+def _num_pairs(sizes: npt.ArrayLike) -> int:
     """Pairs within groups of such sizes."""
     counts = np.asarray(sizes, np.int64)
     return int((counts * (counts - 1) // 2).sum())
+
+
+def _num_cross_pairs(clusters_M: Integers, cameras_M: Integers, *keys: Integers) -> int:
+    """Pairs of images of one cluster, with all keys in common, that are of two cameras."""
+    all_pairs = _num_pairs(_sizes(clusters_M, *keys))
+    return all_pairs - _num_pairs(_sizes(clusters_M, cameras_M, *keys))
 
 
 def _one_camera_chance(sizes_K: Integers, images_C: Integers) -> float:

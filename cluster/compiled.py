@@ -45,7 +45,7 @@ def _private_temporary_folder() -> str:
     folder = Path(tempfile.gettempdir(), f"daal-compiled-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
-    # Numba runs what it finds there, so nobody else may have written it.
+    # Numba runs what it finds there, so no other user may have written it.
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise PermissionError(f"{folder} is not this user's own")
     return str(folder)

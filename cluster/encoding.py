@@ -10,20 +10,19 @@ Samples are renumbered first, so that neighbours lie near each other in memory
 (`cluster.locality`): from here to the labels, row r is sample order[r].
 """
 
-from collections.abc import Callable
 from decimal import Decimal, localcontext
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array, issparse, vstack
 
 from cluster.arrays import ONE, Floats, Ints
 from cluster.compiled import grown, kernel
 from cluster.locality import locality_order, renumbered
 from cluster.refine import Neighbours, squared_distance
-from cluster.run import Handle, Runner, run_one
+from cluster.run import Handle, Runner, Stage, run_one
 
 EXP_ONE = float(1 << 32)  # exp(0), before a row is scaled to sum `ONE`
 EXP_BITS = 11  # of the argument, in each table
@@ -69,37 +68,26 @@ def encode(
     """
     order = run_one(runner, "encoding: order", locality_order, neighbours)
     neighbours = run_one(runner, "encoding: order", renumbered, neighbours, order)
-    counts = runner.share(reciprocity)
 
-    def joined(stage: str, join: Callable[..., Any], function: Any, *shared: Any) -> Handle:
-        return run_joined(runner, stage, join, function, blocks, *shared)
+    def of_all_rows(stage: str, function: Stage, *shared: Any) -> Handle:
+        return run_joined(runner, f"encoding: {stage}", function, blocks, *shared)
 
-    flags = joined("reciprocal", join_rows, reciprocal_flags, neighbours, counts)
-    raw = joined("weights", stack, weights, features, scale, order, neighbours, flags, counts)
-    return joined("average", stack, average_nearest, raw, neighbours, k2), order
+    flags = of_all_rows("reciprocal", reciprocal_flags, neighbours, reciprocity)
+    raw = of_all_rows("weights", weights, features, scale, order, neighbours, flags, reciprocity)
+    return of_all_rows("average", average_nearest, raw, neighbours, k2), order
 
 
 def run_joined(
-    runner: Runner,
-    stage: str,
-    join: Callable[..., Any],
-    function: Callable[..., Any],
-    blocks: list[tuple[int, int]],
-    *shared: Any,
+    runner: Runner, stage: str, function: Stage, blocks: list[tuple[int, int]], *shared: Any
 ) -> Handle:
-    """Handle of what a stage of the encoding finds in all row blocks."""
-    parts = runner.run(f"encoding: {stage}", function, blocks, *shared)
-    return run_one(runner, "encoding: join", join, *parts)
+    """Handle of all rows of what a stage finds in row blocks."""
+    parts = runner.run(stage, function, blocks, *shared)
+    return run_one(runner, "encoding: join", join_rows, *parts)
 
 
-def join_rows(*parts: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Arrays of row blocks, one below the other."""
-    return np.concatenate(parts)
-
-
-def stack(*parts: csr_array) -> csr_array:
-    """Sparse row blocks, one below the other."""
-    return vstack(parts, format="csr")
+def join_rows(*parts: Any) -> Any:
+    """Row blocks, dense or sparse, one below the other."""
+    return vstack(parts, format="csr") if issparse(parts[0]) else np.concatenate(parts)
 
 
 # ---- Functions of a row block -----------------------------------------------------------

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from cluster.approximate import approximate_neighbours
 from cluster.arrays import Floats, Labels
-from cluster.blocks import row_blocks
 from cluster.camera_aware import CA_JACCARD, encode_by_camera
 from cluster.camera_figures import with_known_camera
 from cluster.camera_norm import standardised_by_camera
@@ -27,7 +26,7 @@ from cluster.neighbours import nearest_neighbours
 from cluster.pairs import Pairs
 from cluster.quality import graph_silhouette
 from cluster.refine import FIXED_POINT, Search
-from cluster.run import Runner, StageTime, blocks_for, by_stage, on_threads
+from cluster.run import Runner, StageTime, blocks_for, by_stage, on_threads, row_blocks
 from cluster.search_on_device import check_cuvs
 from cluster.source_term import SourceTerm
 from daal.config import ClusterConfig
@@ -129,6 +128,11 @@ def estimate_pseudo_labels(
     num_copies = int((np.bincount(first_copy_R)[first_copy_R] > 1).sum())
     if num_copies:
         notes.append(f"{num_copies} images have an exact copy among the others.")
+    if config.min_clusters > 1 and not first_copy_R.any():  # all are copies of the first
+        raise LabelError(
+            f"All {len(rows)} features are identical, so that they can be 1 cluster at most: "
+            "whatever made them gives the same for every image; make them again."
+        )
 
     # Encodings, in an order of their own.
     blocks = row_blocks(len(rows), num_blocks) if num_blocks else blocks_for(runner, len(rows))
@@ -142,10 +146,10 @@ def estimate_pseudo_labels(
         reciprocity = Reciprocity.of(config.k1, config.dialect)
         search = search._replace(k=max(reciprocity.num_full, config.k2))
         if config.search == "approximate":
-            neighbours, recall = approximate_neighbours(runner, features, search, blocks)
-            notes.append(f"Neighbours are approximate: {recall}.")
+            neighbours, note = approximate_neighbours(runner, features, search, blocks)
+            notes.append(note)
         else:
-            neighbours = nearest_neighbours(runner, features, search, len(blocks), first_copy_R)
+            neighbours = nearest_neighbours(runner, features, search, len(blocks))
         encodings, order = encode(
             runner, features, search.scale, neighbours, reciprocity, config.k2, blocks
         )
@@ -157,15 +161,7 @@ def estimate_pseudo_labels(
     if config.source_weight and source_N is not None:
         term = SourceTerm(config.source_weight, source_N[samples_R].astype(np.float32))
     pairs = Pairs.of(runner, encodings, samples_R, blocks, term)
-    try:
-        found = clusterer.cluster(pairs)
-    except LabelError as error:
-        if not first_copy_R.any():  # all are copies of the first
-            raise LabelError(
-                f"All {len(rows)} features are identical, so that they can be 1 cluster at "
-                "most: whatever made them gives the same for every image; make them again."
-            ) from error
-        raise
+    found = clusterer.cluster(pairs)
 
     labels_N = np.full(len(features_ND), -1, np.int64)
     labels_N[samples_R] = found.labels_N

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 
 from cluster.arrays import Floats
-from cluster.blocks import row_blocks
 from cluster.device import to_device
+from cluster.run import row_blocks
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
 

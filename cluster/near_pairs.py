@@ -1,4 +1,4 @@
-"""Which rows of the encodings are near each other: the inverted index and the pairs it leads to.
+"""Which rows of the encodings are near each other: the pairs that their inverted index leads to.
 
 Two rows are compared only if a rough sum over the columns they share says that they may be near
 enough; that sum is never too small, so none is missed.
@@ -7,66 +7,31 @@ enough; that sum is never too small, so none is missed.
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from cluster.arrays import ONE, Ints, Longs
 from cluster.compiled import grown, kernel
 
-BUCKET_BITS = 11  # 2048 columns of the index are sorted at a time
 NUM_SLOTS = 1 << 13  # of rough sums: 32 KB
 ROUGH_BITS = 14  # that rough sums don't have; copies of 2^28 samples would overflow them
 LINE = 16  # int32 in a cache line
 
 
 class InvertedIndex(NamedTuple):
-    """Who has weight on sample g: entries[starts[g]:starts[g + 1]] are (sample, weight) int32, by
-    sample. `sums_N` int32: the weights of each row."""
+    """The encodings by column: entries[starts[g]:starts[g + 1]] are (sample, weight) int32 of the
+    samples with weight on sample g, ascending. `sums_N` int32: the weights of each row."""
 
     starts: Longs
     entries_E2: Ints
     sums_N: Ints
 
 
-@kernel
-def index_kernel(
-    indptr: Any, indices: Any, weights: Any, columns: Any, entries: Ints
-) -> tuple[Longs, Ints]:
-    """Fill `entries`; returns (starts, sums). `columns` is room for a number of each entry."""
-    num_samples = len(indptr) - 1
-    # First by bucket of columns, then by column: entries are never scattered over more memory
-    # than the processor keeps close.
-    bucket_starts = np.zeros((num_samples >> BUCKET_BITS) + 2, np.int64)
-    for entry in range(len(indices)):
-        bucket_starts[np.uint64((indices[entry] >> BUCKET_BITS) + 1)] += 1
-    bucket_starts = np.cumsum(bucket_starts)
-    place = bucket_starts[:-1].copy()
-    sums = np.zeros(num_samples, np.int32)
-    for i in range(num_samples):
-        for entry in range(indptr[i], indptr[i + 1]):
-            its = np.uint64(indices[entry] >> BUCKET_BITS)
-            to = np.uint64(place[its])
-            columns[to] = indices[entry] & ((1 << BUCKET_BITS) - 1)  # counted from its first
-            entries[to, 0] = i
-            entries[to, 1] = weights[entry]
-            place[its] += 1
-            sums[i] += weights[entry]
-    starts = np.empty(num_samples + 1, np.int64)
-    starts[0] = 0
-    for bucket in range(len(bucket_starts) - 1):
-        inside = slice(bucket_starts[bucket], bucket_starts[bucket + 1])
-        first = bucket << BUCKET_BITS
-        last: Any = min(first + (1 << BUCKET_BITS), num_samples)
-        counts = np.zeros(1 << BUCKET_BITS, np.int64)
-        for column in columns[inside]:
-            counts[column] += 1
-        starts[first + 1 : last + 1] = starts[first] + np.cumsum(counts[: last - first])
-        place = starts[first:last].copy()
-        unsorted = entries[inside].copy()
-        for entry, column in enumerate(columns[inside]):
-            to = np.uint64(place[column])
-            entries[to, 0] = unsorted[entry, 0]
-            entries[to, 1] = unsorted[entry, 1]
-            place[column] += 1
-    return starts, sums
+def inverted_index(encodings: csr_array) -> InvertedIndex:
+    """The index of encodings (N, N)."""
+    by_column = encodings.tocsc()
+    # Sample and weight lie side by side, so that a column is read from memory once.
+    entries_E2 = np.stack([by_column.indices, by_column.data], axis=1)
+    return InvertedIndex(by_column.indptr, entries_E2, encodings.sum(axis=1, dtype=np.int32))
 
 
 @kernel
@@ -89,8 +54,8 @@ def _candidates(
     """Note in `met` all samples j > i whose overlap with row i may be above `threshold`, some
     repeatedly; returns (met, how many are noted).
 
-    Samples share the rough `sums`, which a processor's nearest cache holds, however many samples
-    there are; few who have too little overlap are noted for another's.
+    Samples share the rough `sums`, which fit into a processor's nearest cache however many samples
+    there are. A sample that shares another's sum may be noted without enough overlap of its own.
     """
     num_columns = num_entries = 0
     for entry in range(len(columns)):
@@ -99,7 +64,7 @@ def _candidates(
         spans[num_columns, 1] = stop
         spans[num_columns, 2] = weights[entry] >> ROUGH_BITS
         num_entries += stop - spans[num_columns, 0]
-        num_columns += entries[2 * stop - 2] > i  # else nobody in it is later
+        num_columns += entries[2 * stop - 2] > i  # else no sample in it is later
     while len(met) <= num_entries:
         met = grown(met, 0)
     # Read from the cache lines now: one would be waited for after the other below. How many of a
@@ -115,7 +80,7 @@ def _candidates(
     # Each entry's part of the overlap was rounded down.
     rough = np.int32((threshold >> ROUGH_BITS) - num_columns)
     sums[:] = 0
-    num_met = np.uint64(0)  # unsigned, as what counts from the end would take as long as the rest
+    num_met = np.uint64(0)  # unsigned: an index that may count from the end takes twice as long
     for c in range(num_columns):
         weight = np.int32(spans[c, 2])
         place = np.uint64(2 * spans[c, 1])

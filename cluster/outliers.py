@@ -1,4 +1,4 @@
-"""What becomes of samples that no cluster took."""
+"""How outliers, samples of no cluster, are treated."""
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ def with_singletons(
 ) -> npt.NDArray[np.int64]:
     """The labels (N,), with every outlier (-1) among `rows` a cluster of its own.
 
-    They are numbered in order behind the largest label. Ge et al., "Self-paced Contrastive
+    They are numbered in order after the largest label. Ge et al., "Self-paced Contrastive
     Learning", NeurIPS 2020, sec. 3.1, call these un-clustered instances.
     """
     labels_N = labels_N.copy()
@@ -23,9 +23,9 @@ def with_singletons(
 def in_all_parts(labels_NP: npt.NDArray[np.int64], eps_setting: str) -> npt.NDArray[np.int64]:
     """Labels of P groupings of the same samples, (N, P), with an outlier of any an outlier of all.
 
-    Clusters that lose all their samples by that go, and the others are numbered anew, in order.
-    So does the code of Fu et al., "Self-similarity Grouping", ICCV 2019. `eps_setting` is the key
-    that decides on eps, for the message.
+    Clusters that lose all their samples are removed, and the others are renumbered in order, as in
+    the code of Fu et al., "Self-similarity Grouping", ICCV 2019. `eps_setting` is the key that
+    decides on eps, for the message.
 
     Raises:
         LabelError: no sample is in a cluster of each grouping.

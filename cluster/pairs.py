@@ -16,7 +16,7 @@ from scipy.sparse import csr_array, vstack
 
 from cluster.arrays import Ints, Longs
 from cluster.compiled import kernel
-from cluster.near_pairs import InvertedIndex, index_kernel, pairs_kernel
+from cluster.near_pairs import InvertedIndex, inverted_index, pairs_kernel
 from cluster.run import Handle, Runner, run_one
 from cluster.source_term import SourceTerm
 
@@ -93,18 +93,6 @@ def row_of_entry(matrix: csr_array) -> Ints:
 
 
 # ---- Stages -----------------------------------------------------------------------------
-
-
-def inverted_index(encodings: csr_array) -> InvertedIndex:
-    """The encodings by column."""
-    # NumPy asks for huge pages where numba doesn't: claiming the memory takes half as long.
-    # Sample and weight lie side by side, so that a column is read from memory once.
-    entries = np.empty((encodings.nnz, 2), np.int32)
-    numbers = np.empty(encodings.nnz, np.uint16)
-    starts, sums = index_kernel(
-        encodings.indptr, encodings.indices, encodings.data, numbers, entries
-    )
-    return InvertedIndex(starts, entries, sums)
 
 
 def pairs_below(

@@ -3,15 +3,15 @@
 Row blocks meet in pairs. Each tile |x|^2 + |y|^2 - 2 x y of a pair is computed once and looked
 at once, for its rows and for its columns: what beats the worst of a running list enters it.
 Distances are rounded here; `cluster.refine` measures the candidates exactly and shows that
-rounding hid nobody.
+rounding hid no neighbour.
 """
 
 import numpy as np
 
 from cluster.arrays import Floats, Ints
-from cluster.blocks import row_blocks
 from cluster.compiled import kernel
 from cluster.refine import NUM_FARTHEST, Candidates
+from cluster.run import row_blocks
 
 TILE = 640  # rows and columns: 1.6 MB of products, which stay cached until they are looked at
 
@@ -29,7 +29,7 @@ def no_candidates(rows: tuple[int, int], num_near: int) -> Candidates:
 
 
 def meet_itself(features_ND: Floats, rows: tuple[int, int], num_near: int) -> Candidates:
-    """A block's candidates from the block itself: the first that it meets."""
+    """A block's candidates from the block itself."""
     own = no_candidates(rows, num_near)
     _scan_pair(features_ND, own, own)
     return own
@@ -138,7 +138,7 @@ def _scan_tile(
             if hits_of_eight[eight] == 0:
                 continue
             for j in range(8 * eight, 8 * eight + 8):
-                # On the diagonal every pair is met once, and nobody meets himself.
+                # On the diagonal every pair is met once, and no sample meets itself.
                 if is_hit_J[j] == 0 or (is_diagonal and j <= i):
                     continue
                 sq = sq_norm + sq_norms_J[j] - np.float32(2) * row[j]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from cluster.camera_figures import CameraFigures, camera_figures, num_pairs
+from cluster.camera_figures import CameraFigures, camera_figures
 from cluster.outliers import with_singletons
 
 
@@ -23,8 +23,8 @@ class ClusterQuality(CameraFigures):
     `ari` and `nmi` count every outlier as a cluster of its own, so dropping images doesn't
     flatter. A pair is predicted if both images are in one cluster: `pair_precision` is the
     share of predicted pairs that are of one person, `pair_recall` the share of all pairs of
-    one person that are predicted (None where there is no such pair). Images of nobody in
-    particular (pid 0 or below: distractors, junk, unknown) are left out of these four, which need
+    one person that are predicted (None where there is no such pair). Images without
+    an identity (pid 0 or below: distractors, junk, unknown) are left out of these four, which need
     at least two people.
     """
 
@@ -81,18 +81,16 @@ def _against_pids(
     if len(np.unique(pids_N)) < 2:  # no other person to be taken for
         return {}
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-    from sklearn.metrics.cluster import contingency_matrix
+    from sklearn.metrics.cluster import pair_confusion_matrix
 
     singled_out = _singled_out(labels_N)
     # Outliers, each a cluster of its own, are in no predicted pair.
-    both = num_pairs(contingency_matrix(pids_N, singled_out, sparse=True).data)
-    predicted = num_pairs(np.bincount(singled_out))
-    actual = num_pairs(np.unique(pids_N, return_counts=True)[1])
+    (_, only_predicted), (only_actual, both) = pair_confusion_matrix(pids_N, singled_out).tolist()
     return {
         "ari": float(adjusted_rand_score(pids_N, singled_out)),
         "nmi": float(normalized_mutual_info_score(pids_N, singled_out)),
-        "pair_precision": both / predicted if predicted else None,
-        "pair_recall": both / actual if actual else None,
+        "pair_precision": both / (both + only_predicted) if both + only_predicted else None,
+        "pair_recall": both / (both + only_actual) if both + only_actual else None,
     }
 
 
@@ -128,10 +126,11 @@ def graph_silhouette(
         return 0.0
     # Without cameras, each image is compared with all but itself: as if it had its own camera.
     camids_N = np.arange(num_samples) if camids_N is None else camids_N
+    _, camera_N = np.unique(camids_N, return_inverse=True)
     sizes_K = np.bincount(labels_N[inside], minlength=num_clusters)
-    members = csr_array(
-        (np.ones(len(inside)), (inside, labels_N[inside])), (num_samples, num_clusters)
-    )
+    ones, labels_M, cameras_M = np.ones(len(inside), np.int64), labels_N[inside], camera_N[inside]
+    members = csr_array((ones, (inside, labels_M)), (num_samples, num_clusters))
+    by_camera = csr_array((ones, (labels_M, cameras_M)), (num_clusters, camera_N.max() + 1))
     # Nearness 1 - d is 0 where no distance is kept, so that sums over a cluster stay sparse.
     pairs = distance.tocoo()
     others = (camids_N[pairs.row] != camids_N[pairs.col]) & (pairs.data < below)
@@ -140,32 +139,13 @@ def graph_silhouette(
     )
     sums = (nearness @ members).tocoo()
     own = labels_N[sums.row] == sums.col
-    num_compared = np.maximum(
-        sizes_K[sums.col] - _num_by_camera(labels_N, camids_N, sums.row, sums.col), 1
-    )
+    num_compared = np.maximum(sizes_K[sums.col] - by_camera[sums.col, camera_N[sums.row]], 1)
     means = sums.data / num_compared
     nearest_N, within_N = np.zeros(num_samples), np.zeros(num_samples)
     np.maximum.at(nearest_N, sums.row[~own], means[~own])
     within_N[sums.row[own]] = means[own]
     a, b = 1 - within_N[inside], 1 - nearest_N[inside]
     return float(((b - a) / np.maximum(np.maximum(a, b), 1e-12)).mean())
-
-
-def _num_by_camera(
-    labels_N: npt.NDArray[np.integer],
-    camids_N: npt.NDArray[np.integer],
-    images: npt.NDArray[np.integer],
-    clusters: npt.NDArray[np.integer],
-) -> npt.NDArray[np.int64]:
-    """How many images of each given cluster are by the camera of the given image beside it."""
-    cameras, camera_N = np.unique(camids_N, return_inverse=True)
-    inside = labels_N >= 0
-    keys, counts = np.unique(
-        labels_N[inside].astype(np.int64) * len(cameras) + camera_N[inside], return_counts=True
-    )
-    wanted = clusters.astype(np.int64) * len(cameras) + camera_N[images]
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[place] == wanted, counts[place], 0)
 
 
 def _singled_out(labels_N: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:

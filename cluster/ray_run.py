@@ -1,13 +1,12 @@
-"""Stages as tasks of Ray. Only this file and `cluster.gpu_actors` know Ray.
+"""Stages as tasks of Ray.
 
 The stages give the same bits however the rows are cut and wherever they run; so a task that is lost
 with its worker or node is run again by Ray, and nothing changes. Features are put into the object
-store once (without copies, once more) and read there in place, once per node; what travels between
-tasks are lists and sparse rows. Tasks have their stage's name in the dashboard. Where there are
-GPUs, what gains by them is computed there (`OnGpus`). A small set is one task.
+store once and read there in place, once per node; what travels between tasks are lists and sparse
+rows. Tasks have their stage's name in the dashboard. Where there are GPUs, what gains by them is
+computed there (`OnGpus`). A small set is one task.
 """
 
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -21,7 +20,17 @@ from ray.exceptions import RayError
 from threadpoolctl import threadpool_limits
 
 from cluster.estimate import ALONE, PseudoLabels, estimate_pseudo_labels
-from cluster.run import FULL, Blocks, Full, Handle, Stage, TaskTime, Threads, run_block
+from cluster.run import (
+    FULL,
+    Blocks,
+    Handle,
+    Stage,
+    TaskTime,
+    Threads,
+    is_full,
+    timed,
+    unless_full,
+)
 from daal.available_cpus import available_cpus
 from daal.config import ClusterConfig
 
@@ -32,6 +41,7 @@ OnProgress: TypeAlias = Callable[[str, int, int], None]  # stage, tasks done, ta
 OnGpus: TypeAlias = Callable[..., list[Any]]
 
 SMALL, SMALL_ON_GPU = 20_000, 100_000  # images: up to here, one task is faster than many
+GPU = "cuda"  # what GPU tasks compute on
 POLL_SECONDS = 1.0
 CANCEL_SECONDS = 5.0  # that cancelled tasks may take to end by themselves
 
@@ -87,6 +97,23 @@ def estimate_on_ray(
         raise
 
 
+def on_free_gpus(stage: str, function: Stage, blocks: Blocks, *shared: Any) -> list[Any]:
+    """`OnGpus` by a task on each free GPU, where no worker of a run holds them."""
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    num_tasks = max(1, min(int(free.get("GPU", 0)), len(blocks)))
+    task = ray.remote(num_cpus=0, num_gpus=1)(_run_blocks).options(name=stage)
+    # Put once, and brought once to each node.
+    shared = tuple(s if isinstance(s, ray.ObjectRef) else ray.put(s) for s in shared)
+    parts = [
+        task.remote(function, blocks[number::num_tasks], GPU, *shared)
+        for number in range(num_tasks)
+    ]
+    values: list[Any] = [None] * len(blocks)
+    for number, part in enumerate(parts):
+        values[number::num_tasks] = _result(part)
+    return values
+
+
 @cache
 def as_task(function: Stage) -> Any:
     """A function as a task of one CPU."""
@@ -125,10 +152,10 @@ class RayTasks:
         self, stage: str, function: Stage, blocks: Blocks, *shared: Any
     ) -> list[Any] | None:
         assert self._on_gpus is not None
-        done = self._on_gpus(stage, partial(_run_block, stage, function), blocks, *shared)
-        self._times_on_gpus += [took for _, took in done]
+        done = self._on_gpus(stage, partial(timed, stage, unless_full, function), blocks, *shared)
+        self._times_on_gpus += [time_taken for _, time_taken in done]
         values = [value for value, _ in done]
-        if any(isinstance(value, Full) for value in values):
+        if any(map(is_full, values)):
             self.notes.append(FULL)
             return None
         return values
@@ -191,16 +218,13 @@ def _result(reference: Any) -> Any:
 
 def _run_stage(stage: str, function: Stage, num_results: int, *arguments: Any) -> list[Any]:
     torch.set_num_threads(1)
-    start, cpu = time.time(), time.process_time()
     with threadpool_limits(1):
-        found = function(*arguments)
-    spent = TaskTime(stage, start, time.time(), time.process_time() - cpu)
-    return [*found, spent] if num_results > 1 else [found, spent]
+        found, time_taken = timed(stage, function, *arguments)
+    return [*found, time_taken] if num_results > 1 else [found, time_taken]
 
 
-def _run_block(stage: str, function: Stage, *arguments: Any) -> tuple[Any, TaskTime]:
-    there = [ray.get(a) if isinstance(a, ray.ObjectRef) else a for a in arguments]
-    return run_block(stage, function, *there)
+def _run_blocks(function: Stage, blocks: Blocks, device: str, *shared: Any) -> list[Any]:
+    return [function(*shared, device, *block) for block in blocks]
 
 
 def _run_whole(

@@ -1,11 +1,10 @@
-"""Exact neighbours from candidates: measured again, and shown to hide nobody.
+"""Exact neighbours from candidates: measured again, with proof that no nearer sample was missed.
 
 Exact distances are sums of integers (`squared_distance`), so neither a bit nor a tie depends on
 the tiles, the number of blocks, the machine or the device.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -132,19 +131,17 @@ def refine(features_ND: Floats, search: Search, candidates: Candidates) -> Neigh
     itself_first = search.groups.same
     _refine_rows(features_ND, search.scale, rounding, itself_first, candidates, found, certified_R)
     doubtful = np.flatnonzero(~certified_R & search.certify)
-    measure = partial(squared_distances, features_ND)
+
+    def measure(rows: npt.NDArray[np.intp]) -> Floats:
+        some = features_ND[rows]
+        sq_RN: Floats = some @ features_ND.T
+        sq_RN *= -2
+        sq_RN += np.einsum("nd,nd->n", some, some)[:, None]
+        sq_RN += np.einsum("nd,nd->n", features_ND, features_ND)
+        return sq_RN
+
     search_again(features_ND, search, candidates.row_start, doubtful, found, measure)
     return found
-
-
-def squared_distances(features_ND: Floats, rows: npt.NDArray[np.intp]) -> Floats:
-    """From some rows to all samples by fp32 products, (rows, N)."""
-    some = features_ND[rows]
-    sq_RN: Floats = some @ features_ND.T
-    sq_RN *= -2
-    sq_RN += np.einsum("nd,nd->n", some, some)[:, None]
-    sq_RN += np.einsum("nd,nd->n", features_ND, features_ND)
-    return sq_RN
 
 
 def search_again(
@@ -155,7 +152,7 @@ def search_again(
     found: Neighbours,
     measure: SquaredDistances,
 ) -> None:
-    """Put those `rows` of `found`, counted from `row_start`, right that no candidates settled."""
+    """Correct the `rows` of `found`, counted from `row_start`, that candidates left in doubt."""
     fp32 = rounding_bound(features_ND.shape[1])
     rows_at_once = max(1, SEARCH_PRODUCTS // len(features_ND))
     for start in range(0, len(rows), rows_at_once):
@@ -232,9 +229,9 @@ def _refine_rows(
         i = row_start + r
         if itself_first:
             indices_RK[r, 0] = i
-        # Whoever comes after a candidate is at least (or, among the farthest, at most) as far as
-        # it, but for rounding: from some candidate on, nobody can change the result any more. A
-        # list that ends before holds everybody, or leaves it open who was turned away.
+        # Candidates are sorted: every later one, and every sample that is none, is at least as far
+        # (among the farthest, at most as far), up to rounding. So the row is certain once its k-th
+        # exact distance is below that bound. A list with free places holds all samples.
         norm = _norm(features_ND[i])
         num_held = 0
         certified = k == first
@@ -243,6 +240,8 @@ def _refine_rows(
             if certified or j < 0:
                 certified = True
                 break
+            if j == i:
+                continue
             sq = squared_distance(features_ND, i, j, scale)
             num_held = _insert(sq_RK[r, first:], indices_RK[r, first:], num_held, sq, j)
             kth_sq = sq_RK[r, -1]
@@ -280,13 +279,15 @@ def _search_rows(
         norm = _norm(features_ND[i])
         near_bound = sq_RK[r, -1] + _rounding(norm, sq_RK[r, -1], scale, rounding)
         far_bound = max_sq_R[r] - _rounding(norm, max_sq_R[r], scale, rounding)
-        # A list that isn't full holds everybody.
+        # A list that isn't full holds all samples.
         is_open = k > first and indices_RK[r, -1] >= 0
         num_held = 0
         for j in range(sq_RN.shape[1]):
             if j == i or (len(group_N) > 0 and (group_N[j] == group_N[i]) != same_group):
                 continue
             is_near = is_open and sq_RN[place, j] <= near_bound
+            if num_held == k - first and sq_RK[r, -1] == 0:
+                is_near = False  # k copies with lower indices are there
             is_far = sq_RN[place, j] >= far_bound
             if is_near or is_far:
                 sq = squared_distance(features_ND, i, j, scale)

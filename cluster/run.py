@@ -1,7 +1,7 @@
 """Who computes the stages of an estimate: threads of this process, or Ray's tasks.
 
-A stage is a pure function, called once for each block. `Runner.run` is all that an estimate knows
-of who computes. Each call uses one thread: what runs side by side are blocks.
+A stage is a pure function that is called once for each block. `Runner.run` is all that an estimate
+knows of who computes. Each call uses one thread: blocks run side by side.
 """
 
 import time
@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import wraps
+from importlib import import_module
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from threadpoolctl import threadpool_limits
 
-from cluster.blocks import row_blocks
 from cluster.compiled import Function
 from cluster.device import is_out_of_memory
 
@@ -37,8 +38,11 @@ class TaskTime(NamedTuple):
 
 
 class Runner(Protocol):
-    """Runs stages. `device` is where those that gain by a GPU compute: "cpu" or "cuda". Fewer than
-    `least_rows` rows aren't worth a block. `notes` are sentences on what happened."""
+    """Runs stages.
+
+    `device`, "cpu" or "cuda", computes the stages that gain by a GPU. A block of fewer than
+    `least_rows` rows isn't worth a task. `notes` are sentences for the user.
+    """
 
     device: str
     num_workers: int
@@ -50,8 +54,8 @@ class Runner(Protocol):
     ) -> list[Any]:
         """Handles of `function(*shared, *block)` for each block, in order.
 
-        Arguments may be handles. With `num_results` above 1, each call returns so many values, and
-        has as many handles. `stage` names the work for those who watch it.
+        Arguments may be handles. With `num_results` above 1, a call returns so many values, which
+        have a handle each.
         """
 
     def on_device(
@@ -66,10 +70,10 @@ class Runner(Protocol):
         """A handle of a large value that many tasks read."""
 
     def values(self, handles: Sequence[Handle]) -> list[Any]:
-        """The values of handles; the first error of a task is raised."""
+        """The values of handles. Raises the first error of a task."""
 
     def times(self) -> list[TaskTime]:
-        """What each finished task took."""
+        """The times of all tasks that have ended."""
 
 
 def run_one(runner: Runner, stage: str, function: Stage, *arguments: Any) -> Handle:
@@ -77,39 +81,66 @@ def run_one(runner: Runner, stage: str, function: Stage, *arguments: Any) -> Han
     return runner.run(stage, function, [()], *arguments)[0]
 
 
+def can_import(runner: Runner, package: str) -> bool:
+    """Whether the runner has a GPU, and a package for GPUs can be imported there."""
+    if runner.device == "cpu":
+        return False
+    return runner.on_device(f"import {package}", imports, [(0, 1)], package) == [True]
+
+
+def imports(package: str, *_: Any) -> bool:
+    """Whether a package can be imported. One that doesn't fit the driver fails in its own way."""
+    try:
+        import_module(package)
+    except Exception:
+        return False
+    return True
+
+
+def row_blocks(num_rows: int, num_blocks: int) -> list[tuple[int, int]]:
+    """Cut `num_rows` into at most `num_blocks` (start, stop) of nearly equal size, none empty."""
+    num_blocks = max(1, min(num_blocks, num_rows))
+    edges = [num_rows * block // num_blocks for block in range(num_blocks + 1)]
+    return list(pairwise(edges))
+
+
 def blocks_for(runner: Runner, num_rows: int) -> list[tuple[int, int]]:
     """Row blocks that keep all workers busy, none tiny and none so large that it can't be stopped.
 
-    Half of them meet the other half at a time (`cluster.blocks.tournament`).
+    While blocks meet in pairs (`cluster.neighbours`), half as many tasks run side by side.
     """
     fewest = -(-num_rows // MOST_ROWS)
     wanted = min(4 * runner.num_workers, num_rows // runner.least_rows)
     return row_blocks(num_rows, max(fewest, wanted))
 
 
-class Full(NamedTuple):
-    """In the place of a value: the device's memory ran out, as it said."""
-
-    said: str
-
-
-def run_block(stage: str, function: Stage, *arguments: Any) -> tuple[Any, TaskTime]:
-    """A value (`Full` if there was no memory for it), and what it took."""
+def timed(stage: str, function: Stage, *arguments: Any) -> tuple[Any, TaskTime]:
+    """The value of `function(*arguments)`, and its time in this thread."""
     start, cpu = time.time(), time.thread_time()
+    value = function(*arguments)
+    return value, TaskTime(stage, start, time.time(), time.thread_time() - cpu)
+
+
+def unless_full(function: Stage, *arguments: Any) -> Any:
+    """The value of `function(*arguments)`, or `FULL` if a device's memory ran out."""
     try:
-        value = function(*arguments)
+        return function(*arguments)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        value = Full(str(error))
-    return value, TaskTime(stage, start, time.time(), time.thread_time() - cpu)
+        return FULL
+
+
+def is_full(value: Any) -> bool:
+    """Whether this stands for a value for which there was no memory."""
+    return isinstance(value, str) and value == FULL
 
 
 @dataclass
 class StageTime:
-    """What a stage took: `wall` seconds with at least one of its tasks at work, `cpu` seconds
-    of all its tasks, and how many they were; the first began at `start`, the last ended at
-    `end` (seconds since the epoch)."""
+    """The time of a stage: `wall` seconds with at least one of its tasks at work, and `cpu` seconds
+    of all its `num_tasks` tasks. The first began at `start`, the last ended at `end` (seconds since
+    the epoch)."""
 
     start: float
     end: float
@@ -166,26 +197,19 @@ class Threads:
     ) -> list[Any]:
         if self._pool is None:
             raise RuntimeError("Threads compute only inside their with block.")
-
-        def compute(block: tuple[Any, ...]) -> Any:
-            start, cpu = time.time(), time.thread_time()
-            value = function(*shared, *block)
-            self._times.append(TaskTime(stage, start, time.time(), time.thread_time() - cpu))
-            return value
-
-        return list(self._pool.map(compute, blocks))
+        return list(
+            self._pool.map(lambda block: self._value(stage, function, *shared, *block), blocks)
+        )
 
     def on_device(
         self, stage: str, function: Stage, blocks: Blocks, *shared: Any
     ) -> list[Any] | None:
         values = []
         for block in blocks:
-            value, took = run_block(stage, function, *shared, self.device, *block)
-            self._times.append(took)
-            if isinstance(value, Full):
+            values.append(self._value(stage, unless_full, function, *shared, self.device, *block))
+            if is_full(values[-1]):
                 self.notes.append(FULL)
                 return None
-            values.append(value)
         return values
 
     def share(self, value: Any) -> Handle:
@@ -196,6 +220,11 @@ class Threads:
 
     def times(self) -> list[TaskTime]:
         return self._times
+
+    def _value(self, stage: str, function: Stage, *arguments: Any) -> Any:
+        value, time_taken = timed(stage, function, *arguments)
+        self._times.append(time_taken)
+        return value
 
 
 def on_threads(function: Function) -> Function:

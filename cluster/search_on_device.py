@@ -16,16 +16,15 @@ import numpy.typing as npt
 import torch
 
 from cluster.arrays import Floats
-from cluster.blocks import row_blocks
 from cluster.device import kept_on_device
 from cluster.refine import FIXED_POINT, NUM_FARTHEST, Neighbours, Search, search_again
-from cluster.run import Runner
+from cluster.run import Runner, can_import, row_blocks
 from daal.errors import ConfigError
 
 ROWS_ON_DEVICE = 8192  # of a block
 COLUMNS_ON_DEVICE = 8192  # of a tile: 256 MB of products
 MAX_BYTES = 1 << 29  # of temporaries while pairs are measured exactly
-NOBODY = (1 << 63) - 1  # sorts behind everybody
+NO_SAMPLE = (1 << 63) - 1  # sorted last
 LOW_HALF = (1 << 32) - 1
 _precision_lock = threading.Lock()  # torch has one precision for the whole process
 
@@ -133,20 +132,11 @@ def fp32_products() -> Iterator[None]:
 
 def check_cuvs(runner: Runner) -> None:
     """Raises ConfigError if cuVS can't search on the runner's device."""
-    if runner.device == "cpu" or runner.on_device("neighbours: cuvs", has_cuvs, [(0, 1)]) != [True]:
+    if not can_import(runner, "cuvs.neighbors"):
         raise ConfigError(
             "cluster.search=cuvs needs a GPU and the package cuvs, and one of them is missing "
             "here; use cluster.search=exact, which finds the same neighbours."
         )
-
-
-def has_cuvs(*_: int) -> bool:
-    """Whether cuVS can be imported."""
-    try:
-        import cuvs.neighbors  # noqa: F401
-    except Exception:  # also its own errors, where it doesn't fit the driver
-        return False
-    return True
 
 
 def _candidates_of_cuvs(
@@ -203,9 +193,9 @@ def _refined(
 
     # Floats from 0 on are ordered as their bits are: (distance, index) is one integer.
     key_RX = sq_RX.view(torch.int32).long() << 32 | candidate_RX
-    key_RC = torch.where(is_there_RX, key_RX, NOBODY)[:, :num_near]
+    key_RC = torch.where(is_there_RX, key_RX, NO_SAMPLE)[:, :num_near]
     key_RC = key_RC.sort(1).values
-    is_found_RC = key_RC != NOBODY
+    is_found_RC = key_RC != NO_SAMPLE
     index_RC = torch.where(is_found_RC, key_RC & LOW_HALF, -1).int()
     nearest_sq_RC = torch.where(is_found_RC, key_RC >> 32, 0).int().view(torch.float32)
     farthest_sq_R = torch.where(is_there_RX, sq_RX, 0)[:, num_near:].amax(1)

@@ -4,14 +4,9 @@ Called per batch on the training device: at a million images the N x K weights w
 hundreds of GB, and are never held at once.
 """
 
-from typing import Literal, TypeVar
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
-
-# numpy in, numpy out; torch in, torch out on the same device
-Array = TypeVar("Array", torch.Tensor, npt.NDArray[np.generic])
 
 # A sample that is its own centroid (all members are copies of it) is at distance 0, and 1/0
 # would make the loss infinite. Real samples are orders of magnitude further away.
@@ -20,13 +15,13 @@ MIN_SQ_DISTANCE = 1e-6
 
 @torch.no_grad()
 def soft_label_weights(
-    features_ND: Array,
-    centroids_KD: Array,
-    pseudo_labels_N: Array,
+    features_ND: torch.Tensor,
+    centroids_KD: torch.Tensor,
+    pseudo_labels_N: torch.Tensor,
     epsilon: float = 0.9,
     form: Literal["literal", "normalized"] = "literal",
     min_sq_distance: float = MIN_SQ_DISTANCE,
-) -> Array:
+) -> torch.Tensor:
     """Weight of every cluster for every sample, (N, K), float32 or wider (Eq. 4)::
 
         literal:     w[i, k] = (epsilon if k = y_i) + 1 / (K |f_i - C_k|^2), as printed.
@@ -36,43 +31,38 @@ def soft_label_weights(
     An outlier (label -1) gets no epsilon. Squared distances count as at least `min_sq_distance`.
     The weights are targets: no gradient flows through them.
     """
-    features, centroids, labels = (
-        torch.as_tensor(array) for array in (features_ND, centroids_KD, pseudo_labels_N)
+    dtype = torch.promote_types(
+        torch.promote_types(features_ND.dtype, centroids_KD.dtype), torch.float32
     )
-    dtype = torch.promote_types(torch.promote_types(features.dtype, centroids.dtype), torch.float32)
     # Not |f|^2 + |C|^2 - 2 f C: that cancels exactly where 1/d^2 is largest.
-    sq_distances = (
+    sq_distances_NK = (
         torch.cdist(
-            features.to(dtype),
-            centroids.to(dtype),
+            features_ND.to(dtype),
+            centroids_KD.to(dtype),
             compute_mode="donot_use_mm_for_euclid_dist",
         )
         .square()
         .clamp(min=min_sq_distance)
     )
-    weights = 1 / (len(centroids) * sq_distances)
+    num_clusters = len(centroids_KD)
+    weights_NK = 1 / (num_clusters * sq_distances_NK)
     if form == "normalized":
-        weights *= (1 - epsilon) / weights.sum(1, keepdim=True)
-    weights += epsilon * _one_hot(labels, len(centroids)).to(dtype)
-    return _like(features_ND, weights)
+        weights_NK *= (1 - epsilon) / weights_NK.sum(1, keepdim=True)
+    weights_NK += epsilon * _one_hot(pseudo_labels_N, num_clusters).to(dtype)
+    return weights_NK
 
 
-def hard_label_weights(labels_N: Array, num_clusters: int) -> Array:
+def hard_label_weights(labels_N: torch.Tensor, num_clusters: int) -> torch.Tensor:
     """One-hot float32 (N, K): Eq. 3 on pseudo-labels. Outliers (-1) get a row of zeros."""
-    return _like(labels_N, _one_hot(torch.as_tensor(labels_N), num_clusters).float())
+    return _one_hot(labels_N, num_clusters).float()
 
 
-def lsr_weights(labels_N: Array, num_clusters: int, epsilon: float = 0.1) -> Array:
+def lsr_weights(labels_N: torch.Tensor, num_clusters: int, epsilon: float = 0.1) -> torch.Tensor:
     """Smoothed labels, float32 (N, K): 1 - epsilon + epsilon/K at the label, epsilon/K
     elsewhere (Szegedy et al. 2016)."""
-    one_hot = _one_hot(torch.as_tensor(labels_N), num_clusters).float()
-    return _like(labels_N, (1 - epsilon) * one_hot + epsilon / num_clusters)
+    return (1 - epsilon) * _one_hot(labels_N, num_clusters).float() + epsilon / num_clusters
 
 
 def _one_hot(labels_N: torch.Tensor, num_clusters: int) -> torch.Tensor:
     # Unlike torch's one_hot this allows -1 and doesn't wait for the GPU to check the range.
     return labels_N[:, None] == torch.arange(num_clusters, device=labels_N.device)
-
-
-def _like(given: Array, result: torch.Tensor) -> Array:
-    return result if isinstance(given, torch.Tensor) else result.numpy()

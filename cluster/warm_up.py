@@ -5,16 +5,17 @@ another kind a process compiles again, and keeps that too. Without the warm-up, 
 each new node wait for it.
 """
 
-from copy import copy
+import logging
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from scipy.sparse import issparse
+import ray
 
 from cluster.compiled import compiled_code_folder
 from cluster.estimate import estimate_pseudo_labels
-from cluster.run import Blocks, Stage, Threads
+from cluster.ray_run import estimate_on_ray
+from cluster.run import Threads
 from daal.config import ClusterConfig
 
 NUM_IDS, PER_ID, DIM = 40, 15, 16
@@ -27,58 +28,28 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 )
 
 
-class _AsTasks(Threads):
-    """Stages get their arrays as in a Ray task: read-only, for which numba compiles apart."""
-
-    def share(self, value: Any) -> Any:
-        return _read_only(value)
-
-    def run(
-        self, stage: str, function: Stage, blocks: Blocks, *shared: Any, num_results: int = 1
-    ) -> list[Any]:
-        def on_read_only(*values: Any) -> Any:
-            return function(*map(_read_only, values))
-
-        return super().run(stage, on_read_only, blocks, *shared)
-
-
 def warm_up() -> None:
-    """Labels of a few drawn features, by every kind of search and as both runners find them."""
+    """Labels of a few drawn features, by every kind of search, by threads and by Ray's tasks.
+
+    Arrays from Ray's object store are read-only, and numba compiles for those apart.
+    """
     rng = np.random.default_rng(0)
     people_PD = rng.standard_normal((NUM_IDS, DIM))
     features_ND = np.repeat(people_PD, PER_ID, 0).astype(np.float32)
     features_ND += 0.2 * rng.standard_normal(features_ND.shape, np.float32)
-    features_ND[-PER_ID:] = features_ND[0]  # exact copies have loops of their own
-    features_ND.flags.writeable = False  # as they come from the object store
+    features_ND[-PER_ID:] = features_ND[0]  # exact copies are searched again
     camids_N = np.arange(len(features_ND)) % 3
+    ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level=logging.ERROR)
     for variant in VARIANTS:
         if variant.get("search") == "approximate" and find_spec("faiss") is None:
             continue
         config = ClusterConfig(q=10.35, max_cluster_share=1, **variant)
         source_N = rng.random(len(features_ND)) if config.source_weight else None
-        for kind in (Threads, _AsTasks):
-            with kind(1, "cpu") as runner:
-                estimate_pseudo_labels(
-                    features_ND, config, camids_N=camids_N, source_N=source_N, runner=runner,
-                    num_blocks=2,
-                )  # fmt: skip
-
-
-def _read_only(value: Any) -> Any:
-    """The value with read-only views of its arrays."""
-    if isinstance(value, np.ndarray):
-        view = value.view()
-        view.flags.writeable = False
-        return view
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_read_only, value))
-    if isinstance(value, list | tuple):
-        return type(value)(map(_read_only, value))
-    if issparse(value):
-        other = copy(value)
-        vars(other).update((name, _read_only(part)) for name, part in vars(value).items())
-        return other
-    return value
+        of_images: dict[str, Any] = {"camids_N": camids_N, "source_N": source_N}
+        with Threads(1, "cpu") as runner:
+            estimate_pseudo_labels(features_ND, config, runner=runner, num_blocks=2, **of_images)
+        for num_blocks in (None, 2):
+            estimate_on_ray(features_ND, config, num_blocks=num_blocks, **of_images)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
 """Pseudo-labels of a features file, without any training."""
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cluster.estimate import ALONE, PseudoLabels, estimate_pseudo_labels
-from cluster.gpu_actors import GpuActors
 from cluster.quality import cluster_quality
-from cluster.ray_run import OnProgress, estimate_on_ray
+from cluster.ray_run import OnProgress, estimate_on_ray, on_free_gpus
 from daal.config import ClusterConfig, Config, RayConfig
 from daal.errors import LabelError
 from daal.load_config import Origins, apply_overrides, check_config
@@ -45,16 +43,13 @@ def label(
             return estimate_pseudo_labels(features.features_NC, config, camids_N=features.camids)
         # Nothing is trained or read here, so one worker's resources are enough.
         ray_config = ray_config.model_copy(update={"num_workers": 1, "data_cpus": 1})
-        with (
-            ray_session(ray_config, verbose, start_gpus=False) as resources,
-            GpuActors() if resources.use_gpu else nullcontext() as on_gpus,
-        ):
+        with ray_session(ray_config, verbose, start_gpus=False) as resources:
             return estimate_on_ray(
                 features.features_NC,
                 config,
                 camids_N=features.camids,
                 num_threads=resources.threads_per_task,
-                on_gpus=on_gpus,
+                on_gpus=on_free_gpus if resources.use_gpu else None,
                 on_progress=on_progress,
             )
     except LabelError as error:

@@ -19,7 +19,7 @@ from waiting import wait_until
 
 from cluster.estimate import estimate_pseudo_labels
 from cluster.ray_run import SMALL, RayTasks, estimate_on_ray
-from cluster.run import FULL, Full, TaskTime, blocks_for
+from cluster.run import FULL, TaskTime, blocks_for
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError
 
@@ -78,28 +78,22 @@ def test_same_bits_with_gpus(changes) -> None:
     features, camids = drawn_features(), np.arange(500) % 3
     config = CONFIG.model_copy(update=changes)
     program = (
-        "import sys, pickle, time, ray, cluster.neighbours\n"
-        "from cluster.gpu_actors import GpuActors\n"
-        "from cluster.ray_run import estimate_on_ray\n"
+        "import sys, pickle, ray, cluster.neighbours\n"
+        "from cluster import ray_run\n"
         "features, config, camids = pickle.loads(sys.stdin.buffer.read())\n"
-        "cluster.neighbours.ROWS_ON_DEVICE = 90\n"
+        "cluster.neighbours.ROWS_ON_DEVICE, ray_run.GPU = 90, 'cpu:0'\n"
         "ray.init(num_cpus=2, num_gpus=2, include_dashboard=False)\n"
-        "free = lambda: ray.available_resources().get('GPU', 0)\n"
-        "with GpuActors('cpu:0') as on_gpus:\n"
-        "    found = [estimate_on_ray(features, config, camids_N=camids, num_blocks=blocks,\n"
-        "             on_gpus=on_gpus) for blocks in (3, None)]\n"
-        "    num_actors = len(on_gpus._actors)\n"
-        "while free() < 2: time.sleep(0.1)\n"
-        "sys.stdout.buffer.write(pickle.dumps((found, num_actors)))\n"
+        "found = [ray_run.estimate_on_ray(features, config, camids_N=camids, num_blocks=blocks,\n"
+        "         on_gpus=ray_run.on_free_gpus) for blocks in (3, None)]\n"
+        "sys.stdout.buffer.write(pickle.dumps(found))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | LOGICAL_GPUS,
         input=pickle.dumps((features, config, camids)), capture_output=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
-    (by_tasks, by_one), num_actors = pickle.loads(done.stdout)
+    by_tasks, by_one = pickle.loads(done.stdout)
     expected = estimate_pseudo_labels(features, config, camids_N=camids)
-    assert num_actors == 2
     for found in (by_tasks, by_one):
         assert_same(found, expected)
         assert "neighbours: search" in found.stages
@@ -182,7 +176,7 @@ def test_number_of_workers_changes_no_bit(num_cpus, tmp_path):
 @pytest.mark.ray
 def test_a_gpu_without_memory__the_tasks_make_the_same_labels(ray_cluster):
     def full(stage, function, blocks, *shared):
-        return [(Full("CUDA out of memory"), TaskTime(stage, 0, 0, 0)) for _ in blocks]
+        return [(FULL, TaskTime(stage, 0, 0, 0)) for _ in blocks]
 
     features = drawn_features()
     found = estimate_on_ray(features, CONFIG, num_blocks=3, on_gpus=full)

@@ -52,15 +52,15 @@ def test_labels_of_each_kind(kind: str) -> None:
     assert batch.target_labels_T is not None and batch.stripe_labels_TS is not None
     assert batch.target_labels_T.tolist() == [2, 3, 0, 1, 2, 3]
     assert np.array_equal(batch.stripe_labels_TS, known.stripe_labels_NS[10:16])  # type: ignore[index]
-    pseudo_labels = known.pseudo_labels_N[10:16]  # type: ignore[index]
+    pseudo_labels = torch.from_numpy(known.pseudo_labels_N)[10:16]  # type: ignore[arg-type]
     if kind == "hard":
         expected = hard_label_weights(pseudo_labels, 4)
     elif kind == "lsr":
         expected = lsr_weights(pseudo_labels, 4)
     else:
         expected = soft_label_weights(
-            known.features_NC[10:16],  # type: ignore[index]
-            known.centroids_KC,
+            torch.from_numpy(known.features_NC)[10:16],  # type: ignore[arg-type]
+            torch.from_numpy(known.centroids_KC),  # type: ignore[arg-type]
             pseudo_labels,
             epsilon=settings.soft_labels.epsilon,
             form="literal" if kind == "soft-literal" else "normalized",

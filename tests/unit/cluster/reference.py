@@ -26,20 +26,20 @@ def camera_ranking(features, camids):
     """(squared distances, own camera: itself, then by (distance, index), other cameras: by
     (distance, place in the order of (camera, index)))."""
     sq, _ = ranking(features)
-    everybody = range(len(camids))
+    samples = range(len(camids))
     own = [
         sorted(
-            (j for j in everybody if camids[j] == camids[i]),
+            (j for j in samples if camids[j] == camids[i]),
             key=lambda j: (j != i, sq[i, j], j),
         )
-        for i in everybody
+        for i in samples
     ]
     others = [
         sorted(
-            (j for j in everybody if camids[j] != camids[i]),
+            (j for j in samples if camids[j] != camids[i]),
             key=lambda j: (sq[i, j], camids[j], j),
         )
-        for i in everybody
+        for i in samples
     ]
     return sq, own, others
 

@@ -1,18 +1,14 @@
 """What several tests of `cluster` need: small sets, and sparse matrices made comparable."""
 
-from typing import get_args
-
 import numpy as np
-import torch
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.sparse import csr_array
-from sklearn.cluster import DBSCAN
 
+from cluster.core_samples import join_by_components, join_by_sklearn
 from cluster.pairs import Pairs, symmetric
-from daal.config import Backend
 
-CPU_BACKENDS = [name for name in get_args(Backend) if name not in ("auto", "cuml")]
+CPU_BACKENDS = [join_by_components, join_by_sklearn]
 
 # Quarters make distances exact in any arithmetic, so ties and copies are real ones.
 lattice = st.tuples(st.integers(2, 30), st.integers(1, 3)).flatmap(
@@ -43,17 +39,17 @@ def same_bits(a, b):
     return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def first(found, k):
+    """The k nearest alone: after them come others that were measured."""
+    return found._replace(
+        indices_NK=found.indices_NK[:, :k], sq_distances_NK=found.sq_distances_NK[:, :k]
+    )
+
+
 def same_partition(a, b):
     """Whether two labellings differ in the numbers of clusters only; outliers are outliers."""
     together = [(x[:, None] == x) & (x[:, None] >= 0) for x in (a, b)]
     return np.array_equal(*together)
-
-
-def dense_labels(distance_BB, min_samples):
-    """A CPU stand-in for cuML's DBSCAN on a dense matrix."""
-    assert distance_BB.dtype == torch.float32
-    dense_BB = distance_BB.cpu().numpy()
-    return DBSCAN(eps=0.5, min_samples=min_samples, metric="precomputed").fit(dense_BB).labels_
 
 
 def in_given_order(runner, handles):

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 from support import all_distances, in_given_order, lattice
 
 from cluster.arrays import ONE
-from cluster.blocks import row_blocks
 from cluster.camera_aware import CameraNeighbours, encode_by_camera
 from cluster.estimate import estimate_pseudo_labels
 from cluster.refine import FIXED_POINT, Search
-from cluster.run import Threads
+from cluster.run import Threads, row_blocks
 from daal.config import ClusterConfig
 from daal.errors import ConfigError
 

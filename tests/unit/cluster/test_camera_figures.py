@@ -67,7 +67,7 @@ def test_silhouette_across_cameras_by_hand() -> None:
         dense[i, j] = dense[j, i] = distance
     labels, camids = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 0, 0])
     # Images 0, 1: a = 0.2, 0.4 and b = 1. Image 2: a = 0.3, and b = 0.9, the mean over 3 and 4.
-    # Images 3 and 4 have nobody of another camera in their cluster: a = 1; b = 0.8 and 1.
+    # Images 3 and 4 have no image of another camera in their cluster: a = 1; b = 0.8 and 1.
     expected = np.mean([0.8, 0.6, 1 - 0.3 / 0.9, -0.2, 0])
     assert graph_silhouette(csr_array(dense), labels, 1.0, camids) == pytest.approx(expected)
 

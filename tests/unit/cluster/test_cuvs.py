@@ -8,18 +8,16 @@ import numpy as np
 import pytest
 import reference
 import torch
-from support import same_bits
+from support import first, same_bits
 
 from cluster import refine
-from cluster.copies import distinct_rows
 from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import nearest_neighbours
-from cluster.refine import Neighbours, Search, fixed_point_scale
+from cluster.refine import Search, fixed_point_scale
 from cluster.run import Threads
 from cluster.search_on_device import search_rows
 from daal.config import ClusterConfig
 from daal.errors import ConfigError
-from daal.load_config import check_config
 
 UNIT = 2.0**-11  # half of the last place that TF32 keeps of 1
 
@@ -57,16 +55,12 @@ def drawn(num_samples=300, num_copies=0, noise=0.3):
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
-def first(found, k):
-    return Neighbours(found.indices_NK[:, :k], found.sq_distances_NK[:, :k], found[2])
-
-
 def both(runner, features, k):
     """The exact neighbours, and those by way of cuVS."""
-    search, copies = Search(k, fixed_point_scale(features)), distinct_rows(features)
-    exact = nearest_neighbours(runner, features, search, 3, copies)
+    search = Search(k, fixed_point_scale(features))
+    exact = nearest_neighbours(runner, features, search, 3)
     with Threads(2, "cpu:0") as threads:  # to the stages, a device that isn't called cpu
-        found = nearest_neighbours(threads, features, search._replace(by_cuvs=True), 3, copies)
+        found = nearest_neighbours(threads, features, search._replace(by_cuvs=True), 3)
     return exact, first(found, min(k, len(features)))
 
 
@@ -118,17 +112,6 @@ def test_rounding_that_errs_one_way_hides_no_neighbour(runner, spread):
 
 
 @pytest.mark.usefixtures("cuvs")
-def test_the_nearest_is_found_after_a_full_list_of_nearer_products(runner):
-    """Row 1 is nearest to row 0, but its product says otherwise by almost all it can."""
-    features = np.full((43, 64), UP)
-    features[:2] = DOWN
-    features[1] *= 1 - UNIT / 256
-    sq_distances = UNIT * np.array([0.025, *np.linspace(3.28, 3.53, 39), 16])
-    exact, found = both(runner, moved(features, sq_distances, 2), 2)
-    assert exact.indices_NK[0].tolist() == found.indices_NK[0].tolist() == [0, 1]
-
-
-@pytest.mark.usefixtures("cuvs")
 @pytest.mark.parametrize("dialect", ["zhong", "faiss"])
 def test_labels_are_the_same(dialect):
     config = ClusterConfig(q=6, k1=10, k2=3, dialect=dialect)
@@ -145,8 +128,3 @@ def test_without_cuvs_or_a_gpu_it_says_so(monkeypatch, device):
     monkeypatch.setitem(sys.modules, "cuvs", None)  # can't be imported
     with Threads(2, device) as threads, pytest.raises(ConfigError, match="package cuvs"):
         estimate_pseudo_labels(drawn(), ClusterConfig(search="cuvs"), runner=threads)
-
-
-def test_cameras_can_not_be_searched_apart():
-    with pytest.raises(ConfigError, match=r"cluster\.search=exact"):
-        check_config({"cluster": {"search": "cuvs", "camera_aware": True}})

@@ -1,20 +1,40 @@
-"""eps, and labels that every backend gives alike."""
+"""DBSCAN: labels that every backend gives alike. Where there is no cuML, scikit-learn stands in."""
 
 import importlib
-import re
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.sparse import csr_array
+from sklearn.cluster import DBSCAN
 from support import CPU_BACKENDS, dense, sparse
 
-from cluster.dbscan import FoundBackend, cuml_available, dbscan, find_backend
-from cluster.eps import estimate_eps
-from cluster.rerank import jaccard_distance
-from cluster.run import Threads
-from daal.errors import ConfigError, LabelError
+from cluster import core_samples
+from cluster.core_samples import (
+    join_by_components,
+    join_by_cuml,
+    join_by_sklearn,
+    join_cores_by,
+    labels_on_device,
+)
+from cluster.dbscan import dbscan, neighbour_graph
+from cluster.estimate import estimate_pseudo_labels
+from cluster.jaccard import jaccard_distance
+from cluster.run import FULL, Threads, can_import
+from daal.config import ClusterConfig
+from daal.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def device_runner():
+    """To torch "cpu:0" is the CPU; to the stages it is a device that isn't called cpu."""
+    with Threads(num_threads=2, device="cpu:0") as threads:
+        yield threads
 
 
 @pytest.fixture(scope="module")
@@ -22,78 +42,71 @@ def distance():
     return jaccard_distance(reference.drawn(400, 16, 40, seed=1, noise=0.6, num_copies=8))
 
 
-# ---- eps --------------------------------------------------------------------------------
+def sklearn_labels(distance_NN, min_samples):
+    assert distance_NN.dtype == torch.float32
+    fitted = DBSCAN(eps=0.5, min_samples=min_samples, metric="precomputed")
+    return fitted.fit(distance_NN.numpy()).labels_
 
 
-def test_eps_counts_absent_pairs_as_one_and_leaves_zeros_out():
-    distance = sparse({(0, 1): 0.2, (1, 2): 0.4, (0, 3): 0.0}, 4)  # 5 pairs count
-    assert estimate_eps(distance, 0.2) == pytest.approx(0.2)
-    assert estimate_eps(distance, 0.4) == pytest.approx(0.3)
-    assert estimate_eps(distance, 0.6) == pytest.approx(1.6 / 3)
-    assert estimate_eps(distance, 1.0) == pytest.approx(3.6 / 5)
-
-
-def test_eps_needs_no_distances_beyond_those_selected(distance):
-    cut = distance.copy()
-    largest = np.quantile(distance.data[distance.data > 1e-6], 0.5)
-    cut.data[cut.data > largest] = 1
-    assert estimate_eps(cut, 0.004) == estimate_eps(distance, 0.004) < largest
-
-
-def test_eps_is_that_of_the_definition(distance):
-    for p in (0.001, 0.0123, 0.3, 0.999):
-        assert estimate_eps(distance, p) == pytest.approx(reference.eps(dense(distance), p))
-
-
-@pytest.mark.parametrize("num_samples", [2, 3, 12, 63, 357, 400, 1000, 12_936])
-def test_the_p_and_the_q_that_the_error_names_select_a_pair(num_samples):
-    distance = sparse({(0, 1): 0.25}, num_samples)
-    with pytest.raises(LabelError) as error:
-        estimate_eps(distance, 1e-12)
-    p, q = map(float, re.search(r"use p=(\S+) \(or q=(\S+)\) or more", str(error.value)).groups())
-    assert estimate_eps(distance, p) == 0.25
-    assert estimate_eps(distance, min(1.0, 2 * q / (num_samples - 1))) == 0.25
-
-
-def test_eps_of_copies_only():
-    with pytest.raises(LabelError, match="all their Jaccard distances are 0"):
-        estimate_eps(sparse({(0, 1): 0.0}, 2), 0.5)
+@pytest.fixture(scope="module")
+def backends(device_runner):
+    """Functions that join core samples, one of them cuML's with a stand-in."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(core_samples, "cuml_labels", sklearn_labels)
+        yield [*CPU_BACKENDS, partial(join_by_cuml, device_runner)]
 
 
 # ---- Labels -----------------------------------------------------------------------------
 
+graphs = st.integers(1, 14).flatmap(
+    lambda n: st.tuples(
+        st.just(n),
+        st.dictionaries(
+            st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)).filter(lambda p: p[0] < p[1]),
+            st.sampled_from([0.0, 0.1, 0.2, 0.25, 0.3, 0.5, 0.99]),
+            max_size=3 * n,
+        )
+        if n > 1
+        else st.just({}),
+        st.permutations(range(n)),
+    )
+)
 
-@pytest.mark.parametrize("min_samples", [1, 2, 4, 8])
-@pytest.mark.parametrize("eps", [0.0, 0.1, 0.25, 0.4, 0.6])
-def test_backends_agree(distance, eps, min_samples):
+
+@settings(max_examples=100)
+@given(graphs, st.sampled_from([0.0, 0.1, 0.2, 0.25, 0.3, 0.9]), st.integers(1, 6))
+def test_all_backends_agree_on_any_small_graph_in_any_order(backends, graph, eps, min_samples):
+    num_samples, pairs, order = graph
+    distance, order = sparse(pairs, num_samples), np.array(order)
     expected = reference.dbscan(dense(distance), eps, min_samples)
-    for backend in (*CPU_BACKENDS, "auto"):
-        assert np.array_equal(dbscan(distance, eps, min_samples, backend), expected)
-
-
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_rows_in_another_order_have_the_labels_of_their_samples(distance, backend):
-    order = np.random.default_rng(0).permutation(400)
-    for eps in (0.1, 0.25, 0.4):
-        expected = dbscan(distance, eps, 4, backend)
-        reordered = distance[order][:, order]
-        found = dbscan(reordered, eps, 4, backend, samples_N=order)
+    reordered = distance[order][:, order]
+    for join_cores in backends:
+        assert np.array_equal(dbscan(distance, eps, min_samples, join_cores), expected)
+        found = dbscan(reordered, eps, min_samples, join_cores, order)
         assert np.array_equal(found, expected[order])
 
 
-def test_border_goes_to_the_smallest_label():
+@pytest.mark.parametrize("min_samples", [1, 4])
+@pytest.mark.parametrize("eps", [0.1, 0.25, 0.6])
+def test_all_backends_agree_on_features(backends, distance, eps, min_samples):
+    expected = reference.dbscan(dense(distance), eps, min_samples)
+    for join_cores in backends:
+        assert np.array_equal(dbscan(distance, eps, min_samples, join_cores), expected)
+
+
+def test_border_goes_to_the_smallest_label(backends):
     """Cliques 1-4 and 5-8 are core; 0 borders on both (nearer to the second), 9 on the second."""
     cliques = ([1, 2, 3, 4], [5, 6, 7, 8])
     pairs = {(i, j): 0.1 for clique in cliques for i in clique for j in clique if i < j}
     distance = sparse(pairs | {(0, 1): 0.3, (0, 5): 0.1, (8, 9): 0.1}, 11)
-    for backend in CPU_BACKENDS:
-        assert dbscan(distance, 0.3, 4, backend).tolist() == [0] * 5 + [1] * 5 + [-1]
+    for join_cores in backends:
+        assert dbscan(distance, 0.3, 4, join_cores).tolist() == [0] * 5 + [1] * 5 + [-1]
 
 
 def test_distance_equal_to_eps_is_near():
     distance = sparse({(0, 1): np.float32(0.1)}, 2)
-    assert dbscan(distance, 0.1, 2, "components").tolist() == [0, 0]
-    assert dbscan(distance, 0.0999, 2, "components").tolist() == [-1, -1]
+    assert dbscan(distance, 0.1, 2).tolist() == [0, 0]
+    assert dbscan(distance, 0.0999, 2).tolist() == [-1, -1]
 
 
 def test_eps_that_reaches_one_reaches_absent_pairs():
@@ -102,51 +115,85 @@ def test_eps_that_reaches_one_reaches_absent_pairs():
     assert dbscan(distance, 1.0, 6).tolist() == [-1] * 5
 
 
-def test_no_neighbours_at_all():
+def test_no_neighbours_at_all(backends):
     distance = csr_array((5, 5), dtype=np.float32)
-    for backend in CPU_BACKENDS:
-        assert dbscan(distance, 0.5, 2, backend).tolist() == [-1] * 5
-        assert dbscan(distance, 0.5, 1, backend).tolist() == [0, 1, 2, 3, 4]
+    for join_cores in backends:
+        assert dbscan(distance, 0.5, 2, join_cores).tolist() == [-1] * 5
+        assert dbscan(distance, 0.5, 1, join_cores).tolist() == [0, 1, 2, 3, 4]
 
 
 # ---- Backends ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("available", "expected"), [(True, "cuml"), (False, "components")])
-def test_auto_is_cuml_where_it_runs(monkeypatch, available, expected):
-    monkeypatch.setattr("cluster.dbscan.cuml_available", lambda: available)
-    monkeypatch.setattr("cluster.dbscan.most_dense", lambda device: 7)
-    with Threads(1, "cpu") as on_cpus, Threads(1, "cpu:0") as on_a_device:
-        assert find_backend(on_a_device, "auto") == FoundBackend(expected, 7 * available)
-        assert find_backend(on_cpus, "auto").name == "components"
-        assert find_backend(on_a_device, "sklearn").name == "sklearn"
-        assert find_backend(on_a_device, "components").name == "components"
+def pretend_cuml(monkeypatch, labels=sklearn_labels):
+    monkeypatch.setattr(core_samples, "can_import", lambda runner, _: runner.device != "cpu")
+    monkeypatch.setattr(core_samples, "cuml_labels", labels)
 
 
-def test_cuml_without_gpu_says_so(distance, monkeypatch):
-    monkeypatch.setattr("cluster.dbscan.cuml_available", lambda: False)
-    with pytest.raises(ConfigError, match="GPU"):
-        dbscan(distance, 0.4, 4, "cuml")
+def test_auto_is_cuml_where_it_runs(runner, device_runner, monkeypatch):
+    assert join_cores_by(device_runner, "auto") is join_by_components
+    pretend_cuml(monkeypatch)
+    assert join_cores_by(device_runner, "auto").func is join_by_cuml
+    assert join_cores_by(runner, "auto") is join_by_components
+    assert join_cores_by(device_runner, "components") is join_by_components
+    assert join_cores_by(device_runner, "sklearn") is join_by_sklearn
+
+
+def test_cuml_without_gpu_says_so(runner):
+    with pytest.raises(ConfigError, match="cuml needs a GPU and the package cuml"):
+        estimate_pseudo_labels(np.eye(9), ClusterConfig(backend="cuml"), runner=runner)
 
 
 @pytest.mark.parametrize("broken", ["import nowhere", "raise RuntimeError('CUDA driver')"])
-def test_a_cuml_that_fails_on_import_is_none(monkeypatch, tmp_path, broken):
+def test_a_package_that_fails_on_import_is_none(
+    runner, device_runner, monkeypatch, tmp_path, broken
+):
     monkeypatch.delitem(sys.modules, "cuml", raising=False)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "cuml.py").write_text("")
-    assert cuml_available()
+    assert can_import(device_runner, "cuml") and not can_import(runner, "cuml")
     monkeypatch.delitem(sys.modules, "cuml")
     (tmp_path / "cuml.py").write_text(broken)
     importlib.invalidate_caches()
-    assert not cuml_available()
+    assert not can_import(device_runner, "cuml")
+
+
+def test_the_matrix_is_zero_for_neighbours_and_the_samples_themselves(monkeypatch, distance):
+    graph, seen = neighbour_graph(distance, 0.25), []
+
+    def look(distance_NN, min_samples):
+        seen.append(distance_NN)
+        return np.zeros(len(distance_NN))
+
+    monkeypatch.setattr(core_samples, "cuml_labels", look)
+    labels_on_device(graph.indptr, graph.indices, 4, "cpu", 0, 400)
+    expected = 1 - graph.toarray().astype(np.float32)
+    np.fill_diagonal(expected, 0)
+    assert torch.equal(seen[0], torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("reason", ["full", "too large"])
+def test_where_the_gpu_has_no_room__the_components_give_the_same_labels(monkeypatch, reason):
+    def full(*_):
+        raise MemoryError("std::bad_alloc")
+
+    pretend_cuml(monkeypatch, full)
+    if reason == "too large":
+        monkeypatch.setattr(core_samples, "MAX_DENSE", 499)
+    blurred = reference.drawn(500, 12, 30, seed=4, noise=1.0)
+    config = ClusterConfig(k1=10, k2=3, p=0.08, backend="cuml")
+    with Threads(2, "cpu:0") as runner:
+        found = estimate_pseudo_labels(blurred, config, runner=runner)
+    expected = estimate_pseudo_labels(blurred, config.model_copy(update={"backend": "auto"}))
+    assert np.array_equal(found.labels, expected.labels)
+    assert found.notes == (*expected.notes, *[FULL] * (reason == "full"))
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not cuml_available(), reason="needs cuML and a GPU")
 def test_cuml_agrees(distance):
-    for eps in (0.1, 0.25, 0.4, 0.6):
-        expected = dbscan(distance, eps, 4, "components")
-        assert np.array_equal(dbscan(distance, eps, 4, "cuml"), expected)
-        blocks = dbscan(distance, eps, 4, FoundBackend("cuml", 100))
-        assert np.array_equal(blocks, expected)
+    with Threads(1) as runner:
+        if not can_import(runner, "cuml"):
+            pytest.skip("needs cuML and a GPU")
+        for eps in (0.1, 0.25, 0.4, 0.6):
+            found = dbscan(distance, eps, 4, partial(join_by_cuml, runner))
+            assert np.array_equal(found, dbscan(distance, eps, 4))

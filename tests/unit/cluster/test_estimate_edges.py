@@ -118,24 +118,6 @@ def test_a_handful_of_images(num_samples):
 # ---- eps --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("eps_rule", ["p", "q"])
-def test_p_that_selects_no_pair_names_the_smallest_that_does(eps_rule):
-    features = reference.drawn(40, 8, 4, seed=2)
-    too_small = {"p": 1e-4} if eps_rule == "p" else {"q": 1e-3}
-    config = ClusterConfig(k1=5, min_samples=1, min_clusters=1, **too_small)
-    assert config.eps_rule == eps_rule
-    with pytest.raises(LabelError) as error:
-        estimate_pseudo_labels(features, config)
-    p, q = map(float, re.search(r"use p=(\S+) \(or q=(\S+)\) or more", str(error.value)).groups())
-    found = estimate_pseudo_labels(
-        features, config.model_copy(update={eps_rule: {"p": p, "q": q}[eps_rule]})
-    )
-    assert found.num_clusters > 1
-    with pytest.raises(LabelError, match="selects none"):
-        less = {"p": 0.98 * p, "q": 0.98 * q}
-        estimate_pseudo_labels(features, config.model_copy(update=less))
-
-
 def test_two_images_at_distance_zero_have_no_eps():
     with pytest.raises(LabelError, match=r"2 samples have the same neighbours.*cluster\.k1"):
         estimate_pseudo_labels(np.eye(2), ClusterConfig(p=0.5))
@@ -230,12 +212,6 @@ def test_remedies_name_the_setting_that_decides_on_eps(
 
 
 # ---- Configuration ----------------------------------------------------------------------
-
-
-def test_cuml_needs_a_gpu(features, monkeypatch):
-    monkeypatch.setattr("cluster.dbscan.cuml_available", lambda: False)
-    with pytest.raises(ConfigError, match="cuml"):
-        estimate_pseudo_labels(features, changed(backend="cuml"))
 
 
 @pytest.mark.parametrize("rule", [{"p": 0.5}, {"eps": 0.95}])

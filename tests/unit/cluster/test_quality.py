@@ -39,17 +39,17 @@ def test_pairs_against_identities():
     json.dumps(quality.as_dict())
 
 
-def test_images_of_nobody_are_left_out():
+def test_images_without_identity_are_left_out():
     # Distractors (0), junk (-1) and unknown (-2) lie in clusters of their own, in those of others
     # and among the outliers; all but the counts of images and clusters is as without them.
-    nobody = np.array([0, 0, 0, 0, -1, -2])
+    unnamed = np.array([0, 0, 0, 0, -1, -2])
     labels = np.append(LABELS, [2, 2, 0, -1, 2, -1])
-    quality = cluster_quality(labels, np.append(PIDS, nobody))
+    quality = cluster_quality(labels, np.append(PIDS, unnamed))
     without = cluster_quality(LABELS, PIDS)
     assert (quality.num_images, quality.num_clusters) == (14, 3)
     for name in ("ari", "nmi", "pair_precision", "pair_recall"):
         assert getattr(quality, name) == getattr(without, name)
-    assert cluster_quality(labels[8:], nobody).ari is None
+    assert cluster_quality(labels[8:], unnamed).ari is None
 
 
 def test_nothing_but_outliers():

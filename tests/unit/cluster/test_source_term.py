@@ -6,7 +6,7 @@ import reference
 
 from cluster.estimate import estimate_pseudo_labels
 from cluster.given_features import normalised_features
-from cluster.rerank import jaccard_distance
+from cluster.jaccard import jaccard_distance
 from cluster.source_term import ROWS, source_distance
 from daal.config import ClusterConfig
 from daal.errors import ConfigError

@@ -4,13 +4,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
-from cluster.blocks import row_blocks
-from cluster.copies import distinct_rows
 from cluster.encoding import Dialect, Reciprocity, encode
 from cluster.neighbours import nearest_neighbours
 from cluster.pairs import Pairs, symmetric
 from cluster.refine import Search, fixed_point_scale
-from cluster.run import Runner, blocks_for, on_threads
+from cluster.run import Runner, blocks_for, on_threads, row_blocks
 from daal.errors import LabelError
 
 
@@ -48,8 +46,7 @@ def jaccard_distance(
     reciprocity = Reciprocity.of(k1, dialect)
     search = Search(max(reciprocity.num_full, k2), fixed_point_scale(features_ND))
     features = runner.share(features_ND)
-    copies = distinct_rows(features_ND)
-    neighbours = nearest_neighbours(runner, features, search, len(blocks), copies)
+    neighbours = nearest_neighbours(runner, features, search, len(blocks))
     encodings, order = encode(runner, features, search.scale, neighbours, reciprocity, k2, blocks)
     order_N = runner.values([order])[0]
     pairs = Pairs.of(runner, encodings, order_N, blocks)

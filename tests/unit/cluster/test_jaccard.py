@@ -9,15 +9,15 @@ from scipy.sparse import csr_array
 from support import CPU_BACKENDS, dense, lattice, same_bits
 
 from cluster.arrays import ONE
-from cluster.blocks import row_blocks
 from cluster.dbscan import dbscan
 from cluster.encoding import Reciprocity, encode
 from cluster.eps import estimate_eps
+from cluster.jaccard import jaccard_distance
+from cluster.near_pairs import inverted_index
 from cluster.neighbours import nearest_neighbours
-from cluster.pairs import NUM_BINS, Pairs, inverted_index, pairs_below, symmetric
+from cluster.pairs import NUM_BINS, Pairs, pairs_below, symmetric
 from cluster.refine import Search, fixed_point_scale
-from cluster.rerank import jaccard_distance
-from cluster.run import Threads, blocks_for
+from cluster.run import Threads, blocks_for, row_blocks
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_stored_reference(path):
     np.testing.assert_allclose(upper, golden["upper_triangle"], atol=1e-6)
     eps = estimate_eps(distance, float(golden["p"]))
     assert eps == pytest.approx(float(golden["eps"]), rel=1e-6)
-    assert np.array_equal(dbscan(distance, eps, 4, "components"), golden["labels"])
+    assert np.array_equal(dbscan(distance, eps, 4), golden["labels"])
 
 
 @settings(max_examples=80)
@@ -55,18 +55,8 @@ def test_any_small_set_with_ties_and_copies(
         if np.abs(expected - eps - 1e-6).min() > 3e-7 and eps < 0.999:
             labels = reference.dbscan(expected, eps, min_samples)
             for backend in CPU_BACKENDS:
-                found = dbscan(distance, eps, min_samples, backend, runner=runner)
+                found = dbscan(distance, eps, min_samples, backend)
                 assert np.array_equal(found, labels)
-
-
-@pytest.mark.parametrize("dialect", ["zhong", "faiss"])
-@pytest.mark.parametrize(("k1", "k2"), [(20, 6), (25, 1), (1, 1), (2, 30)])
-def test_drawn_features(runner, dialect, k1, k2):
-    features = reference.drawn(120, 16, 10, seed=11, num_copies=4)
-    distance = jaccard_distance(features, k1, k2, dialect=dialect, runner=runner)
-    np.testing.assert_allclose(
-        dense(distance), reference.jaccard(features, k1, k2, dialect), atol=1e-6
-    )
 
 
 def test_form_of_the_matrix():
@@ -95,23 +85,6 @@ def test_max_distance_only_leaves_out():
         expected = np.where(dense(full) < max_distance, dense(full), 1)
         assert np.array_equal(dense(cut), expected)
         assert cut.nnz < full.nnz
-
-
-@pytest.mark.parametrize("num_samples", [1, 2047, 2048, 2049, 10_000])
-def test_index_is_the_transpose(num_samples):
-    """Columns are sorted some 2,048 at a time."""
-    rng = np.random.default_rng(4)
-    rows, columns = (
-        np.repeat(np.arange(num_samples), 9),
-        rng.integers(0, num_samples, 9 * num_samples),
-    )
-    weights = rng.integers(1, 1000, len(rows)).astype(np.int32)
-    encodings = csr_array((weights, (rows, columns)), shape=(num_samples, num_samples))
-    by_column = encodings.tocsc()
-    starts, entries, sums = inverted_index(encodings)
-    assert np.array_equal(starts, by_column.indptr)
-    assert np.array_equal(entries, np.stack([by_column.indices, by_column.data], 1))
-    assert np.array_equal(sums, encodings.sum(axis=1))
 
 
 @pytest.mark.parametrize("max_distance", [0.1, 0.5, 0.8, 0.97, 1.0])
