@@ -20,7 +20,7 @@ from daal.errors import ConfigError
 # component has. What other samples get doesn't count.
 JoinCores: TypeAlias = Callable[[csr_array, int], Labels]
 
-MAX_DENSE = 50_000  # samples of cuML's matrix: 10 GB
+MAX_DENSE = 16_384  # samples of one of cuML's matrices: 1 GB
 
 
 def core_flags(graph: csr_array, min_samples: int) -> npt.NDArray[np.bool_]:
@@ -67,37 +67,73 @@ def join_by_sklearn(graph: csr_array, min_samples: int) -> Labels:
 
 
 def join_by_cuml(runner: Runner, graph: csr_array, min_samples: int) -> Labels:
-    """By cuML's DBSCAN, which takes dense matrices only; by components where that is too large."""
-    num_samples, labels = graph.shape[0], None
-    if num_samples <= MAX_DENSE:
-        labels = runner.on_device(
-            "dbscan: cuml", labels_on_device, [(0, num_samples)], graph.indptr, graph.indices,
-            min_samples,
-        )  # fmt: skip
-    return join_by_components(graph, min_samples) if labels is None else labels[0]
+    """By cuML's DBSCAN, which takes dense matrices only: one for each block of whole components.
+
+    By components where one of them is too large for a matrix.
+    """
+    component_N = connected_components(graph, directed=False)[1]
+    order_N = component_N.argsort(kind="stable")
+    blocks = whole_components(np.bincount(component_N).cumsum())
+    if blocks is None:
+        return join_by_components(graph, min_samples)
+    by_component = graph[order_N][:, order_N]
+    found = runner.on_device(
+        "dbscan: cuml", labels_on_device, blocks, by_component.indptr, by_component.indices,
+        min_samples,
+    )  # fmt: skip
+    if found is None:  # the device's memory ran out
+        return join_by_components(graph, min_samples)
+    labels_N: Labels = np.empty(len(order_N), np.int64)
+    for (start, stop), labels_B in zip(blocks, found, strict=True):
+        # Made different from those of other blocks, of which each has fewer labels than samples.
+        labels_N[order_N[start:stop]] = np.where(labels_B < 0, -1, labels_B + start)
+    return labels_N
+
+
+def whole_components(ends: Ints) -> list[tuple[int, int]] | None:
+    """Ranges of rows of up to MAX_DENSE samples; `ends` are the components' last rows plus 1.
+
+    None if a component is larger.
+    """
+    blocks, start = [], 0
+    while start < ends[-1]:
+        fitting = np.searchsorted(ends, start + MAX_DENSE, side="right")
+        stop = int(ends[fitting - 1]) if fitting else 0
+        if stop <= start:
+            return None
+        blocks.append((start, stop))
+        start = stop
+    return blocks
 
 
 def labels_on_device(
-    indptr: npt.NDArray[np.integer], indices: Ints, min_samples: int, device: str, *_: int
+    indptr: npt.NDArray[np.integer],
+    indices: Ints,
+    min_samples: int,
+    device: str,
+    start: int,
+    stop: int,
 ) -> Labels:
-    """Only the edges are uploaded; the matrix is filled on the device."""
-    row_E = torch.repeat_interleave(to_device(np.diff(indptr), device), output_size=len(indices))
-    distance_NN = torch.ones((len(indptr) - 1, len(indptr) - 1), device=device)
-    distance_NN[row_E, to_device(indices, device).long()] = 0
-    distance_NN.fill_diagonal_(0)
-    return cuml_labels(distance_NN, min_samples).astype(np.int64)
+    """Labels of a block's rows. Only the edges are uploaded; the matrix is filled on the device."""
+    columns = indices[indptr[start] : indptr[stop]]
+    degrees = to_device(np.diff(indptr[start : stop + 1]), device)
+    row_E = torch.repeat_interleave(degrees, output_size=len(columns))
+    distance_BB = torch.ones((stop - start, stop - start), device=device)
+    distance_BB[row_E, to_device(columns, device).long() - start] = 0
+    distance_BB.fill_diagonal_(0)
+    return cuml_labels(distance_BB, min_samples).astype(np.int64)
 
 
-def cuml_labels(distance_NN: torch.Tensor, min_samples: int) -> npt.NDArray[np.integer]:
+def cuml_labels(distance_BB: torch.Tensor, min_samples: int) -> npt.NDArray[np.integer]:
     """cuML's labels of a matrix: 0 for neighbours, 1 for the rest.
 
     It doesn't say to which of two clusters a border sample goes.
     """
     import cuml  # takes seconds, once in a process's life
 
-    torch.cuda.current_stream(distance_NN.device).synchronize()  # cuML's work is on another stream
+    torch.cuda.current_stream(distance_BB.device).synchronize()  # cuML's work is on another stream
     torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(distance_NN.device)
+    free, _ = torch.cuda.mem_get_info(distance_BB.device)
     fitted = cuml.DBSCAN(
         eps=0.5,  # between 0 and 1, so that its rounding to fp32 can't matter
         min_samples=min_samples,
@@ -105,6 +141,6 @@ def cuml_labels(distance_NN: torch.Tensor, min_samples: int) -> npt.NDArray[np.i
         max_mbytes_per_batch=free >> 21,  # half of it
         calc_core_sample_indices=False,  # which would copy nearly all of the matrix
         output_type="numpy",
-    ).fit(distance_NN)
-    labels_N: npt.NDArray[np.integer] = np.asarray(fitted.labels_)
-    return labels_N
+    ).fit(distance_BB)
+    labels_B: npt.NDArray[np.integer] = np.asarray(fitted.labels_)
+    return labels_B

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from planted import planted
 from sklearn.cluster import DBSCAN
 
-from benchmarks.pretended_cuda import PretendedCuda, PretendedTensor, pretended_cuda
+from benchmarks.pretended_cuda import PretendedTensor, pretended_cuda
 from cluster import core_samples, device, neighbours, refine, search_on_device
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
 from cluster.run import Threads

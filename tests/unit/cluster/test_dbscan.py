@@ -179,7 +179,7 @@ def test_where_the_gpu_has_no_room__the_components_give_the_same_labels(monkeypa
 
     pretend_cuml(monkeypatch, full)
     if reason == "too large":
-        monkeypatch.setattr(core_samples, "MAX_DENSE", 499)
+        monkeypatch.setattr(core_samples, "MAX_DENSE", 5)
     blurred = reference.drawn(500, 12, 30, seed=4, noise=1.0)
     config = ClusterConfig(k1=10, k2=3, p=0.08, backend="cuml")
     with Threads(2, "cpu:0") as runner:
@@ -187,6 +187,26 @@ def test_where_the_gpu_has_no_room__the_components_give_the_same_labels(monkeypa
     expected = estimate_pseudo_labels(blurred, config.model_copy(update={"backend": "auto"}))
     assert np.array_equal(found.labels, expected.labels)
     assert found.notes == (*expected.notes, *[FULL] * (reason == "full"))
+
+
+@pytest.mark.parametrize(("most", "num_blocks"), [(300, 2), (80, 7)])
+def test_cuml_gets_blocks_of_whole_components(monkeypatch, most, num_blocks):
+    seen = []
+
+    def look(distance_BB, min_samples):
+        seen.append(len(distance_BB))
+        return sklearn_labels(distance_BB, min_samples)
+
+    pretend_cuml(monkeypatch, look)
+    monkeypatch.setattr(core_samples, "MAX_DENSE", most)
+    features = reference.drawn(500, 25, 30, seed=4, noise=0.3)
+    config = ClusterConfig(k1=10, k2=3, eps_rule="fixed", eps=0.5, backend="cuml")
+    with Threads(2, "cpu:0") as runner:
+        found = estimate_pseudo_labels(features, config, runner=runner)
+    assert len(seen) >= num_blocks and sum(seen) == 500 and max(seen) <= most
+    expected = estimate_pseudo_labels(features, config.model_copy(update={"backend": "auto"}))
+    assert expected.num_clusters > 10
+    assert np.array_equal(found.labels, expected.labels)
 
 
 @pytest.mark.gpu
