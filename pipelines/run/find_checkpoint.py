@@ -50,11 +50,11 @@ def result_of(run: RunFolder) -> Stage:
     if run.exists("summary.json"):
         try:
             selected = Stage.parse(json.loads(run.read("summary.json"))["selected"])
-            if selected.kind == "iteration" and not selected.part:
+            if selected and selected.kind == "iteration" and not selected.part:
                 return selected
         except (ValueError, KeyError, TypeError):
             pass  # the journal knows as much, but for the choice
-    stages = [Stage.find(line["stage"]) for line in run.journal()]
+    stages = [Stage.parse(line["stage"]) for line in run.journal()]
     models = [
         stage.model
         for stage in stages

@@ -59,11 +59,7 @@ class CheckpointWriter:
                 checkpoint.save(
                     Path(local.path),
                     dict(zip(tensors, copies, strict=False)),
-                    {
-                        "stage": self._stage,
-                        "next_step": next_step,
-                        "workers": self._worker.world_size,
-                    },
+                    {"stage": self._stage, "next_step": next_step},
                     dict(zip(optimizer, copies, strict=True)),
                 )
                 self._worker.reach(self._stage, next_step - 1, "saving")

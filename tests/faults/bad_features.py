@@ -113,8 +113,6 @@ def no_files() -> list[Case]:
         one("evaluate", "name with a newline", "a\nb.parquet", lambda: None, "it doesn't exist"),
         one("label", "folder", "x.parquet", lambda: os.mkdir("x.parquet"), "it is no file"),
         one("evaluate", "pipe", "x.npy", lambda: os.mkfifo("x.npy"), "it is no file"),
-        one("label", "archive", "x.npz", lambda: np.savez("x.npz", FEATURES),
-            "it is an archive of arrays, of which numpy.save"),
     ]  # fmt: skip
 
 
@@ -128,8 +126,7 @@ def labelling() -> list[Case]:
         one("a camid missing, and needed", "features.parquet",
             partial(parquet, columns(camid=[None, *CAMIDS[1:].tolist()])),
             'its column "camid" lacks 1 of 40', settings=("cluster.camera_norm=true",)),
-        *(one(f"a file {suffix}", f"x{suffix}", b"1,2", f"x{suffix}'", "makes one")
-          for suffix in (".pt", ".csv", ".safetensors")),
+        one("a file .pt", "x.pt", b"1,2", NO_FEATURES, "it is no whole Parquet file"),
         one("all NaN", "features.npy", partial(npy, FEATURES * np.nan),
             "40 of 40 features are not finite or zero", code=7),
         one("a number missing in a list", "features.parquet",

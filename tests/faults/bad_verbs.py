@@ -157,7 +157,7 @@ def others() -> list[Case]:
     settings = "is not KEY=VALUE"
     replay = partial(one, "replay", code=4)
     return [
-        replay("no such folder", nothing, ["gone"], "gone is not a kept step"),
+        replay("no such folder", nothing, ["gone"], "gone/checkpoint.json doesn't exist"),
         replay("a checkpoint", model, [CHECKPOINT], "checkpoint is not a kept step"),
         one("doctor", "a recipe", nothing, ["demo"], f'"demo" {settings}', code=2),
     ]  # fmt: skip

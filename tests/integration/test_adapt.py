@@ -22,8 +22,8 @@ from pipelines.run.kept_config import keep_config
 from pipelines.run.results import KEPT_NOTE, Clusters
 from pipelines.run.stages import iteration_stage
 from pipelines.show.progress import Progress
+from pipelines.tools.evaluate_file import evaluate_file
 from pipelines.tools.validate import validate
-from pipelines.training.evaluate import evaluate_file
 from pipelines.workers.session import ray_session
 
 pytestmark = pytest.mark.ray
@@ -181,7 +181,7 @@ def test_too_small_cluster__is_refused_with_the_numbers(ray_cluster: None) -> No
     with pytest.raises(ClusterError, match=r"has 4 CPUs, but the run needs 10"):
         with ray_session(RayConfig(num_workers=8, data_cpus=2)):
             pass
-    with pytest.raises(ClusterError, match=r"has 0 GPUs.*need 2"):
+    with pytest.raises(ClusterError, match=r"0 GPUs has room for 0 workers of .* and a GPU"):
         with ray_session(RayConfig(num_workers=2, use_gpu=True)):
             pass
 
@@ -199,9 +199,9 @@ def test_no_cluster__keeps_the_previous_labels_or_says_what_to_change(
             adaptation.estimate(iteration_stage(1), {}, lambda: features, None)
         previous = np.arange(len(features)) % 4
         found = cluster_quality(np.arange(4)).as_dict()
-        adaptation.labellings[iteration_stage(1)] = Clusters(eps=[0.3], **found)
+        adaptation.results.labellings[iteration_stage(1)] = Clusters(eps=[0.3], **found)
         labels = adaptation.estimate(iteration_stage(2), {}, lambda: features, previous[:, None])
         rows = adaptation.target.rows("train")
         assert np.array_equal(labels[rows, 0], previous[rows])
-        kept = adaptation.labellings[iteration_stage(2)]
+        kept = adaptation.results.labellings[iteration_stage(2)]
         assert kept.eps == [0.3] and kept.kept and kept.notes[0].startswith(KEPT_NOTE)

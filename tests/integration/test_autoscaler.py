@@ -25,10 +25,9 @@ def node_type(most: int, **resources: int) -> dict[str, Any]:
     ("node_types", "says"),
     [
         ({"gpu_worker": node_type(4, CPU=2, GPU=1)}, "2 workers on GPUs"),
-        ({"gpu_worker": node_type(1, CPU=2, GPU=1)}, "1 worker on GPUs"),  # no more than one
         ({"cpu_worker": node_type(4, CPU=2)}, "2 workers on CPUs"),
     ],
-    ids=["enough", "one", "none"],
+    ids=["enough", "none"],
 )
 def test_auto__asks_for_gpu_nodes_where_there_are_such(
     node_types: dict[str, Any], says: str, autoscaler: int

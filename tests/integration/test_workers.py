@@ -22,7 +22,7 @@ from daal.config import Config
 from daal.errors import ClusterError, DataError, LabelError
 from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
-from pipelines.workers.gpu_jobs import stages_on
+from pipelines.training.pseudo_labels import stages_on
 from pipelines.workers.group import Worker, Workers, serve
 from pipelines.workers.planned_faults import FAULTS
 from pipelines.workers.ray_environment import worker_variables

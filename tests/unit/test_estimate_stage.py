@@ -18,7 +18,7 @@ from pipelines.run import label_health
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import iteration_stage
 from pipelines.show.progress import Progress
-from pipelines.training import label_and_score
+from pipelines.training import pseudo_labels
 from pipelines.workers.resources import Resources
 
 NUM_IMAGES = 300
@@ -39,7 +39,7 @@ def adaptation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def here(features_ND, config, eps, *, camids_N, source_N, **_):
         return estimate_pseudo_labels(features_ND, config, eps, camids_N=camids_N)
 
-    monkeypatch.setattr(label_and_score, "estimate_on_ray", here)
+    monkeypatch.setattr(pseudo_labels, "estimate_on_ray", here)
 
     def make(*settings: str) -> Adaptation:
         config: Config = load_config(None, [f"out={tmp_path}/run", "cluster.k1=10", *settings])
@@ -69,11 +69,11 @@ def test_kept_labels_agree_with_nothing__and_do_not_stop_the_run(adaptation) -> 
     assert written["notes"][0].startswith("kept the previous labels: DBSCAN found")
     assert not {"agreement", "silhouette"} & set(written)
     assert written["num_clusters"] == clusters(made, 1)["num_clusters"]
-    assert not label_health.converged(made.labellings[iteration_stage(2)], 0.95)
+    assert not label_health.converged(made.results.labellings[iteration_stage(2)], 0.95)
     assert "clustering found no new labels" in made.progress.console.file.getvalue()
     made.estimate(iteration_stage(3), {}, lambda: features(0.3), kept)
     assert clusters(made, 3)["agreement"] == 1
-    assert label_health.converged(made.labellings[iteration_stage(3)], 0.95)
+    assert label_health.converged(made.results.labellings[iteration_stage(3)], 0.95)
 
 
 def test_each_iteration_begins_with_the_first_eps_before_its_steps_back(adaptation) -> None:

@@ -20,11 +20,11 @@ from daal.evaluation import evaluate
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
 from pipelines.images.pixels import Images
+from pipelines.run.feature_files import query_and_gallery
 from pipelines.run.folder import RunFolder
 from pipelines.run.kept_config import keep_config
 from pipelines.run.results import Clusters
 from pipelines.show.progress import Progress
-from pipelines.training.evaluate import both_sides
 from pipelines.training.fit import Trainer
 from pipelines.workers.resources import Resources
 
@@ -64,7 +64,7 @@ class Machine:
         return labels[:, None], Clusters(eps=[0.5], silhouette=silhouette, **quality)
 
     def score(self, stage, images, features_NC, workers):
-        return evaluate(*both_sides("the target", np.array(SPLITS), features_NC, PIDS, CAMIDS))
+        return evaluate(*query_and_gallery("it", np.array(SPLITS), features_NC, PIDS, CAMIDS))
 
 
 @pytest.fixture

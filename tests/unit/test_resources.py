@@ -125,11 +125,11 @@ def test_a_group_that_lost_a_node__is_of_a_size_that_divides_the_batches(
         ([(4, 0)], {"num_workers": 8}, "has 4 CPUs, but the run needs 10: ray.num_workers=8"),
         ([(4, 0)], {"num_workers": 8, "min_workers": 3}, "needs 5: ray.min_workers=3 x"),
         ([(4, 0)] * 4, {"cpus_per_worker": 6}, "room for 0 workers of ray.cpus_per_worker=6 CPUs"),
-        ([(8, 1)], {"use_gpu": True}, "has 1 GPUs, but ray.use_gpu=true and ray.num_workers=2"),
+        ([(8, 1)], {"use_gpu": True}, "room for 1 workers of ray.cpus_per_worker=1 CPUs and a GPU"),
         (
             [(64, 0), (2, 8)],
             {"use_gpu": True, "num_workers": 8},
-            "room for 2 workers of a GPU and ray.cpus_per_worker=1 CPUs, but ray.num_workers=8",
+            "of 66 CPUs and 8 GPUs has room for 2 workers",
         ),
     ],
 )

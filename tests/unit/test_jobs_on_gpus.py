@@ -16,8 +16,9 @@ from cluster.ray_run import estimate_on_ray
 from daal.config import ClusterConfig
 from daal.errors import LabelError
 from daal.evaluation import evaluate
-from pipelines.workers import gpu_jobs
-from pipelines.workers.gpu_jobs import SCORES_BY_CPU, EvaluateJob, StageJob, stages_on
+from pipelines.training import evaluate as module
+from pipelines.training.evaluate import BY_CPU, EvaluateJob
+from pipelines.training.pseudo_labels import StageJob, stages_on
 from pipelines.workers.group import Worker, free_memory
 from pipelines.workers.watchdog import Watchdog
 
@@ -112,12 +113,12 @@ def test_a_full_gpu__the_cpu_finds_the_same_scores(
             raise error
         return evaluate(*sides, device=device)
 
-    monkeypatch.setattr(gpu_jobs, "evaluate", full)
+    monkeypatch.setattr(module, "evaluate", full)
     side = (features(), PIDS, CAMIDS)
     workers, threads = Pretended(2, "cuda:1"), torch.get_num_threads()
     first, second = workers.run(EvaluateJob("x/evaluate", (*side, *side), threads + 1))
     assert first.map == evaluate(*side, *side).map and second is None
-    assert [event["note"] for event in workers.events] == [SCORES_BY_CPU]
+    assert [event["note"] for event in workers.events] == [BY_CPU]
     assert torch.get_num_threads() == threads
 
 
@@ -130,7 +131,7 @@ def test_another_error_of_scores_is_raised(
     def broken(*sides: Any, device: str) -> Any:
         raise error
 
-    monkeypatch.setattr(gpu_jobs, "evaluate", broken)
+    monkeypatch.setattr(module, "evaluate", broken)
     assert not is_out_of_memory(error)
     with pytest.raises(type(error)):
         Pretended(1, "cuda").run(EvaluateJob("x", (), 1))
