@@ -14,6 +14,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from cluster.arrays import Labels
 from cluster.outliers import with_singletons
 from cluster.source_term import source_distance
 from daal.config import Config
@@ -36,10 +37,9 @@ from pipelines.training.train_state import Weights
 from pipelines.workers.group import Workers
 from pipelines.workers.resources import Resources
 
-Labels = NDArray[np.int64]  # (N, P), -1: an outlier, or no training image
 # (N, X), read or made when first asked for: a finished stage may need none. Where only training
 # images are extracted, other rows are 0.
-Features = Callable[[], NDArray[np.float32]]
+LazyFeatures = Callable[[], NDArray[np.float32]]
 
 
 @dataclass
@@ -132,7 +132,7 @@ class Adaptation:
             SUPERVISED, lambda: self.trainer.supervised(str(SUPERVISED), self.target)
         )
 
-    def extract(self, model: Stage, weights: Weights) -> Features:
+    def extract(self, model: Stage, weights: Weights) -> LazyFeatures:
         """Line 3: features of the training images; of query and gallery too if they are scored."""
         rows = None if self.is_scored(model) else self.target.rows("train")
         return self._extract(model.at("extract"), weights, rows)
@@ -143,11 +143,16 @@ class Adaptation:
         return number in (0, self.config.iterations) or (every > 0 and number % every == 0)
 
     def estimate(
-        self, stage: Stage, weights: Weights, features: Features, previous: Labels | None
+        self,
+        stage: Stage,
+        weights: Weights,
+        features: LazyFeatures,
+        previous: Labels | None,
     ) -> Labels:
-        """Lines 4 and 5: pseudo-labels of the training images, of the whole body and of stripes.
+        """Lines 4 and 5: pseudo-labels (N, P) of the whole body and of stripes.
 
-        If there is no cluster, the previous iteration's labels are kept.
+        -1: an outlier, or no training image. If there is no cluster, the previous iteration's
+        labels are kept.
 
         Raises:
             LabelError: there is no cluster in the first iteration.
@@ -171,7 +176,7 @@ class Adaptation:
                 given, config, earlier, self.workers, self.progress.tasks
             )
             table = artefacts.parts_table(images.table, "pseudo_label", labels_NP)
-            json_bytes = artefacts.json_bytes(clusters.as_json())
+            json_bytes = artefacts.json_bytes(clusters.as_dict())
             return {files[0]: artefacts.table_bytes(table), files[1]: json_bytes}
 
         contents = self._once(stage.at("estimate"), files, make)
@@ -182,7 +187,7 @@ class Adaptation:
 
     def _show(self, stage: Stage, clusters: Clusters, before: Clusters | None) -> None:
         """Figures of a labelling, and what looks wrong."""
-        figures = {name: value for name, value in clusters.row().items() if name != "notes"}
+        figures = {name: value for name, value in clusters.as_dict().items() if name != "notes"}
         self.progress.figures(stage.name, **figures)
         warnings = label_health.warnings(clusters, before, self.config.cluster)
         for note in (*clusters.notes, *warnings):
@@ -194,7 +199,7 @@ class Adaptation:
         )
 
     def source_distance(
-        self, stage: Stage, weights: Weights, features: Features
+        self, stage: Stage, weights: Weights, features: LazyFeatures
     ) -> NDArray[np.float32] | None:
         """How unlike all source images each target image is (UDAP), if that is wanted. (N, P)"""
         if self.config.cluster.source_weight == 0 or (source := self.source) is None:
@@ -215,7 +220,9 @@ class Adaptation:
         contents = self._once(stage.at("source-distance"), [file], make)
         return artefacts.read_parts(contents[file])
 
-    def train(self, stage: Stage, features: Features, labels: Labels, start: Weights) -> Weights:
+    def train(
+        self, stage: Stage, features: LazyFeatures, labels: Labels, start: Weights
+    ) -> Weights:
         """Line 6: Eq. 7 on both domains, with a new head for the clusters."""
         self.results.models.append(stage)
         if self.config.cluster.outliers == "singletons":
@@ -233,7 +240,7 @@ class Adaptation:
             ),
         )
 
-    def evaluate(self, model: Stage, features: Features, is_result: bool = False) -> None:
+    def evaluate(self, model: Stage, features: LazyFeatures, is_result: bool = False) -> None:
         """Scores on the target's query and gallery, if it has them and the model is to be scored.
 
         The features are of all images then.
@@ -260,7 +267,7 @@ class Adaptation:
             model = iteration_stage(iteration)
             self.run.drop(str(model.at("extract")), str(model.at("drop")))
 
-    def choose(self, weights: Weights, features: Features, labels: Labels | None) -> None:
+    def choose(self, weights: Weights, features: LazyFeatures, labels: Labels | None) -> None:
         """Name the iteration whose model is the result, and see that it has features and scores.
 
         `weights` and `features` are of the newest model.
@@ -278,7 +285,7 @@ class Adaptation:
         self._complete(results.selected, weights)
 
     def _complete(self, result: Stage, weights: Weights) -> None:
-        """Features of query and gallery, and scores, for a result that lacks them."""
+        """LazyFeatures of query and gallery, and scores, for a result that lacks them."""
         is_newest = result == self.results.models[-1]
         if self.is_scored(result) and (is_newest or self.config.keep_features):
             return
@@ -311,7 +318,7 @@ class Adaptation:
         weights: Weights,
         rows: NDArray[np.int64] | None,
         leads_on: bool = True,
-    ) -> Features:
+    ) -> LazyFeatures:
         """Features of these rows of the target's table, or of all; the file has their rows only."""
         name = "features.parquet" if rows is None else "training_features.parquet"
         file, images = stage.file(name), self.target
@@ -362,7 +369,7 @@ class Adaptation:
             if about and (note := other_workers(str(model), about, self.run.journal())):
                 self.progress.note(note)
                 self.progress.figures(str(model.at("train")), note=note)
-            return dict(artefacts.checkpoint_bytes(folder, train(), metadata))
+            return artefacts.checkpoint_bytes(folder, train(), metadata)
 
         files = artefacts.checkpoint_files(folder)
         contents = self._once(model.at("train"), files, make, made_on=about)

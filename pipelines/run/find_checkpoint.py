@@ -17,7 +17,7 @@ def checkpoint_of(where: str) -> Iterator[tuple[Path, str]]:
     """A local checkpoint folder, and what to call it: `where`, a run's folder (or URI), or one of
     its stages' (runs/mine/iteration-02), or a checkpoint's.
 
-    Of a run it is the iteration that was selected; while it isn't finished, the last one that is.
+    A run's checkpoint is that of the selected iteration, or of the last finished one until then.
 
     Raises CheckpointError if `where` is a run without a model yet, or no run; ConfigError for a URI
     that no file system has.

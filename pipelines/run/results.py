@@ -38,24 +38,6 @@ class Clusters(ClusterQuality):
             known.pop("agreement", None)  # with themselves, as release 0.1 wrote
         return cls(**{**known, "notes": notes, "kept": bool(kept)})
 
-    def as_json(self) -> dict[str, Any]:
-        quality = {each.name: getattr(self, each.name) for each in fields(ClusterQuality)}
-        if self.kept:
-            return {"eps": self.eps, "notes": list(self.notes), "kept": True, **quality}
-        return {
-            "eps": self.eps,
-            "first_eps": self.first_eps,
-            "notes": list(self.notes),
-            "silhouette": self.silhouette,
-            "cross_camera_silhouette": self.cross_camera_silhouette,
-            **({} if self.agreement is None else {"agreement": self.agreement}),
-            **quality,
-        }
-
-    def row(self) -> dict[str, Any]:
-        """Part of an iteration's row in summary.json."""
-        return {**self.as_json(), "kept": self.kept}
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -74,9 +56,6 @@ class Scores:
     def from_json(cls, values: Mapping[str, Any]) -> "Scores":
         """Raises KeyError if a figure is absent."""
         return cls(*(values[each.name] for each in fields(cls)))
-
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
 
     def headline(self) -> dict[str, float]:
         """What summary.json says of a model."""
@@ -98,8 +77,8 @@ class Results:
         clusters, scores = self.labellings.get(model), self.scores.get(model)
         return {
             "name": model.name,
-            **(clusters.row() if clusters else {}),
-            **(scores.row() if scores else {}),
+            **(asdict(clusters) if clusters else {}),
+            **(asdict(scores) if scores else {}),
         }
 
     def summary(self, seed: int, seconds: float) -> dict[str, Any]:

@@ -20,7 +20,6 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.torch import TorchConfig
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
@@ -222,7 +221,6 @@ class Workers:
                 "stall_seconds": 60 * config.ray.stall_minutes,
             },
             scaling_config=scaling,
-            torch_config=TorchConfig(),
             run_config=RunConfig(
                 name="workers",
                 storage_path=self._folder.path("ray_train"),

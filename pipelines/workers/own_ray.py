@@ -44,7 +44,7 @@ def start_own_ray(num_cpus: int, **options: Any) -> None:
 def _end(processes: list[psutil.Process]) -> None:
     for process in processes:
         process.terminate()
-    deaf = psutil.wait_procs(processes, timeout=END_SECONDS)[1]
-    for process in deaf:  # Python that still imports hears no SIGTERM
+    left = psutil.wait_procs(processes, timeout=END_SECONDS)[1]
+    for process in left:  # a Python that is still importing doesn't end on SIGTERM
         process.kill()
-    psutil.wait_procs(deaf, timeout=END_SECONDS)
+    psutil.wait_procs(left, timeout=END_SECONDS)

@@ -1,7 +1,7 @@
 """Runs on one cluster start their workers one after the other, and only where all of a run fits.
 
-Workers hold their CPUs as long as the run lasts. Two runs whose workers took all CPUs between them
-would both wait for ever for a CPU that decodes images.
+Workers hold their CPUs as long as the run lasts. If the workers of two runs took all CPUs, both
+runs would wait for ever for a CPU that decodes images.
 """
 
 import time

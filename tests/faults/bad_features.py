@@ -71,17 +71,6 @@ NO_FEATURES = "is not a features file: "
 WITH_NAN = FEATURES.copy()
 WITH_NAN[7, 3] = np.nan
 
-ARRAYS: list[tuple[str, bytes | Callable[[], bytes], str]] = [
-]  # fmt: skip
-
-# Both commands read them with the same reader; `evaluate` is given the first two.
-TABLES: list[tuple[str, bytes | Callable[[], bytes], str]] = [
-]  # fmt: skip
-
-# Of columns without which nothing can be scored; label leaves them out, or takes them for unknown.
-NEEDED: list[tuple[str, bytes | Callable[[], bytes], str]] = [
-]  # fmt: skip
-
 
 def truncated() -> list[Case]:
     whole = parquet(columns())
@@ -181,14 +170,6 @@ def evaluation() -> list[Case]:
 
 
 CASES = [
-    *(case("label", f"array: {name}", "x.npy", data, NO_FEATURES, why)
-      for name, data, why in ARRAYS),
-    *(case("label", name, "features.parquet", data, NO_FEATURES, why)
-      for name, data, why in TABLES),
-    *(case("evaluate", name, "features.parquet", data, NO_FEATURES, why)
-      for name, data, why in TABLES[:2]),
-    *(case("evaluate", name, "features.parquet", data, NO_FEATURES, why)
-      for name, data, why in NEEDED),
     *truncated(),
     *no_files(),
     *labelling(),

@@ -12,25 +12,18 @@ from tiny_run import FinishedRun, changed
 
 from cluster.estimate import estimate_pseudo_labels
 from cluster.outliers import in_all_parts
-from cluster.quality import cluster_quality
 from daal import checkpoint
-from daal.config import Config, RayConfig
-from daal.errors import ClusterError, ConfigError, LabelError
+from daal.config import Config
+from daal.errors import ConfigError
 from pipelines.adapt import Adaptation
 from pipelines.run.folder import RunFolder
 from pipelines.run.kept_config import keep_config
-from pipelines.run.results import KEPT_NOTE, Clusters
-from pipelines.run.stages import iteration_stage
 from pipelines.show.progress import Progress
 from pipelines.tools.evaluate_file import evaluate_file
 from pipelines.tools.validate import validate
 from pipelines.workers.session import ray_session
 
 pytestmark = pytest.mark.ray
-
-
-def quiet() -> Progress:
-    return Progress(console=Console(file=io.StringIO()))
 
 
 def run(config: Config, output: io.StringIO | None = None) -> dict:
@@ -175,33 +168,3 @@ def test_adapt__as_ssg_does__parts_of_the_body_clustered_apart__until_labels_sta
         for name in ("iteration-01", "iteration-02")
     )
     assert first == second == [part.eps for part in again] and len(set(first)) == 3
-
-
-def test_too_small_cluster__is_refused_with_the_numbers(ray_cluster: None) -> None:
-    with pytest.raises(ClusterError, match=r"has 4 CPUs, but the run needs 10"):
-        with ray_session(RayConfig(num_workers=8, data_cpus=2)):
-            pass
-    with pytest.raises(ClusterError, match=r"0 GPUs has room for 0 workers of .* and a GPU"):
-        with ray_session(RayConfig(num_workers=2, use_gpu=True)):
-            pass
-
-
-def test_no_cluster__keeps_the_previous_labels_or_says_what_to_change(
-    ray_cluster: None, tiny_config: Config
-) -> None:
-    config = changed(tiny_config, "cluster.min_samples=500")
-    with ray_session(config.ray) as resources:
-        adaptation = Adaptation(config, RunFolder(config.out), resources, quiet())
-        adaptation.read_images()
-        features = np.random.default_rng(0).standard_normal((len(adaptation.target.table), 8))
-        features = features.astype(np.float32)
-        with pytest.raises(LabelError, match="min_samples"):
-            adaptation.estimate(iteration_stage(1), {}, lambda: features, None)
-        previous = np.arange(len(features)) % 4
-        found = cluster_quality(np.arange(4)).as_dict()
-        adaptation.results.labellings[iteration_stage(1)] = Clusters(eps=[0.3], **found)
-        labels = adaptation.estimate(iteration_stage(2), {}, lambda: features, previous[:, None])
-        rows = adaptation.target.rows("train")
-        assert np.array_equal(labels[rows, 0], previous[rows])
-        kept = adaptation.results.labellings[iteration_stage(2)]
-        assert kept.eps == [0.3] and kept.kept and kept.notes[0].startswith(KEPT_NOTE)

@@ -10,20 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from heads import another_node, free_port, ray_head, without_ray
+from heads import free_port, ray_head, without_ray
 
 from daal.config import Config, RayConfig
 from daal.errors import ClusterError
 from pipelines.workers.session import ray_session
 
 pytestmark = pytest.mark.ray
-
-WAIT = """
-from daal.config import RayConfig
-from pipelines.workers.session import ray_session
-with ray_session(RayConfig(num_workers=6, data_cpus=1, wait_minutes=15)) as resources:
-    print(resources.num_workers)
-"""
 
 BUSY = """
 import itertools, time
@@ -99,24 +92,6 @@ def test_local_ray_asks_for_a_token__and_a_running_cluster_is_joined(
     assert scores.returncode == 0, scores.stderr
     known = json.loads((run / "pretrain/evaluation.json").read_text())
     assert json.loads(scores.stdout)["map"] == pytest.approx(known["map"])
-
-
-@pytest.mark.nightly  # unit/test_wait_for_nodes.py has the waiting
-def test_a_cluster_that_grows__is_waited_for() -> None:
-    with ray_head() as head:
-        waiting = subprocess.Popen(
-            [sys.executable, "-c", WAIT], env=head.joined, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        try:
-            assert waiting.stderr is not None
-            said = waiting.stderr.readline()
-            assert "has 4 CPUs, but the run needs 7" in said and "Waiting for nodes" in said
-            with another_node(head):
-                stdout, stderr = waiting.communicate()
-            assert waiting.returncode == 0 and stdout.strip() == "6", stderr
-        finally:
-            waiting.kill()
 
 
 def test_a_cluster_that_does_not_grow__is_given_up(

@@ -7,26 +7,22 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
 import ray
 import torch
-from ray.util.state import list_actors
 from rich.console import Console
 from torch import distributed
-from waiting import wait_until
 
 from daal.config import Config
 from daal.errors import ClusterError, DataError, LabelError
 from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
 from pipelines.training.pseudo_labels import stages_on
-from pipelines.workers.group import Worker, Workers, serve
+from pipelines.workers.group import Worker, Workers
 from pipelines.workers.planned_faults import FAULTS
 from pipelines.workers.ray_environment import worker_variables
-from pipelines.workers.retries import cause_of
 from pipelines.workers.session import ray_session
 
 # Workers can't import the module of a test.
@@ -63,15 +59,6 @@ class Mistaken:
 class Crash:
     def run(self, worker: Worker) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-@dataclass(frozen=True)
-class NoMemory:
-    """As CUDA says it; there is no GPU here to fill."""
-
-    def run(self, worker: Worker) -> None:
-        worker.kept["runs"] = worker.kept.get("runs", 0) + 1
-        raise torch.OutOfMemoryError(f"CUDA out of memory in run {worker.kept['runs']}.")
 
 
 @dataclass(frozen=True)
@@ -163,60 +150,3 @@ def test_workers_that_die_again_and_again__are_given_up(
     with ray_session(config.ray) as resources, pytest.raises(ClusterError, match="same command"):
         with Workers(config, folder, resources, progress) as workers:
             workers.run(Crash())
-
-
-@pytest.mark.nightly  # unit/test_retries.py has which errors are final
-def test_a_gpu_without_memory_left__is_not_tried_again(
-    ray_cluster: None, tiny_config: Config, tmp_path: Path
-) -> None:
-    config, folder, progress = group(tiny_config, tmp_path, num_workers=1)
-    with ray_session(config.ray) as resources:
-        with pytest.raises(ClusterError, match=r"ran out \(.* in run 1\..*accumulate"):
-            with Workers(config, folder, resources, progress) as workers:
-                workers.run(NoMemory())
-
-
-@pytest.mark.nightly  # unit/test_retries.py has which errors are final
-def test_a_group_whose_work_is_not_there_to_import__is_started_once(
-    ray_cluster: None, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = ModuleType("only_the_driver_has_this")
-    module.serve = FunctionType(serve.__code__, module.__dict__)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    module.serve.__module__ = module.__name__
-    monkeypatch.setattr("pipelines.workers.group.serve", module.serve)
-
-    address = ray.get_runtime_context().gcs_address  # there may be other clusters on this machine
-
-    def actors(kind: str) -> list[Any]:
-        chosen = [("class_name", "=", kind)]
-        return list(list_actors(address, filters=chosen, limit=10_000))
-
-    def num_started() -> int:
-        return len(actors("RayTrainWorker"))
-
-    # The group of an earlier test may still be starting again.
-    wait_until(
-        lambda: all(actor.state == "DEAD" for actor in actors("TrainController")),
-        "the end of earlier groups",
-    )
-    before = num_started()
-    config, folder, progress = group(tiny_config, tmp_path, num_workers=1)
-    with ray_session(config.ray) as resources:
-        with pytest.raises(ClusterError, match=r"can't import .*only_the_driver_has_this"):
-            with Workers(config, folder, resources, progress) as workers:
-                workers.run(WhoAmI())
-    assert num_started() - before == 1
-
-
-@pytest.mark.parametrize(
-    ("failure", "says"),
-    [
-        ("Gloo connectFullMesh failed with [..] connect [127.0.1.1]:34567", "GLOO_SOCKET_IFNAME"),
-        ("ProcessGroupNCCL is only supported with GPUs, no GPUs found!", "daal doctor"),
-    ],
-)
-def test_failures_whose_cause_is_known(failure: str, says: str) -> None:
-    error = RuntimeError("workers failed")
-    error.worker_failures = {0: RuntimeError(failure)}  # type: ignore[attr-defined]
-    assert says in str(cause_of(error))

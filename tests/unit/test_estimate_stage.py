@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cluster.estimate import estimate_pseudo_labels
 from daal.config import Config
+from daal.errors import LabelError
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
 from pipelines.images.pixels import Images
@@ -67,13 +68,19 @@ def test_kept_labels_agree_with_nothing__and_do_not_stop_the_run(adaptation) -> 
     assert np.array_equal(kept, first)
     written = clusters(made, 2)
     assert written["notes"][0].startswith("kept the previous labels: DBSCAN found")
-    assert not {"agreement", "silhouette"} & set(written)
+    assert written["agreement"] is written["silhouette"] is None
     assert written["num_clusters"] == clusters(made, 1)["num_clusters"]
     assert not label_health.converged(made.results.labellings[iteration_stage(2)], 0.95)
     assert "clustering found no new labels" in made.progress.console.file.getvalue()
     made.estimate(iteration_stage(3), {}, lambda: features(0.3), kept)
     assert clusters(made, 3)["agreement"] == 1
     assert label_health.converged(made.results.labellings[iteration_stage(3)], 0.95)
+
+
+def test_no_cluster_in_the_first_iteration__is_an_error(adaptation) -> None:
+    made = adaptation("cluster.eps=0.5", "cluster.min_samples=500")
+    with pytest.raises(LabelError, match="min_samples"):
+        made.estimate(iteration_stage(1), {}, lambda: features(0.3), None)
 
 
 def test_each_iteration_begins_with_the_first_eps_before_its_steps_back(adaptation) -> None:
@@ -89,14 +96,6 @@ def test_each_iteration_begins_with_the_first_eps_before_its_steps_back(adaptati
     again.estimate(iteration_stage(2), {}, lambda: features(0.3), labels)
     again.estimate(iteration_stage(3), {}, lambda: features(0.3), labels)
     assert clusters(again, 3)["eps"] == first["first_eps"]
-
-
-def test_a_fixed_eps_is_as_given__whatever_the_first_iteration_stepped_back_to(adaptation) -> None:
-    made = adaptation("cluster.eps=0.97")
-    labels = made.estimate(iteration_stage(1), {}, lambda: features(1.0), None)
-    assert clusters(made, 1)["eps"][0] < 0.97
-    made.estimate(iteration_stage(2), {}, lambda: features(0.01), labels)
-    assert clusters(made, 2)["eps"] == [0.97]
 
 
 def test_figures_of_cameras_are_written(adaptation) -> None:

@@ -175,17 +175,6 @@ def test_features_that_come_out_differently__what_followed_from_them_is_repeated
     assert machine.extracted == []
 
 
-def test_more_iterations__are_those_of_a_run_that_had_them_from_the_start(
-    run: Run, machine: Machine, tmp_path: Path
-) -> None:
-    run("evaluate_every=0", iterations=2)
-    longer = run("evaluate_every=0", iterations=4)
-    whole = run("evaluate_every=0", iterations=4, name="whole")
-    assert {**longer, "seconds": 0} == {**whole, "seconds": 0}
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
-    assert features(tmp_path / "run") == features(tmp_path / "whole")
-
-
 def test_how_often_scores_are_made__may_not_change(run: Run) -> None:
     run()
     run("keep_features=true")

@@ -31,43 +31,16 @@ def test_once__runs_once_and_reads_after(tmp_path: Path) -> None:
     assert [line["stage"] for line in RunFolder(str(tmp_path)).journal()] == ["a"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "deleted", "journal cut"])
-def test_once__damaged_is_made_again(tmp_path: Path, damage: str) -> None:
+def test_after_a_crash_amid_a_line__the_stage_is_made_again__and_its_new_line_counts(
+    tmp_path: Path,
+) -> None:
     calls: list[str] = []
-    folder = RunFolder(str(tmp_path))
-    stage(folder, calls)
-    file, journal = tmp_path / "a/b.bin", tmp_path / "journal.jsonl"
-    match damage:
-        case "truncated":
-            file.write_bytes(b"x" * 49)
-        case "flipped":
-            file.write_bytes(b"x" * 49 + b"y")
-        case "deleted":
-            file.unlink()
-        case _:
-            journal.write_text(journal.read_text()[:-10])
-    assert stage(RunFolder(str(tmp_path)), calls) == b"x" * 50
+    stage(RunFolder(str(tmp_path)), calls)
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text(journal.read_text()[:-10])
+    for _ in range(2):
+        stage(RunFolder(str(tmp_path)), calls)
     assert calls == ["made", "made"]
-
-
-def test_once__a_stage_that_fails_leaves_no_line(tmp_path: Path) -> None:
-    folder = RunFolder(str(tmp_path))
-
-    def fail() -> dict[str, bytes]:
-        raise RuntimeError("killed")
-
-    with pytest.raises(RuntimeError):
-        folder.once("a", ["a/b.bin"], fail)
-    assert folder.journal() == []
-    assert not (tmp_path / "a").exists()
-
-
-def test_a_journal_line_after_a_cut_one_still_counts(tmp_path: Path) -> None:
-    calls: list[str] = []
-    (tmp_path / "journal.jsonl").write_text('{"stage": "ear')
-    stage(RunFolder(str(tmp_path)), calls)
-    stage(RunFolder(str(tmp_path)), calls)
-    assert calls == ["made"]
 
 
 def test_keep_config__names_each_difference(tmp_path: Path) -> None:
