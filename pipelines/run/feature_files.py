@@ -135,7 +135,8 @@ def _read_parquet(path: Path, split: str | None, needed: Collection[str]) -> Fea
 def _feature_column(table: pa.Table) -> NDArray[np.float32]:
     if (number := table.column_names.count("feature")) != 1:
         there = ", ".join(map(repr, table.column_names))
-        raise ValueError(f'it has {number or "no"} columns "feature"; it has {there}')
+        found = f"{number} columns" if number else "no column"
+        raise ValueError(f'it has {found} "feature"; it has {there}')
     column, types = table["feature"].combine_chunks(), pa.types
     kind = column.type
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
