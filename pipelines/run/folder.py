@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,9 +66,6 @@ class RunFolder:
             ) from error
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
         self.inputs = ""  # digest of what the stages so far have left
-        self._was_read = False
-        self._finished: dict[str, dict[str, Any]] = {}  # last journal line by stage
-        self._dropped: set[str] = set()  # stages whose files were deleted on purpose
         # The part of each file of lines that the next line goes to, and on an object store what
         # this part holds.
         self._last_parts: dict[str, tuple[str, bytes]] = {}
@@ -126,7 +124,7 @@ class RunFolder:
                 raise
 
     def append(self, name: str, line: dict[str, Any]) -> None:
-        """Add one line of JSON to a file of lines; on return it is there to stay."""
+        """Add one line of JSON to a file of lines. The line is stored when this returns."""
         data = (json.dumps(line) + "\n").encode()
         with _ONE_AT_A_TIME:
             part, held = self._last_parts.get(name) or (self._first_part(name), b"")
@@ -207,7 +205,7 @@ class RunFolder:
     def drop(self, stage: str, said_as: str) -> None:
         """Delete the files of a finished stage, which nothing needs any more. The journal says so
         in a line of the stage `said_as`, and still has their hashes."""
-        if stage in self._dropped:
+        if self._finished[stage].get("dropped"):
             return
         self._finish({"stage": said_as, "seconds": 0, "files": {}, "drops": stage})
         for name in self._finished[stage]["files"]:
@@ -262,26 +260,23 @@ class RunFolder:
         """Finished stages in order."""
         return self.lines(JOURNAL)
 
+    @cached_property
+    def _finished(self) -> dict[str, dict[str, Any]]:
+        """The last line of each stage, with `dropped` where its files were deleted on purpose."""
+        finished: dict[str, dict[str, Any]] = {}
+        for line in self.journal():  # read once: this object alone adds to it
+            _note(finished, line)
+        return finished
+
     def _finish(self, line: dict[str, Any]) -> None:
         self.append(JOURNAL, line)
-        self._note(line)
-
-    def _note(self, line: dict[str, Any]) -> None:
-        if "drops" in line:
-            self._dropped.add(line["drops"])
-        else:
-            self._finished[line["stage"]] = line
-            self._dropped.discard(line["stage"])
+        _note(self._finished, line)
 
     def _whole(self, stage: str, files: Sequence[str]) -> tuple[Entries, dict[str, bytes]] | None:
-        if not self._was_read:  # once: this object alone adds to it
-            self._was_read = True
-            for line in self.journal():
-                self._note(line)
         found = self._finished.get(stage)
         if found is None or found.get("inputs") != self.inputs or set(found["files"]) != set(files):
             return None
-        if stage in self._dropped:
+        if found.get("dropped"):
             return found["files"], {}
         contents = {}
         for name, expected in found["files"].items():
@@ -307,6 +302,12 @@ class RunFolder:
             raise StorageError(
                 f"{what}; {remedy}, and the same command continues: finished stages are kept."
             ) from error
+
+
+def _note(finished: dict[str, dict[str, Any]], line: dict[str, Any]) -> None:
+    finished[line["stage"]] = line
+    if (dropped := line.get("drops")) in finished:
+        finished[dropped]["dropped"] = True
 
 
 def _entry(data: bytes | pa.Buffer) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from daal.errors import StorageError
 from daal.host_copy import HostCopy
 from pipelines.workers.group import Worker
 
-TELL_SECONDS = 600.0  # that a failure waits for the training to notice it
+TELL_SECONDS = 600.0  # how long a failed write waits until the training has noticed it
 
 
 class CheckpointWriter:

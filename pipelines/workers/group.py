@@ -72,7 +72,7 @@ class Worker:
         """Whether a node of the group is about to be taken away; all workers ask together."""
         if ray.train.get_preemption_info() is None:
             return False
-        if self.rank == 0 and not self.kept.setdefault("leaving", False):
+        if self.rank == 0 and "leaving" not in self.kept:
             self.log({"stage": "workers", "note": "a node is about to be taken away"})
             self.kept["leaving"] = True
         return True

@@ -1,7 +1,7 @@
-"""Starts a Ray of this machine alone, on a machine that may be too busy for Ray's patience.
+"""Starts a Ray of this machine alone, also on a busy machine.
 
-Ray 2.60 gives its processes 30 seconds to start, raises a bare Exception after them, and leaves
-the processes running.
+Ray 2.60 gives its processes 30 seconds to start. Then it raises a bare Exception and leaves the
+processes running.
 """
 
 from typing import Any

@@ -17,7 +17,7 @@ from pipelines.workers.cluster_address import cluster_address
 from pipelines.workers.resources import Resources
 
 NAME, NAMESPACE = "starting", "daal"
-PATIENCE_SECONDS = 5.0  # until the user is told
+QUIET_SECONDS = 5.0  # of waiting, until the user is told
 POLL_SECONDS = 1.0
 
 
@@ -57,7 +57,7 @@ def _wait_for(attempt: Callable[[], Any], tell: Callable[[], None]) -> Any:
     """The first true value of `attempt`; `tell` is called once if it takes long."""
     started, told = time.monotonic(), False
     while not (found := attempt()):
-        if not told and time.monotonic() - started > PATIENCE_SECONDS:
+        if not told and time.monotonic() - started > QUIET_SECONDS:
             told = True
             tell()
     return found
