@@ -98,7 +98,9 @@ def _read_parquet(path: Path, split: str | None, needed: Collection[str]) -> Fea
         try:
             table = pq.ParquetFile(file).read()
         except (pa.ArrowException, OSError) as error:
-            raise ValueError("it is no whole Parquet file") from error
+            is_other = path.suffix.lower() != ".parquet"
+            hint = " (numpy.save makes an .npy file of an array)" if is_other else ""
+            raise ValueError(f"it is no whole Parquet file{hint}") from error
     left_out: list[str] = []
 
     def wanted(name: str, read: Callable[[pa.ChunkedArray, str], Any]) -> Any:

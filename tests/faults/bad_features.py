@@ -115,7 +115,7 @@ def labelling() -> list[Case]:
         one("a camid missing, and needed", "features.parquet",
             partial(parquet, columns(camid=[None, *CAMIDS[1:].tolist()])),
             'its column "camid" lacks 1 of 40', settings=("cluster.camera_norm=true",)),
-        one("a file .pt", "x.pt", b"1,2", NO_FEATURES, "it is no whole Parquet file"),
+        one("a file .pt", "x.pt", b"1,2", NO_FEATURES, "numpy.save makes an .npy file"),
         one("all NaN", "features.npy", partial(npy, FEATURES * np.nan),
             "40 of 40 features are not finite or zero", code=7),
         one("a number missing in a list", "features.parquet",
