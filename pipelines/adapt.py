@@ -90,7 +90,8 @@ class Adaptation:
 
         if self.config.supervised_bound:
             self.run.inputs = after_images  # it follows from the images alone
-            self.evaluate(SUPERVISED, self.extract(SUPERVISED, self.supervised_bound()))
+            weights = self.supervised(SUPERVISED, self.target)
+            self.evaluate(SUPERVISED, self.extract(SUPERVISED, weights))
 
     def pretrain_only(self) -> None:
         """Line 1 and the direct transfer; `adapt` on the same folder continues from here."""
@@ -122,15 +123,13 @@ class Adaptation:
 
     def pretrain(self) -> Weights:
         """Line 1: Eq. 3 on the source; without a source, the backbone's weights as they are."""
-        if (source := self.source) is None:
+        if self.source is None:
             return self._checkpoint(PRETRAIN, self.trainer.untrained, on_workers=False)
-        return self._checkpoint(PRETRAIN, lambda: self.trainer.supervised(str(PRETRAIN), source))
+        return self.supervised(PRETRAIN, self.source)
 
-    def supervised_bound(self) -> Weights:
-        """The same training on the target's true identities: Table 4's first row."""
-        return self._checkpoint(
-            SUPERVISED, lambda: self.trainer.supervised(str(SUPERVISED), self.target)
-        )
+    def supervised(self, model: Stage, images: Images) -> Weights:
+        """Eq. 3 on true identities: the source's, or the target's for Table 4's first row."""
+        return self._checkpoint(model, lambda: self.trainer.supervised(str(model), images))
 
     def extract(self, model: Stage, weights: Weights) -> LazyFeatures:
         """Line 3: features of the training images; of query and gallery too if they are scored."""
