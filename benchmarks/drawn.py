@@ -26,7 +26,7 @@ from pipelines.images.pixels import Images, Pixels
 from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
 from pipelines.training.fit import Trainer, class_labels
-from pipelines.training.train_loop import Labels
+from pipelines.training.train_batch import Labels
 from pipelines.workers.group import Workers
 from pipelines.workers.session import ray_session, silence_ray_data
 

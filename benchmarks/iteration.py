@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.drawn import Group, drawn_run
 from benchmarks.tables import parse, parser_of, tell
-from pipelines.training.train_loop import Labels
+from pipelines.training.train_batch import Labels
 
 SETTINGS = [
     "network.backbone=resnet18", "adapt.epochs=1", "adapt.steps_per_epoch=2",

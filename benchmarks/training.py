@@ -33,7 +33,8 @@ from daal.data.images import decode
 from daal.data.plan import Plan
 from daal.losses import total_loss
 from pipelines.training.fit import class_labels
-from pipelines.training.train_loop import Labels, build_network
+from pipelines.training.train_batch import Labels
+from pipelines.training.train_loop import build_network
 
 NUM_PROCESSES, NUM_CLUSTERS = 2, 40
 SETTINGS = {

@@ -1,4 +1,4 @@
-"""Algorithm 1, as the driver runs it: stages that leave files in the run folder, and a journal.
+"""Algorithm 1, as the driver runs it: stages that leave files and a journal in the run folder.
 
 Shapes: N images of the target, T of them for training, C channels of a feature, X of all parts of
 the body together, P parts of the body.
@@ -11,10 +11,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from cluster.arrays import Labels
 from cluster.outliers import with_singletons
 from cluster.source_term import source_distance
 from daal.config import Config
@@ -23,24 +23,23 @@ from daal.nn.stripes import whole_and_stripes
 from pipelines.images.ingest import ingest
 from pipelines.images.pixels import Images, Pixels
 from pipelines.run import artefacts, label_health
-from pipelines.run.folder import RunFolder
+from pipelines.run.folder import Contents, RunFolder
 from pipelines.run.kept_images import image_files
-from pipelines.run.results import Clusters, Scores
+from pipelines.run.results import Clusters, Results, Scores
 from pipelines.run.stages import FINAL, PRETRAIN, SUPERVISED, Stage, ingest_stage, iteration_stage
 from pipelines.show.progress import Progress
+from pipelines.training.evaluate import evaluate_features
 from pipelines.training.extract import extract
 from pipelines.training.fit import Trainer
-from pipelines.training.label_and_score import ToLabel, evaluate_features, label_images
 from pipelines.training.made_on import made_on, other_workers
+from pipelines.training.pseudo_labels import ToLabel, label_images
 from pipelines.training.train_state import Weights
 from pipelines.workers.group import Workers
 from pipelines.workers.resources import Resources
 
-Contents = dict[str, bytes | pa.Buffer]  # of files, by name
-Labels = NDArray[np.int64]  # (N, P), -1: an outlier, or no training image
 # (N, X), read or made when first asked for: a finished stage may need none. Where only training
 # images are extracted, other rows are 0.
-Features = Callable[[], NDArray[np.float32]]
+LazyFeatures = Callable[[], NDArray[np.float32]]
 
 
 @dataclass
@@ -51,10 +50,7 @@ class Adaptation:
     run: RunFolder
     resources: Resources
     progress: Progress
-    models: list[Stage] = field(default_factory=list)  # iterations that are trained
-    labellings: dict[Stage, Clusters] = field(default_factory=dict)
-    scores: dict[Stage, Scores] = field(default_factory=dict)
-    selected: Stage | None = None  # the iteration whose model is the result
+    results: Results = field(default_factory=Results)
     source: Images | None = field(default=None, init=False)
     target: Images = field(init=False)
 
@@ -72,7 +68,7 @@ class Adaptation:
     def algorithm_1(self) -> None:
         """The paper's listing, line by line; and the supervised bound, if wanted."""
         self.read_images()
-        of_images = self.run.inputs
+        after_images = self.run.inputs
         weights = pretrained = self.pretrain()  # line 1
         features = self.extract(PRETRAIN, weights)  # line 3, for the first iteration
         self.evaluate(PRETRAIN, features)
@@ -81,7 +77,8 @@ class Adaptation:
         for number in range(1, self.config.iterations + 1):  # line 2
             stage = iteration_stage(number)
             labels = self.estimate(stage, weights, features, labels)  # lines 4, 5
-            if label_health.converged(self.labellings[stage], self.config.stop_agreement):
+            clusters = self.results.labellings[stage]
+            if label_health.converged(clusters, self.config.stop_agreement):
                 self.progress.say("converged: the labels are almost the last ones")
                 break
             start = weights if self.config.warm_start else pretrained
@@ -92,9 +89,9 @@ class Adaptation:
         self.choose(weights, features, labels)
 
         if self.config.supervised_bound:
-            with self.run.following(of_images):  # whatever the iterations have come to
-                features = self.extract(SUPERVISED, self.supervised_bound())
-                self.evaluate(SUPERVISED, features)
+            self.run.inputs = after_images  # it follows from the images alone
+            weights = self.supervised(SUPERVISED, self.target)
+            self.evaluate(SUPERVISED, self.extract(SUPERVISED, weights))
 
     def pretrain_only(self) -> None:
         """Line 1 and the direct transfer; `adapt` on the same folder continues from here."""
@@ -126,17 +123,15 @@ class Adaptation:
 
     def pretrain(self) -> Weights:
         """Line 1: Eq. 3 on the source; without a source, the backbone's weights as they are."""
-        if (source := self.source) is None:
+        if self.source is None:
             return self._checkpoint(PRETRAIN, self.trainer.untrained, on_workers=False)
-        return self._checkpoint(PRETRAIN, lambda: self.trainer.supervised(str(PRETRAIN), source))
+        return self.supervised(PRETRAIN, self.source)
 
-    def supervised_bound(self) -> Weights:
-        """The same training on the target's true identities: Table 4's first row."""
-        return self._checkpoint(
-            SUPERVISED, lambda: self.trainer.supervised(str(SUPERVISED), self.target)
-        )
+    def supervised(self, model: Stage, images: Images) -> Weights:
+        """Eq. 3 on true identities: the source's, or the target's for Table 4's first row."""
+        return self._checkpoint(model, lambda: self.trainer.supervised(str(model), images))
 
-    def extract(self, model: Stage, weights: Weights) -> Features:
+    def extract(self, model: Stage, weights: Weights) -> LazyFeatures:
         """Line 3: features of the training images; of query and gallery too if they are scored."""
         rows = None if self.is_scored(model) else self.target.rows("train")
         return self._extract(model.at("extract"), weights, rows)
@@ -147,17 +142,23 @@ class Adaptation:
         return number in (0, self.config.iterations) or (every > 0 and number % every == 0)
 
     def estimate(
-        self, stage: Stage, weights: Weights, features: Features, previous: Labels | None
+        self,
+        stage: Stage,
+        weights: Weights,
+        features: LazyFeatures,
+        previous: Labels | None,
     ) -> Labels:
-        """Lines 4 and 5: pseudo-labels of the training images, of the whole body and of stripes.
+        """Lines 4 and 5: pseudo-labels (N, P) of the whole body and of stripes.
 
-        If there is no cluster, the previous iteration's labels are kept.
+        -1: an outlier, or no training image. If there is no cluster, the previous iteration's
+        labels are kept.
 
         Raises:
             LabelError: there is no cluster in the first iteration.
         """
         files = [stage.file("pseudo_labels.parquet"), stage.file("clusters.json")]
         config, images = self.config.cluster, self.target
+        earlier = list(self.results.labellings.values())
         to_source_NP = self.source_distance(stage, weights, features)
         rows = images.rows("train")
 
@@ -171,21 +172,21 @@ class Adaptation:
             )
             labels_NP = np.full((len(images.table), len(given.parts)), -1)
             labels_NP[rows], clusters = label_images(
-                given, config, list(self.labellings.values()), self.workers, self.progress.tasks
+                given, config, earlier, self.workers, self.progress.tasks
             )
             table = artefacts.parts_table(images.table, "pseudo_label", labels_NP)
-            json_bytes = artefacts.json_bytes(clusters.as_json())
+            json_bytes = artefacts.json_bytes(clusters.as_dict())
             return {files[0]: artefacts.table_bytes(table), files[1]: json_bytes}
 
         contents = self._once(stage.at("estimate"), files, make)
-        self._add_labelling(stage, Clusters.from_json(json.loads(contents[files[1]])))
+        clusters = Clusters.from_json(json.loads(contents[files[1]]))
+        self._show(stage, clusters, earlier[-1] if earlier else None)
+        self.results.labellings[stage] = clusters
         return artefacts.read_parts(contents[files[0]])
 
-    def _add_labelling(self, stage: Stage, clusters: Clusters) -> None:
-        """Keep a labelling's figures, show them, and say what looks wrong."""
-        before = list(self.labellings.values())[-1] if self.labellings else None
-        self.labellings[stage] = clusters
-        figures = {name: value for name, value in clusters.row().items() if name != "notes"}
+    def _show(self, stage: Stage, clusters: Clusters, before: Clusters | None) -> None:
+        """Figures of a labelling, and what looks wrong."""
+        figures = {name: value for name, value in clusters.as_dict().items() if name != "notes"}
         self.progress.figures(stage.name, **figures)
         warnings = label_health.warnings(clusters, before, self.config.cluster)
         for note in (*clusters.notes, *warnings):
@@ -197,7 +198,7 @@ class Adaptation:
         )
 
     def source_distance(
-        self, stage: Stage, weights: Weights, features: Features
+        self, stage: Stage, weights: Weights, features: LazyFeatures
     ) -> NDArray[np.float32] | None:
         """How unlike all source images each target image is (UDAP), if that is wanted. (N, P)"""
         if self.config.cluster.source_weight == 0 or (source := self.source) is None:
@@ -209,9 +210,8 @@ class Adaptation:
                 str(stage.at("extract-source")),
                 source, self.config, weights, self.workers, self.pixels,
             )  # fmt: skip
-            parts = self._parts(features())
             source_parts = self._parts(of_source[source.rows("train")])
-            distances = list(map(source_distance, parts, source_parts))
+            distances = list(map(source_distance, self._parts(features()), source_parts))
             distance_NP = np.stack(distances, axis=1)
             table = artefacts.parts_table(self.target.table, "source_distance", distance_NP)
             return {file: artefacts.table_bytes(table)}
@@ -219,9 +219,11 @@ class Adaptation:
         contents = self._once(stage.at("source-distance"), [file], make)
         return artefacts.read_parts(contents[file])
 
-    def train(self, stage: Stage, features: Features, labels: Labels, start: Weights) -> Weights:
+    def train(
+        self, stage: Stage, features: LazyFeatures, labels: Labels, start: Weights
+    ) -> Weights:
         """Line 6: Eq. 7 on both domains, with a new head for the clusters."""
-        self.models.append(stage)
+        self.results.models.append(stage)
         if self.config.cluster.outliers == "singletons":
             labels = with_singletons(labels[:, 0], self.target.rows("train"))[:, None]
         return self._checkpoint(
@@ -237,15 +239,13 @@ class Adaptation:
             ),
         )
 
-    def evaluate(self, model: Stage, features: Features) -> None:
+    def evaluate(self, model: Stage, features: LazyFeatures, is_result: bool = False) -> None:
         """Scores on the target's query and gallery, if it has them and the model is to be scored.
 
         The features are of all images then.
         """
-        if len(self.target.rows("query")) and self.is_scored(model):
-            self._evaluate(model, features)
-
-    def _evaluate(self, model: Stage, features: Features) -> None:
+        if not len(self.target.rows("query")) or not (is_result or self.is_scored(model)):
+            return
         file, stage = model.file("evaluation.json"), model.at("evaluate")
 
         def make() -> Contents:
@@ -253,8 +253,8 @@ class Adaptation:
             return {file: artefacts.json_bytes(found.as_dict())}
 
         contents = self._once(stage, [file], make, leads_on=False)
-        scores = self.scores[model] = Scores.from_json(json.loads(contents[file]))
-        self.progress.figures(model.name, **self.row(model))
+        scores = self.results.scores[model] = Scores.from_json(json.loads(contents[file]))
+        self.progress.figures(model.name, **self.results.row(model))
         self.progress.say(f"{model.name}: mAP {scores.map:.1%}  Rank-1 {scores.rank1:.1%}")
 
     def drop_features(self, iteration: int) -> None:
@@ -266,25 +266,26 @@ class Adaptation:
             model = iteration_stage(iteration)
             self.run.drop(str(model.at("extract")), str(model.at("drop")))
 
-    def choose(self, weights: Weights, features: Features, labels: Labels | None) -> None:
+    def choose(self, weights: Weights, features: LazyFeatures, labels: Labels | None) -> None:
         """Name the iteration whose model is the result, and see that it has features and scores.
 
         `weights` and `features` are of the newest model.
         """
-        if not self.models:
+        results = self.results
+        if not results.models:
             return
-        self.selected = self.models[-1]
+        results.selected = results.models[-1]
         if self.config.select == "silhouette":
-            if len(self.labellings) == len(self.models):  # not stopped by the next one's labels
-                self.estimate(FINAL, weights, features, labels)
-            judged = list(self.labellings.values())[1:]
-            self.selected = label_health.best_model(self.models, judged)
-            self.progress.say(f"selected by silhouette: {self.selected}")
-        self._complete(self.selected, weights)
+            if len(results.labellings) == len(results.models):
+                self.estimate(FINAL, weights, features, labels)  # to judge the newest model
+            judged = list(results.labellings.values())[1:]
+            results.selected = label_health.best_model(results.models, judged)
+            self.progress.say(f"selected by silhouette: {results.selected}")
+        self._complete(results.selected, weights)
 
     def _complete(self, result: Stage, weights: Weights) -> None:
-        """Features of query and gallery, and scores, for a result that lacks them."""
-        is_newest = result == self.models[-1]
+        """LazyFeatures of query and gallery, and scores, for a result that lacks them."""
+        is_newest = result == self.results.models[-1]
         if self.is_scored(result) and (is_newest or self.config.keep_features):
             return
         if not is_newest:
@@ -292,8 +293,8 @@ class Adaptation:
             contents = {name: self.run.read(name) for name in files}
             weights = artefacts.read_checkpoint(result.file("checkpoint"), contents)
         features = self._extract(result.at("extract-result"), weights, None, leads_on=False)
-        if result not in self.scores and len(self.target.rows("query")):
-            self._evaluate(result, features)
+        if result not in self.results.scores:
+            self.evaluate(result, features, is_result=True)
 
     def finish(self) -> dict[str, Any]:
         """Write summary.json and delete what only a resumed training would have needed."""
@@ -302,31 +303,10 @@ class Adaptation:
         self.run.delete_folder("ray_train")
         return summary
 
-    def row(self, model: Stage) -> dict[str, Any]:
-        """What is known of a model: the labels that it was trained on, and its scores."""
-        clusters, scores = self.labellings.get(model), self.scores.get(model)
-        return {
-            "name": model.name,
-            **(clusters.row() if clusters else {}),
-            **(scores.row() if scores else {}),
-        }
-
     def summary(self) -> dict[str, Any]:
         """What summary.json holds, of as much as has been done."""
-
-        def headline(model: Stage | None) -> dict[str, float] | None:
-            found = None if model is None else self.scores.get(model)
-            return found.headline() if found else None
-
-        return {
-            "direct_transfer": headline(PRETRAIN),
-            "adapted": headline(self.selected),
-            "selected": self.selected.name if self.selected else None,
-            "supervised": headline(SUPERVISED),
-            "iterations": [self.row(model) for model in self.models],
-            "seed": self.config.seed,
-            "seconds": round(sum(line["seconds"] for line in self.run.journal()), 1),
-        }
+        seconds = sum(line["seconds"] for line in self.run.journal())
+        return self.results.summary(self.config.seed, seconds)
 
     def _parts(self, features_NX: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         return whole_and_stripes(features_NX, self.config.network.stripes)
@@ -337,7 +317,7 @@ class Adaptation:
         weights: Weights,
         rows: NDArray[np.int64] | None,
         leads_on: bool = True,
-    ) -> Features:
+    ) -> LazyFeatures:
         """Features of these rows of the target's table, or of all; the file has their rows only."""
         name = "features.parquet" if rows is None else "training_features.parquet"
         file, images = stage.file(name), self.target
@@ -388,7 +368,7 @@ class Adaptation:
             if about and (note := other_workers(str(model), about, self.run.journal())):
                 self.progress.note(note)
                 self.progress.figures(str(model.at("train")), note=note)
-            return dict(artefacts.checkpoint_bytes(folder, train(), metadata))
+            return artefacts.checkpoint_bytes(folder, train(), metadata)
 
         files = artefacts.checkpoint_files(folder)
         contents = self._once(model.at("train"), files, make, made_on=about)

@@ -61,7 +61,7 @@ def evaluate(
     features: Annotated[Path, typer.Argument(help="A features file with query and gallery rows.")],
 ) -> None:
     """Print scores of a features file by the Market-1501 protocol, as JSON."""
-    from pipelines.training.evaluate import evaluate_file
+    from pipelines.tools.evaluate_file import evaluate_file
 
     print(json.dumps(evaluate_file(features).as_dict(), indent=1))
 

@@ -171,6 +171,7 @@ def run_adaptation(
                 listeners += [Gauges(name).show, track]
                 progress.say(str(resources))
                 adaptation = Adaptation(config, run, resources, progress)
+                results = adaptation.results
                 if pretrain_only:
                     adaptation.pretrain_only()
                 else:
@@ -178,7 +179,7 @@ def run_adaptation(
                 if as_json:
                     print_json(adaptation.summary())
                 else:
-                    Console().print(scores_table(adaptation.scores, adaptation.labellings))
+                    Console().print(scores_table(results.scores, results.labellings))
                 # A run that was finished before has its report, unless it was deleted.
                 is_new = len(run.journal()) > num_stages or not run.exists(REPORT)
                 if config.report and is_new and not pretrain_only:

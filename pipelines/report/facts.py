@@ -79,7 +79,7 @@ def read_facts(run: RunFolder) -> Facts:
             "daal adapt or daal demo wrote (its out=)."
         )
     journal = run.journal()
-    stages = [stage for line in journal if (stage := Stage.find(line["stage"]))]
+    stages = [stage for line in journal if (stage := Stage.parse(line["stage"]))]
     models = _models(stages)
     scores: dict[Stage, Scores] = {}
     labellings: dict[Stage, Clusters] = {}
@@ -93,7 +93,7 @@ def read_facts(run: RunFolder) -> Facts:
     summary = _json(run, SUMMARY)
     trained = [model for model in models
                if model.kind == "iteration" and model.at("train") in stages]  # fmt: skip
-    selected = Stage.find((summary or {}).get("selected"))
+    selected = Stage.parse((summary or {}).get("selected"))
     return Facts(
         name=PurePosixPath(run.base).name,
         config=checked(values),
@@ -196,11 +196,12 @@ def times(journal: Sequence[Row]) -> list[tuple[str, float]]:
     totals: dict[str, float] = {}
     for name, seconds in {line["stage"]: float(line["seconds"]) for line in journal}.items():
         stage = Stage.parse(name)
+        if stage is None or stage.part == "drop":
+            continue
         kind = {"ingest": "reading the images", "supervised": "the supervised bound"}.get(
             stage.kind, WORK.get(stage.part, stage.part)
         )
-        if stage.part != "drop":
-            totals[kind] = totals.get(kind, 0.0) + seconds
+        totals[kind] = totals.get(kind, 0.0) + seconds
     return sorted(totals.items(), key=lambda item: -item[1])
 
 

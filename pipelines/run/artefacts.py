@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from daal import checkpoint
-
-Contents = dict[str, bytes]  # file name -> content
+from pipelines.run.folder import Contents
 
 
 def table_bytes(table: pa.Table) -> pa.Buffer:
@@ -48,7 +48,7 @@ def checkpoint_bytes(
         }
 
 
-def read_checkpoint(folder: str, contents: Contents) -> dict[str, NDArray[Any]]:
+def read_checkpoint(folder: str, contents: Mapping[str, bytes]) -> dict[str, NDArray[Any]]:
     return safetensors.numpy.load(contents[f"{folder}/weights.safetensors"])
 
 

@@ -17,7 +17,7 @@ def checkpoint_of(where: str) -> Iterator[tuple[Path, str]]:
     """A local checkpoint folder, and what to call it: `where`, a run's folder (or URI), or one of
     its stages' (runs/mine/iteration-02), or a checkpoint's.
 
-    Of a run it is the iteration that was selected; while it isn't finished, the last one that is.
+    A run's checkpoint is that of the selected iteration, or of the last finished one until then.
 
     Raises CheckpointError if `where` is a run without a model yet, or no run; ConfigError for a URI
     that no file system has.
@@ -50,11 +50,11 @@ def result_of(run: RunFolder) -> Stage:
     if run.exists("summary.json"):
         try:
             selected = Stage.parse(json.loads(run.read("summary.json"))["selected"])
-            if selected.kind == "iteration" and not selected.part:
+            if selected and selected.kind == "iteration" and not selected.part:
                 return selected
         except (ValueError, KeyError, TypeError):
             pass  # the journal knows as much, but for the choice
-    stages = [Stage.find(line["stage"]) for line in run.journal()]
+    stages = [Stage.parse(line["stage"]) for line in run.journal()]
     models = [
         stage.model
         for stage in stages

@@ -1,13 +1,13 @@
 """A run's folder on any pyarrow.fs file system, and its journal.
 
-A file is written aside and renamed, so it is whole or absent; on an object store it is put, which
+A file is written aside and renamed, so it is whole or absent. On an object store it is put, which
 is the same. The journal gets one line per finished stage with the size and hash of each file it
-left, and a digest of all that the stages before it left; a stage is not run again if both still
+left, and a digest of all that the stages before it left. A stage is not run again if both still
 match.
 
 Lines are appended to a file on a disk. An object store can't append: there a file of lines is cut
-into parts, NAME.jsonl, NAME.000002.jsonl, ..., of which only the last is written again with each
-line. So what a line costs doesn't grow with the lines before it.
+into parts, NAME.jsonl, NAME.000002.jsonl, ..., and only the last is written again with each line.
+Each object of `RunFolder` begins a part of its own.
 """
 
 import errno
@@ -18,9 +18,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ from pyarrow import fs
 
 from daal.errors import ConfigError, StorageError, first_line
 
+Contents = dict[str, bytes | pa.Buffer]  # of files, by name
 Entries = dict[str, dict[str, Any]]  # size and sha256 of a stage's files, by name
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"
@@ -38,13 +40,6 @@ NUM_READERS = 8
 OBJECT_STORES = {"s3", "gcs"}  # by pyarrow's name; what is put there is whole or absent
 
 _ONE_AT_A_TIME = threading.Lock()  # the driver's thread and the one that collects events append
-
-
-def filesystem_of(uri: str) -> tuple[fs.FileSystem, str]:
-    """Of a path or a URI, and where on it that is. Raises what pyarrow does if there is none."""
-    if "://" in uri:
-        return fs.FileSystem.from_uri(uri)
-    return fs.LocalFileSystem(), str(Path(uri).absolute())
 
 
 class RunFolder:
@@ -58,7 +53,10 @@ class RunFolder:
                 "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or the machine's role."
             )
         try:
-            self.filesystem, self.base = filesystem_of(uri)
+            if "://" in uri:
+                self.filesystem, self.base = fs.FileSystem.from_uri(uri)
+            else:
+                self.filesystem, self.base = fs.LocalFileSystem(), str(Path(uri).absolute())
             if create:
                 self.filesystem.create_dir(self.base, recursive=True)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -67,12 +65,10 @@ class RunFolder:
                 "s3://BUCKET/FOLDER or gs://BUCKET/FOLDER."
             ) from error
         self.is_local = isinstance(self.filesystem, fs.LocalFileSystem)
-        # Digests of what the stages so far have left; the first is recorded, see `following`.
-        self._inputs = [""]
-        self._was_read = False
-        self._finished: dict[str, dict[str, Any]] = {}  # last journal line by stage
-        self._dropped: set[str] = set()  # stages whose files were deleted on purpose
-        self._last_parts: dict[str, tuple[str, bytes]] = {}  # of files of lines; see `append`
+        self.inputs = ""  # digest of what the stages so far have left
+        # The part of each file of lines that the next line goes to, and on an object store what
+        # this part holds.
+        self._last_parts: dict[str, tuple[str, bytes]] = {}
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -128,10 +124,10 @@ class RunFolder:
                 raise
 
     def append(self, name: str, line: dict[str, Any]) -> None:
-        """Add one line of JSON to a file of lines; on return it is there to stay."""
+        """Add one line of JSON to a file of lines. The line is stored when this returns."""
         data = (json.dumps(line) + "\n").encode()
         with _ONE_AT_A_TIME:
-            part, held = self._last_parts.get(name) or self._last_part(name)
+            part, held = self._last_parts.get(name) or (self._first_part(name), b"")
             if self.is_local:
                 with self._storage(part, len(data)), open(self.path(part), "ab+") as file:
                     if file.tell():
@@ -142,47 +138,35 @@ class RunFolder:
             else:
                 if len(held) >= PART_BYTES:
                     part, held = _part_after(name, part), b""
-                if held and not held.endswith(b"\n"):  # copied from a disk after a crash
-                    held += b"\n"
                 held += data
                 self.write(part, held)
             self._last_parts[name] = part, held
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """What was appended to a file, if it is there; a line cut off by a crash is left out."""
-        parts = [part for part, _ in self._parts(name)]
+        """Lines of JSON, but for what a crash cut off; none if there is no such file."""
         with ThreadPoolExecutor(NUM_READERS) as pool:
-            contents = list(pool.map(self.read, parts))
+            contents = list(pool.map(self.read, self._parts(name)))
         lines = []
         for text in (line for content in contents for line in content.decode().splitlines()):
             with suppress(json.JSONDecodeError):
                 lines.append(json.loads(text))
         return lines
 
-    def _parts(self, name: str) -> list[tuple[str, int]]:
-        """The parts of a file of lines in order, each with its size; none if there is no file."""
+    def _parts(self, name: str) -> list[str]:
+        """The parts of a file of lines in order; none if there is no file."""
         stem, suffix = os.path.splitext(name)
         pattern = re.compile(rf"{re.escape(stem)}(\.\d{{6}})?{re.escape(suffix)}")
         with self._storage(name):
             found = self.filesystem.get_file_info(fs.FileSelector(self.base, allow_not_found=True))
-        sizes = {
-            info.base_name: info.size
-            for info in found
-            if info.type == fs.FileType.File and pattern.fullmatch(info.base_name)
-        }
-        return sorted(sizes.items(), key=lambda part: (part[0] != name, part[0]))
+        names = (info.base_name for info in found if info.type == fs.FileType.File)
+        return sorted(filter(pattern.fullmatch, names), key=lambda part: (part != name, part))
 
-    def _last_part(self, name: str) -> tuple[str, bytes]:
-        """The part that the next line goes to and, on an object store, what it holds already."""
+    def _first_part(self, name: str) -> str:
+        """Where this object's first line goes: to the last part, or to a new one."""
         parts = self._parts(name)
         if not parts:
-            return name, b""
-        last, size = parts[-1]
-        if self.is_local:
-            return last, b""
-        if size >= PART_BYTES:  # also a whole file of release 0.1, which had no parts
-            return _part_after(name, last), b""
-        return last, self.read(last)
+            return name
+        return parts[-1] if self.is_local else _part_after(name, parts[-1])
 
     def delete_file(self, name: str) -> None:
         with self._storage(name, 0):
@@ -197,8 +181,8 @@ class RunFolder:
     def once(
         self,
         stage: str,
-        files: list[str],
-        make: Callable[[], dict[str, bytes | pa.Buffer]],
+        files: Sequence[str],
+        make: Callable[[], Contents],
         leads_on: bool = True,
         made_on: Mapping[str, Any] | None = None,
     ) -> dict[str, bytes]:
@@ -215,29 +199,26 @@ class RunFolder:
         entries, contents = found
         if leads_on:
             hashes = "".join(entries[name]["sha256"] for name in sorted(entries))
-            self._inputs = [_sha256((inputs + hashes).encode()) for inputs in self._inputs]
+            self.inputs = _sha256((self.inputs + hashes).encode())
         return contents
 
     def drop(self, stage: str, said_as: str) -> None:
         """Delete the files of a finished stage, which nothing needs any more. The journal says so
         in a line of the stage `said_as`, and still has their hashes."""
-        if stage in self._dropped:
+        if self._finished[stage].get("dropped"):
             return
         self._finish({"stage": said_as, "seconds": 0, "files": {}, "drops": stage})
         for name in self._finished[stage]["files"]:
             self.delete_file(name)
 
-    def restore(
-        self, stage: str, make: Callable[[], dict[str, bytes | pa.Buffer]]
-    ) -> dict[str, bytes]:
+    def restore(self, stage: str, make: Callable[[], Contents]) -> dict[str, bytes]:
         """The files of a stage that were dropped, made again: a later stage has to be repeated.
 
         Raises:
             StorageError: they differ from those that were dropped, as with other workers.
         """
         line = self._finished[stage]
-        about = {"inputs": line["inputs"]} if "inputs" in line else {}
-        entries, contents = self._make(stage, list(line["files"]), make, about)
+        entries, contents = self._make(stage, list(line["files"]), make, {"inputs": line["inputs"]})
         if entries != line["files"]:
             raise StorageError(
                 f"{stage} was made again, and differs from what later stages of {self.uri} were "
@@ -248,8 +229,8 @@ class RunFolder:
     def _make(
         self,
         stage: str,
-        files: list[str],
-        make: Callable[[], dict[str, bytes | pa.Buffer]],
+        files: Sequence[str],
+        make: Callable[[], Contents],
         about: Mapping[str, Any],
     ) -> tuple[Entries, dict[str, bytes]]:
         started = time.time()
@@ -257,7 +238,7 @@ class RunFolder:
         entries: Entries = {}
         for name in files:
             self.write(name, made[name])
-            entries[name] = {"size": len(made[name]), "sha256": _sha256(made[name])}
+            entries[name] = _entry(made[name])
         line = {"stage": stage, "started": started, "seconds": round(time.time() - started, 3)}
         before = self._finished.get(stage, {"files": ()})["files"]
         self._finish({**line, **about, "files": entries})
@@ -265,24 +246,6 @@ class RunFolder:
             if self.exists(name):
                 self.delete_file(name)
         return entries, {name: bytes(made[name]) for name in files}
-
-    @property
-    def inputs(self) -> str:
-        """Digest of what the stages so far have left."""
-        return self._inputs[0]
-
-    @contextmanager
-    def following(self, inputs: str) -> Iterator[None]:
-        """Inside, stages follow from what had been left when `inputs` was the digest.
-
-        What release 0.1 recorded, as if they followed from all before them, counts as well.
-        """
-        before = self._inputs
-        self._inputs = [inputs, *before]
-        try:
-            yield
-        finally:
-            self._inputs = before
 
     def adopt(self, other: "RunFolder") -> None:
         """Take over the finished stages of another run that this one doesn't have yet."""
@@ -297,35 +260,30 @@ class RunFolder:
         """Finished stages in order."""
         return self.lines(JOURNAL)
 
+    @cached_property
+    def _finished(self) -> dict[str, dict[str, Any]]:
+        """The last line of each stage, with `dropped` where its files were deleted on purpose."""
+        finished: dict[str, dict[str, Any]] = {}
+        for line in self.journal():  # read once: this object alone adds to it
+            _note(finished, line)
+        return finished
+
     def _finish(self, line: dict[str, Any]) -> None:
         self.append(JOURNAL, line)
-        self._note(line)
+        _note(self._finished, line)
 
-    def _note(self, line: dict[str, Any]) -> None:
-        if "drops" in line:
-            self._dropped.add(line["drops"])
-        else:
-            self._finished[line["stage"]] = line
-            self._dropped.discard(line["stage"])
-
-    def _whole(self, stage: str, files: list[str]) -> tuple[Entries, dict[str, bytes]] | None:
-        if not self._was_read:  # once: this object alone adds to it
-            self._was_read = True
-            for line in self.journal():
-                self._note(line)
+    def _whole(self, stage: str, files: Sequence[str]) -> tuple[Entries, dict[str, bytes]] | None:
         found = self._finished.get(stage)
-        if found is None or set(found["files"]) != set(files):
+        if found is None or found.get("inputs") != self.inputs or set(found["files"]) != set(files):
             return None
-        if found.get("inputs", self.inputs) not in self._inputs:  # older journals don't say
-            return None
-        if stage in self._dropped:
+        if found.get("dropped"):
             return found["files"], {}
         contents = {}
         for name, expected in found["files"].items():
             if not self.exists(name):
                 return None
             contents[name] = self.read(name)
-            if {"size": len(contents[name]), "sha256": _sha256(contents[name])} != expected:
+            if _entry(contents[name]) != expected:
                 return None
         return found["files"], contents
 
@@ -344,6 +302,16 @@ class RunFolder:
             raise StorageError(
                 f"{what}; {remedy}, and the same command continues: finished stages are kept."
             ) from error
+
+
+def _note(finished: dict[str, dict[str, Any]], line: dict[str, Any]) -> None:
+    finished[line["stage"]] = line
+    if (dropped := line.get("drops")) in finished:
+        finished[dropped]["dropped"] = True
+
+
+def _entry(data: bytes | pa.Buffer) -> dict[str, Any]:
+    return {"size": len(data), "sha256": _sha256(data)}
 
 
 def _sha256(data: bytes | pa.Buffer) -> str:

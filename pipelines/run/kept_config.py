@@ -104,5 +104,5 @@ def _write(run: RunFolder, settings: dict[str, Any]) -> None:
 
 
 def _iterations_begun(run: RunFolder) -> int:
-    stages = (Stage.find(line["stage"]) for line in run.journal())
+    stages = (Stage.parse(line["stage"]) for line in run.journal())
     return max((stage.iteration for stage in stages if stage), default=0)

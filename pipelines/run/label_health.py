@@ -33,7 +33,7 @@ def kept_eps(labellings: Sequence[Clusters], config: ClusterConfig) -> list[floa
 def warnings(now: Clusters, before: Clusters | None, config: ClusterConfig) -> list[str]:
     """Signs of collapse, from two successive labellings, and of clusters that follow cameras; a
     sentence each."""
-    found = camera_warnings(now.row(), config)
+    found = camera_warnings(now.as_dict(), config)
     if now.kept:
         found.append(
             "clustering found no new labels: the model may be collapsing; use a lower learning "

@@ -1,10 +1,11 @@
-"""What a run finds out about its labels and models: clusters.json and evaluation.json, typed."""
+"""What a run finds out: clusters.json, evaluation.json and summary.json, typed."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from cluster.quality import ClusterQuality
+from pipelines.run.stages import PRETRAIN, SUPERVISED, Stage
 
 KEPT_NOTE = "kept the previous labels"  # release 0.1 began the note so, and wrote nothing else
 
@@ -37,24 +38,6 @@ class Clusters(ClusterQuality):
             known.pop("agreement", None)  # with themselves, as release 0.1 wrote
         return cls(**{**known, "notes": notes, "kept": bool(kept)})
 
-    def as_json(self) -> dict[str, Any]:
-        quality = {each.name: getattr(self, each.name) for each in fields(ClusterQuality)}
-        if self.kept:
-            return {"eps": self.eps, "notes": list(self.notes), "kept": True, **quality}
-        return {
-            "eps": self.eps,
-            "first_eps": self.first_eps,
-            "notes": list(self.notes),
-            "silhouette": self.silhouette,
-            "cross_camera_silhouette": self.cross_camera_silhouette,
-            **({} if self.agreement is None else {"agreement": self.agreement}),
-            **quality,
-        }
-
-    def row(self) -> dict[str, Any]:
-        """Part of an iteration's row in summary.json."""
-        return {**self.as_json(), "kept": self.kept}
-
 
 @dataclass(frozen=True)
 class Scores:
@@ -74,10 +57,43 @@ class Scores:
         """Raises KeyError if a figure is absent."""
         return cls(*(values[each.name] for each in fields(cls)))
 
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
-
     def headline(self) -> dict[str, float]:
         """What summary.json says of a model."""
         names = ("map", "rank1", "rank5", "rank10", "map_official")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class Results:
+    """All that a run has found out so far."""
+
+    models: list[Stage] = field(default_factory=list)  # iterations that are trained
+    labellings: dict[Stage, Clusters] = field(default_factory=dict)
+    scores: dict[Stage, Scores] = field(default_factory=dict)
+    selected: Stage | None = None  # the iteration whose model is the result
+
+    def row(self, model: Stage) -> dict[str, Any]:
+        """What is known of a model: the labels that it was trained on, and its scores."""
+        clusters, scores = self.labellings.get(model), self.scores.get(model)
+        return {
+            "name": model.name,
+            **(asdict(clusters) if clusters else {}),
+            **(asdict(scores) if scores else {}),
+        }
+
+    def summary(self, seed: int, seconds: float) -> dict[str, Any]:
+        """What summary.json holds."""
+
+        def headline(model: Stage | None) -> dict[str, float] | None:
+            found = None if model is None else self.scores.get(model)
+            return found.headline() if found else None
+
+        return {
+            "direct_transfer": headline(PRETRAIN),
+            "adapted": headline(self.selected),
+            "selected": self.selected.name if self.selected else None,
+            "supervised": headline(SUPERVISED),
+            "iterations": [self.row(model) for model in self.models],
+            "seed": seed,
+            "seconds": round(seconds, 1),
+        }

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast
 
 Kind = Literal["ingest", "pretrain", "iteration", "final", "supervised"]
 _NAME = re.compile(r"(ingest|pretrain|iteration|final|supervised)(?:-(\d{2,4}))?(?:/([a-z-]+))?")
@@ -48,21 +48,12 @@ class Stage:
         return f"{self.name}/{name}"
 
     @classmethod
-    def parse(cls, text: Any) -> "Stage":
-        """What `str` has written. Raises ValueError for anything else."""
+    def parse(cls, text: Any) -> "Stage | None":
+        """The stage whose `str` this is; None for anything else."""
         found = _NAME.fullmatch(text) if isinstance(text, str) else None
         if found is None or (found[1] == "iteration") != bool(found[2]):
-            raise ValueError(f"{text!r} is no stage of a run")
-        (kind,) = (kind for kind in get_args(Kind) if kind == found[1])
-        return cls(kind, int(found[2] or 0), found[3] or "")
-
-    @classmethod
-    def find(cls, text: Any) -> "Stage | None":
-        """`parse`, or None where that raises."""
-        try:
-            return cls.parse(text)
-        except ValueError:
             return None
+        return cls(cast(Kind, found[1]), int(found[2] or 0), found[3] or "")
 
 
 PRETRAIN, FINAL, SUPERVISED = Stage("pretrain"), Stage("final"), Stage("supervised")

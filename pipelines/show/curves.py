@@ -44,7 +44,7 @@ class Points:
         self._last: dict[str, int] = {}  # place of each tag's last point
 
     def of(self, event: Event) -> Iterator[Point]:
-        stage, figures = Stage.find(event.stage), event.figures
+        stage, figures = Stage.parse(event.stage), event.figures
         if stage is None:
             return
         if isinstance(event, TrainingStep):

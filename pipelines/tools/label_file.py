@@ -41,9 +41,11 @@ def label(
     try:
         if ray_config is None:
             return estimate_pseudo_labels(features.features_NC, config, camids_N=features.camids)
-        # Nothing is trained or read here, so one worker's resources are enough.
-        ray_config = ray_config.model_copy(update={"num_workers": 1, "data_cpus": 1})
-        with ray_session(ray_config, verbose, start_gpus=False) as resources:
+        # Nothing is trained or read here, so one worker's resources are enough, and no node is
+        # waited for.
+        least = {"num_workers": 1, "data_cpus": 1, "wait_minutes": 0}
+        ray_config = ray_config.model_copy(update=least)
+        with ray_session(ray_config, verbose) as resources:
             return estimate_on_ray(
                 features.features_NC,
                 config,

@@ -22,7 +22,7 @@ from daal.errors import StorageError
 from daal.host_copy import HostCopy
 from pipelines.workers.group import Worker
 
-TELL_SECONDS = 600.0  # that a failure waits for the training to notice it
+TELL_SECONDS = 600.0  # how long a failed write waits until the training has noticed it
 
 
 class CheckpointWriter:
@@ -59,11 +59,7 @@ class CheckpointWriter:
                 checkpoint.save(
                     Path(local.path),
                     dict(zip(tensors, copies, strict=False)),
-                    {
-                        "stage": self._stage,
-                        "next_step": next_step,
-                        "workers": self._worker.world_size,
-                    },
+                    {"stage": self._stage, "next_step": next_step},
                     dict(zip(optimizer, copies, strict=True)),
                 )
                 self._worker.reach(self._stage, next_step - 1, "saving")

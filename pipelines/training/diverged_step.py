@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from daal import checkpoint
@@ -59,8 +58,12 @@ def replay(directory: Path) -> Replayed:
     Raises:
         CheckpointError: the folder isn't one that `keep_step` wrote, or is damaged.
     """
-    _check_kept(directory)
     tensors, metadata = checkpoint.load(directory)
+    if not any(name.startswith(BATCH) for name in tensors):
+        raise CheckpointError(
+            f"{directory} is not a kept step; give the folder that a diverged training has named, "
+            "STAGE/diverged-rank-N in its run."
+        )
     config = check_config(metadata["config"])
     state = {n.removeprefix(NETWORK): t for n, t in tensors.items() if n.startswith(NETWORK)}
     clusters = state.get("target_head.fc.weight", state.get("target_head.memory_KC", ()))
@@ -83,21 +86,6 @@ def replay(directory: Path) -> Replayed:
         mixed_precision(torch.device("cpu"), config.mixed_precision),
     )
     return Replayed(terms.as_dict(), next(iter(not_finite), None), bool(diverged))
-
-
-def _check_kept(directory: Path) -> None:
-    try:
-        with safe_open(directory / checkpoint.WEIGHTS, "numpy") as file:
-            if any(name.startswith(BATCH) for name in file.keys()):  # noqa: SIM118
-                return
-    except SafetensorError:
-        return  # damaged: reading it will say how
-    except OSError:
-        pass
-    raise CheckpointError(
-        f"{directory} is not a kept step; give the folder that a diverged training has named, "
-        "STAGE/diverged-rank-N in its run."
-    )
 
 
 def _batches(tensors: dict[str, Tensor]) -> list[TrainBatch]:

@@ -1,6 +1,6 @@
 """One training on the cluster: pretraining, adapting, or the supervised bound."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
@@ -16,7 +16,8 @@ from daal.nn.stripes import whole_and_stripes
 from pipelines.images.pixels import Images, Pixels
 from pipelines.images.stream import StreamSource
 from pipelines.show.progress import Progress
-from pipelines.training.train_loop import FitJob, FitOutcome, Labels
+from pipelines.training.train_batch import Labels
+from pipelines.training.train_loop import FitJob
 from pipelines.training.train_state import Weights
 from pipelines.workers.group import Workers
 
@@ -118,17 +119,10 @@ class Trainer:
             self.config.input,
         )
         job = FitJob(stage, self.config, fit, iteration, stream, ray.put(labels), ray.put(start))
-        outcome: FitOutcome = self.workers.run(job)[0]
-        self.progress.figures(
-            stage,
-            workers=outcome.num_workers,
-            device=outcome.device,
-            images=outcome.images,
-            first_step=outcome.first_step,
-            times=asdict(outcome.times),
-        )
-        assert outcome.weights is not None
-        return outcome.weights
+        weights: Weights
+        weights, figures = self.workers.run(job)[0]
+        self.progress.figures(stage, **figures)
+        return weights
 
 
 def class_labels(images: Images) -> tuple[Labels, NDArray[np.int64]]:

@@ -1,9 +1,8 @@
 """One training as each worker runs it, from a starting network to a trained one."""
 
 import math
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
@@ -22,23 +21,11 @@ from pipelines.images.pixels import pixel_reader
 from pipelines.images.prefetch import ahead
 from pipelines.images.stream import FedBatch, StreamSource, kept_batches, streamed_batches
 from pipelines.training.diverged_step import keep_step
-from pipelines.training.fit_log import FitLog, FitTimes
+from pipelines.training.fit_log import FitLog
 from pipelines.training.step_function import step_function
 from pipelines.training.train_batch import BatchMaker, HostBatch, Labels
 from pipelines.training.train_state import TrainState, Weights
 from pipelines.workers.group import Worker
-
-
-@dataclass(frozen=True)
-class FitOutcome:
-    """What a worker returns of a fit."""
-
-    weights: Weights | None  # of rank 0
-    num_workers: int
-    device: str
-    images: str  # where pixels came from: jpeg, decoded or device
-    first_step: int  # above 0 if it resumed from a checkpoint
-    times: FitTimes
 
 
 @dataclass(frozen=True)
@@ -53,8 +40,11 @@ class FitJob:
     labels: ray.ObjectRef[Any]  # Labels
     start: ray.ObjectRef[Any]  # Weights to start from, {} for none
 
-    def run(self, worker: Worker) -> FitOutcome:
+    def run(self, worker: Worker) -> tuple[Weights, dict[str, Any]]:
         """All steps of the plan, or those after the last checkpoint of this stage.
+
+        Returns rank 0's weights, and figures: where pixels came from (`images`: jpeg, decoded or
+        device), `first_step` (above 0 if it resumed from a checkpoint), ...
 
         Raises:
             TrainingDiverged: on every worker, with the weights of the step before.
@@ -67,15 +57,11 @@ class FitJob:
         maker = BatchMaker(labels, config, self.iteration, worker.device)
         first_step = state.next_step
         images, batches = self._batches(worker, plan, maker, first_step)
-        earlier = None  # the step before, which a GPU may still be working on
-
         state.network.train()
         take_step = step_function(state, maker, config)
-        times, log = FitTimes(time.time()), FitLog(self.stage, worker, plan)
-        clock = begun = time.monotonic()
-        for step, parts in batches:
-            times.input += time.monotonic() - clock
-            epoch = plan.epoch_of(step)
+        log = FitLog(self.stage, worker, plan)
+        earlier = None  # the step before, which a GPU may still be working on
+        for step, parts in log.arriving(batches):
             worker.reach(self.stage, step)
             state.writer.raise_if_failed()
             rate = set_learning_rate(
@@ -85,18 +71,15 @@ class FitJob:
             last = step + 1 == plan.num_steps
             end_of_epoch = (step + 1) % plan.steps_per_epoch == 0
             leaving = end_of_epoch and worker.must_leave()
-            due = end_of_epoch and (epoch + 1) % config.checkpoint_every_epochs == 0
+            epochs = plan.epoch_of(step) + 1
+            due = end_of_epoch and epochs % config.checkpoint_every_epochs == 0
             saves = last or leaving or due
             if earlier is not None:
                 self._raise_if_diverged(state, maker, *earlier)
             earlier = HostCopy(state.diverged), terms, step, parts
             if saves or worker.device.type == "cpu":
                 self._raise_if_diverged(state, maker, *earlier)
-
-            clock = time.monotonic()
-            if step == first_step:
-                times.first_step = clock - begun
-            log.step(step, terms, rate, times.input / (clock - begun))
+            log.step_done(step, terms, rate)
             if saves:
                 state.report(step + 1)
                 worker.reach(self.stage, step, "reported")
@@ -104,21 +87,19 @@ class FitJob:
                 state.writer.finish()
             if end_of_epoch:
                 # DDP sorts its buckets after its first step, and with them the order of additions.
-                # A new DDP wherever a run may resume: a resumed run adds in the same order.
+                # With a new DDP wherever a run may resume, a resumed run adds in the same order.
                 if worker.world_size > 1:
                     take_step = step_function(state, maker, config)
-                times.checkpoints += time.monotonic() - clock
-                clock = time.monotonic()
-        times.total = time.monotonic() - begun
+                log.epoch_done()
 
-        return FitOutcome(
-            weights=state.result() if worker.rank == 0 else None,
-            num_workers=worker.world_size,
-            device=str(worker.device),
-            images=images,
-            first_step=first_step,
-            times=times,
-        )
+        figures = {
+            "workers": worker.world_size,
+            "device": str(worker.device),
+            "images": images,
+            "first_step": first_step,
+            "times": asdict(log.times),
+        }
+        return (state.result() if worker.rank == 0 else {}), figures
 
     def _batches(
         self, worker: Worker, plan: Plan, maker: BatchMaker, first_step: int

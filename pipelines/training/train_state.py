@@ -57,23 +57,14 @@ class TrainState:
         # Before workers share statistics: the teacher's copy shares none.
         teacher = Teacher(network, fit.teacher_momentum) if fit.teacher_momentum else None
         _share_statistics(network, worker, plan, config)
-        saved = _last_checkpoint(stage, worker)
-        next_step = 0
-        if saved is not None:
-            tensors, optimizer_state, next_step, workers = saved
-            if workers != worker.world_size and worker.rank == 0 and not config.ray.min_workers:
-                now = f"{worker.world_size} worker{'s' * (worker.world_size > 1)}"
-                note = (
-                    f"continues on {now} what {workers} have begun: the result differs from that "
-                    "of either alone in rounding and in BatchNorm's groups"
-                )
-                worker.log({"stage": stage, "note": note})
-            taught = {name for name in tensors if name.startswith(TEACHER)}
-            network.load_state_dict({n: t for n, t in tensors.items() if n not in taught})
-            if teacher is not None:
-                teacher.load_state_dict({n.removeprefix(TEACHER): tensors[n] for n in taught})
         optimizer = make_optimizer(network, fit.optim)
-        if saved is not None:
+        next_step = 0
+        if (saved := _last_checkpoint(stage, worker)) is not None:
+            tensors, optimizer_state, next_step = saved
+            taught = {n: tensors.pop(n) for n in [*tensors] if n.startswith(TEACHER)}
+            network.load_state_dict(tensors)
+            if teacher is not None:
+                teacher.load_state_dict({n.removeprefix(TEACHER): t for n, t in taught.items()})
             checkpoint.restore_optimizer(optimizer, network.named_parameters(), optimizer_state)
         if config.compile:
             network.compile()
@@ -123,8 +114,7 @@ class TrainState:
         }
 
 
-# Tensors, the optimizer's tensors, the next step, and the number of workers that made it.
-Saved = tuple[dict[str, Tensor], dict[str, Tensor], int, int]
+Saved = tuple[dict[str, Tensor], dict[str, Tensor], int]  # the optimizer's; the next step
 
 
 def _as_bf16(state: Any, bucket: GradBucket) -> torch.futures.Future[Tensor]:
@@ -139,7 +129,7 @@ def _last_checkpoint(stage: str, worker: Worker) -> Saved | None:
         try:
             with reported.as_directory() as directory:
                 if any(Path(directory).iterdir()):
-                    saved = _read_checkpoint(Path(directory), stage, worker)
+                    saved = _read_checkpoint(Path(directory), stage)
         except FileNotFoundError:
             pass  # it was an earlier stage's and has been deleted
         except CheckpointError as error:
@@ -151,12 +141,11 @@ def _last_checkpoint(stage: str, worker: Worker) -> Saved | None:
     return saved if found else None
 
 
-def _read_checkpoint(directory: Path, stage: str, worker: Worker) -> Saved | None:
+def _read_checkpoint(directory: Path, stage: str) -> Saved | None:
     tensors, metadata = checkpoint.load(directory)
     if metadata["stage"] != stage:
         return None
-    workers = metadata.get("workers", worker.world_size)  # not in files of release 0.1
-    return tensors, checkpoint.load_optimizer(directory), metadata["next_step"], workers
+    return tensors, checkpoint.load_optimizer(directory), metadata["next_step"]
 
 
 def _share_statistics(network: DaalNetwork, worker: Worker, plan: Plan, config: Config) -> None:

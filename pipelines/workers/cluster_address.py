@@ -5,12 +5,6 @@ import socket
 
 from daal.errors import ClusterError
 
-OTHER_ADDRESSES = {
-    "ray": "Ray Client's, which Ray Train can't be run through",
-    "http": "the dashboard's",
-    "https": "the dashboard's",
-}
-
 
 def is_own_ray() -> bool:
     """Whether RAY_ADDRESS names no cluster, so that a command starts a Ray of its own."""
@@ -28,12 +22,11 @@ def cluster_address() -> str | None:
     address = os.environ["RAY_ADDRESS"].strip()
     if address == "auto":
         return address
-    scheme, found, _ = address.partition("://")
-    if found:
-        kind = OTHER_ADDRESSES.get(scheme, "of a kind that a run can't join by")
+    if "://" in address:  # Ray Client's, or the dashboard's
         raise ClusterError(
-            f"RAY_ADDRESS={address} is {kind}; start the command on a node of the cluster with "
-            "RAY_ADDRESS=auto, or send the run there with daal submit --address http://HOST:8265."
+            f"RAY_ADDRESS={address} is no address that a run can join; start the command on a node "
+            "of the cluster with RAY_ADDRESS=auto, or send the run there with daal submit "
+            "--address http://HOST:8265."
         )
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():

@@ -60,21 +60,12 @@ def check_code_on_nodes(ours: dict[str, Any]) -> None:
         except RayError:
             continue  # the node has left since
         if theirs["digest"] != ours["digest"]:
-            raise ClusterError(_difference(asked[reference], ours["places"], theirs["places"]))
+            raise ClusterError(
+                f"the node {asked[reference]} would run other code ({_folders(theirs)}) than this "
+                f"command ({_folders(ours)}); install the same daal-reid there, or send this one "
+                "along with daal submit --ship-code."
+            )
 
 
-def _difference(node: str, ours: dict[str, str | None], theirs: dict[str, str | None]) -> str:
-    def folders(places: dict[str, str | None]) -> str:
-        return ", ".join(sorted({str(place or "nowhere") for place in places.values()}))
-
-    missing = [name for name, place in theirs.items() if place is None]
-    if missing:
-        return (
-            f"the node {node} has no package {missing[0]}; install the same daal-reid there as "
-            "here, or send this one along with daal submit --ship-code."
-        )
-    return (
-        f"the node {node} would run other code ({folders(theirs)}) than this command "
-        f"({folders(ours)}); install the same daal-reid there, or send this one along with "
-        "daal submit --ship-code."
-    )
+def _folders(found: dict[str, Any]) -> str:
+    return ", ".join(sorted({str(place or "nowhere") for place in found["places"].values()}))

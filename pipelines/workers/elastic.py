@@ -34,12 +34,13 @@ class EqualShares(ElasticScalingPolicy):  # type: ignore[misc]
 
 
 class ElasticTrainer(TorchTrainer):
-    """A TorchTrainer with this policy. Ray 2.60 has no argument for it."""
+    """A TorchTrainer with this policy, or with Ray's own. Ray 2.60 has no argument for it."""
 
-    def __init__(self, *arguments: Any, policy: EqualShares, **settings: Any) -> None:
+    def __init__(self, *arguments: Any, policy: EqualShares | None, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         self._policy = policy
 
     def _initialize_and_run_controller(self, **given: Any) -> Any:
-        given["scaling_policy"] = self._policy
+        if self._policy is not None:
+            given["scaling_policy"] = self._policy
         return super()._initialize_and_run_controller(**given)  # type: ignore[misc]

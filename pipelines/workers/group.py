@@ -14,15 +14,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
 
@@ -74,7 +72,7 @@ class Worker:
         """Whether a node of the group is about to be taken away; all workers ask together."""
         if ray.train.get_preemption_info() is None:
             return False
-        if self.rank == 0 and not self.kept.setdefault("leaving", False):
+        if self.rank == 0 and "leaving" not in self.kept:
             self.log({"stage": "workers", "note": "a node is about to be taken away"})
             self.kept["leaving"] = True
         return True
@@ -199,26 +197,21 @@ class Workers:
     def _start(self) -> None:
         config, resources = self._config, self.resources
         least, most = resources.least_workers, resources.most_workers
-        # Their type hints are those of Ray Train's version 1.
-        scaling: Any = ScalingConfig
-        run_config: Any = RunConfig
         self._queue = JobQueue.options(  # type: ignore[attr-defined]
             scheduling_strategy=NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=False
             )
         ).remote()
-        trainer: Any = TorchTrainer
-        scaling_config = scaling(
+        scaling = ScalingConfig(
             num_workers=most if least == most else (least, most),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=resources.use_gpu,
             resources_per_worker=resources.per_worker,
         )
-        if least != most:
-            policy = EqualShares(scaling_config, config.ray, config.common_batch)
-            trainer = partial(ElasticTrainer, policy=policy)
-        group = trainer(
+        is_elastic = least != most
+        group = ElasticTrainer(
             serve,
+            policy=EqualShares(scaling, config.ray, config.common_batch) if is_elastic else None,
             train_loop_config={
                 "queue": self._queue,
                 "folder": self._folder,
@@ -227,9 +220,8 @@ class Workers:
                 "faults": planned_faults(),
                 "stall_seconds": 60 * config.ray.stall_minutes,
             },
-            scaling_config=scaling_config,
-            torch_config=TorchConfig(),
-            run_config=run_config(
+            scaling_config=scaling,
+            run_config=RunConfig(
                 name="workers",
                 storage_path=self._folder.path("ray_train"),
                 storage_filesystem=self._folder.filesystem,

@@ -1,7 +1,7 @@
-"""Starts a Ray of this machine alone, on a machine that may be too busy for Ray's patience.
+"""Starts a Ray of this machine alone, also on a busy machine.
 
-Ray 2.60 gives its processes 30 seconds to start, raises a bare Exception after them, and leaves
-the processes running.
+Ray 2.60 gives its processes 30 seconds to start. Then it raises a bare Exception and leaves the
+processes running.
 """
 
 from typing import Any
@@ -44,7 +44,7 @@ def start_own_ray(num_cpus: int, **options: Any) -> None:
 def _end(processes: list[psutil.Process]) -> None:
     for process in processes:
         process.terminate()
-    deaf = psutil.wait_procs(processes, timeout=END_SECONDS)[1]
-    for process in deaf:  # Python that still imports hears no SIGTERM
+    left = psutil.wait_procs(processes, timeout=END_SECONDS)[1]
+    for process in left:  # a Python that is still importing doesn't end on SIGTERM
         process.kill()
-    psutil.wait_procs(deaf, timeout=END_SECONDS)
+    psutil.wait_procs(left, timeout=END_SECONDS)

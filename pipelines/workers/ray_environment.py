@@ -58,12 +58,11 @@ def set_for_session() -> Iterator[None]:
     from ray._private import ray_constants
 
     missing = _missing()
-    # A session or Ray may set these two.
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+    # A session or Ray may set the two of authentication.
+    unset = {*missing, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} - os.environ.keys()
     was_cluster = ray_constants.ENABLE_RAY_CLUSTER
-    # Ray read this one at its import; the processes that it starts read the variable.
-    switch = missing.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
-    if switch:
+    if "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" in missing:
+        # Ray read it at its import; the processes that it starts read the variable.
         ray_constants.ENABLE_RAY_CLUSTER = False
     # The mode can't change once Ray is imported; a new Ray sets it to "token" by itself.
     missing.pop("RAY_AUTH_MODE", None)
@@ -71,7 +70,7 @@ def set_for_session() -> Iterator[None]:
     try:
         yield
     finally:
-        for name in [*missing, *(name for name, value in before.items() if value is None)]:
+        for name in unset:
             os.environ.pop(name, None)
         ray_constants.ENABLE_RAY_CLUSTER = was_cluster
 

@@ -160,20 +160,10 @@ def _raise_if_too_small(
             f"ray.cpus_per_worker={config.cpus_per_worker:g} + ray.data_cpus={config.data_cpus} "
             "for reading images; lower these or add nodes."
         )
-    if (places := count_places(nodes, config, use_gpu=False)) < least:
+    if (places := count_places(nodes, config, use_gpu)) < least:
         raise ClusterError(
-            f"the cluster's nodes have room for {places} workers of ray.cpus_per_worker="
-            f"{config.cpus_per_worker:g} CPUs, but {workers}; a worker can't be split over nodes: "
-            "lower either."
-        )
-    if use_gpu and gpus < least:
-        raise ClusterError(
-            f"the cluster has {gpus:g} GPUs, but ray.use_gpu=true and {workers} need {least}; "
-            "lower it, add GPU nodes, or set ray.use_gpu=false."
-        )
-    if use_gpu and (places := count_places(nodes, config, use_gpu=True)) < least:
-        raise ClusterError(
-            f"the cluster's nodes have room for {places} workers of a GPU and ray.cpus_per_worker="
-            f"{config.cpus_per_worker:g} CPUs, but {workers}; a worker needs both on one node: "
-            "lower either."
+            f"the cluster of {cpus:g} CPUs and {gpus:g} GPUs has room for {places} workers of "
+            f"ray.cpus_per_worker={config.cpus_per_worker:g} CPUs{' and a GPU' * use_gpu}, but "
+            f"{workers}; a worker can't be split over nodes: lower either, or add nodes"
+            + (", or set ray.use_gpu=false." if use_gpu else ".")
         )

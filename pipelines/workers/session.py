@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -38,14 +37,13 @@ LOOK_SECONDS, LOST_SECONDS = 3.0, 40.0  # between looks at the cluster; until it
 
 @contextmanager
 def ray_session(
-    config: RayConfig, verbose: bool = False, common_batch: int = 0, start_gpus: bool = True
+    config: RayConfig, verbose: bool = False, common_batch: int = 0
 ) -> Iterator[Resources]:
     """Ray for the length of a run: RAY_ADDRESS's cluster if set, a local one otherwise.
 
     A local Ray listens on loopback only and asks for a token, unless RAY_AUTH_MODE says
     otherwise. It gets as many logical CPUs as the run needs, however few cores there are.
-    common_batch: see `pipelines.workers.resources.plan`. start_gpus: with ray.use_gpu=auto, ask an
-    autoscaling cluster for GPUs.
+    common_batch: see `pipelines.workers.resources.plan`.
 
     Raises:
         ClusterError: the cluster can't be reached, refuses the token, is too small, or has other
@@ -65,7 +63,7 @@ def ray_session(
             threading.Thread(target=_watch_cluster, args=(over,), daemon=True).start()
         if not verbose:
             silence_ray_data()
-        resources = place_in_time(config, common_batch, start_gpus)
+        resources = place_in_time(config, common_batch)
         if address:
             check_code_on_nodes(code_found(PACKAGES))
         yield resources
@@ -127,18 +125,10 @@ def _start_or_join(address: str | None, config: RayConfig, verbose: bool) -> Non
 
 
 def reason(error: Exception) -> str:
-    """Ray's error in one line; if versions differ, which they are."""
-    text = str(error)
-    if "Version mismatch" in text:
-        versions = re.findall(r"(?:Ray|Python): (\S+)", text)
-        if len(versions) == 4:
-            theirs, ours = versions[:2], versions[2:]
-            return (
-                f"it runs Ray {theirs[0]} on Python {theirs[1]}, and this command Ray {ours[0]} on "
-                f"Python {ours[1]}; both must be the same: use the cluster's own environment, or "
-                "start the cluster from this one"
-            )
-    line = " ".join(text.split()).rstrip(".") or type(error).__name__
+    """Ray's error in one line, and what to look at."""
+    line = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if "Version mismatch" in line:
+        return f"{line}; use the cluster's own environment, or start the cluster from this one"
     return (
         f"{line} (RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH say where it is and how to "
         "log in)"

@@ -1,7 +1,7 @@
 """Runs on one cluster start their workers one after the other, and only where all of a run fits.
 
-Workers hold their CPUs as long as the run lasts. Two runs whose workers took all CPUs between them
-would both wait for ever for a CPU that decodes images.
+Workers hold their CPUs as long as the run lasts. If the workers of two runs took all CPUs, both
+runs would wait for ever for a CPU that decodes images.
 """
 
 import time
@@ -17,7 +17,7 @@ from pipelines.workers.cluster_address import cluster_address
 from pipelines.workers.resources import Resources
 
 NAME, NAMESPACE = "starting", "daal"
-PATIENCE_SECONDS = 5.0  # until the user is told
+QUIET_SECONDS = 5.0  # of waiting, until the user is told
 POLL_SECONDS = 1.0
 
 
@@ -57,7 +57,7 @@ def _wait_for(attempt: Callable[[], Any], tell: Callable[[], None]) -> Any:
     """The first true value of `attempt`; `tell` is called once if it takes long."""
     started, told = time.monotonic(), False
     while not (found := attempt()):
-        if not told and time.monotonic() - started > PATIENCE_SECONDS:
+        if not told and time.monotonic() - started > QUIET_SECONDS:
             told = True
             tell()
     return found

@@ -1,6 +1,6 @@
 """A worker that makes no step for long reports its stacks and ends, so that the group restarts.
 
-After a lost message, or when one rank hangs, all others wait inside a collective for ever.
+After a lost message, or when one rank hangs, all others would wait inside a collective for ever.
 """
 
 import os
@@ -13,7 +13,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-# Ranks stop a moment apart, and the first that ends breaks the collective that others report.
+# Ranks notice a hang at slightly different times. The first one that ends breaks the collective
+# in which the others hang, before they have said so.
 GRACE_SECONDS = 5.0
 
 

@@ -20,8 +20,8 @@ from pipelines.commands.run import run_adaptation
 from pipelines.run.folder import RunFolder
 from pipelines.run.kept_config import keep_config
 from pipelines.show.progress import Progress
+from pipelines.tools.evaluate_file import evaluate_file
 from pipelines.tools.validate import validate
-from pipelines.training.evaluate import evaluate_file
 from pipelines.workers.session import ray_session
 
 pytestmark = pytest.mark.ray

@@ -25,10 +25,9 @@ def node_type(most: int, **resources: int) -> dict[str, Any]:
     [
         (1, {"gpu_worker": node_type(4, CPU=2, GPU=1)}, "2 workers on GPUs"),
         (2, {"gpu_worker": node_type(4, CPU=2, GPU=1)}, "2 workers on GPUs"),
-        (2, {"gpu_worker": node_type(1, CPU=2, GPU=1)}, "1 worker on GPUs"),  # no more than one
         (1, {"cpu_worker": node_type(4, CPU=2)}, "2 workers on CPUs"),
     ],
-    ids=["enough", "enough, version 2", "one", "none"],
+    ids=["enough", "enough, version 2", "none"],
 )
 def test_auto__asks_for_gpu_nodes_where_there_are_such(
     autoscaler: int, node_types: dict[str, Any], says: str

@@ -1,7 +1,6 @@
 """`daal label`: pseudo-labels of a features file, in a real process where it matters."""
 
 import json
-import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -213,21 +212,6 @@ def test_figures_of_cameras(file, known, tmp_path, run):
     assert "cluster.camera_norm=true" in message.replace("\n", " ")
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("x.pt", "numpy.save('features.npy', torch.load('x.pt').float().numpy())"),
-        ("x.npz", "numpy.save('features.npy', numpy.load('x.npz')['NAME'])"),
-        ("x.CSV", "numpy.save('features.npy', numpy.loadtxt('x.CSV', delimiter=','))"),
-        ("x.pkl", "it is of another format"),
-    ],
-)
-def test_files_of_others__say_how_to_make_one_of_ours(name, said, tmp_path):
-    (tmp_path / name).write_bytes(b"PK")
-    with pytest.raises(DataError, match=re.escape(said)):
-        read_features(tmp_path / name)
-
-
 def test_features_under_another_name__which_names_there_are(known, tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": ["a.jpg"] * 300, "embedding": known[0].tolist()}), path)
@@ -329,8 +313,7 @@ def test_ray_is_asked_for_no_more_than_labelling_needs(file, monkeypatch):
     asked = {}
 
     @contextmanager
-    def session(config, verbose, start_gpus):
-        asked["start_gpus"] = start_gpus
+    def session(config, verbose):
         asked["config"] = config
         yield SimpleNamespace(threads_per_task=3, use_gpu=False)
 
@@ -339,5 +322,5 @@ def test_ray_is_asked_for_no_more_than_labelling_needs(file, monkeypatch):
     training = RayConfig(num_workers=8, data_cpus=4, use_gpu=False)
     labelling.label(read_features(file), CONFIG, training)
     config = asked["config"]
-    assert (config.num_workers, config.data_cpus, asked["start_gpus"]) == (1, 1, False)
+    assert (config.num_workers, config.data_cpus, config.wait_minutes) == (1, 1, 0)
     assert (asked["num_threads"], asked["on_gpus"], config.use_gpu) == (3, None, False)

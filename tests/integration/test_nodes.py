@@ -47,7 +47,7 @@ def test_workers_are_placed__one_on_each_gpu_of_every_node(layouts: list[str]) -
     assert [row["workers on nodes"] for row in measure("logical_gpus", *layouts)] == layouts
 
 
-@pytest.mark.nightly  # unit/test_gpu_jobs.py has the jobs of the workers
+@pytest.mark.nightly  # unit/test_jobs_on_gpus.py has the jobs of the workers
 @pytest.mark.parametrize("layout", ["1+1", "4+4", "8+1"])
 def test_two_iterations__a_worker_on_each_gpu_does_all_and_no_process_is_started_later(
     layout: str,

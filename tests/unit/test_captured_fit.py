@@ -133,6 +133,5 @@ def run(
         patch.setattr(steps, "is_captured", lambda *_: captured)
         patch.setattr(steps, "CudaGraph", graph)
         patch.setattr(steps, "WARM_UP", 2)
-        outcome = fit_job("fit", config, plan, labels(0)).run(worker)
-    assert outcome.weights is not None
-    return [*saved, {n: torch.from_numpy(w) for n, w in outcome.weights.items()}], graphs
+        weights, _ = fit_job("fit", config, plan, labels(0)).run(worker)
+    return [*saved, {n: torch.from_numpy(w) for n, w in weights.items()}], graphs

@@ -78,7 +78,7 @@ def test_a_checkpoint__is_of_the_moment_it_was_begun(ray_train: RayTrain) -> Non
     loaded, metadata = checkpoint.load(folder)
     assert loaded["weight"].tolist() == [1, 1, 1]
     assert checkpoint.load_optimizer(folder)["weight.exp_avg"].tolist() == [-1, -1, -1]
-    assert metadata == {"stage": "pretrain", "next_step": 7, "workers": 2}
+    assert metadata == {"stage": "pretrain", "next_step": 7}
 
 
 def test_the_next_one__waits_for_the_one_before(ray_train: RayTrain) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from daal.config import Config
-from daal.host_copy import HostCopy
 from daal.load_config import load_config
 from daal.nn.network import DaalNetwork
 from daal.trained_model import TrainedModel
@@ -65,28 +64,3 @@ def test_features_are_in_the_rows_order(
         expected_NC = TrainedModel(asked.config, tensors)(pixels_NHWC.permute(0, 3, 1, 2))
     assert features_NC.dtype == np.float32
     np.testing.assert_allclose(features_NC, expected_NC, rtol=1e-4, atol=1e-5)
-
-
-def test_two_batches_of_features_are_on_their_way_at_most(
-    pixels_NHWC: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a GPU each of them is pinned memory."""
-    waiting = most = 0
-
-    class Counted(HostCopy):
-        def __init__(self, *tensors: Tensor) -> None:
-            nonlocal waiting, most
-            assert [len(tensor) for tensor in tensors] in ([1], [2])
-            super().__init__(*tensors)
-            waiting += 1
-            most = max(most, waiting)
-
-        def tensors(self) -> tuple[Tensor, ...]:
-            nonlocal waiting
-            waiting -= 1
-            return super().tensors()
-
-    monkeypatch.setattr(extract, "HostCopy", Counted)
-    monkeypatch.setitem(BATCH, "cpu", 2)
-    job(config()).run(worker())
-    assert (waiting, most) == (0, 2)

@@ -20,11 +20,11 @@ from daal.evaluation import evaluate
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
 from pipelines.images.pixels import Images
+from pipelines.run.feature_files import query_and_gallery
 from pipelines.run.folder import RunFolder
 from pipelines.run.kept_config import keep_config
 from pipelines.run.results import Clusters
 from pipelines.show.progress import Progress
-from pipelines.training.evaluate import both_sides
 from pipelines.training.fit import Trainer
 from pipelines.workers.resources import Resources
 
@@ -64,7 +64,7 @@ class Machine:
         return labels[:, None], Clusters(eps=[0.5], silhouette=silhouette, **quality)
 
     def score(self, stage, images, features_NC, workers):
-        return evaluate(*both_sides("the target", np.array(SPLITS), features_NC, PIDS, CAMIDS))
+        return evaluate(*query_and_gallery("it", np.array(SPLITS), features_NC, PIDS, CAMIDS))
 
 
 @pytest.fixture
@@ -173,17 +173,6 @@ def test_features_that_come_out_differently__what_followed_from_them_is_repeated
     assert later == ["iteration-02/extract", "iteration-03/extract", "iteration-04/extract"]
     run()
     assert machine.extracted == []
-
-
-def test_more_iterations__are_those_of_a_run_that_had_them_from_the_start(
-    run: Run, machine: Machine, tmp_path: Path
-) -> None:
-    run("evaluate_every=0", iterations=2)
-    longer = run("evaluate_every=0", iterations=4)
-    whole = run("evaluate_every=0", iterations=4, name="whole")
-    assert {**longer, "seconds": 0} == {**whole, "seconds": 0}
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
-    assert features(tmp_path / "run") == features(tmp_path / "whole")
 
 
 def test_how_often_scores_are_made__may_not_change(run: Run) -> None:

@@ -43,11 +43,11 @@ def test_merging_clusters__the_setting_that_decides_on_eps(
 def test_kept_labels__say_so__and_are_no_convergence() -> None:
     kept = clusters(agreement=1.0, notes=KEPT)  # as release 0.1 wrote: agreeing with themselves
     assert kept.kept and kept.agreement is None and not converged(kept, 0.95)
-    assert Clusters.from_json(kept.as_json()) == kept
+    assert Clusters.from_json(kept.as_dict()) == kept
     (collapse,) = warnings(kept, clusters(), CONFIG)
     assert "no new labels" in collapse
     found = clusters(agreement=0.96, notes=["3 images have an exact copy among the others."])
-    assert Clusters.from_json(found.as_json()) == found and not found.kept
+    assert Clusters.from_json(found.as_dict()) == found and not found.kept
     assert converged(found, 0.95) and not converged(found, 0.96) and not converged(clusters(), 0.1)
 
 

@@ -73,3 +73,14 @@ def test_errors_of_tasks__keep_their_kind() -> None:
     with pytest.raises(ClusterError, match="same command"):
         with ray_errors("the same command continues it."):
             raise RayTaskError("x", "Traceback ...\nValueError: y", ValueError(np.int64(1)))
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        ("Gloo connectFullMesh failed with [..] connect [127.0.1.1]:34567", "GLOO_SOCKET_IFNAME"),
+        ("ProcessGroupNCCL is only supported with GPUs, no GPUs found!", "daal doctor"),
+    ],
+)
+def test_failures_whose_cause_is_known(failure: str, says: str) -> None:
+    assert says in str(cause_of(given_up(RuntimeError(failure))))

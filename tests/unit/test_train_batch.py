@@ -76,22 +76,6 @@ def test_pretraining_has_no_clusters() -> None:
     assert batch.num_source == len(batch.images_BCHW) == 4
 
 
-def test_the_device_computes_a_function_of_the_tensors_alone() -> None:
-    """As a captured step must: other steps are told apart by what is in the tensors."""
-    maker = BatchMaker(labels(), config(), 1, CPU)
-    one, other = (maker.on_host(fed(step=step), epoch=step) for step in (2, 7))
-    expected = maker.on_device(other)
-    assert not maker.on_device(one).images_BCHW.equal(expected.images_BCHW)
-    for place, tensor in zip(one, other, strict=True):
-        assert (place is None) == (tensor is None)
-        if place is not None and tensor is not None:
-            assert (place.shape, place.dtype) == (tensor.shape, tensor.dtype)
-            place.copy_(tensor)
-    found = maker.on_device(one)
-    assert found.images_BCHW.equal(expected.images_BCHW)
-    assert found.target_weights_TK.equal(expected.target_weights_TK)  # type: ignore[union-attr,arg-type]
-
-
 def test_a_sample_is_drawn_by_its_row_domain_and_time_not_by_its_part() -> None:
     maker = BatchMaker(labels(), config(), 1, CPU)
     whole, again = maker.on_host(fed(), epoch=0), maker.on_host(fed(), epoch=1)

