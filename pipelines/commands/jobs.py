@@ -45,12 +45,7 @@ def submit(
     ship_code: Annotated[
         bool, typer.Option("--ship-code", help="Also send daal's code, for an image without it.")
     ] = False,
-    follow: Annotated[
-        bool,
-        typer.Option(
-            "-f", "--follow", help="Follow the log until the run ends; exit with its code."
-        ),
-    ] = False,
+    follow: Follow = False,
     insecure: Insecure = False,
 ) -> None:
     """Run `adapt` as a job of a Ray cluster; the same name again continues the run."""
@@ -92,12 +87,7 @@ def status(
 def logs(
     name: Name,
     address: Address = LOCAL_DASHBOARD,
-    follow: Annotated[
-        bool,
-        typer.Option(
-            "-f", "--follow", help="Follow the log until the run ends; exit with its code."
-        ),
-    ] = False,
+    follow: Follow = False,
     insecure: Insecure = False,
 ) -> None:
     """Print a run's log."""
