@@ -56,7 +56,7 @@ def curves(
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    with _style():
+    with style():
         figure = Figure(figsize=(3.5, 2.3), layout="constrained")
         axes = figure.add_subplot()
         for border in borders:
@@ -90,10 +90,10 @@ def curves(
             names = [line.name for line in lines]
             figure.legend(
                 axes.lines[-len(lines) :], names,
-                loc="outside upper left", ncols=_columns(names, 6), frameon=False,
+                loc="outside upper left", ncols=legend_columns(names, 6), frameon=False,
                 handlelength=2.6, columnspacing=1.2,
             )  # fmt: skip
-        return _svg(figure)
+        return svg_of(figure)
 
 
 def weighted(image_HWC: NDArray[np.uint8], weights_hw: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -124,7 +124,7 @@ def jpeg(image_HWC: NDArray[np.uint8]) -> bytes:
     return data.getvalue()
 
 
-def _style() -> Any:
+def style() -> Any:
     """matplotlib's settings for one figure; no state of pyplot is touched."""
     import matplotlib
 
@@ -145,12 +145,12 @@ def _style() -> Any:
     )
 
 
-def _columns(names: Sequence[str], beside: int) -> int:
+def legend_columns(names: Sequence[str], beside: int) -> int:
     """How many columns a legend has; `beside` is the room for a line or point, in letters."""
     return max(1, min(len(names), 52 // (max(map(len, names)) + beside)))
 
 
-def _svg(figure: Any) -> bytes:
+def svg_of(figure: Any) -> bytes:
     data = io.BytesIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
