@@ -43,10 +43,7 @@ def submit(
         str | None, typer.Option(help="The run's name (default: the last part of out=).")
     ] = None,
     ship_code: Annotated[
-        bool,
-        typer.Option(
-            "--ship-code", help="Also send daal's code, for a container image without it."
-        ),
+        bool, typer.Option("--ship-code", help="Also send daal's code, for an image without it.")
     ] = False,
     follow: Follow = False,
     insecure: Insecure = False,

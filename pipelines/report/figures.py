@@ -1,6 +1,6 @@
 """Pictures of a run: arrays in, SVG or JPEG bytes out. Nothing is read, kept or shown.
 
-Shapes: N points, H x W pixels, h x w cells of a feature map.
+Shapes: H x W pixels, h x w cells of a feature map.
 
 Plots have no background and take their colours from the page that they stand in, by the CSS
 variables of `COLOURS`; by themselves they are drawn for white paper. Series differ by dashes and
@@ -15,13 +15,10 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
 
 # What matplotlib is told -> the page's variable, and the colour where there is no page.
 COLOURS = {
@@ -37,8 +34,6 @@ INK, RULE, *SERIES = COLOURS
 DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)))
 MARKERS = ("o", "s", "^", "D", "v")
 MANY_POINTS = 40  # beyond them a line has no markers
-GOLDEN_ANGLE = 0.61803398875  # of the colour circle: neighbours in number are far in hue
-NOTHING = "#9a9a9a"  # points of no group: readable on white and on black
 JPEG_QUALITY = 85
 
 # matplotlib's settings for one figure; no state of pyplot is touched.
@@ -54,7 +49,6 @@ STYLE: dict[Any, Any] = {
     "xtick.color": RULE,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "savefig.dpi": 220,  # of the points in a scatter plot
 }
 
 
@@ -112,63 +106,10 @@ def curves(
         names = [line.name for line in lines]
         figure.legend(
             axes.lines[-len(lines) :], names,
-            loc="outside upper left", ncols=_columns(names, 6), frameon=False,
+            loc="outside upper left", ncols=legend_columns(names, 6), frameon=False,
             handlelength=2.6, columnspacing=1.2,
         )  # fmt: skip
-    return _svg(figure)
-
-
-@matplotlib.rc_context(STYLE)
-def scatter(
-    points_N2: NDArray[np.floating], groups_N: NDArray[np.integer], names: Sequence[str] = ()
-) -> bytes:
-    """Points coloured and shaped by group, as SVG with the points as pixels.
-
-    Group -1 is none, drawn as grey crosses; -2 isn't drawn, but has its room, so that several
-    plots of the same points can be laid beside each other. `names[g]` names group g in a legend;
-    without names there is none, and any number of groups.
-    """
-    figure = Figure(figsize=(3.5, 3.3 + 0.2 * (len(names) > 0)), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_axis_off()
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.update_datalim(points_N2)
-    for group in np.unique(groups_N[groups_N > -2]):  # -1 first, so that it lies beneath
-        inside_M2 = points_N2[groups_N == group]
-        axes.scatter(
-            inside_M2[:, 0],
-            inside_M2[:, 1],
-            s=8,
-            color=NOTHING if group < 0 else _hue(int(group)),
-            marker="x" if group < 0 else MARKERS[int(group) % len(MARKERS)],
-            linewidths=0.7 if group < 0 else 0,
-            rasterized=True,
-            label=names[group] if 0 <= group < len(names) else "",
-        )
-    if names:
-        figure.legend(
-            loc="outside lower center", ncols=_columns(names, 3), frameon=False, markerscale=1.8,
-            columnspacing=0.7, handletextpad=0.1,
-        )  # fmt: skip
-    return _svg(figure)
-
-
-def map_of(features_ND: NDArray[np.floating], seed: int) -> NDArray[np.float64]:
-    """t-SNE of features (van der Maaten and Hinton 2008): (N, 2). The same for the same input.
-
-    The Euclidean distances of the features as they are. N of at least 5.
-    """
-    mapping = TSNE(
-        2,
-        init="pca",
-        perplexity=min(30.0, (len(features_ND) - 1) / 4),
-        max_iter=750,
-        random_state=seed % 2**32,
-    )
-    # Its threads wait for each other so often that on a busy machine one of them is faster.
-    with threadpool_limits(1):
-        points_N2: NDArray[np.float64] = mapping.fit_transform(np.asarray(features_ND, np.float32))
-    return points_N2.astype(np.float64)
+    return svg_of(figure)
 
 
 def weighted(image_HWC: NDArray[np.uint8], weights_hw: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -195,12 +136,12 @@ def jpeg(image_HWC: NDArray[np.uint8]) -> bytes:
     return data.getvalue()
 
 
-def _columns(names: Sequence[str], beside: int) -> int:
+def legend_columns(names: Sequence[str], beside: int) -> int:
     """How many columns a legend has; `beside` is the room for a line or point, in letters."""
     return max(1, min(len(names), 52 // (max(map(len, names)) + beside)))
 
 
-def _svg(figure: Figure) -> bytes:
+def svg_of(figure: Figure) -> bytes:
     data = io.BytesIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
@@ -211,10 +152,3 @@ def _svg(figure: Figure) -> bytes:
     for told, (variable, paper) in COLOURS.items():
         text = text.replace(told, f"var(--{variable}, {paper})")
     return text.encode()
-
-
-def _hue(number: int) -> tuple[float, float, float]:
-    """A colour of middling light, readable on white and on black."""
-    hue = (0.58 + number * GOLDEN_ANGLE) % 1
-    red, green, blue = hsv_to_rgb((hue, 0.75, (0.82, 0.66)[number % 2])).tolist()
-    return red, green, blue

@@ -22,6 +22,7 @@ from daal.load_config import flat
 from daal.trained_model import TrainedModel, load_trained
 from pipelines.report import facts as report_data
 from pipelines.report.facts import Facts, Row
+from pipelines.report.feature_map import feature_map
 from pipelines.report.images import columns
 from pipelines.report.pictures import Triplet, clusters, triplets
 from pipelines.report.plots import compared_plots, iteration_plots, training_plots
@@ -63,6 +64,7 @@ def report(run: RunFolder) -> Report:
         facts = report_data.read_facts(run)
         result = facts.selected or PRETRAIN
         model = parts.make("the model", lambda: _model(run))
+        known_model = None if isinstance(model, Absent) else model
 
         def attention(domain: Domain) -> list[Triplet] | Absent:
             if domain == "source" and facts.config.target_only:
@@ -80,6 +82,7 @@ def report(run: RunFolder) -> Report:
             retrieval=parts.make("the rank lists", lambda: retrieval(run, facts.config, result)),
             plots=iteration_plots(facts),
             clusters=parts.make("the sample of clusters", lambda: clusters(run, facts)),
+            map=parts.make("the map", lambda: feature_map(run, facts, result, known_model)),
             attention={domain: attention(domain) for domain in DOMAINS},
             training=training_plots(facts),
             times=report_data.times(facts.journal),

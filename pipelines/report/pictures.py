@@ -61,16 +61,12 @@ def triplets(run: RunFolder, model: TrainedModel, domain: Domain) -> list[Triple
     """
     if isinstance(model.network.attention, NoAttention):
         raise DataError("This network has no attention (network.attention.mode=none).")
-    size = model.config.input
-    about = columns(run, f"images/{domain}.parquet", ["split", "path"])
-    rows = spread(np.flatnonzero(about["split"] == "train"), NUM_ATTENDED)
-    pixels_BHWC = np.stack(images(run, domain, rows, size.height, size.width))
-    pixels_BCHW = torch.tensor(pixels_BHWC).permute(0, 3, 1, 2)
-    device = next(model.parameters()).device
-    maps = attention_maps(model.network, normalise(pixels_BCHW.to(device)))
+    rows, images_BCHW = training_images(run, model, domain, NUM_ATTENDED)
+    maps = attention_maps(model.network, normalise(images_BCHW))
+    paths = columns(run, f"images/{domain}.parquet", ["path"])["path"][rows]
     found = []
     for image, path, shared_hw, specific_hw in zip(
-        thumbs(run, domain, rows, size), about["path"][rows], *maps, strict=True
+        thumbs(run, domain, rows, model.config.input), paths, *maps, strict=True
     ):
         views = {
             "image": image,
@@ -83,6 +79,19 @@ def triplets(run: RunFolder, model: TrainedModel, domain: Domain) -> list[Triple
         ]
         found.append(Triplet(photos, float(shared_hw.min()), float(shared_hw.max())))
     return found
+
+
+def training_images(
+    run: RunFolder, model: TrainedModel, domain: Domain, most: int
+) -> tuple[NDArray[np.integer], torch.Tensor]:
+    """At most so many training images of a domain, evenly from its table: their row numbers, and
+    uint8 pixels (B, 3, H, W) as the model takes them, on its device."""
+    split = columns(run, f"images/{domain}.parquet", ["split"])["split"]
+    rows = spread(np.flatnonzero(split == "train"), most)
+    size = model.config.input
+    pixels_BHWC = np.stack(images(run, domain, rows, size.height, size.width))
+    device = next(model.parameters()).device
+    return rows, torch.tensor(pixels_BHWC).permute(0, 3, 1, 2).to(device)
 
 
 @torch.inference_mode()
@@ -115,7 +124,7 @@ def clusters(run: RunFolder, facts: Facts) -> list[Cluster]:
     """
     if facts.last_labelling is None:
         raise DataError("There are no pseudo-labels yet.")
-    labels_N = _labels(run, facts.last_labelling[0])
+    labels_N = pseudo_labels(run, facts.last_labelling[0])
     about = columns(run, "images/target.parquet", ("pid", "camid", "path"))
     numbers, sizes_K = np.unique(labels_N[labels_N >= 0], return_counts=True)
     if len(numbers) == 0:
@@ -170,7 +179,7 @@ def _purity(pids: NDArray[np.integer]) -> float:
     return float(np.unique(pids, return_counts=True)[1].max() / len(pids))
 
 
-def _labels(run: RunFolder, stage: Stage) -> NDArray[np.int64]:
+def pseudo_labels(run: RunFolder, stage: Stage) -> NDArray[np.int64]:
     name = stage.file("pseudo_labels.parquet")
     if not run.exists(name):
         raise DataError(f"{name} is not in the run folder; it was deleted.")

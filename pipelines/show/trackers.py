@@ -192,11 +192,9 @@ def tracked(
     if not chosen:
         yield lambda line: None
         return
-    if not run.exists(ID_FILE):
-        run.write(ID_FILE, json_bytes({"id": uuid.uuid4().hex[:16]}))
     about = RunToTrack(
         name,
-        json.loads(run.read(ID_FILE))["id"],
+        _kept_id(run, note),
         Path(run.base) if run.is_local else None,
         config.model_dump(mode="json", exclude=marked(NOT_KEPT) | marked(MAY_CHANGE)),
         config.tracking,
@@ -228,6 +226,18 @@ def tracked(
                     f"{title} hasn't taken all figures in {CLOSE_SECONDS:g} s and isn't waited "
                     f"for; {METRICS} has them"
                 )
+
+
+def _kept_id(run: RunFolder, note: Say) -> str:
+    """What trackers know the run by. It is made at the first start, and again if it is damaged."""
+    if run.exists(ID_FILE):
+        try:
+            return str(json.loads(run.read(ID_FILE))["id"])
+        except (ValueError, LookupError, TypeError):
+            note(f"{ID_FILE} is damaged, so trackers begin a new run; {METRICS} has all figures")
+    made = uuid.uuid4().hex[:16]
+    run.write(ID_FILE, json_bytes({"id": made}))
+    return made
 
 
 def _follow(

@@ -4,7 +4,8 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 
-from pipelines.report.figures import Curve, curves, map_of, scatter, weighted
+from pipelines.report.feature_map import scatter, t_sne
+from pipelines.report.figures import Curve, curves, weighted
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -34,26 +35,28 @@ def test_curves__the_same_bytes_each_time() -> None:
     assert "0.001" in texts(first) and not any("math" in text for text in texts(first))
 
 
-def test_scatter__groups_have_names__some_are_not_drawn() -> None:
+def test_scatter__groups_have_names__those_of_none_are_crosses() -> None:
     points = np.random.default_rng(0).standard_normal((40, 2))
-    groups = np.arange(40) % 4 - 2
+    groups = np.arange(30) % 3 - 1
     svg = scatter(points, groups, ["first", "second"])
     assert texts(svg) == ["first", "second"]
-    assert b"data:image/png;base64" in svg
-    # Those of -2 leave their room free, and nothing else.
-    assert scatter(points, np.where(groups == 0, -2, groups), []) != scatter(points, groups, [])
+    crosses = [line for line in svg.splitlines() if b"<use" in line and b"opacity: 0.4" in line]
+    assert len(crosses) == 10 and b"#0101" not in svg
+    # The last ten points are not drawn, but have their room.
+    assert svg != scatter(points[:30], groups, ["first", "second"])
+    assert texts(scatter(points, np.arange(40), [str(n) for n in range(40)])) == []
 
 
-def test_map_of__keeps_groups_together_and_is_the_same_each_time() -> None:
+def test_t_sne__keeps_groups_together_and_is_the_same_each_time() -> None:
     rng = np.random.default_rng(0)
     centres = np.repeat(10 * rng.standard_normal((3, 16)), 12, axis=0)
     features = (centres + rng.standard_normal(centres.shape)).astype(np.float32)
-    points = map_of(features, seed=2**40)
-    assert points.shape == (36, 2) and np.array_equal(points, map_of(features, seed=2**40))
+    points = t_sne(features, seed=2**40)
+    assert points.shape == (36, 2) and np.array_equal(points, t_sne(features, seed=2**40))
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
     np.fill_diagonal(distances, np.inf)
     assert (distances.argmin(1) // 12 == np.arange(36) // 12).all()
-    assert map_of(features[:5], seed=0).shape == (5, 2)
+    assert t_sne(features[:5], seed=0).shape == (5, 2)
 
 
 def test_weighted__the_highest_weight_is_the_image_and_the_lowest_an_eighth() -> None:

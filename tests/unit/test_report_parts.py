@@ -16,10 +16,12 @@ from daal.config import NetworkConfig
 from daal.errors import DataError
 from daal.evaluation import evaluate
 from daal.nn.network import DaalNetwork
+from daal.trained_model import TrainedModel
 from pipelines.cli import app
 from pipelines.commands.report import leave_report
 from pipelines.report import facts as report_data
 from pipelines.report.facts import doubts, read_facts, times, training_curves
+from pipelines.report.feature_map import feature_map
 from pipelines.report.images import columns, features
 from pipelines.report.page import comparison, duration, report
 from pipelines.report.pictures import attention_maps, clusters
@@ -77,9 +79,9 @@ def test_figures_of_cameras__and_labels_of_release_0_1_without_them(run: RunFold
     ("gone", "said", "times"),
     [
         ("images", "images/target.parquet is not in the run folder", 3),
-        ("iteration-02/features.parquet", "iteration-02/features.parquet is not", 1),
+        ("iteration-02/features.parquet", "iteration-02/features.parquet is not", 2),
         ("iteration-02/checkpoint", "iteration-02/checkpoint/checkpoint.json doesn", 2),
-        ("iteration-02/pseudo_labels.parquet", "iteration-02/pseudo_labels.parquet is not", 1),
+        ("iteration-02/pseudo_labels.parquet", "iteration-02/pseudo_labels.parquet is not", 2),
         ("metrics.jsonl", "metrics.jsonl has no training step", 1),
     ],
 )
@@ -133,6 +135,7 @@ def test_without_a_test_split__a_source__attention(tmp_path: Path) -> None:
     no_attention = "This network has no attention (network.attention.mode=none)."
     assert missing(made.html) == ["This run had no source.", no_attention]
     assert "This run has no scores" in made.html
+    assert ">By camera<" in made.html and ">By domain<" not in made.html
 
 
 @pytest.mark.parametrize("mode", ["residual", "independent"])
@@ -326,3 +329,16 @@ def test_clusters__purity_by_counting(whole: RunFolder) -> None:
         assert (cluster.size, cluster.purity) in zip(sizes, purities, strict=True)
         assert len(cluster.photos) == min(cluster.size, 12)
         assert {photo.kind for photo in cluster.photos} <= {"right", "wrong"}
+
+
+def test_feature_map__outliers_are_crosses__the_source_is_only_in_its_own_plot(
+    whole: RunFolder,
+) -> None:
+    facts = read_facts(whole)
+    model = TrainedModel(facts.config, DaalNetwork(facts.config.network).state_dict())
+    found = feature_map(whole, facts, iteration_stage(2), model)
+    assert (found.num_target, found.num_source) == (48, 48)
+    assert [plot.title for plot in found.plots] == ["By pseudo-label", "By camera", "By domain"]
+    by_label, by_camera, by_domain = (plot.svg for plot in found.plots)
+    assert by_label.count("<use") == 48 and len(re.findall("<use.*opacity: 0.4", by_label)) == 5
+    assert by_camera.count("<use") == 48 + 2 and by_domain.count("<use") == 48 + 48 + 2

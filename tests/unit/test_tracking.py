@@ -170,6 +170,15 @@ def test_wandb__without_a_login_asks_nothing_and_is_noted(
     assert note.startswith("Weights & Biases gets no more of this run's figures (No API key")
 
 
+@pytest.mark.parametrize("content", [b"", b'{"id": "ab', b"[]", b'{"name": 1}', b"\xff"])
+def test_a_damaged_id__begins_a_new_run__said_once(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tracking.json").write_bytes(content)
+    (note,) = follow(config_of(tmp_path), FIRST)
+    assert note.startswith("tracking.json is damaged, so trackers begin a new run")
+    assert len(json.loads((tmp_path / "tracking.json").read_text())["id"]) == 16
+    assert follow(config_of(tmp_path), SECOND) == []
+
+
 def test_a_tracker_that_fails__is_noted_once__and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
