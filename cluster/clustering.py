@@ -1,6 +1,7 @@
 """The seam for clusterers: from pairs' distances to labels.
 
-A clusterer is a class in a file of its own, and a line of `cluster.estimate.CLUSTERERS`.
+A clusterer is a class in a file of its own, a line of `cluster.estimate.CLUSTERERS`, and a name of
+`cluster.method` in `daal.config`.
 """
 
 from typing import NamedTuple, Protocol

@@ -1,4 +1,4 @@
-"""How loops are compiled, and where the compiled code is kept."""
+"""How loops are compiled, where the compiled code is kept, and a helper that loops share."""
 
 import os
 import stat
@@ -17,16 +17,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def kernel(function: Function) -> Function:
     """Compile a loop with numba: cached on disk (cold compiles take seconds), GIL released."""
-    is_kept = compiled_code_folder() is not None
-    return cast(Function, numba.njit(cache=is_kept, nogil=True)(function))
+    can_cache = compiled_code_folder() is not None
+    return cast(Function, numba.njit(cache=can_cache, nogil=True)(function))
 
 
 @cache
 def compiled_code_folder() -> str | None:
     """Where compiled loops are kept; None if there is no folder that can be written.
 
-    NUMBA_CACHE_DIR, beside the code, or the user's own cache, whichever can be written first. A
-    container may have none of them: then a folder of this user's own among the temporary ones.
+    The first that can be written of NUMBA_CACHE_DIR, the folder of the code, and the user's cache.
+    A container may have none of them: then numba is set to a temporary folder of this user.
     """
     with suppress(RuntimeError):
         return _numbas_folder()
@@ -37,7 +37,7 @@ def compiled_code_folder() -> str | None:
 
 
 def _numbas_folder() -> str:
-    # Raises RuntimeError if numba finds none.
+    # numba tells its folder only of a function that it wraps: any will do. RuntimeError if none.
     return str(numba.njit(cache=True)(compiled_code_folder.__wrapped__)._cache.cache_path)
 
 
@@ -53,7 +53,7 @@ def _private_temporary_folder() -> str:
 
 @kernel
 def grown(array: Any, num_used: int) -> Any:
-    """A copy with room for twice as much."""
+    """An array of twice the length that begins with the first `num_used` numbers."""
     larger = np.empty(2 * len(array), array.dtype)
     larger[:num_used] = array[:num_used]
     return larger

@@ -1,4 +1,8 @@
-"""k-reciprocal Jaccard distance (Zhong et al. 2017) of all samples, sparse and exact."""
+"""k-reciprocal Jaccard distance (Zhong et al. 2017) of all samples, sparse and exact, in one call.
+
+It is for users of this package. A run takes the same steps in `cluster.estimate`; the formula is in
+`cluster.pairs`.
+"""
 
 import numpy as np
 import numpy.typing as npt

@@ -15,7 +15,7 @@ from pipelines.show.console import errors
 from pipelines.tools.shipped import read_config
 
 if TYPE_CHECKING:
-    from pipelines.tools.submit import Job, Jobs
+    from pipelines.tools.jobs import Job, Jobs
 
 Address = Annotated[
     str,
@@ -110,7 +110,7 @@ def stop(name: Name, address: Address = LOCAL_DASHBOARD, insecure: Insecure = Fa
 
 
 def connect(address: str, insecure: bool) -> "Jobs":
-    from pipelines.tools.submit import Jobs  # imports Ray, which takes seconds
+    from pipelines.tools.jobs import Jobs  # imports Ray, which takes seconds
 
     return Jobs(address, insecure)
 

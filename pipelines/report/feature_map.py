@@ -16,10 +16,10 @@ from threadpoolctl import threadpool_limits
 
 from daal.errors import DataError
 from daal.trained_model import TrainedModel
+from pipelines.report.attention_and_clusters import pseudo_labels, training_images
 from pipelines.report.facts import Facts
 from pipelines.report.figures import INK, MARKERS, SERIES, STYLE, legend_columns, svg_of
 from pipelines.report.images import columns, features
-from pipelines.report.pictures import pseudo_labels, training_images
 from pipelines.report.plots import Plot, inlined
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import Stage

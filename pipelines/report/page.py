@@ -21,10 +21,10 @@ from daal.errors import DaalError, DataError
 from daal.load_config import flat
 from daal.trained_model import TrainedModel, load_trained
 from pipelines.report import facts as report_data
+from pipelines.report.attention_and_clusters import Triplet, clusters, triplets
 from pipelines.report.facts import Facts, Row
 from pipelines.report.feature_map import feature_map
 from pipelines.report.images import columns
-from pipelines.report.pictures import Triplet, clusters, triplets
 from pipelines.report.plots import compared_plots, iteration_plots, training_plots
 from pipelines.report.ranks import retrieval
 from pipelines.run.find_checkpoint import checkpoint_of

@@ -7,14 +7,16 @@ from typing import Any
 from cluster.quality import ClusterQuality
 from pipelines.run.stages import PRETRAIN, SUPERVISED, Stage
 
-KEPT_NOTE = "kept the previous labels"  # release 0.1 began the note so, and wrote nothing else
+# Notes of kept labels begin so. Release 0.1 wrote no `kept`: there this note tells.
+KEPT_NOTE = "kept the previous labels"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clusters(ClusterQuality):
     """Figures of one labelling. Those of `ClusterQuality` and the silhouettes are of the labels
-    for the whole body; `eps` has a value for each part of the body, `first_eps` the value before
-    steps back from a giant cluster.
+    for the whole body. `eps` has a value for each part of the body that is labelled by itself
+    (`daal.nn.stripes`); `first_eps` those before they were made smaller because one cluster held
+    too many images.
 
     `agreement` is the adjusted Rand index with the labelling before. `kept`: no new labels were
     found, so these are the previous iteration's.
@@ -35,7 +37,7 @@ class Clusters(ClusterQuality):
         kept = values.get("kept", any(note.startswith(KEPT_NOTE) for note in notes))
         known = {each.name: values[each.name] for each in fields(cls) if each.name in values}
         if kept:
-            known.pop("agreement", None)  # with themselves, as release 0.1 wrote
+            known.pop("agreement", None)  # release 0.1 compared the labels with themselves
         return cls(**{**known, "notes": notes, "kept": bool(kept)})
 
 
@@ -45,7 +47,7 @@ class Scores:
     `daal.evaluation.EvaluationResult`."""
 
     map: float
-    map_official: float
+    map_official: float  # by the trapezoid rule
     rank1: float
     rank5: float
     rank10: float
@@ -67,7 +69,8 @@ class Scores:
 class Results:
     """All that a run has found out so far."""
 
-    models: list[Stage] = field(default_factory=list)  # iterations that are trained
+    models: list[Stage] = field(default_factory=list)  # iterations whose model is trained, in order
+    # By the iteration that trains on the labels.
     labellings: dict[Stage, Clusters] = field(default_factory=dict)
     scores: dict[Stage, Scores] = field(default_factory=dict)
     selected: Stage | None = None  # the iteration whose model is the result
@@ -84,15 +87,15 @@ class Results:
     def summary(self, seed: int, seconds: float) -> dict[str, Any]:
         """What summary.json holds."""
 
-        def headline(model: Stage | None) -> dict[str, float] | None:
+        def scores_of(model: Stage | None) -> dict[str, float] | None:
             found = None if model is None else self.scores.get(model)
             return found.headline() if found else None
 
         return {
-            "direct_transfer": headline(PRETRAIN),
-            "adapted": headline(self.selected),
+            "direct_transfer": scores_of(PRETRAIN),
+            "adapted": scores_of(self.selected),
             "selected": self.selected.name if self.selected else None,
-            "supervised": headline(SUPERVISED),
+            "supervised": scores_of(SUPERVISED),
             "iterations": [self.row(model) for model in self.models],
             "seed": seed,
             "seconds": round(seconds, 1),

@@ -70,7 +70,7 @@ class FitJob:
             terms = take_step(parts)
             last = step + 1 == plan.num_steps
             end_of_epoch = (step + 1) % plan.steps_per_epoch == 0
-            leaving = end_of_epoch and worker.must_leave()
+            leaving = end_of_epoch and worker.node_leaves()
             epochs = plan.epoch_of(step) + 1
             due = end_of_epoch and epochs % config.checkpoint_every_epochs == 0
             saves = last or leaving or due

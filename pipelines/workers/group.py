@@ -1,9 +1,9 @@
 """One group of Ray Train workers for a whole run, which takes one job after another.
 
 To start a group (processes, imports, the process group of DDP) costs tens of seconds, and each
-iteration of Algorithm 1 needs it twice. So Ray Train's training function is a loop here: a
-worker takes a job from the queue, runs it, returns its result and waits for the next.
-A job is a training or an extraction; on GPUs, also pseudo-labels and scores. If a worker dies, Ray
+iteration of Algorithm 1 has two jobs for it, a training and an extraction (on GPUs also
+pseudo-labels and scores). So Ray Train's training function is a loop here: a worker takes a job
+from the queue, runs it, returns its result and waits for the next. If a worker dies, Ray
 Train restarts the group, and the new workers take the same job again (`pipelines.workers.retries`).
 """
 
@@ -68,8 +68,8 @@ class Worker:
         """Send figures to the driver, which shows and records them."""
         _log(self.queue, event)
 
-    def must_leave(self) -> bool:
-        """Whether a node of the group is about to be taken away; all workers ask together."""
+    def node_leaves(self) -> bool:
+        """Whether a node of the group is about to be taken away. All workers call it at one step."""
         if ray.train.get_preemption_info() is None:
             return False
         if self.rank == 0 and "leaving" not in self.kept:
@@ -78,7 +78,7 @@ class Worker:
         return True
 
     def reach(self, stage: str, step: int, point: Point = "step") -> None:
-        """A named point of a job: resets the watchdog; a test may have planned a fault for it."""
+        """Tell the watchdog where the job is. A fault that a test has planned happens here."""
         where = {"stage": stage, "step": step, "point": point, "rank": self.rank}
         self.watchdog.step(where)
         for fault in self.faults:
@@ -90,6 +90,7 @@ def serve(settings: dict[str, Any]) -> None:
     """Each Ray Train worker's function: runs jobs until there are no more."""
     if settings["deterministic"]:
         torch.use_deterministic_algorithms(True)
+        # It would cost time, and no result here reads memory that nothing was written to.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_num_threads(settings["threads"])
     context = ray.train.get_context()
@@ -107,11 +108,12 @@ def serve(settings: dict[str, Any]) -> None:
         distributed.broadcast(attempt, src=0)
     number = 0
     while True:
-        number, given = ray.get(queue.get.remote(number))
-        if not given:
+        # References are in lists, as Ray passes the value of a bare one. An empty list is the end.
+        number, job_or_end = ray.get(queue.get.remote(number))
+        if not job_or_end:
             return
         try:
-            job: Job = ray.get(given[0])  # imports the job's modules
+            job: Job = ray.get(job_or_end[0])  # imports the job's modules
             with worker.watchdog:
                 result = job.run(worker)
         except Exception as error:
@@ -128,7 +130,7 @@ def serve(settings: dict[str, Any]) -> None:
 
 
 def free_memory(device: torch.device) -> None:
-    """Return a GPU's unused memory to the driver: cuML has an allocator of its own."""
+    """Return a GPU's unused memory to its driver. Else torch keeps it, and cuML can't have it."""
     if device.type == "cuda":
         gc.collect()  # DDP and its reducer refer to each other
         torch.cuda.empty_cache()
@@ -184,7 +186,7 @@ class Workers:
                     continue  # a worker was lost before its result was fetched
 
     def num_starts(self) -> int:
-        """How often the group was started: more than once if workers were lost."""
+        """How often the group was started: more than once after a restart for any reason."""
         return int(ray.get(self._queue.num_starts.remote())) if self._queue else 0
 
     def _wait(self, reference: Any) -> Any:

@@ -1,8 +1,8 @@
 """What is tried again after a failure, and what ends a run.
 
 Tried again:
-- A worker dies, or its job raises an error of another package: Ray Train restarts the group, which
-  repeats the job (a training from its last checkpoint), up to `ray.max_failures` times in a run.
+- A worker dies, or its job raises an error of another package: Ray Train restarts the group
+  (`pipelines.workers.group`), which repeats the job (a training from its last checkpoint), up to `ray.max_failures` times in a run.
 - A node announces that it will leave: the same after a checkpoint at the end of the epoch; not
   counted.
 - A rank makes no step for `ray.stall_minutes`: it ends itself (`pipelines.workers.watchdog`), and

@@ -15,7 +15,7 @@ from waiting import wait_until
 
 from daal.config import Config
 from daal.errors import ClusterError, ConfigError
-from pipelines.tools.submit import Jobs, check_name
+from pipelines.tools.jobs import Jobs, check_name
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "iteration-01/checkpoint/weights.safetensors"

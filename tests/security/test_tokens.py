@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from daal.errors import ClusterError, ConfigError
 from pipelines.cli import app
-from pipelines.tools.submit import Jobs, check_address
+from pipelines.tools.jobs import Jobs, check_address
 from pipelines.workers.ray_token import ensure_private_token
 
 TOKEN = "0123456789abcdef" * 4

@@ -119,7 +119,7 @@ def run(
 
     worker: Any = SimpleNamespace(
         rank=0, world_size=1, device=CPU, reach=lambda *_: None, log=lambda _: None,
-        must_leave=lambda: False,
+        node_leaves=lambda: False,
     )  # fmt: skip
     with monkeypatch.context() as patch:
         patch.setattr(train_loop, "pixel_reader", lambda *_: reader)

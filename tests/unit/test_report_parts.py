@@ -20,11 +20,11 @@ from daal.trained_model import TrainedModel
 from pipelines.cli import app
 from pipelines.commands.report import leave_report
 from pipelines.report import facts as report_data
+from pipelines.report.attention_and_clusters import attention_maps, clusters
 from pipelines.report.facts import doubts, read_facts, times, training_curves
 from pipelines.report.feature_map import feature_map
 from pipelines.report.images import columns, features
 from pipelines.report.page import comparison, duration, report
-from pipelines.report.pictures import attention_maps, clusters
 from pipelines.report.ranks import choose_queries, interval, retrieval
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import iteration_stage
