@@ -3,8 +3,8 @@
     python examples/algorithm_1.py [--iterations 2] [--out FOLDER]
 
 It draws two small domains, trains on the labelled one and adapts to the other, whose identities it
-only looks at to print scores. `daal adapt` (`pipelines/adapt.py`) calls the same functions; it adds several GPUs, runs
-that resume, and sets that don't fit into memory.
+only looks at to print scores. `daal adapt` (`pipelines/adapt.py`) calls the same functions;
+it adds several GPUs, runs that resume, and sets that don't fit into memory.
 
 Shapes: N images, B of them in a batch, C channels of a feature, K clusters.
 """

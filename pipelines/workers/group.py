@@ -69,7 +69,7 @@ class Worker:
         _log(self.queue, event)
 
     def node_leaves(self) -> bool:
-        """Whether a node of the group is about to be taken away. All workers call it at one step."""
+        """Whether a node of the group is about to be taken away. All workers call it together."""
         if ray.train.get_preemption_info() is None:
             return False
         if self.rank == 0 and "leaving" not in self.kept:

@@ -2,7 +2,8 @@
 
 Tried again:
 - A worker dies, or its job raises an error of another package: Ray Train restarts the group
-  (`pipelines.workers.group`), which repeats the job (a training from its last checkpoint), up to `ray.max_failures` times in a run.
+  (`pipelines.workers.group`), which repeats the job (a training from its last
+  checkpoint), up to `ray.max_failures` times in a run.
 - A node announces that it will leave: the same after a checkpoint at the end of the epoch; not
   counted.
 - A rank makes no step for `ray.stall_minutes`: it ends itself (`pipelines.workers.watchdog`), and
