@@ -95,10 +95,10 @@ def _images(domain: str, rng: np.random.Generator) -> pa.Table:
         images.append(data.getvalue())
     columns = {"image": images, "path": paths, "pid": pids, "camid": camids, "split": splits,
                "domain": [domain] * len(rows)}  # fmt: skip
-    return pa.table(
-        {name: pa.array(values, IMAGE_TABLE.field(name).type) for name, values in columns.items()},
-        schema=IMAGE_TABLE,
-    )
+    # As release 0.1 kept them: with the images, and without what it didn't know.
+    kinds = [IMAGE_TABLE.field(name) for name in columns if name != "image"]
+    schema = pa.schema([pa.field("image", pa.large_binary()), *kinds])
+    return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in columns})
 
 
 def _label(

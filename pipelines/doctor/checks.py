@@ -12,6 +12,7 @@ from typing import Any, Literal
 from daal import DISTRIBUTION
 from daal.available_cpus import available_cpus
 from daal.config import Config
+from daal.data.places import is_bucket
 from daal.errors import (
     CheckpointError,
     ClusterError,
@@ -244,7 +245,7 @@ def check_cpus(config: Config, on_cluster: bool) -> Check:
 def check_images(config: Config) -> Iterator[Check]:
     """The data sets' folders, where they are given; `daal validate` looks inside."""
     for domain, settings in config.domains():
-        if settings.root and os.access(settings.root, os.R_OK | os.X_OK):
+        if is_bucket(settings.root) or (settings.root and os.access(settings.root, os.R_OK)):
             yield _ok(f"{domain} images", settings.root)
         elif settings.root:
             remedy = f"correct {domain}.root, or mount its disk"

@@ -19,6 +19,7 @@ from daal.config import InputConfig
 from daal.data.images import decode
 from daal.data.records import Domain
 from daal.errors import DataError
+from pipelines.images.set_of_run import store_of_run
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import Stage
 
@@ -60,12 +61,18 @@ def images(
     """Images of a domain's table by row number, (height, width, 3), in the order asked for.
 
     Raises:
-        DataError: the images aren't in the run folder (any more).
+        DataError: the images aren't in their store (any more).
     """
-    wanted = np.unique(np.asarray(rows, np.int64))
+    wanted = np.asarray(rows, np.int64)
+    if store := store_of_run(run, domain):
+        return [decode(data.to_pybytes(), height, width) for data in store.take(wanted)]
+    name = f"images/{domain}.parquet"
+    with _opened(run, name) as file:
+        if "image" not in pq.ParquetFile(file).schema_arrow.names:
+            raise DataError(f"the store of the {domain}'s images was deleted.")
     found = {
         row: decode(value.as_py(), height, width)
-        for inside, values in _batches(run, f"images/{domain}.parquet", "image", wanted)
+        for inside, values in _batches(run, name, "image", np.unique(wanted))
         for row, value in zip(inside.tolist(), values, strict=True)
     }
     return [found[row] for row in rows]

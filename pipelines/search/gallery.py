@@ -12,8 +12,9 @@ from typing import get_args
 
 import numpy as np
 
-from daal.config import ANY_LAYOUT, Layout
-from daal.data.layouts import any_images, is_inside, load_records
+from daal.config import ANY_LAYOUT
+from daal.data.layouts import FolderLayout, any_images, load_records
+from daal.data.places import is_inside
 from daal.data.records import ImageRecord
 from daal.errors import ConfigError, DataError
 from pipelines.run.feature_files import read_features
@@ -44,12 +45,12 @@ def records_of(root: Path, layout: str = ANY_LAYOUT) -> list[ImageRecord]:
     """
     if layout == ANY_LAYOUT:
         return any_images(root, "the gallery")
-    for known in get_args(Layout):
+    for known in get_args(FolderLayout):
         if layout == known:
             records = load_records(known, root)
             return [record for record in records if record.split == "gallery"] or records
     raise ConfigError(
-        f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or "
+        f"--layout {layout} is unknown; take one of {', '.join(get_args(FolderLayout))}, or "
         f"{ANY_LAYOUT} for a folder of any images."
     )
 

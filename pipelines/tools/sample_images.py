@@ -4,13 +4,12 @@ import math
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
-from daal.config import Config
-from daal.data.images import read
+from daal.config import Config, DatasetConfig
 from daal.data.records import ImageRecord
+from daal.data.sources import listing, read_image, roots_of
 from daal.errors import DataError
 
 SAMPLED_IMAGES = 512  # of a domain; a run reads them all
@@ -18,20 +17,23 @@ SAMPLING_SECONDS = 10.0
 NUM_THREADS = 8  # most of them wait for the disk
 
 
-def check_sample(config: Config, root: Path, records: list[ImageRecord]) -> tuple[int, list[str]]:
+def check_sample(
+    config: Config, settings: DatasetConfig, records: list[ImageRecord]
+) -> tuple[int, list[str]]:
     """Find all empty files and decode a seeded sample of the others.
 
     Returns how many images were decoded, and a warning for each kind of problem. Raises DataError
     if more than `max_bad_share` of all images can't be used: for sure, or by the sample with a
     margin of three standard deviations.
     """
+    roots, root = roots_of(settings), settings.root
+    sizes = listing(roots, records)["size"].to_pylist()
+    empty = {record.path for record, size in zip(records, sizes, strict=True) if size == 0}
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        chunks = [records[at : at + 1000] for at in range(0, len(records), 1000)]
-        empty = set().union(*pool.map(lambda some: _empty_files(root, some), chunks))
         full = [record for record in records if record.path not in empty]
         order = np.random.default_rng([config.seed, 2]).permutation(len(full))[:SAMPLED_IMAGES]
         sample = [full[at].path for at in order]
-        reasons = _read_in_time(pool, [root / path for path in sample])
+        reasons = _read_in_time(pool, roots, [full[at] for at in order])
     bad = dict.fromkeys(empty, "the file is empty")
     bad |= {path: why for path, why in zip(sample, reasons, strict=False) if why}
 
@@ -57,22 +59,13 @@ def check_sample(config: Config, root: Path, records: list[ImageRecord]) -> tupl
     ]
 
 
-def _empty_files(root: Path, records: list[ImageRecord]) -> set[str]:
-    return {r.path for r in records if _size(root / r.path) == 0}
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1  # reading it gives the reason
-
-
-def _read_in_time(pool: ThreadPoolExecutor, paths: list[Path]) -> list[str | None]:
+def _read_in_time(
+    pool: ThreadPoolExecutor, roots: list[str], records: list[ImageRecord]
+) -> list[str | None]:
     """Why each image can't be used, or None; fewer than asked for when the time is over."""
     last = time.monotonic() + SAMPLING_SECONDS
     reasons: list[str | None] = []
-    for future in [pool.submit(read, path) for path in paths]:
+    for future in [pool.submit(read_image, roots, record) for record in records]:
         if time.monotonic() > last:
             pool.shutdown(wait=False, cancel_futures=True)
             break

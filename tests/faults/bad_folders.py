@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def roots() -> list[Case]:
         Case("Folders", "source not given", lambda: ["validate", "demo"], 3,
              ("source.root is not set", "source.root=DIR")),
         *(root(f"root {uri}", f"target.root={uri}", lambda: None, f"{uri} is a URI")
-          for uri in ("s3://b/m", "file:///data/m")),
+          for uri in ("https://host/m", "file:///data/m")),
         root("root an archive", "target.root=m.tar", lambda: write("m.tar"),
              "m.tar isn't a folder", "unpacked"),
         Case("Folders", "the training folder of the target as source", a_part_of_it, 0,
@@ -248,6 +249,44 @@ def lists() -> list[Case]:
     ]  # fmt: skip
 
 
+def tables() -> list[Case]:
+    """A target in a table or in tar files."""
+
+    def given(name: str, root: str, make: Callable[[], object], *says: str) -> Case:
+        def everything() -> list[str]:
+            market("source")
+            make()
+            layout = "webdataset" if root.endswith(".tar") else "table"
+            return validate(
+                f"target.layout={layout}", f"target.root={root}", "supervised_bound=false"
+            )
+
+        return Case("Tables and tar files", name, everything, 3, says)
+
+    def table(*lines: str) -> Callable[[], None]:
+        return lambda: (write("set/a.jpg"), write("set/images.csv", "\n".join(lines)))[0]
+
+    def cut_off() -> None:
+        with tarfile.open("set.tar", "w") as tar:
+            for name in (write("a.jpg"), write("b.jpg")):
+                tar.add(name)
+        os.truncate("set.tar", 900)
+
+    rows = [f"a.jpg,{n},0,50,50" for n in range(100, 120)]
+    return [
+        given("a table that isn't there", "set/gone.csv", table("path"),
+              "There is no table set/gone.csv"),
+        given("no column path", "set/images.csv", table("file", "a.jpg"), "has no column path"),
+        given("a pid that is no number", "set/images.csv", table("path,pid", "a.jpg,1.5"),
+              "the column pid of set/images.csv is double"),
+        given("a path upwards", "set/images.csv", table("path", "../a.jpg"),
+              "'../a.jpg', which isn't in the table's folder"),
+        given("boxes outside", "set/images.csv", table("path,x,y,w,h", *rows),
+              "lies outside of the image, which has 16 x 32 pixels"),
+        given("a tar cut off", "set.tar", cut_off, "set.tar can't be read as a tar file"),
+    ]  # fmt: skip
+
+
 def links() -> list[Case]:
     name = "bounding_box_train/0005_c1s1_000005_00.jpg"
     out = "is a link that leads out of the data set's root; copy the files in instead (cp -rL makes"
@@ -301,4 +340,6 @@ def people() -> list[Case]:
     ]  # fmt: skip
 
 
-CASES = [*roots(), *missing(), *other_layouts(), *names(), *lists(), *links(), *people()]
+CASES = [
+    *roots(), *missing(), *other_layouts(), *names(), *lists(), *links(), *people(), *tables(),
+]  # fmt: skip

@@ -13,7 +13,7 @@ from cluster.estimate import estimate_pseudo_labels
 from daal.config import Config
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
-from pipelines.images.pixels import Images
+from pipelines.images.ingest import Images
 from pipelines.run import label_health
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import iteration_stage

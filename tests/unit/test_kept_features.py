@@ -19,7 +19,7 @@ from daal.errors import ConfigError, StorageError
 from daal.evaluation import evaluate
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
-from pipelines.images.pixels import Images
+from pipelines.images.ingest import Images
 from pipelines.run.folder import RunFolder
 from pipelines.run.kept_config import keep_config
 from pipelines.run.results import Clusters
