@@ -22,7 +22,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-Layout = Literal["market1501", "dukemtmc", "veri", "msmt17", "folder", "table", "webdataset"]
+Layout = Literal[
+    "market1501", "dukemtmc", "veri", "msmt17", "folder", "table", "webdataset", "joined"
+]
 ANY_LAYOUT = "any"  # in place of one: a folder of images whose names say nothing
 Backend = Literal["auto", "sklearn", "components", "cuml"]
 EpsRuleName = Literal["p", "q", "fixed"]
@@ -74,23 +76,16 @@ class Section(BaseModel):
         return value
 
 
-class JoinedConfig(Section):
-    """Where the images of one set are."""
-
-    layout: Layout = setting("market1501")
-    """How the set is laid out and its files are named; `table` is a CSV or Parquet file."""
-    root: str = setting("")
-    """The data set's folder, or its table or tar file; here, or in a bucket (s3://, gs://). Nothing
-    is ever downloaded unasked. DukeMTMC-reID was withdrawn by its authors, and is only read from a
-    path that you give."""
-
-
-class DatasetConfig(JoinedConfig):
+class DatasetConfig(Section):
     """Where the images of one domain are."""
 
-    join: list[JoinedConfig] = setting([])
-    """More sets of this domain, each with its layout and root: [{layout: folder, root: DIR}].
-    People and cameras of different sets are taken for different ones."""
+    layout: Layout = setting("market1501")
+    """How the set is laid out and its files are named. `table` is a CSV or Parquet file, `joined` a
+    YAML file that lists several sets."""
+    root: str = setting("")
+    """The data set's folder, or its table, tar or YAML file; here, or in a bucket (s3://, gs://).
+    Nothing is ever downloaded unasked. DukeMTMC-reID was withdrawn by its authors, and is only read
+    from a path that you give."""
 
 
 class InputConfig(Section):

@@ -75,8 +75,6 @@ def _kind(annotation: Any) -> str:
     if get_origin(annotation) is list:
         (inner,) = get_args(annotation)
         return f"list of {_kind(inner)}{'s' if inner in TYPES else ''}"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"{{{', '.join(annotation.model_fields)}}}"
     if get_origin(annotation) in (Union, UnionType):
         return _or([_kind(part) for part in get_args(annotation)])
     if annotation in (None, NoneType):

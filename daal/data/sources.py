@@ -13,13 +13,14 @@ from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from PIL import Image
 
 from daal.config import DatasetConfig, Layout
 from daal.data import images
 from daal.data.layouts import FolderLayout, load_records
-from daal.data.places import Place, is_bucket, opened
-from daal.data.records import ImageRecord, Where
+from daal.data.places import Place, is_bucket, joined, opened
+from daal.data.records import SPLITS, ImageRecord, Where
 from daal.data.table import embedded, folder_of, table_records
 from daal.data.tars import tar_records
 from daal.errors import DataError, first_line
@@ -41,35 +42,35 @@ CROP_QUALITY = 95  # of the JPEG that a cut-out box becomes
 
 
 def load_set(settings: DatasetConfig) -> list[ImageRecord]:
-    """All images of a set and of those joined to it: train, query, gallery, each sorted by path.
+    """All images of a set: train, query, gallery, each sorted by path.
 
     People, cameras and tracklets of joined sets are numbered on, so that none is in two sets; and
     their paths begin with the number of their set.
 
     Raises:
-        DataError: a set isn't what its layout says, with the reason.
+        DataError: the set isn't what its layout says, with the reason.
     """
-    records = LOADERS[settings.layout](settings.root)
-    for part, joined in enumerate(settings.join, start=1):
-        found = LOADERS[joined.layout](joined.root)
+    if settings.layout != "joined":
+        return LOADERS[settings.layout](settings.root)
+    records: list[ImageRecord] = []
+    for number, part in enumerate(_parts(settings.root)):
         pid, camid, tracklet = (
-            1 + max(getattr(record, name) for record in records)
+            1 + max((getattr(record, name) for record in records), default=-1)
             for name in ("pid", "camid", "tracklet")
         )
         records += [
             replace(
                 record,
-                path=f"{part}/{record.path}",
+                path=f"{number + 1}/{record.path}",
                 pid=record.pid + pid if record.pid > 0 else record.pid,
                 camid=record.camid + camid if record.camid >= 0 else record.camid,
                 tracklet=record.tracklet + tracklet if record.tracklet >= 0 else record.tracklet,
                 where=record.where or Where(record.path),
-                part=part,
+                part=number,
             )
-            for record in found
+            for record in LOADERS[part.layout](part.root)
         ]
-    order = {"train": 0, "query": 1, "gallery": 2}
-    return sorted(records, key=lambda r: order[r.split]) if settings.join else records
+    return sorted(records, key=lambda record: SPLITS.index(record.split))
 
 
 def roots_of(settings: DatasetConfig) -> list[str]:
@@ -78,9 +79,32 @@ def roots_of(settings: DatasetConfig) -> list[str]:
         folder_of(part.root)[0]
         if part.layout == "table" or part.root.partition("?")[0].endswith(".tar")
         else part.root
-        for part in (settings, *settings.join)
+        for part in (_parts(settings.root) if settings.layout == "joined" else [settings])
     ]
     return [folder if is_bucket(folder) else os.path.abspath(folder) for folder in folders]
+
+
+def _parts(file: str) -> list[DatasetConfig]:
+    """The sets that a YAML file lists, a layout and a root each; roots are from its folder."""
+    folder, name = folder_of(file)
+    place = Place(folder, "The folder of the list of sets")
+    try:
+        parts = [DatasetConfig.model_validate(part) for part in yaml.safe_load(place.read(name))]
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise DataError(
+            f"{file} can't be read as a list of sets ({first_line(error)}); write a line like "
+            "- {layout: folder, root: DIR} for each."
+        ) from None
+    if not parts or any(part.layout == "joined" or not part.root for part in parts):
+        raise DataError(
+            f"{file} must list one set or more, each with a root and a layout other than joined; "
+            "write a line like - {layout: folder, root: DIR} for each."
+        )
+    return [
+        part if is_bucket(part.root) or os.path.isabs(part.root)
+        else part.model_copy(update={"root": joined(folder, part.root)})
+        for part in parts
+    ]  # fmt: skip
 
 
 def listing(roots: Sequence[str], records: Sequence[ImageRecord]) -> pa.Table:

@@ -89,7 +89,7 @@ def _check_folder(domain: Domain, settings: DatasetConfig, records: list[ImageRe
     layout, root = settings.layout, settings.root
     warnings = check_counts(layout, records)
     # Of a bucket, a table and tar files, what isn't listed isn't looked for.
-    if layout in get_args(FolderLayout) and os.path.isdir(root) and not settings.join:
+    if layout in get_args(FolderLayout) and os.path.isdir(root):
         warnings += _check_unread(layout, root, records)
     warnings += check_names(records)
     return warnings + (check_identities(layout, root, records) if domain == "target" else [])
@@ -141,7 +141,7 @@ def _check_overlap(config: Config, read_files: list[set[tuple[str, Where]]]) -> 
 
 def check_root(domain: Domain, settings: DatasetConfig) -> None:
     """Raise DataError if no root is set."""
-    if not all(part.root for part in (settings, *settings.join)):
+    if not settings.root:
         other = " (or adapt.batch_source=0, to train without a source)" * (domain == "source")
         raise DataError(
             f"{domain}.root is not set: give the data set's folder, {domain}.root=DIR{other}."

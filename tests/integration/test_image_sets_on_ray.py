@@ -1,6 +1,7 @@
 """Sets on real Ray: read once for all runs, continued by shard, made again if they were deleted."""
 
 import io
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from daal.config import Config
 from daal.data.images import read
 from daal.data.sources import load_set
 from daal.errors import DataError
+from pipelines.commands.run import ingest as command
 from pipelines.images import ingest as ingesting
 from pipelines.images import store as stores
 from pipelines.images.ingest import Images, ingest
@@ -120,3 +122,33 @@ def test_a_run_of_release_0_1__whose_folder_holds_the_images(
     run.write("images/target.parquet", artefacts.table_bytes(older))
     found = set_of_run(older, tiny_config, "target", run, quiet())
     assert all_bytes(found) == all_bytes(images)
+
+
+def test_daal_ingest__a_run_finds_the_images_there(
+    ray_cluster: None, tiny_config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roots = [f"{domain}.root={settings.root}" for domain, settings in tiny_config.domains()]
+    command("demo", [*roots, f"out={tiny_config.out}"])
+    said = " ".join(capsys.readouterr().err.split())
+    for domain in ("source", "target"):
+        images, _ = ingest(tiny_config, domain, lambda *now: pytest.fail("it is read again"))
+        assert f"{domain}: {len(images.table)} images in {images.store.folder}" in said
+
+
+def test_a_node_without_the_folder__fetches_shards_once(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = ingest(tiny_config, "target")
+    wanted = all_bytes(images)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(stores, "this_node", lambda: "another")
+    exists = os.path.exists
+    unseen = images.store.folder
+    monkeypatch.setattr(os.path, "exists", lambda path: unseen not in str(path) and exists(path))
+    stores._shard.cache_clear()
+    assert all_bytes(images) == wanted
+    cached = {path.name: path.stat() for path in tmp_path.glob("cache/daal-images/*/shard-*")}
+    assert len(cached) == 5 and {state.st_mode & 0o777 for state in cached.values()} == {0o600}
+    stores._shard.cache_clear()
+    monkeypatch.setattr(stores, "_fetched", None)
+    assert all_bytes(images) == wanted

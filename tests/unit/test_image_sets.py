@@ -133,17 +133,28 @@ def test_boxes_are_cut_out__and_clipped_to_their_frame(tmp_path: Path) -> None:
 
 
 def test_joined_sets__people_and_cameras_apart(tmp_path: Path) -> None:
-    first, second = folder(tmp_path / "a"), folder(tmp_path / "b")
-    settings = DatasetConfig.model_validate({
-        "layout": "folder", "root": str(first), "join": [{"layout": "folder", "root": str(second)}],
-    })  # fmt: skip
+    folder(tmp_path / "a")
+    csv(tmp_path / "b")
+    sets = ["- {layout: folder, root: a}", f"- {{layout: table, root: {tmp_path}/b/images.csv}}"]
+    (tmp_path / "sets.yaml").write_text("\n".join(sets))
+    settings = DatasetConfig(layout="joined", root=f"{tmp_path}/sets.yaml")
     records = load_set(settings)
     assert [(r.path, r.pid, r.camid) for r in records if r.split != "train"] == [
-        ("query/7_1_a.jpg", 7, 1), ("1/query/7_1_a.jpg", 15, 4),
-        ("gallery/7_2_a.jpg", 7, 2), ("1/gallery/7_2_a.jpg", 15, 5),
+        ("1/query/7_1_a.jpg", 7, 1), ("2/query/7_1_a.jpg", 15, 4),
+        ("1/gallery/7_2_a.jpg", 7, 2), ("2/gallery/7_2_a.jpg", 15, 5),
     ]  # fmt: skip
     assert len({r.pid for r in records}) == 6 and len({r.camid for r in records}) == 4
     assert all(reason is None for _, reason in read_all(settings))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "7", "- a", "- {layout: folder}", "- {layout: x, root: a}", "[{", "[]",
+                "- {layout: joined, root: sets.yaml}"],
+)  # fmt: skip
+def test_lists_of_sets_that_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "sets.yaml").write_text(content)
+    with pytest.raises(DataError, match=r"sets\.yaml .*write a line like"):
+        load_set(DatasetConfig(layout="joined", root=f"{tmp_path}/sets.yaml"))
 
 
 def text(*lines: str) -> bytes:

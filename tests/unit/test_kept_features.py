@@ -32,8 +32,8 @@ SPLITS = ["train"] * 24 + ["query"] * 6 + ["gallery"] * 12
 PIDS = np.arange(42) % 6 + 1
 CAMIDS = np.arange(42) // 6
 TABLE = pa.table({
-    "image": [b""] * 42, "path": [f"{n}.jpg" for n in range(42)], "pid": PIDS, "camid": CAMIDS,
-    "split": SPLITS,
+    "path": [f"{n}.jpg" for n in range(42)], "pid": PIDS, "camid": CAMIDS, "split": SPLITS,
+    "domain": ["target"] * 42,
 })  # fmt: skip
 Run = Callable[..., dict[str, Any]]
 
