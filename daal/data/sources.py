@@ -167,15 +167,25 @@ def _located(root: str, file: str) -> tuple[str, str]:
 def _bytes(place: Place, name: str, where: Where) -> bytes:
     if where.size < 0 and where.offset >= 0:
         return _row(place.root, name, where.offset)
+    if where.offset >= 0:
+        data: bytes = _tar(place.root, name).read_at(_allowed(where.size), where.offset)
+        if len(data) < where.size:
+            raise DataError("the file is cut off")
+        return data
     with place.filesystem.open_input_file(place.path(name)) as file:
-        size = where.size if where.offset >= 0 else file.size()
-        if size > images.MAX_BYTES:
-            raise DataError(images.too_many_bytes(size))
-        file.seek(max(where.offset, 0))
-        data: bytes = file.read(size)
-    if len(data) < size:
-        raise DataError("the file is cut off")
-    return data
+        return bytes(file.read(_allowed(file.size())))
+
+
+def _allowed(size: int) -> int:
+    if size > images.MAX_BYTES:
+        raise DataError(images.too_many_bytes(size))
+    return size
+
+
+@lru_cache(maxsize=8)  # opened once for all of its members
+def _tar(root: str, name: str) -> pa.NativeFile:
+    place = opened(root)
+    return place.filesystem.open_input_file(place.path(name))
 
 
 def _row(root: str, name: str, row: int) -> bytes:

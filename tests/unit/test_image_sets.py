@@ -15,6 +15,7 @@ from PIL import Image
 
 from daal.config import DatasetConfig
 from daal.data import images
+from daal.data.layout_checks import check_identities, check_names
 from daal.data.records import ImageRecord
 from daal.data.sources import listing, load_set, read_image, roots_of
 from daal.errors import DataError
@@ -113,6 +114,13 @@ def test_missing_columns_mean_unknown__names_become_numbers(tmp_path: Path) -> N
         ImageRecord("train/1_1_a.jpg", 2, -1, "train", 4, 1500),
         ImageRecord("train/2_1_b.jpg", 1, 1, "train", -1, -1),
     ]
+
+
+def test_without_cameras__nothing_is_said_of_them() -> None:
+    train = [ImageRecord(f"{n}.jpg", n // 4, -1, "train") for n in range(4, 40)]
+    test = [ImageRecord("q.jpg", 1, -1, "query"), ImageRecord("g.jpg", 1, -1, "gallery")]
+    assert check_names(train) == []
+    assert len(check_identities("table", "a.csv", [*train, *test])) == 1  # a person of both
 
 
 def test_boxes_are_cut_out__and_clipped_to_their_frame(tmp_path: Path) -> None:
