@@ -12,7 +12,6 @@ import numpy as np
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a Ray of our own, on loopback, gone in minutes
 
-import pyarrow as pa
 import ray
 import ray.data
 
@@ -21,8 +20,8 @@ from daal.config import Config
 from daal.drawn.domains import draw_domains
 from daal.load_config import load_config
 from daal.nn.network import DaalNetwork
-from pipelines.images.ingest import ingest
-from pipelines.images.pixels import Images, Pixels
+from pipelines.images.ingest import Images, ingest
+from pipelines.images.pixels import Pixels
 from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
 from pipelines.training.fit import Trainer, class_labels
@@ -61,11 +60,13 @@ class Run:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.tables: dict[str, pa.Table] = {}
         self.images: dict[str, Images] = {}
         for domain, _ in config.domains():
-            self.tables[domain], _ = ingest(config, domain)
-            self.images[domain] = Images(self.tables[domain], ray.put(self.tables[domain]))
+            self.images[domain], _ = ingest(config, domain)
+
+    def image_bytes(self, domain: str) -> list[bytes]:
+        images = self.images[domain]
+        return [data.to_pybytes() for data in images.store.take(np.arange(len(images.table)))]
 
     @contextmanager
     def group(self, **changes: Any) -> Iterator["Group"]:

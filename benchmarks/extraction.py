@@ -100,7 +100,7 @@ class _Images(Dataset[Any]):
 @torch.inference_mode()
 def one_process(run: Run, network: DaalNetwork, config: Config) -> np.ndarray[Any, Any]:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = run.tables["target"]["image"].to_pylist()
+    images = run.image_bytes("target")
     loader = DataLoader(_Images(images, config), batch_size=BATCH, num_workers=1)
     features = [network.extract(normalise(batch.permute(0, 3, 1, 2))).numpy() for batch in loader]
     return np.concatenate(features)

@@ -34,7 +34,7 @@ from daal.drawn.domains import draw_domains
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
 from pipelines.images.ingest import ingest
-from pipelines.images.pixels import Images, ImageSource, PixelReader, Pixels
+from pipelines.images.pixels import ImageSource, PixelReader, Pixels
 from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
 from pipelines.workers.group import Worker, Workers
@@ -138,12 +138,11 @@ def travel(settings: list[str], scratch: str) -> dict[str, Any]:
     resources, progress = place(config.ray, config.common_batch), Progress(quiet=True)
     with Workers(config, RunFolder(f"{scratch}/travel"), resources, progress) as workers:
         workers.run(Nothing())  # starts the group: decoding is left to the head
-        table, _ = ingest(config, "target")
-        images = Images(table, ray.put(table))
+        images, _ = ingest(config, "target")
         source = Pixels(config, resources, lambda text: None).source(images)
         ray.wait(list(source.blocks), num_returns=len(source.blocks), fetch_local=False)
-        labels = np.zeros((len(table), NUM_FEATURES), np.float32)
-        num_bytes = labels.nbytes + len(table) * config.input.height * config.input.width * 3
+        labels = np.zeros((len(images.table), NUM_FEATURES), np.float32)
+        num_bytes = labels.nbytes + len(images.table) * config.input.height * config.input.width * 3
         job = ReadAll(source, ray.put(labels))
         found = []
         for _ in range(2):

@@ -102,7 +102,7 @@ def plain(run: Run, labels: Labels) -> tuple[float, float]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as scratch:
-        images = {domain: table["image"].to_pylist() for domain, table in run.tables.items()}
+        images = {domain: run.image_bytes(domain) for domain in run.images}
         rows = class_labels(run.images["source"])[1]
         job = (run.config, labels, images, rows, port, Path(scratch))
         multiprocessing.spawn(_process, job, nprocs=NUM_PROCESSES)  # type: ignore[attr-defined]

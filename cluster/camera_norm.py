@@ -18,6 +18,7 @@ def standardised_by_camera(
 ) -> npt.NDArray[np.float32]:
     """(x - mean) / standard deviation over the images of the same camera: float32 (N, D).
 
+    Images of unknown cameras (below 0) have those of all images.
     x are the features at length 1. Rows that aren't finite, or zero, stay as they are and count
     nowhere.
     """
@@ -31,7 +32,8 @@ def standardised_by_camera(
     for camid in np.unique(camids_N[usable]):
         rows = np.flatnonzero(usable & (camids_N == camid))
         some = features[rows]
-        mean, spread = _mean_and_spread(some) if len(rows) >= MIN_IMAGES else everything
+        is_camera = camid >= 0 and len(rows) >= MIN_IMAGES
+        mean, spread = _mean_and_spread(some) if is_camera else everything
         features[rows] = (some - mean) / spread
     return features
 

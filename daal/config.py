@@ -22,7 +22,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-Layout = Literal["market1501", "dukemtmc", "msmt17", "folder"]
+Layout = Literal[
+    "market1501", "dukemtmc", "veri", "msmt17", "folder", "table", "webdataset", "joined"
+]
 ANY_LAYOUT = "any"  # in place of one: a folder of images whose names say nothing
 Backend = Literal["auto", "sklearn", "components", "cuml"]
 EpsRuleName = Literal["p", "q", "fixed"]
@@ -75,12 +77,15 @@ class Section(BaseModel):
 
 
 class DatasetConfig(Section):
-    """Where the images of one set are."""
+    """Where the images of one domain are."""
 
     layout: Layout = setting("market1501")
-    """How the folder is laid out and its files are named."""
+    """How the set is laid out and its files are named. `table` is a CSV or Parquet file, `joined` a
+    YAML file that lists several sets."""
     root: str = setting("")
-    """The data set's folder. Nothing is ever downloaded."""
+    """The data set's folder, or its table, tar or YAML file; here, or in a bucket (s3://, gs://).
+    Nothing is ever downloaded unasked. DukeMTMC-reID was withdrawn by its authors, and is only read
+    from a path that you give."""
 
 
 class InputConfig(Section):
@@ -480,6 +485,9 @@ class Config(Section):
     """Decides on new weights, batches, augmentation and random subsets."""
     out: str = setting("runs/run", NOT_KEPT, min_length=1)
     """Run folder: a path or any pyarrow.fs URI (s3://, gs://)."""
+    store: str = setting("", MAY_CHANGE)
+    """Folder of the images as runs read them, once for all runs: a path or a URI (s3://, gs://).
+    Empty: `daal-images` beside the run folder. It shows people."""
     source: DatasetConfig = DatasetConfig()
     target: DatasetConfig = DatasetConfig()
     max_train_images: int | None = setting(None, gt=0)

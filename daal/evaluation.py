@@ -8,7 +8,8 @@ The protocol (Zheng et al. 2015, "Scalable Person Re-identification: A Benchmark
 - gallery images of pid -1 (junk boxes) are dropped before ranking;
 - distractors (pid 0 in Market-1501) are ranked like any image, and wrong because no query has
   their pid; MSMT17's pid 0 is a person like others; unknown identities (negative) match nothing;
-- gallery images with the query's pid and camid are left out of that query's ranking;
+- gallery images with the query's pid and camid are left out of that query's ranking, unless its
+  camera isn't known (below 0);
 - a query with no match left is skipped: no figure counts it;
 - the gallery is ranked by ascending squared Euclidean distance of the features as given (normalise
   them first, if they should be), equal distances by ascending gallery index.
@@ -171,8 +172,9 @@ def _matches(
     offset_P = torch.arange(len(query_P), device=count_Q.device)
     offset_P = offset_P - (count_Q.cumsum(0) - count_Q)[query_P]
     gallery_P = by_pid_G[first_Q[query_P] + offset_P]
-    other_camera_P = query_camids_Q[query_P] != gallery_camids_G[gallery_P]
-    return query_P[other_camera_P], gallery_P[other_camera_P]
+    camids_P = query_camids_Q[query_P]
+    counts_P = (camids_P != gallery_camids_G[gallery_P]) | (camids_P < 0)
+    return query_P[counts_P], gallery_P[counts_P]
 
 
 def _average_precision(

@@ -25,7 +25,7 @@ from daal.old_config import as_yaml, of_today, pop
 Origins = dict[str, str]  # dotted key -> where its value came from
 
 # Settings that may name a place on the machine that the run is on.
-PATHS = ("out", "source.root", "target.root", "network.weights", "tracking.mlflow")
+PATHS = ("out", "store", "source.root", "target.root", "network.weights", "tracking.mlflow")
 
 MAX_RECIPE_BYTES = 100_000  # the YAML parser would take minutes for files that are no recipes
 MAX_DEPTH = 10  # of sections in sections

@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from cluster.arrays import Labels
@@ -20,8 +19,9 @@ from cluster.source_term import source_distance
 from daal.config import Config
 from daal.data.records import Domain
 from daal.nn.stripes import whole_and_stripes
-from pipelines.images.ingest import ingest
-from pipelines.images.pixels import Images, Pixels
+from pipelines.images.ingest import Images
+from pipelines.images.pixels import Pixels
+from pipelines.images.set_of_run import read_set, set_of_run
 from pipelines.run import artefacts, label_health
 from pipelines.run.folder import Contents, RunFolder
 from pipelines.run.kept_images import image_files
@@ -105,21 +105,16 @@ class Adaptation:
         self.target = self.ingest("target")
 
     def ingest(self, domain: Domain) -> Images:
-        """Read a domain's folder once, into one table that travels through the object store."""
-        settings = self.config.source if domain == "source" else self.config.target
+        """A domain's images, read once for all runs into a store; its table is the run's own."""
         files = image_files(domain)
 
         def make() -> Contents:
-            table, quarantine = ingest(self.config, domain)
-            self.progress.say(
-                f"{domain}: {len(table)} images from {settings.root}"
-                + (f", {len(quarantine)} unreadable set aside" if len(quarantine) else "")
-            )
-            return dict(zip(files, map(artefacts.table_bytes, (table, quarantine)), strict=True))
+            tables = read_set(self.config, domain, self.run, self.progress)
+            return dict(zip(files, map(artefacts.table_bytes, tables), strict=True))
 
         contents = self._once(ingest_stage(domain), files, make)
         table = artefacts.read_table(contents[files[0]]).combine_chunks()
-        return Images(table, ray.put(table))
+        return set_of_run(table, self.config, domain, self.run, self.progress)
 
     def pretrain(self) -> Weights:
         """Line 1: Eq. 3 on the source; without a source, the backbone's weights as they are."""

@@ -46,6 +46,7 @@ for command in (
     run.demo,
     run.validate,
     run.size,
+    run.ingest,
     run.adapt,
     run.pretrain,
     ablate.ablate,

@@ -42,18 +42,32 @@ def read(path: Path) -> tuple[bytes, str | None]:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:  # before a file of terabytes is read
-                return b"", (
-                    f"the file has {size / 1e6:,.0f} million bytes where {MAX_BYTES / 1e6:,.0f} "
-                    "million are allowed"
-                )
+                return b"", too_many_bytes(size)
             data = file.read()
     except OSError as error:
         return b"", f"the file can't be read ({error.strerror})"
+    return checked(data)
+
+
+def checked(data: bytes) -> tuple[bytes, str | None]:
+    """As `read`, of bytes that were read already."""
     try:
         whole, _ = _load(data)
     except DataError as error:
         return b"", str(error)
     return whole, None
+
+
+def opened(data: bytes) -> Image.Image:
+    """The upright RGB image at its own size; or DataError, as `decode`."""
+    return _load(data)[1]
+
+
+def too_many_bytes(size: int) -> str:
+    return (
+        f"the file has {size / 1e6:,.0f} million bytes where {MAX_BYTES / 1e6:,.0f} million are "
+        "allowed"
+    )
 
 
 def check(data: bytes) -> str | None:

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from daal.config import Layout
-from daal.data.layouts import SUFFIXES
-from daal.data.records import DISTRACTOR_PID, JUNK_PID, ImageRecord
+from daal.data.places import SUFFIXES
+from daal.data.records import DISTRACTOR_PID, JUNK_PID, UNKNOWN_CAMID, ImageRecord
 from daal.errors import DataError
 
 # What file managers leave; Market-1501 was published with some.
@@ -102,12 +102,13 @@ def check_identities(layout: Layout, root: str | Path, records: list[ImageRecord
         if record.split == "gallery" and record.pid >= 0:
             camids.setdefault(record.pid, set()).add(record.camid)
     cameras = {record.camid for record in records if record.split != "train"}
-    alone = [r for r in queries if not camids.get(r.pid, set()) - {r.camid}]
+    # Of a query whose camera isn't known, every image of its person counts.
+    alone = [r for r in queries if not camids.get(r.pid, set()) - ({r.camid} - {UNKNOWN_CAMID})]
     if len(alone) == len(queries):
         raise DataError(
             f"No query in {root} has an image of the same pid and another camera in the gallery, "
             "so nothing could be scored; correct the names, or leave query and gallery out."
-            if len(cameras) > 1
+            if len(cameras) > 1 or UNKNOWN_CAMID in cameras
             else f"All query and gallery images in {root} are by camera {cameras.pop()}, and an "
             "image of the query's own camera counts for no score; leave query and gallery out, or "
             "give the query images another camera's number than the gallery's."
@@ -183,7 +184,7 @@ def check_counts(layout: Layout, records: list[ImageRecord]) -> list[str]:
 
 def _odd_pids(train: list[ImageRecord]) -> str | None:
     pids = Counter(record.pid for record in train if record.pid >= 0)
-    num_cameras = len({record.camid for record in train})
+    num_cameras = len({record.camid for record in train} - {UNKNOWN_CAMID})
     if 2 * sum(n for pid, n in pids.items() if DATE.fullmatch(str(pid))) > len(train):
         return "the pids of most training images look like dates"
     if pids.total() < len(train):  # some are unknown: then the others were given with care
@@ -199,7 +200,9 @@ def _odd_pids(train: list[ImageRecord]) -> str | None:
 
 
 def _odd_camids(train: list[ImageRecord]) -> str | None:
-    cameras = Counter(record.camid for record in train)
+    cameras = Counter(record.camid for record in train if record.camid != UNKNOWN_CAMID)
+    if not cameras:
+        return None
     if 4 * len(cameras) > len(train):
         return f"there are {len(cameras):,} cameras for {len(train):,} training images"
     single = sum(count == 1 for count in cameras.values())

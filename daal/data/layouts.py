@@ -1,4 +1,4 @@
-"""Data set folders to records: Market-1501, DukeMTMC-reID, MSMT17 and plain folders.
+"""Data set folders to records: Market-1501, DukeMTMC-reID, VeRi-776, MSMT17 and plain folders.
 
 Only names and list files are read here, never an image. Nothing is downloaded.
 
@@ -6,6 +6,7 @@ Only names and list files are read here, never an image. Nothing is downloaded.
 |---|---|---|
 | `market1501` | `bounding_box_train`, `query`, `bounding_box_test` | `0002_c1s1_000451_03.jpg` |
 | `dukemtmc` | the same | `0001_c2_f0046182.jpg` |
+| `veri` | `image_train`, `image_query`, `image_test` | `0002_c002_00030600_0.jpg` |
 | `msmt17` | `train`, `test` (V2: `mask_train_v2`, `mask_test_v2`) and `list_*.txt` | see below |
 | `folder` | `train`, `query`, `gallery`; or train images right in the root | `pid_camid_*.jpg` |
 
@@ -26,24 +27,26 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from daal.config import Layout
+from daal.data.places import SUFFIXES, Place, checked_root, is_image, is_inside
 from daal.data.records import SPLITS, UNKNOWN_PID, Domain, ImageRecord, Split
 from daal.errors import DataError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+FolderLayout = Literal["market1501", "dukemtmc", "veri", "msmt17", "folder"]
 
-BOX_FOLDERS: dict[Split, str] = {
-    "train": "bounding_box_train",
-    "query": "query",
-    "gallery": "bounding_box_test",
+BOX_FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
+FOLDERS: dict[FolderLayout, tuple[str, str, str]] = {  # of train, query and gallery
+    "market1501": BOX_FOLDERS,
+    "dukemtmc": BOX_FOLDERS,
+    "veri": ("image_train", "image_query", "image_test"),
+    "folder": ("train", "query", "gallery"),
 }
-PLAIN_FOLDERS: dict[Split, str] = {"train": "train", "query": "query", "gallery": "gallery"}
 
 # Nine digits at most: pid and camid are int32 in the tables.
-NAMES: dict[Layout, tuple[re.Pattern[str], str]] = {
+NAMES: dict[FolderLayout, tuple[re.Pattern[str], str]] = {
     "market1501": (
         re.compile(r"(?P<pid>-1|\d{1,9})_c(?P<camid>\d{1,9})s\d+_\d+_\d+\..*"),
         "0002_c1s1_000451_03.jpg",
@@ -51,6 +54,10 @@ NAMES: dict[Layout, tuple[re.Pattern[str], str]] = {
     "dukemtmc": (
         re.compile(r"(?P<pid>-1|\d{1,9})_c(?P<camid>\d{1,9})_f\d+\..*"),
         "0001_c2_f0046182.jpg",
+    ),
+    "veri": (
+        re.compile(r"(?P<pid>\d{1,9})_c(?P<camid>\d{1,9})_\d+_\d+\..*"),
+        "0002_c002_00030600_0.jpg",
     ),
     "msmt17": (
         re.compile(r"\d+_\d+_(?P<camid>\d{1,9})_.*"),
@@ -66,7 +73,6 @@ NAMES: dict[Layout, tuple[re.Pattern[str], str]] = {
 # lines and lists, and a table of strings can't hold the last. Spaces of all scripts, joiners and
 # emoji are names like others.
 REFUSED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 MSMT17_VERSIONS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
 MSMT17_LISTS: dict[Split, tuple[str, ...]] = {
@@ -76,7 +82,7 @@ MSMT17_LISTS: dict[Split, tuple[str, ...]] = {
 }
 
 
-def load_records(layout: Layout, root: str | Path) -> list[ImageRecord]:
+def load_records(layout: FolderLayout, root: str | Path) -> list[ImageRecord]:
     """All images of a data set: train, query, gallery, each sorted by path.
 
     Junk boxes (-1) and distractors (0) are kept. Files without an image's suffix and hidden files
@@ -85,13 +91,16 @@ def load_records(layout: Layout, root: str | Path) -> list[ImageRecord]:
     list names a file that isn't there or one twice, and when a link leads out of `root`, which may
     be a link itself.
     """
-    root = checked_root(root)
-    records = _msmt17(root) if layout == "msmt17" else _named(layout, root)
-    for split in SPLITS:
-        known = [r for r in records if r.split == split]
-        if split != "train" and any(r.pid == UNKNOWN_PID for r in known):
+    place = Place(root)
+    return in_order(place, _msmt17(place) if layout == "msmt17" else _named(layout, place))
+
+
+def in_order(place: Place, records: list[ImageRecord]) -> list[ImageRecord]:
+    """Train, query, gallery, each sorted by path; DataError if one that is scored has no pid."""
+    for split in SPLITS[1:]:
+        if any(r.split == split and r.pid == UNKNOWN_PID for r in records):
             raise DataError(
-                f"{root} has {split} images of unknown pid, which can't be scored; "
+                f"{place} has {split} images of unknown pid, which can't be scored; "
                 "name them or leave query and gallery out."
             )
     order = {split: number for number, split in enumerate(SPLITS)}
@@ -110,7 +119,7 @@ def any_images(root: str | Path, what: str = "The folder") -> list[ImageRecord]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = Path(folder, name)
-            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+            if name.startswith(".") or not is_image(name):
                 continue
             if path.is_file() and is_inside(root, path):
                 found.append(path.relative_to(root).as_posix())
@@ -121,22 +130,7 @@ def any_images(root: str | Path, what: str = "The folder") -> list[ImageRecord]:
     return [ImageRecord(path, UNKNOWN_PID, 0, "gallery") for path in sorted(found)]
 
 
-def checked_root(root: str | Path, what: str = "The data set's root") -> Path:
-    """The folder; DataError if it is none. A URI is said to be one, as it was given."""
-    text = os.fspath(root)
-    if os.path.isdir(text):  # of Path, it fails where the name is too long for the disk
-        return Path(text)
-    if URI.match(text):
-        given = text if "://" in text else text.replace(":/", "://", 1)  # of a Path
-        raise DataError(
-            f"{given} is a URI, and images are read from folders only; copy them to a "
-            "folder here, and give its path."
-        )
-    shown = text if text == text.strip() else f"{text!a} (a space begins or ends it)"
-    raise DataError(f"{what} {shown} isn't a folder; give the folder of the unpacked images.")
-
-
-def check_characters(root: Path, names: list[str]) -> None:
+def check_characters(root: Place | Path, names: list[str]) -> None:
     """Raise DataError if names hold characters that tables and reports can't."""
     if refused := [name for name in names if REFUSED.search(name)]:
         characters = sorted({each for name in refused for each in REFUSED.findall(name)})
@@ -144,15 +138,6 @@ def check_characters(root: Path, names: list[str]) -> None:
             f"In {root}, {_some(refused)} can't be used for a character in the name "
             f"({', '.join(ascii(each)[1:-1] for each in characters[:3])}); rename them."
         )
-
-
-def is_inside(root: Path, path: Path) -> bool:
-    """Whether a path stays under `root`, links followed."""
-    real_root = os.path.realpath(root)
-    try:
-        return os.path.commonpath([real_root, os.path.realpath(path)]) == real_root
-    except ValueError:  # it has a zero byte
-        return False
 
 
 def records_to_read(
@@ -171,24 +156,24 @@ def records_to_read(
     return [r for at, r in enumerate(records) if r.split != "train" or at in kept]
 
 
-def _named(layout: Layout, root: Path) -> list[ImageRecord]:
+def _named(layout: FolderLayout, place: Place) -> list[ImageRecord]:
     """Records of the layouts whose file names say everything."""
-    folders = PLAIN_FOLDERS if layout == "folder" else BOX_FOLDERS
-    if layout == "folder" and not any((root / name).is_dir() for name in folders.values()):
+    folders = dict(zip(SPLITS, FOLDERS[layout], strict=True))
+    if layout == "folder" and not any(map(place.has_folder, folders.values())):
         folders = {"train": "."}
     pattern, example = NAMES[layout]
     records: list[ImageRecord] = []
     unparsed: list[str] = []
-    for split in _splits(root, {split: [name] for split, name in folders.items()}):
+    for split in _splits(place, {split: [name] for split, name in folders.items()}):
         folder = folders[split]
-        names = list(_files(root, folder))
+        names = place.images(folder)
         if not names:
             raise DataError(
-                f"{root / folder} holds no images; unpack the data set there, without folders "
+                f"{place / folder} holds no images; unpack the data set there, without folders "
                 "inside, or correct the root."
             )
         prefix = "" if folder == "." else f"{folder}/"
-        check_characters(root, [prefix + name for name in names])
+        check_characters(place, [prefix + name for name in names])
         for name in names:
             match = pattern.fullmatch(name)
             if match is None:
@@ -197,17 +182,17 @@ def _named(layout: Layout, root: Path) -> list[ImageRecord]:
             pid = UNKNOWN_PID if match["pid"] == "-" else int(match["pid"])
             records.append(ImageRecord(prefix + name, pid, int(match["camid"]), split))
     if unparsed:
-        raise DataError(_unparsed(root, layout, unparsed, example))
+        raise DataError(_unparsed(place, layout, unparsed, example))
     return records
 
 
-def _msmt17(root: Path) -> list[ImageRecord]:
+def _msmt17(place: Place) -> list[ImageRecord]:
     """Records of MSMT17's list files, of either version."""
-    versions = [v for v in MSMT17_VERSIONS if (root / v[0]).is_dir()]
+    versions = [v for v in MSMT17_VERSIONS if place.has_folder(v[0])]
     if len(versions) != 1:
         found = "has both versions' folders" if versions else "has neither train nor mask_train_v2"
         raise DataError(
-            f"{root} {found}; give MSMT17's root, which is the folder with train and test (V1) or "
+            f"{place} {found}; give MSMT17's root, which is the folder with train and test (V1) or "
             "mask_train_v2 and mask_test_v2 (V2), of one version only."
         )
     train, test = versions[0]
@@ -217,22 +202,22 @@ def _msmt17(root: Path) -> list[ImageRecord]:
     missing: list[str] = []
     unparsed: list[str] = []
     listed: set[str] = set()
-    for split in _splits(root, {s: list(names) for s, names in MSMT17_LISTS.items()}):
+    for split in _splits(place, {s: list(names) for s, names in MSMT17_LISTS.items()}):
         start = len(records)
         top = train if split == "train" else test
         for list_name in MSMT17_LISTS[split]:
-            _refuse_outside(root, root / list_name)
-            for name, pid in _lines(root / list_name):
+            place.refuse_outside(list_name)
+            for name, pid in _lines(place, list_name):
                 folder, _, file = name.rpartition("/")
                 if f"{split} {name}" in listed:
                     raise DataError(
-                        f"{root / list_name} names {name!a} a second time; unpack MSMT17's "
+                        f"{place / list_name} names {name!a} a second time; unpack MSMT17's "
                         "lists again."
                     )
                 listed.add(f"{split} {name}")
                 inside = f"{top}/{folder}"
                 if inside not in present:
-                    present[inside] = _present(root, inside)
+                    present[inside] = _present(place, inside)
                 match = pattern.fullmatch(file)
                 if file not in present[inside]:
                     missing.append(f"{top}/{name}")
@@ -243,21 +228,21 @@ def _msmt17(root: Path) -> list[ImageRecord]:
                     records.append(record)
         if len(records) == start and not missing and not unparsed:
             lists = " and ".join(MSMT17_LISTS[split])
-            raise DataError(f"{lists} in {root} list no images; unpack MSMT17's lists again.")
-    check_characters(root, [record.path for record in records])
+            raise DataError(f"{lists} in {place} list no images; unpack MSMT17's lists again.")
+    check_characters(place, [record.path for record in records])
     if missing:
         raise DataError(
-            f"MSMT17's lists in {root} name {_some(missing)}, which aren't there; unpack the "
+            f"MSMT17's lists in {place} name {_some(missing)}, which aren't there; unpack the "
             "images again, or use the lists of the same version."
         )
     if unparsed:
-        raise DataError(_unparsed(root, "msmt17", unparsed, example))
+        raise DataError(_unparsed(place, "msmt17", unparsed, example))
     return records
 
 
-def _splits(root: Path, needed: dict[Split, list[str]]) -> list[Split]:
+def _splits(place: Place, needed: dict[Split, list[str]]) -> list[Split]:
     """The splits whose folders or lists are there; DataError unless they make a data set."""
-    there = {split: [(root / n).exists() for n in names] for split, names in needed.items()}
+    there = {split: [place.exists(n) for n in names] for split, names in needed.items()}
     for split, names in needed.items():
         absent = [n for n, found in zip(names, there[split], strict=True) if not found]
         other = {"query": "gallery", "gallery": "query"}.get(split)
@@ -265,77 +250,41 @@ def _splits(root: Path, needed: dict[Split, list[str]]) -> list[Split]:
         if absent and (split == "train" or alone):
             why = "every data set needs" if split == "train" else f"{other} needs beside it"
             raise DataError(
-                f"{root / absent[0]} is missing, which {why}; correct the root or the layout."
+                f"{place / absent[0]} is missing, which {why}; correct the root or the layout."
             )
     return [split for split in needed if all(there[split])]
 
 
-def _files(root: Path, folder: str) -> Iterator[str]:
-    """Names of the images in `root/folder`; DataError for links that lead out of the root."""
-    _refuse_outside(root, root / folder)
-    try:
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                name = entry.name
-                # Hidden names include macOS's "._0002_c1...jpg", which are no images.
-                if name.startswith(".") or os.path.splitext(name)[1].lower() not in SUFFIXES:
-                    continue
-                if entry.is_symlink():
-                    _refuse_outside(root, Path(entry.path))
-                    if not os.path.exists(entry.path):
-                        raise DataError(
-                            f"{root / folder} has a broken link, {name!a}; copy the file in "
-                            "instead."
-                        )
-                if not entry.is_file():  # reading a pipe would wait for ever
-                    raise DataError(
-                        f"{root / folder} has {name!a}, which is no file though it has an "
-                        "image's name; remove or rename it."
-                    )
-                yield name
-    except OSError as error:
-        raise DataError(
-            f"{root / folder} can't be read ({error.strerror}); check that it is a folder and "
-            "its permissions."
-        ) from None
-
-
-def _refuse_outside(root: Path, path: Path) -> None:
-    if not is_inside(root, path):
-        raise DataError(
-            f"{path} is a link that leads out of the data set's root; copy the files in instead "
-            "(cp -rL makes a copy with files in place of links)."
-        )
-
-
-def _present(root: Path, folder: str) -> set[str]:
+def _present(place: Place, folder: str) -> set[str]:
     # A list's line is not to be trusted with ".." or an absolute path.
-    if ".." in folder.split("/") or not (root / folder).is_dir():
+    if ".." in folder.split("/") or not place.has_folder(folder):
         return set()
-    return set(_files(root, folder))
+    return set(place.images(folder))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, int]]:
+def _lines(place: Place, name: str) -> Iterator[tuple[str, int]]:
     """(image, pid) of each line of a list file of MSMT17."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = place.read(name).decode()
     except (OSError, ValueError):
-        raise DataError(f"{path} can't be read as text; unpack MSMT17's lists again.") from None
+        raise DataError(
+            f"{place / name} can't be read as text; unpack MSMT17's lists again."
+        ) from None
     for number, line in enumerate(text.splitlines(), start=1):
         fields = line.split()
         if not fields:
             continue
         if len(fields) != 2 or not re.fullmatch(r"\d{1,9}", fields[1], re.ASCII):
             raise DataError(
-                f"Line {number} of {path} isn't an image's path and a pid; unpack MSMT17's "
+                f"Line {number} of {place / name} isn't an image's path and a pid; unpack MSMT17's "
                 "lists again."
             )
         yield fields[0], int(fields[1])
 
 
-def _unparsed(root: Path, layout: Layout, names: list[str], example: str) -> str:
+def _unparsed(place: Place, layout: str, names: list[str], example: str) -> str:
     return (
-        f"In {root}, {_some(names)} can't be read as {layout} names; rename or remove them, "
+        f"In {place}, {_some(names)} can't be read as {layout} names; rename or remove them, "
         f"or choose another layout: a name looks like {example}."
     )
 

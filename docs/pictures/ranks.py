@@ -18,6 +18,8 @@ from PIL import Image
 
 from daal.data.records import JUNK_PID
 from daal.evaluation import evaluate
+from pipelines.images.set_of_run import store_of_run
+from pipelines.run.folder import RunFolder
 
 SHOWN_AT, NUM_FOUND = (0.2, 0.4, 0.6, 0.8), 8
 RIGHT, WRONG = "#2e9e5b", "#d1495b"
@@ -25,6 +27,8 @@ RIGHT, WRONG = "#2e9e5b", "#d1495b"
 
 def main(run: Path) -> None:
     images = pq.read_table(run / "images/target.parquet")
+    store = store_of_run(RunFolder(str(run)), "target")
+    assert store is not None, "the store of the run's images was deleted"
     pids, camids, splits = (images[name].to_numpy() for name in ("pid", "camid", "split"))
     last = json.loads((run / "summary.json").read_text())["selected"]
     features = {
@@ -57,7 +61,8 @@ def main(run: Path) -> None:
             order = np.argsort(-features_NC[others] @ features_NC[query], kind="stable")
             for column, shown in enumerate([query, *others[order[:NUM_FOUND]]]):
                 axis = axes[row, start + column]
-                axis.imshow(Image.open(io.BytesIO(images["image"][int(shown)].as_py())))
+                (data,) = store.take(np.array([shown]))
+                axis.imshow(Image.open(io.BytesIO(data)))
                 axis.axis("on")
                 axis.set(xticks=[], yticks=[])
                 colour = RIGHT if pids[shown] == pids[query] else WRONG

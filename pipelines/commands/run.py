@@ -99,8 +99,8 @@ def show_findings(config: Config, as_json: bool = False) -> None:
     for domain, counts in findings.counts.items():
         for split, count in counts.items():
             people, cameras = findings.people[domain][split], findings.cameras[domain][split]
-            about = (f"{people:,}" if people else "unknown", f"{cameras:,}") if count else ("", "")
-            table.add_row(f"{domain} {split}", f"{count:,}", *about)
+            about = [f"{known:,}" if known else "unknown" for known in (people, cameras)]
+            table.add_row(f"{domain} {split}", f"{count:,}", *(about if count else ("", "")))
     Console().print(table)
 
 
@@ -114,6 +114,36 @@ def validated(config: Config, finished: Collection[str] = ()) -> "Findings":
     for warning in findings.warnings:
         show("yellow", "warning", warning)
     return findings
+
+
+def ingest(
+    recipe: Recipe, overrides: Overrides = None, verbose: Verbose = False, quiet: Quiet = False
+) -> None:
+    """Read the images of both sets into the store that all runs share; runs do it otherwise.
+
+    The store lies at store=, or in daal-images beside out=. The same command continues a stopped
+    one.
+    """
+    from functools import partial
+
+    from pipelines.images.ingest import ingest as read_images
+    from pipelines.show.progress import Progress
+    from pipelines.tools.validate import check_out, check_root
+    from pipelines.workers.session import ray_session
+
+    config = read_config(recipe, overrides)
+    check_out(config.out)
+    for domain, settings in config.domains():
+        check_root(domain, settings)
+    progress = Progress(console=errors, quiet=quiet)
+    remedy = "the same command continues it, and -v shows what Ray says."
+    with ray_errors(remedy), ray_session(config.ray, verbose):
+        for domain, _ in config.domains():
+            images, aside = read_images(config, domain, partial(progress.tasks, f"{domain} shards"))
+            progress.say(
+                f"{domain}: {len(images.table):,} images in {images.store.folder}"
+                + (f"; {len(aside):,} can't be read and are left out" if len(aside) else "")
+            )
 
 
 def run_adaptation(
@@ -209,9 +239,9 @@ def size(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -
         return
     print(
         f"{found.num_source:,} source and {found.num_target:,} target images to train on, "
-        f"{found.num_test:,} to test: {decimal(found.jpeg_bytes)} of JPEG in the object store, "
-        f"{decimal(found.decoded_bytes)} more if kept decoded; {decimal(found.disk_bytes)} of disk "
-        "for the run."
+        f"{found.num_test:,} to test: {decimal(found.jpeg_bytes)} of images in their store, "
+        f"{decimal(found.decoded_bytes)} of memory if kept decoded; {decimal(found.disk_bytes)} of "
+        "disk for the run and the store."
     )
     table = Table("workers", "device memory", "sent a step", "sent an iteration",
                   title="Each worker on a device and a node of its own")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Image tables, and their decoded pixels where there is room to keep them.
+"""Decoded pixels of a set's images, where there is room to keep them.
 
 An image is decoded once and kept as uint8 in the object store, or decoded at each use if the images
 don't fit. Kept pixels are blocks made by Ray tasks: each node fetches them once, its workers read
@@ -7,11 +7,9 @@ them in place, and Ray makes a lost block again. Workers may copy them to their 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
 from numpy.typing import NDArray
@@ -19,6 +17,8 @@ from torch import Tensor
 
 from daal.config import Config, InputConfig
 from daal.data.images import decode
+from pipelines.images.ingest import Images
+from pipelines.images.store import ImageStore
 from pipelines.workers.group import Worker
 from pipelines.workers.resources import Resources
 
@@ -28,27 +28,12 @@ DEVICE_SHARE = 0.25  # of a GPU's free memory that kept pixels of all sets may t
 
 
 @dataclass(frozen=True)
-class Images:
-    """A domain's image table, here and in the object store."""
-
-    table: pa.Table
-    reference: ray.ObjectRef[Any]
-
-    def rows(self, split: str) -> NDArray[np.int64]:
-        splits = self.table["split"].to_numpy(zero_copy_only=False)
-        return np.flatnonzero(splits == split)
-
-    def column(self, name: str) -> NDArray[np.int64]:
-        return np.asarray(self.table[name].to_numpy(), np.int64)
-
-
-@dataclass(frozen=True)
 class ImageSource:
-    """Where workers find images: JPEG bytes of all rows, pixels of those that are kept."""
+    """Where workers find images: the bytes of all rows, pixels of those that are kept."""
 
-    table: ray.ObjectRef[Any]
+    store: ImageStore
     blocks: tuple[ray.ObjectRef[Any], ...]  # uint8 (at most BLOCK, height, width, 3) each
-    places_N: NDArray[np.int64]  # row of the table -> place among the kept images, -1: not kept
+    places_N: NDArray[np.int64]  # row of the set -> place among the kept images, -1: not kept
 
     def keeps(self, rows: NDArray[np.int64]) -> bool:
         return bool((self.places_N[rows] >= 0).all())
@@ -62,13 +47,13 @@ class Pixels:
         self._size = config.input
         self._room = int(STORE_SHARE * resources.node_store_bytes)
         self._say = say
-        self._sources: dict[Any, ImageSource] = {}
+        self._sources: dict[ImageStore, ImageSource] = {}
 
     def source(self, images: Images) -> ImageSource:
-        """The images of a table; its training images are the first to be kept."""
-        if images.reference not in self._sources:
-            self._sources[images.reference] = self._keep(images)
-        return self._sources[images.reference]
+        """The images of a set; its training images are the first to be kept."""
+        if images.store not in self._sources:
+            self._sources[images.store] = self._keep(images)
+        return self._sources[images.store]
 
     def _keep(self, images: Images) -> ImageSource:
         train = images.rows("train")
@@ -84,7 +69,7 @@ class Pixels:
         places_N = np.full(len(images.table), -1, np.int64)
         places_N[rows] = np.arange(len(rows))
         blocks = [
-            _decode_block.options(name="decode").remote(images.reference, part, self._size)
+            _decode_block.options(name="decode").remote(images.store, part, self._size)
             for part in np.split(rows, np.arange(BLOCK, len(rows), BLOCK))
             if len(part)
         ]
@@ -93,7 +78,7 @@ class Pixels:
             f"{domain}: {len(rows)} of {len(places_N)} images kept decoded, "
             f"{len(rows) * image_bytes / 1e9:.2f} GB (ray.images={self._mode})"
         )
-        return ImageSource(images.reference, tuple(blocks), places_N)
+        return ImageSource(images.store, tuple(blocks), places_N)
 
 
 class PixelReader:
@@ -140,11 +125,11 @@ class PixelReader:
 
 
 def pixel_reader(worker: Worker, source: ImageSource, config: Config) -> PixelReader:
-    """The reader of a table's kept pixels, made once for all jobs of a worker.
+    """The reader of a set's kept pixels, made once for all jobs of a worker.
 
     All sets share the device's room; the first that is asked for takes it first.
     """
-    key = source.table
+    key = source.store
     if key not in worker.kept:
         room = 0.0
         if worker.device.type == "cuda":
@@ -156,27 +141,12 @@ def pixel_reader(worker: Worker, source: ImageSource, config: Config) -> PixelRe
     return worker.kept[key]
 
 
-def decode_rows(
-    table_ref: ray.ObjectRef[Any], rows: NDArray[np.int64], size: InputConfig
-) -> NDArray[np.uint8]:
-    """Pixels (len(rows), height, width, 3) of rows of an image table in the object store."""
-    if len(rows) == 0:
-        return np.empty((0, size.height, size.width, 3), np.uint8)
-    return _decoded(get_once(table_ref), rows, size)
-
-
-def _decoded(table: pa.Table, rows: NDArray[np.int64], size: InputConfig) -> NDArray[np.uint8]:
+def decode_rows(store: ImageStore, rows: NDArray[np.int64], size: InputConfig) -> NDArray[np.uint8]:
+    """Pixels (len(rows), height, width, 3) of rows of a set."""
     pixels = np.empty((len(rows), size.height, size.width, 3), np.uint8)
-    column = table.column("image")
-    for at, row in enumerate(rows.tolist()):
-        pixels[at] = decode(column[row].as_buffer().to_pybytes(), size.height, size.width)
+    for at, data in enumerate(store.take(rows)):
+        pixels[at] = decode(data.to_pybytes(), size.height, size.width)
     return pixels
 
 
-_decode_block = ray.remote(num_cpus=1)(_decoded)
-
-
-@lru_cache(maxsize=8)
-def get_once(reference: ray.ObjectRef[Any]) -> Any:
-    """ray.get, cached because a process runs many tasks of one stream."""
-    return ray.get(reference)
+_decode_block = ray.remote(num_cpus=1)(decode_rows)

@@ -2,7 +2,7 @@
 
 Pixels that are kept are gathered from memory. Others are decoded by Ray Data, which is sent
 nothing but numbers: each task computes which images its step takes (the plan is a pure function),
-reads their bytes from the object store, and returns decoded pixels.
+reads their bytes from the store, and returns decoded pixels.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from daal.config import InputConfig
 from daal.data.plan import Batch, Plan
-from pipelines.images.pixels import ImageSource, PixelReader, decode_rows, get_once
+from pipelines.images.get_once import get_once
+from pipelines.images.pixels import ImageSource, PixelReader, decode_rows
 
 # A Ray Data task of a fit decodes this much, and at most so many batches. Fewer, larger tasks start
 # sooner (a thousand take seconds), but give the first batch later.
@@ -104,8 +105,8 @@ def _decoded_step(
     plan: Plan = get_once(stream.plan)
     batch: Batch = plan.batch(first_step + number).share(rank, world_size)
     images = [
-        decode_rows(stream.source.table, batch.source, stream.size),
-        decode_rows(stream.target.table, batch.target, stream.size),
+        decode_rows(stream.source.store, batch.source, stream.size),
+        decode_rows(stream.target.store, batch.target, stream.size),
     ]
     return {
         "step": batch.step,
@@ -122,7 +123,7 @@ def streamed_rows(
 
     def decode(number: int) -> dict[str, Any]:
         chosen = rows[number * batch_size : (number + 1) * batch_size]
-        return {"images": decode_rows(source.table, chosen, size)}
+        return {"images": decode_rows(source.store, chosen, size)}
 
     for found in _in_order(decode, -(-len(rows) // batch_size), BATCHES_PER_TASK):
         yield torch.tensor(found["images"])

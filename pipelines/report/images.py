@@ -17,6 +17,7 @@ from daal.config import InputConfig
 from daal.data.images import decode
 from daal.data.records import Domain
 from daal.errors import DataError
+from pipelines.images.set_of_run import store_of_run
 from pipelines.report import figures
 from pipelines.run.artefacts import features_array
 from pipelines.run.folder import RunFolder
@@ -57,9 +58,17 @@ def columns(run: RunFolder, name: str, wanted: Sequence[str]) -> dict[str, NDArr
 
 
 def images(run: RunFolder, domain: Domain, rows: Rows, height: int, width: int) -> list[Pixels]:
-    """Images of a domain's table by row number, (height, width, 3). Raises DataError without it."""
-    found = _take(run, f"images/{domain}.parquet", "image", rows)["image"]
-    return [decode(data.as_py(), height, width) for data in found]
+    """Images of a domain's table by row number, (height, width, 3).
+
+    Raises:
+        DataError: the images aren't in their store (any more).
+    """
+    if store := store_of_run(run, domain):
+        found = [data.to_pybytes() for data in store.take(np.asarray(rows, np.int64))]
+    else:
+        name = f"images/{domain}.parquet"
+        found = [data.as_py() for data in _take(run, name, "image", rows)["image"]]
+    return [decode(data, height, width) for data in found]
 
 
 def thumbs(run: RunFolder, domain: Domain, rows: Rows, size: InputConfig) -> list[Pixels]:

@@ -200,7 +200,7 @@ def _data(run: RunFolder, facts: Facts) -> list[Row]:
             "kind": "drawn images" if is_drawn(dataset.root) else f"layout {dataset.layout}",
             "counts": {split: int((about["split"] == split).sum()) for split in SPLITS},
             "people": len(np.unique(about["pid"][train & (about["pid"] > 0)])),
-            "cameras": len(np.unique(about["camid"])),
+            "cameras": len(np.unique(about["camid"][about["camid"] >= 0])),
             "unreadable": len(bad),
         })  # fmt: skip
     return found

@@ -69,7 +69,8 @@ def read_parts(data: bytes) -> NDArray[Any]:
 def features_table(images: pa.Table, features: NDArray[np.float32]) -> pa.Table:
     """A features file's rows: what is known of each image, and its feature as a fixed-size list."""
     lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
-    return images.drop_columns(["image"]).append_column("feature", lists)
+    known = images.select(["path", "pid", "camid", "split", "domain"])
+    return known.replace_schema_metadata(None).append_column("feature", lists)
 
 
 def features_array(table: pa.Table) -> NDArray[np.float32]:

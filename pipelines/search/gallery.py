@@ -11,8 +11,9 @@ from typing import get_args
 
 import numpy as np
 
-from daal.config import ANY_LAYOUT, Layout
-from daal.data.layouts import any_images, is_inside, load_records
+from daal.config import ANY_LAYOUT
+from daal.data.layouts import FolderLayout, any_images, load_records
+from daal.data.places import is_inside
 from daal.data.records import ImageRecord
 from daal.errors import ConfigError, DataError
 from pipelines.run.feature_files import read_features
@@ -44,11 +45,11 @@ def records_of(root: str | Path, layout: str, what: str = "The folder") -> list[
     """
     if layout == ANY_LAYOUT:
         return any_images(root, what)
-    for known in get_args(Layout):
+    for known in get_args(FolderLayout):
         if layout == known:
             return load_records(known, root)
     raise ConfigError(
-        f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or "
+        f"--layout {layout} is unknown; take one of {', '.join(get_args(FolderLayout))}, or "
         f"{ANY_LAYOUT} for a folder of any images."
     )
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from daal.config import InputConfig
 from daal.data.images import decode, read
-from daal.data.layouts import is_inside
+from daal.data.places import is_inside
 from daal.errors import ConfigError
 from pipelines.search.nearest import Match
 

@@ -1,21 +1,24 @@
 """Features of a folder of images by a trained model, on Ray."""
 
+import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
-import ray
 
-from daal.config import ANY_LAYOUT, MODEL, marked
-from daal.data.layouts import check_characters
+from daal.config import ANY_LAYOUT, MODEL, DatasetConfig, Layout, marked
+from daal.data.layouts import any_images, check_characters
+from daal.data.records import ImageRecord
+from daal.data.sources import load_set, roots_of
+from daal.errors import ConfigError
 from daal.load_config import Origins, apply_overrides, check_config, flat
 from daal.trained_model import load_trained
 from pipelines.images.ingest import read_images
-from pipelines.images.pixels import Images, Pixels
+from pipelines.images.pixels import Pixels
+from pipelines.images.store import stores_folder
 from pipelines.run.artefacts import features_table
 from pipelines.run.folder import RunFolder
-from pipelines.search.gallery import records_of
 from pipelines.show.progress import Progress
 from pipelines.training.extract import extract
 from pipelines.workers.group import Workers
@@ -35,8 +38,7 @@ def extract_folder(
     # Check the user's input before the checkpoint is read and before workers hold GPUs.
     origins: Origins = {}
     apply_overrides({}, overrides, origins)
-    records = records_of(root, layout)
-    check_characters(Path(root), [record.path for record in records])
+    records, roots = _records(layout, root)
     model = load_trained(folder)
     # Only the model's settings: the run's workers and cluster don't matter here.
     values = model.config.model_dump(mode="json", include=marked(MODEL))
@@ -47,13 +49,13 @@ def extract_folder(
         tempfile.TemporaryDirectory() as scratch,
         Workers(config, RunFolder(scratch), resources, progress) as workers,
     ):
-        table, quarantine = read_images(root, "target", records, config.max_bad_share)
-        images = Images(table, ray.put(table))
+        stores = stores_folder(config.store, f"{scratch}/run")
+        images, quarantine = read_images(roots, "target", records, stores, config.max_bad_share)
         weights = {name: tensor.numpy() for name, tensor in model.network.state_dict().items()}
         pixels = Pixels(config, resources, progress.say)
         with progress.stage("extract"):
             features = extract("extract", images, config, weights, workers, pixels)
-    rows = features_table(table, features)
+    rows = features_table(images.table, features)
     return rows.select(["path", "feature"]) if layout == ANY_LAYOUT else rows, quarantine
 
 
@@ -67,3 +69,19 @@ def for_any_workers(values: dict[str, Any]) -> dict[str, Any]:
         "adapt": {"batch_source": number, "batch_target": number},
     }
     return batches | values
+
+
+def _records(layout: str, root: str) -> tuple[list[ImageRecord], list[str]]:
+    """Images, and the folders that they are under."""
+    if layout == ANY_LAYOUT:
+        records = any_images(root)
+        check_characters(Path(root), [record.path for record in records])
+        return records, [os.path.abspath(root)]
+    for known in get_args(Layout):
+        if layout == known:
+            settings = DatasetConfig(layout=known, root=root)
+            return load_set(settings), roots_of(settings)
+    raise ConfigError(
+        f"--layout {layout} is unknown; take one of {', '.join(get_args(Layout))}, or "
+        f"{ANY_LAYOUT} for a folder of any images."
+    )

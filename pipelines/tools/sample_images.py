@@ -3,20 +3,21 @@
 import math
 import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
-from daal.config import Config
-from daal.data.images import read
+from daal.config import Config, DatasetConfig
 from daal.data.records import ImageRecord
+from daal.data.sources import read_image, roots_of
 from daal.errors import DataError
 
 SAMPLED_IMAGES = 512  # of a domain; a run reads them all
 NUM_THREADS = 8  # most of them wait for the disk
 
 
-def check_sample(config: Config, root: Path, records: list[ImageRecord]) -> tuple[int, list[str]]:
+def check_sample(
+    config: Config, settings: DatasetConfig, records: list[ImageRecord]
+) -> tuple[int, list[str]]:
     """Decode a seeded sample of the images.
 
     Returns how many that were, and a warning for each kind of problem. Raises DataError if more
@@ -24,9 +25,9 @@ def check_sample(config: Config, root: Path, records: list[ImageRecord]) -> tupl
     deviations.
     """
     order = np.random.default_rng([config.seed, 2]).permutation(len(records))[:SAMPLED_IMAGES]
-    paths = [records[at].path for at in order]
+    paths, roots = [records[at].path for at in order], roots_of(settings)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        reasons = pool.map(lambda path: read(root / path)[1], paths)
+        reasons = pool.map(lambda at: read_image(roots, records[at])[1], order)
         bad = {path: why for path, why in zip(paths, reasons, strict=True) if why}
     if not bad:
         return len(paths), []
@@ -39,7 +40,7 @@ def check_sample(config: Config, root: Path, records: list[ImageRecord]) -> tupl
             f"{kind} {seen}; left out of the run unless they are repaired." for kind in kinds
         ]
     too_many = (
-        f"{len(bad):,} {seen} in {root} can't be used, and no more than max_bad_share="
+        f"{len(bad):,} {seen} in {settings.root} can't be used, and no more than max_bad_share="
         f"{config.max_bad_share:g} may be: {'; '.join(kinds)}; repair or remove them, or raise "
         "max_bad_share."
     )

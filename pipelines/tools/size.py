@@ -11,12 +11,12 @@ import torch
 from cluster.soft_labels import hard_label_weights
 from daal.config import Config
 from daal.data.augment import augment, draw_table, sample_seeds
-from daal.data.layouts import load_records
+from daal.data.sources import listing, load_set, roots_of
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
 from daal.precision import mixed_precision
 from daal.step import TrainBatch, train_step
-from pipelines.tools.validate import root_of
+from pipelines.tools.validate import check_root
 
 WORKERS = (1, 2, 4, 8, 16)
 NUM_IMAGES, NUM_CLUSTERS = 8, 512  # of the step that is measured
@@ -50,7 +50,7 @@ class Size:
     num_test: int
     jpeg_bytes: int
     decoded_bytes: int
-    disk_bytes: int  # of the run folder
+    disk_bytes: int  # of the run folder and the store of images
     workers: list[WorkerSize]
 
 
@@ -62,15 +62,16 @@ def size_of(config: Config, step: StepSize | None = None) -> Size:
     counts = {"source": 0}
     num_test = jpeg_bytes = 0
     for domain, settings in config.domains():
-        root = root_of(domain, settings)
-        records = load_records(settings.layout, root)
+        check_root(domain, settings)
+        records = load_set(settings)
         num_train = sum(record.split == "train" for record in records)
         counts[domain] = min(num_train, config.max_train_images or num_train)
         if domain == "target":
             num_test = len(records) - num_train
         else:
             records = [record for record in records if record.split == "train"]
-        jpeg_bytes += sum((root / record.path).stat().st_size for record in records)
+        sizes = listing(roots_of(settings), records)["size"].to_numpy()
+        jpeg_bytes += int(sizes[sizes > 0].sum())
     step = step or step_size(config)
     num_images = counts["target"] + num_test
     feature_bytes, weight_bytes = 4 * step.num_features * num_images, 4 * step.num_parameters

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from cluster.camera_norm import MIN_IMAGES
-from daal.config import IMAGENET_WEIGHTS, Config, DatasetConfig
+from daal.config import IMAGENET_WEIGHTS, Config, DatasetConfig, Layout
 from daal.data.layout_checks import (
     check_counts,
     check_identities,
@@ -15,8 +16,10 @@ from daal.data.layout_checks import (
     passed_over,
     unread_folders,
 )
-from daal.data.layouts import URI, checked_root, load_records, records_to_read
-from daal.data.records import SPLITS, Domain, ImageRecord
+from daal.data.layouts import FolderLayout, records_to_read
+from daal.data.places import URI
+from daal.data.records import SPLITS, UNKNOWN_CAMID, Domain, ImageRecord
+from daal.data.sources import load_set
 from daal.errors import CheckpointError, ConfigError, DataError
 from pipelines.run.stages import PRETRAIN, SUPERVISED, ingest_stage
 from pipelines.tools.sample_images import check_sample
@@ -52,23 +55,24 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
     for domain, settings in config.domains():
         if str(ingest_stage(domain)) in finished:
             continue
-        root = root_of(domain, settings)
-        records = load_records(settings.layout, root)
+        check_root(domain, settings)
+        records = load_set(settings)
         by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
         found.counts[domain] = {split: len(some) for split, some in by_split.items()}
         found.people[domain] = {
             split: len({r.pid for r in some if r.pid > 0}) for split, some in by_split.items()
         }
         found.cameras[domain] = {
-            split: len({r.camid for r in some}) for split, some in by_split.items()
+            split: len({r.camid for r in some} - {UNKNOWN_CAMID})
+            for split, some in by_split.items()
         }
-        warnings = _check_folder(domain, settings, root, records)
+        warnings = _check_folder(domain, settings, records)
         _check_training(config, domain, records)
         read_here = records_to_read(records, domain, config.max_train_images, config.seed)
         warnings += _check_cameras(config, domain, read_here)
-        found.num_sampled[domain], bad = check_sample(config, root, read_here)
+        found.num_sampled[domain], bad = check_sample(config, settings, read_here)
         found.warnings.extend(f"{domain}: {text}" for text in warnings + bad)
-    roots = [Path(settings.root).resolve() for _, settings in config.domains()]
+    roots = [os.path.realpath(settings.root) for _, settings in config.domains()]
     if len(set(roots)) < len(roots):
         found.warnings.append(
             f"source.root and target.root are the same folder, {roots[0]}: nothing has to be "
@@ -81,12 +85,19 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
     return found
 
 
-def _check_folder(
-    domain: Domain, settings: DatasetConfig, root: Path, records: list[ImageRecord]
-) -> list[str]:
+def _check_folder(domain: Domain, settings: DatasetConfig, records: list[ImageRecord]) -> list[str]:
     """Warnings about files that aren't read, names and published numbers."""
-    layout = settings.layout
+    layout, root = settings.layout, settings.root
     warnings = check_counts(layout, records)
+    # Of a bucket, a table and tar files, what isn't listed isn't looked for.
+    if layout in get_args(FolderLayout) and os.path.isdir(root):
+        warnings += _check_unread(layout, root, records)
+    warnings += check_names(records)
+    return warnings + (check_identities(layout, root, records) if domain == "target" else [])
+
+
+def _check_unread(layout: Layout, root: str, records: list[ImageRecord]) -> list[str]:
+    warnings = []
     if files := passed_over(root, records):
         warnings.append(
             f"{len(files):,} files or folders in {root} are passed over, e.g. {files[0]!a}; make "
@@ -104,18 +115,16 @@ def _check_folder(
             f"images in {shown} of {root} are not read, as layout={layout} has no such folder; "
             "rename it if they should be."
         )
-    warnings += check_names(records)
-    return warnings + (check_identities(layout, root, records) if domain == "target" else [])
+    return warnings
 
 
-def root_of(domain: Domain, settings: DatasetConfig) -> Path:
-    """A domain's folder. Raises DataError if none is set, or it isn't a folder."""
-    if settings.root:
-        return checked_root(settings.root)
-    other = " (or adapt.batch_source=0, to train without a source)" if domain == "source" else ""
-    raise DataError(
-        f"{domain}.root is not set: give the data set's folder, {domain}.root=DIR{other}."
-    )
+def check_root(domain: Domain, settings: DatasetConfig) -> None:
+    """Raise DataError if no root is set."""
+    if not settings.root:
+        other = " (or adapt.batch_source=0, to train without a source)" * (domain == "source")
+        raise DataError(
+            f"{domain}.root is not set: give the data set's folder, {domain}.root=DIR{other}."
+        )
 
 
 def check_out(out: str) -> None:
@@ -160,10 +169,21 @@ def _check_training(config: Config, domain: Domain, records: list[ImageRecord]) 
 
 
 def _check_cameras(config: Config, domain: Domain, records: list[ImageRecord]) -> list[str]:
-    """A warning if cluster.camera_norm would find no camera with enough images."""
-    if domain == "source" or not config.cluster.camera_norm:
+    """A warning if cluster.camera_norm would find no camera with enough images.
+
+    Raises DataError if cluster.camera_aware would find no camera.
+    """
+    if domain == "source":
         return []
-    cameras = Counter(record.camid for record in records if record.split == "train")
+    train = [record for record in records if record.split == "train"]
+    cameras = Counter(record.camid for record in train if record.camid != UNKNOWN_CAMID)
+    if config.cluster.camera_aware and not cameras:
+        raise DataError(
+            f"cluster.camera_aware=true needs cameras, and none of {len(train):,} training images "
+            "has a known one; give camids, or set it to false."
+        )
+    if not config.cluster.camera_norm:
+        return []
     if max(cameras.values(), default=0) >= MIN_IMAGES:
         return []
     return [

@@ -16,7 +16,8 @@ from daal.errors import DataError
 from daal.host_copy import HostCopy
 from daal.precision import mixed_precision
 from daal.trained_model import TrainedModel
-from pipelines.images.pixels import Images, ImageSource, Pixels, pixel_reader
+from pipelines.images.ingest import Images
+from pipelines.images.pixels import ImageSource, Pixels, pixel_reader
 from pipelines.images.prefetch import ahead, pinned
 from pipelines.images.stream import streamed_rows
 from pipelines.training.train_state import Weights

@@ -13,7 +13,8 @@ from daal.data.plan import Plan
 from daal.errors import DataError
 from daal.nn.network import DaalNetwork
 from daal.nn.stripes import whole_and_stripes
-from pipelines.images.pixels import Images, Pixels
+from pipelines.images.ingest import Images
+from pipelines.images.pixels import Pixels
 from pipelines.images.stream import StreamSource
 from pipelines.show.progress import Progress
 from pipelines.training.train_batch import Labels

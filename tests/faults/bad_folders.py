@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,6 +144,39 @@ def without_test_images() -> None:
     remove("bounding_box_test")
 
 
+def cut_off_tar() -> None:
+    with tarfile.open("set.tar", "w") as tar:
+        for name in (write("a.jpg"), write("b.jpg")):
+            tar.add(name)
+    os.truncate("set.tar", 900)
+
+
+def table(*lines: str) -> Callable[[], object]:
+    return lambda: (write("set/a.jpg"), write("set/images.csv", "\n".join(lines)))
+
+
+TABLES: list[tuple[str, str, Callable[[], object]]] = [
+    # name, root, what makes it
+    ("a table that isn't there", "set/gone.csv", table("path")),
+    ("no column path", "set/images.csv", table("file", "a.jpg")),
+    ("a pid that is no number", "set/images.csv", table("path,pid", "a.jpg,1.5")),
+    ("a path upwards", "set/images.csv", table("path", "../a.jpg")),
+    ("boxes outside", "set/images.csv",
+     table("path,x,y,w,h", *(f"a.jpg,{n},0,50,50" for n in range(100, 120)))),
+    ("a tar cut off", "set.tar", cut_off_tar),
+]  # fmt: skip
+
+
+def in_table(name: str, root: str, spoil: Callable[[], object]) -> Case:
+    def make() -> None:
+        market("source")
+        spoil()
+
+    layout = "webdataset" if root.endswith(".tar") else "table"
+    command = f"{VALIDATE} target.layout={layout} target.root={root} supervised_bound=false"
+    return case("Tables and tar files", name, make, command, 3)
+
+
 CASES = [
     case("Folders", "a suite on images that can't be scored", without_test_images,
          "ablate table4 source.root=source target.root=target", 3),
@@ -151,7 +185,8 @@ CASES = [
     case("Folders", "root absent, with a newline and colours in its name",
          lambda: market("source"), f"""{VALIDATE} 'target.root="no\\n\\e[31mwhere"'""", 3),
     case("Folders", "source not given", nothing, "validate demo", 3),
-    case("Folders", "root s3://b/m", lambda: market("source"), f"{VALIDATE} target.root=s3://b/m",
-         3),
+    case("Folders", "root https://host/m", lambda: market("source"),
+         f"{VALIDATE} target.root=https://host/m", 3),
     *(spoiled(*row) for row in SPOILED),
+    *(in_table(*row) for row in TABLES),
 ]  # fmt: skip

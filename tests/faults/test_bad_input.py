@@ -114,8 +114,8 @@ def test_a_run_sets_aside_what_validate_names(
         file.write_bytes(data)
     os.truncate(files[4], 1 << 40)
     config = Config(target=DatasetConfig(root=str(root)), max_bad_share=0.5)
-    table, quarantine = ingest(config, "target")
-    assert len(table) == 18 - len(spoiled)
+    images, quarantine = ingest(config, "target")
+    assert len(images.table) == 18 - len(spoiled)
     paths = [str(file.relative_to(root)) for file in spoiled]
     assert quarantine["path"].to_pylist() == paths
     for found, (_, reason) in zip(quarantine["reason"].to_pylist(), spoiled.values(), strict=True):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 from rich.console import Console
 from tiny_run import tiny
@@ -23,8 +22,8 @@ from daal.errors import CheckpointError, TrainingDiverged
 from daal.optimizer import make_optimizer, set_learning_rate
 from daal.precision import mixed_precision
 from daal.step import TrainBatch, train_step
-from pipelines.images.ingest import ingest
-from pipelines.images.pixels import Images, Pixels, decode_rows
+from pipelines.images.ingest import Images, ingest
+from pipelines.images.pixels import Pixels, decode_rows
 from pipelines.images.stream import FedBatch
 from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
@@ -71,10 +70,7 @@ def pair(
     )  # fmt: skip
     progress = Progress(console=Console(file=io.StringIO()))
     with ray_session(config.ray) as resources:
-        source, target = (
-            Images(table, ray.put(table))
-            for table, _ in (ingest(config, "source"), ingest(config, "target"))
-        )
+        source, target = (ingest(config, domain)[0] for domain in ("source", "target"))
         features = np.random.default_rng(0).standard_normal((len(target.table), 512))
         features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
         labels_N = np.full(len(features), -1)
@@ -109,8 +105,8 @@ def test_two_workers__equal_one_process_on_the_same_batches(pair: Pair) -> None:
     set_learning_rate(optimizer, fit, 0, 1)
     whole = pair.plan(steps=1).batch(0)
     images = np.concatenate([
-        decode_rows(pair.source.reference, whole.source, config.input),
-        decode_rows(pair.target.reference, whole.target, config.input),
+        decode_rows(pair.source.store, whole.source, config.input),
+        decode_rows(pair.target.store, whole.target, config.input),
     ])  # fmt: skip
     fed = FedBatch(0, torch.tensor(images), whole.source, whole.target)
     batch = maker.on_device(maker.on_host(fed, epoch=0))

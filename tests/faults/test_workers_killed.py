@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from rich.console import Console
 from tiny_run import changed
 
 from daal.config import Config
-from pipelines.images.ingest import ingest
-from pipelines.images.pixels import Images, Pixels
+from pipelines.images.ingest import Images, ingest
+from pipelines.images.pixels import Pixels
 from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
 from pipelines.training.fit import Trainer
@@ -87,8 +86,7 @@ def train_twice(
     figures: list[dict] = []
     progress = Progress(figures.append, Console(file=io.StringIO()))
     with ray_session(config.ray) as resources:
-        table, _ = ingest(config, "target")
-        images = Images(table, ray.put(table))
+        images, _ = ingest(config, "target")
         with Workers(config, RunFolder(config.out), resources, progress) as workers:
             pixels = Pixels(config, resources, lambda text: None)
             trainer = Trainer(config, workers, pixels, progress)

@@ -53,6 +53,7 @@ def test_adapt__leaves_its_artefacts_resumes_and_does_nothing_twice(
         "report.html", "tracking.json", ".lock",
         "images/source.parquet", "images/source-quarantine.parquet",
         "images/target.parquet", "images/target-quarantine.parquet",
+        "images/source-store.json", "images/target-store.json",
         *(f"{name}/{file}" for name in stages for file in stage),
         "iteration-01/pseudo_labels.parquet", "iteration-01/clusters.json",
     }  # fmt: skip

@@ -14,7 +14,7 @@ from daal.config import Config
 from daal.errors import LabelError
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
-from pipelines.images.pixels import Images
+from pipelines.images.ingest import Images
 from pipelines.run import label_health
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import iteration_stage

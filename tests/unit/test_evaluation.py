@@ -141,3 +141,13 @@ def test_refuses_what_does_not_fit() -> None:
         evaluate(features, ids, ids[:2], features, ids, ids)
     with pytest.raises(DataError, match="integers"):
         evaluate(features, ids * 0.5, ids, features, ids, ids)
+
+
+@pytest.mark.parametrize(("camid", "num_valid"), [(3, 0), (-1, 1)])
+def test_a_query_of_an_unknown_camera__all_images_of_its_person_count(
+    camid: int, num_valid: int
+) -> None:
+    query, gallery = np.eye(2)[:1], np.eye(2)
+    found = evaluate(query, [1], [camid], gallery, [1, 2], [camid, camid])
+    assert found.num_valid_queries == num_valid
+    assert found.map == 1 if num_valid else np.isnan(found.map)

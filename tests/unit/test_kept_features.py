@@ -19,7 +19,7 @@ from daal.errors import ConfigError, StorageError
 from daal.evaluation import evaluate
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
-from pipelines.images.pixels import Images
+from pipelines.images.ingest import Images
 from pipelines.run.feature_files import query_and_gallery
 from pipelines.run.folder import RunFolder
 from pipelines.run.kept_config import keep_config
@@ -32,8 +32,8 @@ SPLITS = ["train"] * 24 + ["query"] * 6 + ["gallery"] * 12
 PIDS = np.arange(42) % 6 + 1
 CAMIDS = np.arange(42) // 6
 TABLE = pa.table({
-    "image": [b""] * 42, "path": [f"{n}.jpg" for n in range(42)], "pid": PIDS, "camid": CAMIDS,
-    "split": SPLITS,
+    "path": [f"{n}.jpg" for n in range(42)], "pid": PIDS, "camid": CAMIDS, "split": SPLITS,
+    "domain": ["target"] * 42,
 })  # fmt: skip
 Run = Callable[..., dict[str, Any]]
 

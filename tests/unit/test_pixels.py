@@ -10,7 +10,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from daal.config import Config
-from pipelines.images.pixels import BLOCK, STORE_SHARE, Images, ImageSource, Pixels, pixel_reader
+from pipelines.images.ingest import Images
+from pipelines.images.pixels import BLOCK, STORE_SHARE, ImageSource, Pixels, pixel_reader
 from pipelines.images.prefetch import ahead
 from pipelines.images.stream import FedBatch
 
@@ -20,7 +21,7 @@ BYTES = 32 * 16 * 3  # of an image
 def images(num_train: int, num_gallery: int) -> Images:
     splits = ["gallery"] * num_gallery + ["train"] * num_train
     table = pa.table({"split": splits, "domain": ["target"] * len(splits)})
-    return Images(table, object())  # type: ignore[arg-type]
+    return Images(table, "store")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
