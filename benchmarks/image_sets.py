@@ -7,7 +7,6 @@ processes that reads and checks the same files. `--s3` reads the set from a serv
 with real HTTP, and needs the package `moto[server]`.
 """
 
-import argparse
 import io
 import json
 import logging
@@ -30,6 +29,7 @@ from pyarrow import fs
 
 from benchmarks.image_stores import start_server
 from benchmarks.small_run import scratch_folder
+from benchmarks.tables import parse, parser_of, tell
 from daal.data.images import read
 from daal.load_config import load_config
 from pipelines.images.ingest import Images, ingest
@@ -148,26 +148,19 @@ def row(name: str, figure: float, baseline: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--s3", action="store_true", help="from a server of moto, too")
-    options = parser.parse_args()
+    options = parser_of(__doc__)
+    options.add_argument("--images", type=int, default=20_000)
+    options.add_argument("--s3", action="store_true", help="from a server of moto, too")
+    given = parse(options)
     ray.init(address="local", num_cpus=CORES, include_dashboard=False,
              logging_level=logging.ERROR, log_to_driver=False)  # fmt: skip
     silence_ray_data()
-    rows = []
     try:
         with scratch_folder() as scratch:
-            for each in measure(Path(scratch), options.images, options.s3):
-                rows.append(each)
-                if not options.json:
-                    figures = each["figure"], each["baseline"], each["ratio"]
-                    print(f"{each['name']:36}", *(f"{figure:12.2f}" for figure in figures))
+            rows = list(measure(Path(scratch), given.images, given.s3))
     finally:
         ray.shutdown()
-    if options.json:
-        print(json.dumps(rows))
+    tell(given, f"{given.images:,} images", rows)
 
 
 if __name__ == "__main__":
