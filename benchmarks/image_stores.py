@@ -9,9 +9,7 @@ files each time. `--s3` starts a server of moto, with real HTTP. It needs the pa
 `moto[server]`, which the project itself doesn't need.
 """
 
-import argparse
 import hashlib
-import json
 import logging
 import multiprocessing
 import os
@@ -27,6 +25,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 from pyarrow import fs
+
+from benchmarks.tables import parse, parser_of, tell
 
 SETS = {"3 kB": (40_000, 3_000), "20 kB": (8_000, 20_000)}  # number of images, mean bytes
 SHARD, TAKE, TAKES = 1_000, 64, 200  # images of a shard, rows of a take, takes
@@ -237,11 +237,10 @@ def measure(kind: Any, root: str, scratch: Path, name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--s3", action="store_true", help="against a server of moto, too")
-    options = parser.parse_args()
-    server = start_server() if options.s3 else None
+    options = parser_of(__doc__)
+    options.add_argument("--s3", action="store_true", help="against a server of moto, too")
+    given = parse(options)
+    server = start_server() if given.s3 else None
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for place in ("disk", "s3") if server else ("disk",):
@@ -254,16 +253,9 @@ def main() -> None:
                     lance, arrow = (figures[kind].get(figure) for kind in ("lance", "arrow"))
                     row = {"store": place, "images": name, "figure": figure}
                     rows.append(row | {"lance": lance, "arrow": arrow})
-                    if not options.json:
-                        shown = (
-                            f"{value:10.1f}" if isinstance(value, float) else f"{value!s:>10}"
-                            for value in (lance, arrow)
-                        )
-                        print(f"{place:5}{name:7}{figure:24}", *shown, flush=True)
     if server:
         server.stop()
-    if options.json:
-        print(json.dumps(rows))
+    tell(given, "Stores of image bytes", rows)
 
 
 def start_server() -> Any:
