@@ -10,6 +10,7 @@ files each time. `--s3` starts a server of moto, with real HTTP. It needs the pa
 """
 
 import hashlib
+import json
 import logging
 import multiprocessing
 import os
