@@ -62,6 +62,7 @@ for command in (
     jobs.stop,
     model.replay,
     setup.synth,
+    setup.tracks,
     setup.doctor,
 ):
     app.command()(command)

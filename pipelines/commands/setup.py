@@ -1,4 +1,4 @@
-"""The commands doctor, synth, config show and config schema."""
+"""The commands doctor, synth, tracks, config show and config schema."""
 
 import json
 import sys
@@ -11,6 +11,7 @@ import yaml
 from rich.console import Console
 
 from daal.config import Config
+from daal.errors import ConfigError
 from pipelines.commands.arguments import AsJson, Overrides, Recipe
 from pipelines.show.console import errors, plain, show
 from pipelines.tools.shipped import read_config
@@ -47,6 +48,33 @@ def doctor(overrides: Overrides = None, as_json: AsJson = False) -> None:
     names = ", ".join(check.name for check in checks if check.exit_code)
     Console().print("a run can start here" if code == 0 else f"no run can start here yet: {names}")
     sys.exit(code)
+
+
+def tracks(
+    sequences: Annotated[list[Path], typer.Argument(help="Folders of sequences, one a camera.")],
+    out: Annotated[Path, typer.Option("--out", help="The table, a .csv file above the frames.")],
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--tracks",
+            help="The file of boxes in each sequence, or a folder with SEQUENCE.txt for each; "
+            "otherwise gt/gt.txt or det/det.txt.",
+        ),
+    ] = None,
+    every: Annotated[
+        int, typer.Option("--every", min=1, help="Take every so many frames of a track.")
+    ] = 1,
+) -> None:
+    """Write a table of the boxes that a tracker found (MOT files beside frames).
+
+    A run reads it with target.layout=table target.root=TABLE.
+    """
+    from pipelines.tools.track_table import write_track_table
+
+    if out.suffix != ".csv":
+        raise ConfigError(f"--out {out} must end in .csv.")
+    num_rows = write_track_table(sequences, out, file, every)
+    Console().print(plain(f"{out}: {num_rows:,} boxes of {len(sequences)} cameras"))
 
 
 def config_show(recipe: Recipe, overrides: Overrides = None, as_json: AsJson = False) -> None:
