@@ -1,4 +1,4 @@
-"""A run folder on S3: killed, continued, whole."""
+"""On S3: a run folder, killed, continued, whole; and the images of a run."""
 
 import os
 import shutil
@@ -7,14 +7,20 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
+import yaml
 from heads import free_port, without_ray
+from pyarrow import fs
 from runs import run_of
 from waiting import wait_until
 
 from daal.config import Config
+from daal.data.sources import load_set
+from pipelines.images import store as stores
 from pipelines.run.folder import RunFolder
 
 pytestmark = pytest.mark.ray
@@ -77,6 +83,34 @@ def test_a_stage_on_s3__is_whole_or_made_again(bucket: str) -> None:
     lines = RunFolder(f"{bucket}/runs/one").lines("metrics.jsonl")
     assert [line["number"] for line in lines] == list(range(60))
     assert run.exists("metrics.jsonl") and run.exists("metrics.000002.jsonl")
+
+
+def test_images_on_s3__are_those_of_the_folder(
+    bucket: str, tiny_config: Config, tmp_path: Path
+) -> None:
+    fs.copy_files(tiny_config.target.root, f"{bucket}/people")
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
+
+    def read(root: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "daal", "ingest", str(recipe), f"target.root={root}",
+             "source.root=''", "adapt.batch_source=0", f"store={bucket}/images"],
+            capture_output=True, text=True, env=without_ray() | {"RAY_AUTH_MODE": "disabled"},
+        )  # fmt: skip
+
+    done = read(f"{bucket}/people")
+    assert done.returncode == 0, done.stderr
+    system, base = fs.FileSystem.from_uri(f"{bucket}/images")
+    (folder,) = system.get_file_info(fs.FileSelector(base))
+    store, bad = stores.opened(f"s3://{folder.path}") or pytest.fail("it isn't whole")
+    paths = [record.path for record in load_set(tiny_config.target)]
+    images = [data.to_pybytes() for data in store.take(np.arange(len(paths)))]
+    assert images == [Path(tiny_config.target.root, path).read_bytes() for path in paths]
+    assert not bad
+    nowhere = read("s3://nowhere/people")
+    assert nowhere.returncode == 3 and "s3://nowhere/people" in nowhere.stderr
+    assert len(nowhere.stderr.splitlines()) == 1
 
 
 @pytest.mark.nightly
