@@ -114,7 +114,7 @@ def test_products_stay_within_the_error_bound(dtype: torch.dtype) -> None:
     for features in (same_sign, same_sign * signs, same_sign * same_sign[0], same_sign**30):
         queries, others = features[:12], features[12:] / 3
         squares = others.square().sum(1)
-        tile = match_ranks._tile(queries.to(dtype), others.to(dtype), squares)
+        tile = match_ranks._tile((-2 * queries).to(dtype), others.to(dtype), squares)
         # In whole numbers of 2^-60, which Python adds without rounding.
         whole = [[[int(x * 2.0**60) for x in row] for row in side.tolist()]
                  for side in (queries, others)]  # fmt: skip
