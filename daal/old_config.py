@@ -123,6 +123,8 @@ def _join(
                 f"{old[0]}={first} and {old[1]}={second} are one setting now, {key}={second}; "
                 "write that in their place."
             )
+    if key in values and set(old) & set(from_user):
+        _warn(f"{' and '.join(old)} are not read, as {key}={values[key]} is given; leave them out.")
     values.setdefault(key, second)
 
 

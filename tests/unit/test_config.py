@@ -237,3 +237,9 @@ def test_there_are_at_most_101_keys__each_with_words() -> None:
 def test_resolved_config_reads_back_the_same() -> None:
     config = load_config(RECIPES[0])
     assert check_config(config.model_dump(mode="json")) == config
+
+
+def test_an_old_key_beside_the_one_of_today__is_said(caplog: pytest.LogCaptureFixture) -> None:
+    config = load_config(None, ["accumulate=2", "pretrain.accumulate=4", "adapt.accumulate=4"])
+    assert config.accumulate == 2
+    assert "pretrain.accumulate and adapt.accumulate are not read" in caplog.text
