@@ -1,11 +1,19 @@
-"""Line 3 of Algorithm 1: features of all images, each worker its share."""
+"""Line 3 of Algorithm 1: features of all images, in blocks of rows that workers take in turn.
+
+Blocks and the batches in them follow from the number of rows alone, so that files have the same
+bytes whatever the number of workers. A block's features leave its worker as soon as it is whole.
+
+Shapes: M rows of a block, B of a batch, C channels of a feature.
+"""
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import torch
 from numpy.typing import NDArray
@@ -20,10 +28,14 @@ from pipelines.images.ingest import Images
 from pipelines.images.pixels import ImageSource, Pixels, pixel_reader
 from pipelines.images.prefetch import ahead, pinned
 from pipelines.images.stream import streamed_rows
+from pipelines.run import artefacts
+from pipelines.run.feature_blocks import block_files, rows_of_block
+from pipelines.run.folder import Entries, entry_of
 from pipelines.training.train_state import Weights
 from pipelines.workers.group import LOG_SECONDS, Worker, Workers
 
-# By device: a GPU extracts 64 images faster than the host issues their operations.
+# By device: a GPU extracts 64 images faster than the host issues their operations. Powers of 2, so
+# that batches fill blocks.
 BATCH = {"cpu": 64, "cuda": 256}
 
 
@@ -35,21 +47,44 @@ def extract(
     workers: Workers,
     pixels: Pixels,
     rows: NDArray[np.int64] | None = None,
-) -> NDArray[np.float32]:
-    """Shared features (N, C) of an image table, or of N of its rows alone, in the rows' order.
+    folder: str | None = None,
+) -> list[Any]:
+    """Shared features of an image table, or of some of its rows (ascending) alone: a table
+    (`pipelines.run.artefacts.features_table`) of each block. With `folder`, blocks are written
+    there in the run folder, and their entries are returned.
 
     Raises:
         DataError: a feature isn't finite.
     """
     rows = np.arange(len(images.table)) if rows is None else rows
-    job = ExtractJob(stage, config, pixels.source(images), rows, ray.put(weights))
-    parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = workers.run(job)
-    features_NC = np.empty((len(rows), parts[0][1].shape[1]), np.float32)
-    for some, features in parts:
-        features_NC[np.searchsorted(rows, some)] = features
-    if not np.isfinite(features_NC).all():
-        raise DataError("the network gives features that are not finite; its weights are damaged.")
-    return features_NC
+    known = ray.put(images.table.select(artefacts.KNOWN))
+    job = ExtractJob(stage, config, pixels.source(images), known, rows, ray.put(weights), folder)
+    blocks: dict[int, Any] = {}
+    for part in workers.run(job):
+        blocks |= part
+    return [blocks[number] for number in sorted(blocks)]
+
+
+def extract_into(
+    folder: str,
+    stage: str,
+    images: Images,
+    config: Config,
+    weights: Weights,
+    workers: Workers,
+    pixels: Pixels,
+    rows: NDArray[np.int64],
+) -> Entries:
+    """The files of `extract` in a folder of the run. Blocks that an interrupted extraction left are
+    kept, if it followed from the same stages: a file beside them says from which."""
+    run, mark = workers.folder, f"{folder}/made_from"
+    inputs = run.inputs.encode()
+    if not run.exists(mark) or run.read(mark) != inputs:
+        run.delete_folder(folder)
+        run.write(mark, inputs)
+    entries = extract(stage, images, config, weights, workers, pixels, rows, folder)
+    run.delete_file(mark)
+    return dict(zip(block_files(folder, len(rows)), entries, strict=True))
 
 
 @dataclass(frozen=True)
@@ -60,63 +95,123 @@ class ExtractJob:
     stage: str
     config: Config
     source: ImageSource
+    known: ray.ObjectRef[Any]  # pa.Table: what features files say of each image of the set
     rows: NDArray[np.int64]
     weights: ray.ObjectRef[Any]
+    folder: str | None = None  # of the run folder; without one, tables are returned
 
-    def run(self, worker: Worker) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """This worker's rows, and their features (len(rows), C)."""
-        config = self.config
+    def run(self, worker: Worker) -> dict[int, Any]:
+        """This worker's blocks by number, as `extract` returns them."""
+        size = rows_of_block(len(self.rows))
+        blocks = np.split(self.rows, range(size, len(self.rows), size)) if len(self.rows) else []
+        done: dict[int, Any] = {}
+        mine: list[int] = []
+        for number in range(worker.rank, len(blocks), worker.world_size):
+            if (entry := self._whole(worker, number, len(blocks[number]))) is not None:
+                done[number] = entry
+            else:
+                mine.append(number)
+        if not mine:
+            return done
+        is_kept = {number: self.source.keeps(blocks[number]) for number in mine}
+        mine.sort(key=lambda number: not is_kept[number])
+        size = min(size, BATCH[worker.device.type])
+        batches = {n: np.split(blocks[n], range(size, len(blocks[n]), size)) for n in mine}
+        kept = [batch for n in mine if is_kept[n] for batch in batches[n]]
+        streamed = [batch for n in mine if not is_kept[n] for batch in batches[n]]
+        features = self._features(worker, kept, streamed)
+        known: pa.Table = ray.get(self.known)
+        # At most two blocks are held: one is written while the next is computed.
+        with ThreadPoolExecutor(1) as writer:
+            written: Future[Any] | None = None
+            for number in mine:
+                features_MC = torch.cat([next(features) for _ in batches[number]]).numpy()
+                if not np.isfinite(features_MC).all():
+                    raise DataError(
+                        "the network gives features that are not finite; its weights are damaged."
+                    )
+                table = artefacts.features_table(known.take(blocks[number]), features_MC)
+                if written is not None:
+                    written.result()
+                written = writer.submit(self._leave, worker, number, table, done)
+            assert written is not None
+            written.result()
+        return done
+
+    def _features(
+        self,
+        worker: Worker,
+        kept: list[NDArray[np.int64]],
+        streamed: list[NDArray[np.int64]],
+    ) -> Iterator[Tensor]:
+        """float32 (B, C) of each batch of rows, on the host. A GPU works on the next one
+        meanwhile."""
         loaded: Weights = ray.get(self.weights)
         tensors = {name: torch.tensor(array) for name, array in loaded.items()}
-        model = TrainedModel(config, tensors)
+        model = TrainedModel(self.config, tensors)
         model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        autocast = mixed_precision(worker.device, config.mixed_precision)
-
-        is_kept = self.source.places_N[self.rows] >= 0
-        rows = np.concatenate([
-            np.array_split(self.rows[chosen], worker.world_size)[worker.rank]
-            for chosen in (is_kept, ~is_kept)
-        ])  # fmt: skip
-        features_NC = torch.empty((len(rows), model.network.num_features))
-        batches = self._batches(worker, rows)
+        batches = self._batches(worker, kept, streamed)
         if worker.device.type == "cuda":
             batches = ahead((pinned(images_BHWC, worker.device) for images_BHWC in batches), 2)
-        at, begun = 0, time.monotonic()
+        num_images, begun = 0, time.monotonic()
         shown = begun
-        earlier: tuple[HostCopy, int] | None = None  # what a GPU may still be working on
+        earlier: HostCopy | None = None  # what a GPU may still be working on
         for number, images_BHWC in enumerate(batches):
             worker.reach(self.stage, number)
             images_BHWC = images_BHWC.to(worker.device, non_blocking=True)
-            with torch.inference_mode(), autocast:
-                features_BC = model(images_BHWC.permute(0, 3, 1, 2))
+            with (
+                torch.inference_mode(),
+                mixed_precision(worker.device, self.config.mixed_precision),
+            ):
+                features_BC = model(images_BHWC.permute(0, 3, 1, 2)).float()
             copy = HostCopy(features_BC)
             if earlier is not None:
-                _put(features_NC, *earlier)
-            earlier = copy, at
-            at += len(features_BC)
+                yield earlier.tensors()[0]
+            earlier = copy
+            num_images += len(features_BC)
             if worker.rank == 0 and (now := time.monotonic()) - shown > LOG_SECONDS:
                 shown = now
-                of_all = min(at * worker.world_size, len(self.rows))  # shares are equal
+                of_all = min(num_images * worker.world_size, len(self.rows))  # shares are equal
                 worker.log({
                     "stage": self.stage, "extracted": of_all, "num_images": len(self.rows),
                     "extracted_per_s": round(of_all / (now - begun), 1),
                 })  # fmt: skip
         if earlier is not None:
-            _put(features_NC, *earlier)
-        return rows, features_NC.numpy()
+            yield earlier.tensors()[0]
 
-    def _batches(self, worker: Worker, rows: NDArray[np.int64]) -> Iterator[Tensor]:
-        """uint8 (B, height, width, 3) of the rows: kept images first, then decoded ones."""
-        size = BATCH[worker.device.type]
-        num_kept = int((self.source.places_N[rows] >= 0).sum())
-        if num_kept:
+    def _batches(
+        self,
+        worker: Worker,
+        kept: list[NDArray[np.int64]],
+        streamed: list[NDArray[np.int64]],
+    ) -> Iterator[Tensor]:
+        """uint8 (B, height, width, 3) of each batch of rows: kept images, then decoded ones."""
+        if kept:
             reader = pixel_reader(worker, self.source, self.config)
-            for first in range(0, num_kept, size):
-                yield reader.read(rows[first : min(first + size, num_kept)])
-        if num_kept < len(rows):
-            yield from streamed_rows(self.source, rows[num_kept:], size, self.config.input)
+            yield from map(reader.read, kept)
+        if streamed:
+            yield from streamed_rows(self.source, streamed, self.config.input)
 
+    def _whole(self, worker: Worker, number: int, num_rows: int) -> Any:
+        """The entry of a block that an interrupted extraction has left whole."""
+        if self.folder is None:
+            return None
+        name = self._file(number)
+        if not worker.folder.exists(name):
+            return None
+        data = worker.folder.read(name)
+        try:
+            return entry_of(data) if len(artefacts.read_table(data)) == num_rows else None
+        except pa.ArrowException:
+            return None
 
-def _put(features_NC: Tensor, copy: HostCopy, at: int) -> None:
-    (features_BC,) = copy.tensors()
-    features_NC[at : at + len(features_BC)] = features_BC
+    def _leave(self, worker: Worker, number: int, table: pa.Table, done: dict[int, Any]) -> None:
+        if self.folder is None:
+            done[number] = table
+            return
+        data = artefacts.table_bytes(table)
+        worker.folder.write(self._file(number), data)
+        done[number] = entry_of(data)
+
+    def _file(self, number: int) -> str:
+        return block_files(str(self.folder), len(self.rows))[number]

@@ -23,13 +23,18 @@ from pipelines.images.stream import FedBatch
 MIN_SQ_DISTANCE = 1e-3
 
 
+def weighs_by_features(config: Config) -> bool:
+    """Whether targets are Eq. 4's, which need the features of a batch."""
+    return config.soft_labels.target_labels in ("soft", "soft-literal")
+
+
 @dataclass(frozen=True)
 class Labels:
     """Labels of every row, by domain.
 
     source_N: class index of each source row. features_NC, pseudo_labels_N, centroids_KC: the
     target's features and clusters as they were before this fit (line 5 of Algorithm 1), of the
-    whole body.
+    whole body. Features may be of `feature_rows` (ascending) alone.
     """
 
     source_N: NDArray[np.int64]
@@ -38,6 +43,14 @@ class Labels:
     features_NC: NDArray[np.float32] | None = None
     centroids_KC: NDArray[np.float32] | None = None
     stripe_labels_NS: NDArray[np.int64] | None = None  # clusters of each stripe (SSG)
+    feature_rows: NDArray[np.int64] | None = None
+
+    def features_of(self, rows_T: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features (T, C) of rows of the target's table."""
+        assert self.features_NC is not None
+        if self.feature_rows is not None:
+            rows_T = np.searchsorted(self.feature_rows, rows_T)
+        return self.features_NC[rows_T]
 
     @property
     def num_clusters(self) -> int:
@@ -83,7 +96,7 @@ class BatchMaker:
         samples_B = np.concatenate([fed.source_rows, len(labels.source_N) + fed.target_rows])
         seeds_B = sample_seeds(config.seed, self._iteration, epoch, fed.step, samples_B)
         table_BX = draw_table(seeds_B, config.input.height, config.input.width, config.augment)
-        needs_features = config.soft_labels.target_labels in ("soft", "soft-literal")
+        needs_features = labels.features_NC is not None and weighs_by_features(config)
 
         def of_target(array_NX: NDArray[Any] | None) -> Tensor | None:
             return None if array_NX is None else self._copied(array_NX[fed.target_rows])
@@ -93,7 +106,9 @@ class BatchMaker:
             table_BX=self._copied(table_BX),
             source_labels_S=self._copied(labels.source_N[fed.source_rows]),
             target_labels_T=of_target(labels.pseudo_labels_N),
-            features_TC=of_target(labels.features_NC) if needs_features else None,
+            features_TC=self._copied(labels.features_of(fed.target_rows))
+            if needs_features
+            else None,
             stripe_labels_TS=of_target(labels.stripe_labels_NS),
         )
 

@@ -108,4 +108,5 @@ def train(trainer: Trainer, stage: str, images: Images) -> Weights:
     labels = np.full(len(features), -1)
     rows = images.rows("train")
     labels[rows] = np.arange(len(rows)) % 5
-    return trainer.adapt(stage, 1, None, images, features, labels[:, None], trainer.untrained())
+    untrained = trainer.untrained()
+    return trainer.adapt(stage, 1, None, images, features[rows], labels[:, None], untrained)
