@@ -53,8 +53,8 @@ def measure(
         weights: Weights = {name: t.numpy() for name, t in network.state_dict().items()}
 
         def extract_by(group: Group, stage: str) -> np.ndarray[Any, Any]:
-            tables = extract(stage, images, group.config, weights, group.workers, group.pixels)
-            return features_array(pa.concat_tables(tables))
+            blocks = extract(stage, images, group.config, weights, group.workers, group.pixels)
+            return features_array(pa.concat_tables(blocks.values()))
 
         found: dict[str, list[float]] = {"one process": [], "decoded": [], "jpeg": []}
         with run.group(images="decoded") as kept, run.group(images="jpeg") as streamed:

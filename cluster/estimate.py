@@ -112,8 +112,8 @@ def estimate_pseudo_labels(
         by_camera = np.argsort(camids_N, kind="stable")
     camids_to_norm = camids_N if config.camera_norm else None
     given = [runner.share(features_ND), camids_to_norm, by_camera, runner.num_workers]
-    ((features, usable),) = runner.run("features", unit_features, [()], *given, num_results=2)
-    rows, num_copies, are_alike = runner.values([usable])[0]
+    ((features, *small),) = runner.run("features", unit_features, [()], *given, num_results=3)
+    rows, first_copy_R = runner.values(small)
     del features_ND, given  # on Ray, the unit rows are the only ones from here on
     notes = []
     num_bad = num_samples - len(rows)
@@ -124,9 +124,10 @@ def estimate_pseudo_labels(
             f"{len(rows)} images are no more than k1={config.k1}: all are each other's "
             "neighbours; use a smaller k1."
         )
+    num_copies = int((np.bincount(first_copy_R)[first_copy_R] > 1).sum())
     if num_copies:
         notes.append(f"{num_copies} images have an exact copy among the others.")
-    if config.min_clusters > 1 and are_alike:
+    if config.min_clusters > 1 and not first_copy_R.any():  # all are copies of the first
         raise LabelError(
             f"All {len(rows)} features are identical, so that they can be 1 cluster at most: "
             "whatever made them gives the same for every image; make them again."

@@ -1,13 +1,13 @@
 """Features and cameras as a caller gives them: checked, and brought to unit length."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cluster.arrays import Floats
+from cluster.arrays import Floats, Longs
 from cluster.camera_norm import standardised_by_camera
 from cluster.copies import distinct_rows
 from cluster.device import to_device
@@ -36,15 +36,6 @@ Features: TypeAlias = npt.NDArray[np.floating] | StoredFeatures
 def loaded(features: Features) -> npt.NDArray[np.floating]:
     """The array, which is read now if it is stored."""
     return features.read() if isinstance(features, StoredFeatures) else features
-
-
-class Usable(NamedTuple):
-    """What is known of R features that can be used: their rows among those given, how many have an
-    exact copy among the others, and whether all are alike."""
-
-    rows_R: npt.NDArray[np.intp]
-    num_copies: int
-    are_alike: bool
 
 
 def number_matrix(features_ND: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -103,17 +94,16 @@ def unit_features(
     camids_N: npt.NDArray[np.integer] | None,
     order_N: npt.NDArray[np.intp] | None,
     num_threads: int,
-) -> tuple[Floats, Usable]:
-    """A stage: `normalised_features`, and what is known of them. With `camids_N`, each camera's
-    own mean and spread are taken out first."""
+) -> tuple[Floats, npt.NDArray[np.intp], Longs]:
+    """A stage: `normalised_features`, and for each row the first that it is a copy of. With
+    `camids_N`, each camera's own mean and spread are taken out before."""
     features_ND = loaded(given)
     if camids_N is not None:
         features_ND = standardised_by_camera(features_ND, camids_N)
-    is_own = features_ND is not given
-    unit_RD, rows_R = normalised_features(features_ND, order_N, num_threads, is_own)
-    first_copy_R = distinct_rows(unit_RD)
-    num_copies = int((np.bincount(first_copy_R)[first_copy_R] > 1).sum())
-    return unit_RD, Usable(rows_R, num_copies, not first_copy_R.any())
+    unit_RD, rows = normalised_features(
+        features_ND, order_N, num_threads, in_place=features_ND is not given
+    )
+    return unit_RD, rows, distinct_rows(unit_RD)
 
 
 def normalised_features(

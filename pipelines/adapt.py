@@ -29,7 +29,7 @@ from pipelines.run.results import Clusters, Results, Scores
 from pipelines.run.stages import FINAL, PRETRAIN, SUPERVISED, Stage, ingest_stage, iteration_stage
 from pipelines.show.progress import Progress
 from pipelines.training.evaluate import evaluate_features
-from pipelines.training.extract import extract_into
+from pipelines.training.extract import extract
 from pipelines.training.fit import Trainer
 from pipelines.training.made_on import made_on, other_workers
 from pipelines.training.pseudo_labels import ToLabel, distances_to_source, label_images
@@ -202,9 +202,9 @@ class Adaptation:
         rows, source_rows = self.target.rows("train"), source.rows("train")
 
         def make() -> Contents:
-            entries = extract_into(
-                folder, str(stage.at("extract-source")),
-                source, self.config, weights, self.workers, self.pixels, source_rows,
+            entries = extract(
+                str(stage.at("extract-source")), source, self.config, weights,
+                self.workers, self.pixels, source_rows, folder,
             )  # fmt: skip
             of_source = FeatureBlocks(self.run, entries, source_rows)
             parts = self._parts(features(), rows), self._parts(of_source, source_rows)
@@ -326,8 +326,8 @@ class Adaptation:
         files = [older] if older in self.run.left(name) else block_files(folder, len(rows))
 
         def make() -> Contents:
-            return extract_into(
-                folder, name, self.target, self.config, weights, self.workers, self.pixels, rows
+            return extract(
+                name, self.target, self.config, weights, self.workers, self.pixels, rows, folder
             )
 
         self._once(stage, files, make, leads_on, reads=False)

@@ -53,7 +53,8 @@ def extract_folder(
         weights = {name: tensor.numpy() for name, tensor in model.network.state_dict().items()}
         pixels = Pixels(config, resources, progress.say)
         with progress.stage("extract"):
-            rows = pa.concat_tables(extract("extract", images, config, weights, workers, pixels))
+            blocks = extract("extract", images, config, weights, workers, pixels)
+    rows = pa.concat_tables(blocks.values())
     return rows.select(["path", "feature"]) if layout == ANY_LAYOUT else rows, quarantine
 
 

@@ -76,12 +76,12 @@ class Trainer:
             feature_rows=target.rows("train"),
             stripe_labels_NS=pseudo_labels_NP[:, 1:] if self.config.network.stripes else None,
         )
-        task = as_task(_with_features).options(name="centroids", num_returns=2)
-        with_features, is_done = task.remote(labels, features, weighs_by_features(self.config))
+        task = as_task(with_features).options(name="centroids", num_returns=2)
+        of_fit, is_done = task.remote(labels, features, weighs_by_features(self.config))
         result_of(is_done)  # raises what the task raised
         target_rows = np.flatnonzero(pseudo_labels_N >= 0)
         plan = self._plan(fit, iteration, source_rows, target_rows, pseudo_labels_N[target_rows])
-        return self._fit(stage, fit, iteration, plan, source, target, with_features, start)
+        return self._fit(stage, fit, iteration, plan, source, target, of_fit, start)
 
     def _plan(
         self,
@@ -129,13 +129,13 @@ class Trainer:
         return weights
 
 
-def _with_features(labels: Labels, features: Features, keeps_features: bool) -> tuple[Labels, bool]:
-    """A task: the labels with their clusters' centroids, and with features where a fit needs them:
-    workers read them in place, in the object store. And True."""
+def with_features(labels: Labels, features: Features, keeps: bool) -> tuple[Labels, bool]:
+    """A task: the labels with their clusters' centroids and, if a fit `keeps` them, with features,
+    which workers read in place; and True, which is small enough to be waited for."""
     assert labels.pseudo_labels_N is not None and labels.feature_rows is not None
     features_TC = np.asarray(loaded(features), np.float32)
     centroids_KC = centroids(features_TC, labels.pseudo_labels_N[labels.feature_rows])
-    kept_TC = features_TC if keeps_features else None
+    kept_TC = features_TC if keeps else None
     return replace(labels, features_NC=kept_TC, centroids_KC=centroids_KC), True
 
 

@@ -2,7 +2,7 @@
 
 A worker's process has loaded CUDA and all libraries already, and would otherwise be idle.
 
-Shapes: T training images of the target, S of the source, P parts of the body.
+Shapes: T training images of the target, P parts of the body.
 """
 
 from collections.abc import Callable, Sequence
@@ -111,17 +111,18 @@ def _estimate_parts(
 def distances_to_source(
     target: Sequence[Features], source: Sequence[Features], num_threads: int
 ) -> NDArray[np.float32]:
-    """How unlike all source images each target image is, part by part (T, P), by Ray tasks."""
-    task = as_task(_distance_to_source).options(name="source distance")
-    parts = [task.remote(*both, num_threads) for both in zip(target, source, strict=True)]
-    return np.stack([result_of(part) for part in parts], axis=1)
+    """How unlike all source images each target image is, part by part (T, P), by a Ray task."""
+    task = as_task(_distances).options(name="source distance")
+    found: NDArray[np.float32] = result_of(task.remote(target, source, num_threads))
+    return found
 
 
-def _distance_to_source(
-    target: Features, source: Features, num_threads: int
+def _distances(
+    target: Sequence[Features], source: Sequence[Features], num_threads: int
 ) -> NDArray[np.float32]:
     with threadpool_limits(min(num_threads, available_cpus())):
-        return source_distance(loaded(target), loaded(source))
+        parts = zip(target, source, strict=True)
+        return np.stack([source_distance(loaded(t), loaded(s)) for t, s in parts], axis=1)
 
 
 @dataclass(frozen=True)

@@ -45,13 +45,6 @@ class Labels:
     stripe_labels_NS: NDArray[np.int64] | None = None  # clusters of each stripe (SSG)
     feature_rows: NDArray[np.int64] | None = None
 
-    def features_of(self, rows_T: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Features (T, C) of rows of the target's table."""
-        assert self.features_NC is not None
-        if self.feature_rows is not None:
-            rows_T = np.searchsorted(self.feature_rows, rows_T)
-        return self.features_NC[rows_T]
-
     @property
     def num_clusters(self) -> int:
         return 0 if self.centroids_KC is None else len(self.centroids_KC)
@@ -86,6 +79,7 @@ class BatchMaker:
     ) -> None:
         self._labels, self._config = labels, config
         self._iteration, self._device = iteration, device
+        self._by_features = weighs_by_features(config)
         if labels.centroids_KC is not None:
             self._centroids_KC = torch.tensor(labels.centroids_KC, device=device)
 
@@ -96,19 +90,19 @@ class BatchMaker:
         samples_B = np.concatenate([fed.source_rows, len(labels.source_N) + fed.target_rows])
         seeds_B = sample_seeds(config.seed, self._iteration, epoch, fed.step, samples_B)
         table_BX = draw_table(seeds_B, config.input.height, config.input.width, config.augment)
-        needs_features = labels.features_NC is not None and weighs_by_features(config)
+        rows, feature_rows = fed.target_rows, fed.target_rows
+        if labels.feature_rows is not None:
+            feature_rows = np.searchsorted(labels.feature_rows, rows)
 
-        def of_target(array_NX: NDArray[Any] | None) -> Tensor | None:
-            return None if array_NX is None else self._copied(array_NX[fed.target_rows])
+        def of_target(array_NX: NDArray[Any] | None, rows: NDArray[Any] = rows) -> Tensor | None:
+            return None if array_NX is None else self._copied(array_NX[rows])
 
         return HostBatch(
             images_BHWC=pinned(fed.images_BHWC, self._device),
             table_BX=self._copied(table_BX),
             source_labels_S=self._copied(labels.source_N[fed.source_rows]),
             target_labels_T=of_target(labels.pseudo_labels_N),
-            features_TC=self._copied(labels.features_of(fed.target_rows))
-            if needs_features
-            else None,
+            features_TC=of_target(labels.features_NC, feature_rows) if self._by_features else None,
             stripe_labels_TS=of_target(labels.stripe_labels_NS),
         )
 

@@ -22,7 +22,7 @@ from pipelines.run import artefacts
 from pipelines.run.feature_blocks import FeatureBlocks, block_files, rows_of_block
 from pipelines.run.folder import RunFolder, entry_of
 from pipelines.training import extract as module
-from pipelines.training.extract import BATCH, ExtractJob, extract, extract_into
+from pipelines.training.extract import BATCH, ExtractJob, extract
 
 NUM_IMAGES = 150  # three blocks
 ROWS = np.arange(NUM_IMAGES)
@@ -43,7 +43,7 @@ class Pretended:
     """Workers of one process, which run a job one after the other; rank 0 may die."""
 
     def __init__(self, number: int, folder: RunFolder | None = None) -> None:
-        self.number, self.folder = number, folder
+        self.number, self.folder = number, folder or RunFolder("nowhere", create=False)
         self.batches: list[int] = []
         self.dies_at: int | None = None
 
@@ -100,7 +100,7 @@ def test_features_are_in_the_rows_order(
     pixels_NHWC: Tensor, weights: Any, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     monkeypatch.setitem(BATCH, "cpu", batch)
-    table = pa.concat_tables(extract(*given(weights, Pretended(2))))
+    table = pa.concat_tables(extract(*given(weights, Pretended(2))).values())
     assert table["path"].to_pylist() == TABLE["path"].to_pylist()
     tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
     with torch.inference_mode():
@@ -114,7 +114,7 @@ def test_any_number_of_workers__kept_or_decoded__the_same_files(
     folders = []
     for number, kept in ((1, ROWS), (2, ROWS[:100]), (5, ROWS[:0])):
         folder = RunFolder(str(tmp_path / f"{number}"))
-        entries = extract_into("features", *given(weights, Pretended(number, folder), kept), ROWS)
+        entries = extract(*given(weights, Pretended(number, folder), kept), ROWS, "features")
         folders.append(files_of(Path(folder.path("features"))))
         assert list(entries) == block_files("features", NUM_IMAGES)
         assert all(entry_of(folder.read(name)) == entry for name, entry in entries.items())
@@ -126,15 +126,15 @@ def test_killed__whole_blocks_are_kept_for_the_same_inputs_alone(
 ) -> None:
     folder = RunFolder(str(tmp_path))
     workers = Pretended(1, folder)
-    wanted = extract_into("wanted", *given(weights, workers), ROWS)
+    wanted = extract(*given(weights, workers), ROWS, "wanted")
     workers.dies_at = 2
     with pytest.raises(KeyboardInterrupt):
-        extract_into("features", *given(weights, workers), ROWS)
+        extract(*given(weights, workers), ROWS, "features")
     left = files_of(tmp_path / "features")
     assert "made_from" in left and 1 <= len(left) - 1 < 3
     (tmp_path / "features/00002.parquet").write_bytes(b"cut off")
     workers.dies_at, workers.batches = None, []
-    found = extract_into("features", *given(weights, workers), ROWS)
+    found = extract(*given(weights, workers), ROWS, "features")
     assert len(workers.batches) == 3 - (len(left) - 1), "a whole block was made again"
     assert list(found.values()) == list(wanted.values())
     assert "made_from" not in files_of(tmp_path / "features")
@@ -143,7 +143,7 @@ def test_killed__whole_blocks_are_kept_for_the_same_inputs_alone(
         folder.inputs = inputs
         folder.write("features/made_from", b"another")
         workers.batches.clear()
-        extract_into("features", *given(weights, workers), ROWS)
+        extract(*given(weights, workers), ROWS, "features")
         assert len(workers.batches) == 3
 
 

@@ -15,7 +15,7 @@ from daal.config import ClusterConfig
 from daal.errors import LabelError
 from daal.evaluation import evaluate
 from pipelines.training import evaluate as module
-from pipelines.training.evaluate import BY_CPU, EvaluateJob, Side
+from pipelines.training.evaluate import BY_CPU, EvaluateJob
 from pipelines.training.pseudo_labels import StageJob, stages_on
 from pipelines.workers.group import Worker
 from pipelines.workers.watchdog import Watchdog
@@ -106,9 +106,9 @@ def test_a_full_gpu__the_cpu_finds_the_same_scores(monkeypatch: pytest.MonkeyPat
         return evaluate(*sides, device=device)
 
     monkeypatch.setattr(module, "evaluate", full)
-    side = Side(features(), PIDS, CAMIDS)
+    side = (features(), PIDS, CAMIDS)
     workers, threads = Pretended(2, "cuda:1"), torch.get_num_threads()
-    first, second = workers.run(EvaluateJob("x/evaluate", side, side, threads + 1))
+    first, second = workers.run(EvaluateJob("x/evaluate", (*side, *side), threads + 1))
     assert first.map == evaluate(*side, *side).map and second is None
     assert [event["note"] for event in workers.events] == [BY_CPU]
     assert torch.get_num_threads() == threads

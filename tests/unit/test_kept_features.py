@@ -46,7 +46,7 @@ class Machine:
         self.extracted: list[tuple[str, int]] = []
         self.rounding = 0.0
 
-    def extract(self, folder, stage, images, config, weights, workers, pixels, rows):
+    def extract(self, stage, images, config, weights, workers, pixels, rows, folder):
         self.extracted.append((stage, len(rows)))
         rng = np.random.default_rng(int(weights["state"][0]))
         features = np.eye(8)[PIDS] + 0.5 * rng.standard_normal((42, 8)) + self.rounding
@@ -75,7 +75,7 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine()
-    monkeypatch.setattr(adapt_module, "extract_into", made.extract)
+    monkeypatch.setattr(adapt_module, "extract", made.extract)
     monkeypatch.setattr(adapt_module, "label_images", made.label)
     monkeypatch.setattr(adapt_module, "evaluate_features", made.score)
     monkeypatch.setattr(Trainer, "adapt", lambda self, **given: made.train(self, **given))
