@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -26,7 +27,8 @@ from pipelines.report.feature_map import feature_map
 from pipelines.report.images import columns, feature_files, features
 from pipelines.report.page import comparison, duration, report
 from pipelines.report.ranks import choose_queries, interval, retrieval
-from pipelines.run.folder import RunFolder
+from pipelines.run.feature_files import read_features
+from pipelines.run.folder import RunFolder, entry_of
 from pipelines.run.stages import iteration_stage
 
 
@@ -342,3 +344,19 @@ def test_feature_map__outliers_are_crosses__the_source_is_only_in_its_own_plot(
     by_label, by_camera, by_domain = (plot.svg for plot in found.plots)
     assert by_label.count("<use") == 48 and len(re.findall("<use.*opacity: 0.4", by_label)) == 5
     assert by_camera.count("<use") == 48 + 2 and by_domain.count("<use") == 48 + 48 + 2
+
+
+def test_features__in_blocks__or_in_one_file_as_of_release_0_1(run: RunFolder) -> None:
+    model, folder = iteration_stage(2), Path(run.path("iteration-02/features"))
+    given = read_features(folder)
+    assert len(list(folder.iterdir())) == 2 and len(given.features_NC) > 64
+    rows = np.array([70, 3, 64])
+    assert np.array_equal(features(run, model, rows), given.features_NC[rows])
+    name = "iteration-02/features.parquet"
+    pq.write_table(pq.read_table(folder), run.path(name))
+    line = {"stage": "iteration-02/extract", "files": {name: entry_of(run.read(name))}}
+    run.append("journal.jsonl", line)
+    shutil.rmtree(folder)
+    older = RunFolder(run.base)
+    assert np.array_equal(features(older, model, rows), given.features_NC[rows])
+    assert "95 % interval" in report(older).html
