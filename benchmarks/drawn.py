@@ -112,8 +112,9 @@ class Group:
     def adapt(self, stage: str, labels: Labels) -> dict[str, float]:
         """One fit from random weights; where rank 0's time went (FitTimes)."""
         assert labels.features_NC is not None and labels.pseudo_labels_N is not None
+        target = self.run.images["target"]
         self.trainer.adapt(
-            stage, 1, self.run.images["source"], self.run.images["target"],
-            labels.features_NC, labels.pseudo_labels_N[:, None], {},
+            stage, 1, self.run.images["source"], target,
+            labels.features_NC[target.rows("train")], labels.pseudo_labels_N[:, None], {},
         )  # fmt: skip
         return next(row["times"] for row in reversed(self.figures) if "times" in row)

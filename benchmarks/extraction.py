@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,6 +22,7 @@ from daal.config import Config
 from daal.data.augment import normalise
 from daal.data.images import decode
 from daal.nn.network import DaalNetwork
+from pipelines.run.artefacts import features_array
 from pipelines.training.extract import extract
 from pipelines.training.train_state import Weights
 
@@ -51,7 +53,8 @@ def measure(
         weights: Weights = {name: t.numpy() for name, t in network.state_dict().items()}
 
         def extract_by(group: Group, stage: str) -> np.ndarray[Any, Any]:
-            return extract(stage, images, group.config, weights, group.workers, group.pixels)
+            blocks = extract(stage, images, group.config, weights, group.workers, group.pixels)
+            return features_array(pa.concat_tables(blocks.values()))
 
         found: dict[str, list[float]] = {"one process": [], "decoded": [], "jpeg": []}
         with run.group(images="decoded") as kept, run.group(images="jpeg") as streamed:

@@ -62,7 +62,7 @@ def search(features: Floats) -> Neighbours:
         k = max(Reciprocity.of(CONFIG.k1, CONFIG.dialect).num_full, CONFIG.k2) + SLACK
         search = Search(k, float(FIXED_POINT))
         found: Neighbours = neighbours.nearest_neighbours(
-            runner, unit, search, len(blocks_for(runner, len(unit)))
+            runner, unit, search, blocks_for(runner, len(unit))
         )
         return found
 

@@ -14,19 +14,17 @@ from cluster.approximate import approximate_neighbours
 from cluster.arrays import Floats, Labels
 from cluster.camera_aware import CA_JACCARD, encode_by_camera
 from cluster.camera_figures import with_known_camera
-from cluster.camera_norm import standardised_by_camera
 from cluster.centroids import centroids
 from cluster.clustering import Clusterer, Clustering
-from cluster.copies import distinct_rows
 from cluster.dbscan import Dbscan
 from cluster.encoding import Reciprocity, encode
-from cluster.given_features import check_given, normalised_features, number_matrix
+from cluster.given_features import StoredFeatures, check_given, number_matrix, unit_features
 from cluster.hdbscan import Hdbscan
 from cluster.neighbours import nearest_neighbours
 from cluster.pairs import Pairs
 from cluster.quality import graph_silhouette
 from cluster.refine import FIXED_POINT, Search
-from cluster.run import Runner, StageTime, blocks_for, by_stage, on_threads, row_blocks
+from cluster.run import Runner, StageTime, blocks_for, by_stage, on_threads, row_blocks, run_one
 from cluster.search_on_device import check_cuvs
 from cluster.source_term import SourceTerm
 from daal.config import ClusterConfig
@@ -71,7 +69,7 @@ class PseudoLabels:
 
 @on_threads
 def estimate_pseudo_labels(
-    features_ND: npt.ArrayLike,
+    features_ND: npt.ArrayLike | StoredFeatures,
     config: ClusterConfig = ALONE,
     eps: float | None = None,
     *,
@@ -81,7 +79,7 @@ def estimate_pseudo_labels(
     num_blocks: int | None = None,
 ) -> PseudoLabels:
     """Pseudo-labels of target features (N, D): an array, a torch tensor or nested lists of real
-    numbers of any type.
+    numbers of any type, or features that are read where they are needed.
 
     `config` is, if not given, what `daal label` uses: q=10.35. `eps`, if given, is used in place
     of the rule (an earlier iteration's). `camids_N`, the camera of each image (below 0: unknown),
@@ -98,25 +96,27 @@ def estimate_pseudo_labels(
     """
     assert runner is not None
     started, num_notes = time.time(), len(runner.notes)
-    features_ND = number_matrix(features_ND)
+    if not isinstance(features_ND, StoredFeatures):
+        features_ND = number_matrix(features_ND)
+    num_samples = len(features_ND)
     camids_N = None if camids_N is None else np.asarray(camids_N)
-    check_given(config, len(features_ND), eps, camids_N, source_N)
+    check_given(config, num_samples, eps, camids_N, source_N)
     # What can't run here says so now, not at the end.
     clusterer: Clusterer = CLUSTERERS[config.method](runner, config, eps)
     if config.search == "cuvs":
         check_cuvs(runner)
 
     # Unit rows: row r is sample rows[r]. Cameras are searched apart, one after the other.
-    notes = []
-    if config.camera_norm and camids_N is not None:
-        features_ND = standardised_by_camera(features_ND, camids_N)
     by_camera = None
     if config.camera_aware and camids_N is not None:
         by_camera = np.argsort(camids_N, kind="stable")
-    unit_RD, rows = normalised_features(features_ND, by_camera, runner.num_workers)
-    features = runner.share(unit_RD)
-    unit_RD = runner.values([features])[0]  # on Ray, the only copy from here on
-    num_bad = len(features_ND) - len(rows)
+    camids_to_norm = camids_N if config.camera_norm else None
+    given = [runner.share(features_ND), camids_to_norm, by_camera, runner.num_workers]
+    ((features, *small),) = runner.run("features", unit_features, [()], *given, num_results=3)
+    rows, first_copy_R = runner.values(small)
+    del features_ND, given  # on Ray, the unit rows are the only ones from here on
+    notes = []
+    num_bad = num_samples - len(rows)
     if num_bad:
         notes.append(f"{num_bad} features are not finite or zero; they are outliers now.")
     if len(rows) <= config.k1 and not config.camera_aware:
@@ -124,7 +124,6 @@ def estimate_pseudo_labels(
             f"{len(rows)} images are no more than k1={config.k1}: all are each other's "
             "neighbours; use a smaller k1."
         )
-    first_copy_R = distinct_rows(unit_RD)
     num_copies = int((np.bincount(first_copy_R)[first_copy_R] > 1).sum())
     if num_copies:
         notes.append(f"{num_copies} images have an exact copy among the others.")
@@ -149,7 +148,7 @@ def estimate_pseudo_labels(
             neighbours, note = approximate_neighbours(runner, features, search, blocks)
             notes.append(note)
         else:
-            neighbours = nearest_neighbours(runner, features, search, len(blocks))
+            neighbours = nearest_neighbours(runner, features, search, blocks)
         encodings, order = encode(
             runner, features, search.scale, neighbours, reciprocity, config.k2, blocks
         )
@@ -163,7 +162,7 @@ def estimate_pseudo_labels(
     pairs = Pairs.of(runner, encodings, samples_R, blocks, term)
     found = clusterer.cluster(pairs)
 
-    labels_N = np.full(len(features_ND), -1, np.int64)
+    labels_N = np.full(num_samples, -1, np.int64)
     labels_N[samples_R] = found.labels_N
     outlier_share = float((labels_N < 0).mean())
     notes.extend(found.notes)
@@ -173,9 +172,10 @@ def estimate_pseudo_labels(
         )
     camids_R = None if camids_N is None else camids_N[samples_R]
     sizes = np.bincount(found.labels_N[found.labels_N >= 0])
+    means = run_one(runner, "centroids", centroids, features, labels_N[rows])
     return PseudoLabels(
         labels=labels_N,
-        centroids=centroids(unit_RD, labels_N[rows]),
+        centroids=runner.values([means])[0],
         eps=found.eps,
         num_clusters=len(sizes),
         outlier_share=outlier_share,

@@ -1,13 +1,15 @@
 """Features and cameras as a caller gives them: checked, and brought to unit length."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cluster.arrays import Floats
+from cluster.arrays import Floats, Longs
+from cluster.camera_norm import standardised_by_camera
+from cluster.copies import distinct_rows
 from cluster.device import to_device
 from cluster.run import row_blocks
 from daal.config import ClusterConfig
@@ -16,6 +18,24 @@ from daal.errors import ConfigError, LabelError
 MIN_NORM = 1e-6  # below it a feature has no direction
 MAX_BAD_SHARE = 0.01
 ROWS_AT_ONCE = 1024  # that are normalised: a few MB
+
+
+@runtime_checkable
+class StoredFeatures(Protocol):
+    """Features that are read where they are needed, on Ray in a task: (N, D)."""
+
+    def __len__(self) -> int: ...
+
+    def read(self) -> Floats:
+        """The features; the caller may write to the array."""
+
+
+Features: TypeAlias = npt.NDArray[np.floating] | StoredFeatures
+
+
+def loaded(features: Features) -> npt.NDArray[np.floating]:
+    """The array, which is read now if it is stored."""
+    return features.read() if isinstance(features, StoredFeatures) else features
 
 
 def number_matrix(features_ND: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -69,15 +89,33 @@ def check_given(
         )
 
 
+def unit_features(
+    given: Features,
+    camids_N: npt.NDArray[np.integer] | None,
+    order_N: npt.NDArray[np.intp] | None,
+    num_threads: int,
+) -> tuple[Floats, npt.NDArray[np.intp], Longs]:
+    """A stage: `normalised_features`, and for each row the first that it is a copy of. With
+    `camids_N`, each camera's own mean and spread are taken out before."""
+    features_ND = loaded(given)
+    if camids_N is not None:
+        features_ND = standardised_by_camera(features_ND, camids_N)
+    unit_RD, rows = normalised_features(
+        features_ND, order_N, num_threads, in_place=features_ND is not given
+    )
+    return unit_RD, rows, distinct_rows(unit_RD)
+
+
 def normalised_features(
     features_ND: npt.NDArray[np.floating],
     order_N: npt.NDArray[np.intp] | None = None,
     num_threads: int = 1,
+    in_place: bool = False,
 ) -> tuple[Floats, npt.NDArray[np.intp]]:
     """The usable rows, float32 and of length 1, and which rows these are, in `order_N`.
 
-    Raises LabelError if more than 1 % of the rows aren't finite or have no direction, or if fewer
-    than 2 are left.
+    With `in_place`, the array given may be written to. Raises LabelError if more than 1 % of the
+    rows aren't finite or have no direction, or if fewer than 2 are left.
     """
     features = np.ascontiguousarray(features_ND, np.float32)
     norms = torch.linalg.vector_norm(to_device(features, "cpu"), dim=1).numpy()
@@ -93,8 +131,9 @@ def normalised_features(
     if num_good < 2:
         raise LabelError(f"Pseudo-labels need at least 2 images, not {num_good}; give more.")
     rows = np.flatnonzero(is_good) if order_N is None else order_N[is_good[order_N]]
-    unit = np.empty((num_good, features.shape[1]), np.float32)
     as_they_are = order_N is None and num_bad == 0  # a slice isn't copied first
+    is_written_to = in_place and as_they_are
+    unit = features if is_written_to else np.empty((num_good, features.shape[1]), np.float32)
 
     def normalise(block: tuple[int, int]) -> None:
         some = slice(*block) if as_they_are else rows[slice(*block)]

@@ -50,7 +50,7 @@ def jaccard_distance(
     reciprocity = Reciprocity.of(k1, dialect)
     search = Search(max(reciprocity.num_full, k2), fixed_point_scale(features_ND))
     features = runner.share(features_ND)
-    neighbours = nearest_neighbours(runner, features, search, len(blocks))
+    neighbours = nearest_neighbours(runner, features, search, blocks)
     encodings, order = encode(runner, features, search.scale, neighbours, reciprocity, k2, blocks)
     order_N = runner.values([order])[0]
     pairs = Pairs.of(runner, encodings, order_N, blocks)

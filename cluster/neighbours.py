@@ -17,23 +17,25 @@ from cluster.run import Handle, Runner, row_blocks, run_one
 from cluster.search_on_device import ROWS_ON_DEVICE, search_rows
 
 
-def nearest_neighbours(runner: Runner, features: Handle, search: Search, num_blocks: int) -> Handle:
+def nearest_neighbours(
+    runner: Runner, features: Handle, search: Search, blocks: list[tuple[int, int]]
+) -> Handle:
     """Handle of the `Neighbours`: the `min(search.k, N)` nearest samples by Euclidean distance.
 
-    `features`: handle of float32 (N, D), finite, with norms up to 1e15. Memory: O(N k), and a few
-    tiles for each task.
+    `features`: handle of float32 (N, D), finite, with norms up to 1e15. `blocks` cut the N rows;
+    groups of `search` are cut into about as many. Memory: O(N k), and a few tiles for each task.
     """
-    num_samples = len(runner.values([features])[0])
+    num_samples = blocks[-1][1]
     search = search._replace(k=min(search.k, num_samples))
     changes = np.flatnonzero(np.diff(search.groups.of_N)) + 1
     edges = [0, *changes.tolist(), num_samples]
     if runner.device != "cpu":
-        blocks = blocks_between(edges, ROWS_ON_DEVICE)
-        parts = runner.on_device("neighbours: search", search_rows, blocks, features, search)
+        on_device = blocks_between(edges, ROWS_ON_DEVICE)
+        parts = runner.on_device("neighbours: search", search_rows, on_device, features, search)
         if parts is not None:
             return runner.share(join(*parts))
     return search_on_cpus(
-        runner, features, search, blocks_between(edges, -(-num_samples // num_blocks))
+        runner, features, search, blocks_between(edges, -(-num_samples // len(blocks)))
     )
 
 

@@ -1,10 +1,11 @@
 """Stages as tasks of Ray.
 
 The stages give the same bits however the rows are cut and wherever they run; so a task that is lost
-with its worker or node is run again by Ray, and nothing changes. Features are put into the object
-store once and read there in place, once per node; what travels between tasks are lists and sparse
-rows. Tasks have their stage's name in the dashboard. Where there are GPUs, what gains by them is
-computed there (`OnGpus`). A small set is one task.
+with its worker or node is run again by Ray, and nothing changes. Features of length 1 are in the
+object store and read there in place, once per node; what travels between tasks are lists and sparse
+rows. This process holds references and labels, and no features but those that it is given. Tasks
+have their stage's name in the dashboard. Where there are GPUs, what gains by them is computed there
+(`OnGpus`). A small set is one task.
 """
 
 from collections import Counter
@@ -20,6 +21,7 @@ from ray.exceptions import RayError
 from threadpoolctl import threadpool_limits
 
 from cluster.estimate import ALONE, PseudoLabels, estimate_pseudo_labels
+from cluster.given_features import Features
 from cluster.run import (
     FULL,
     Blocks,
@@ -47,7 +49,7 @@ CANCEL_SECONDS = 5.0  # that cancelled tasks may take to end by themselves
 
 
 def estimate_on_ray(
-    features_ND: "npt.NDArray[np.floating] | ray.ObjectRef[Any]",
+    features_ND: Features,
     config: ClusterConfig = ALONE,
     eps: float | None = None,
     *,
@@ -60,7 +62,7 @@ def estimate_on_ray(
 ) -> PseudoLabels:
     """`cluster.estimate.estimate_pseudo_labels` on the Ray cluster we are connected to.
 
-    `features_ND` may be a reference into the object store. Up to 20,000 images (100,000 with
+    Stored features are read by a task, not by this process. Up to 20,000 images (100,000 with
     `on_gpus`) are one task with `num_threads` threads; beyond that, or with `num_blocks`, tasks of
     one CPU and one thread keep the whole cluster at work. The neighbour search and cuML are
     computed by `on_gpus`, if it is given. `on_progress` is called about once a second while there
@@ -68,18 +70,15 @@ def estimate_on_ray(
 
     Raises what the local function raises, and RayError if Ray gives a task up.
     """
-    features: npt.NDArray[np.floating] = (
-        ray.get(features_ND) if isinstance(features_ND, ray.ObjectRef) else features_ND
-    )
     of_images: dict[str, Any] = {"camids_N": camids_N, "source_N": source_N}
-    if num_blocks is None and len(features) <= (SMALL if on_gpus is None else SMALL_ON_GPU):
+    if num_blocks is None and len(features_ND) <= (SMALL if on_gpus is None else SMALL_ON_GPU):
         whole = (num_threads, config, eps, of_images, features_ND)
         if on_gpus is not None:
             found: PseudoLabels = on_gpus("pseudo-labels", _run_whole, [(0, 1)], *whole)[0]
             return found
         reference = as_task(_run_whole).options(name="pseudo-labels").remote(*whole, "cpu")
         try:
-            found = _result(reference)
+            found = result_of(reference)
             return found
         except KeyboardInterrupt:
             ray.cancel(reference)
@@ -88,7 +87,7 @@ def estimate_on_ray(
     runner = RayTasks(int(resources.get("CPU", 1)), on_gpus, on_progress)
     try:
         return estimate_pseudo_labels(
-            features, config, eps, runner=runner, num_blocks=num_blocks, **of_images
+            features_ND, config, eps, runner=runner, num_blocks=num_blocks, **of_images
         )
     except (KeyboardInterrupt, RayError):
         # Not after an error of our own: to cancel a task in the moment when it ends makes Ray
@@ -110,7 +109,7 @@ def on_free_gpus(stage: str, function: Stage, blocks: Blocks, *shared: Any) -> l
     ]
     values: list[Any] = [None] * len(blocks)
     for number, part in enumerate(parts):
-        values[number::num_tasks] = _result(part)
+        values[number::num_tasks] = result_of(part)
     return values
 
 
@@ -171,9 +170,9 @@ class RayTasks:
             )
             self._report()
             for reference in done:
-                _result(reference)  # an error is raised at once, whatever the others do
+                result_of(reference)  # an error is raised at once, whatever the others do
         return [
-            _result(handle) if isinstance(handle, ray.ObjectRef) else handle for handle in handles
+            result_of(handle) if isinstance(handle, ray.ObjectRef) else handle for handle in handles
         ]
 
     def times(self) -> list[TaskTime]:
@@ -208,7 +207,8 @@ class RayTasks:
         self._shown = num_done
 
 
-def _result(reference: Any) -> Any:
+def result_of(reference: Any) -> Any:
+    """The value of a task's reference, or the error of ours that the task raised."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -232,7 +232,7 @@ def _run_whole(
     config: ClusterConfig,
     eps: float | None,
     of_images: dict[str, Any],
-    features_ND: npt.NDArray[np.floating],
+    features_ND: Features,
     device: str,
     *_: int,
 ) -> PseudoLabels:

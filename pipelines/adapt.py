@@ -1,7 +1,8 @@
 """Algorithm 1, as the driver runs it: stages that leave files and a journal in the run folder.
 
-Shapes: N images of the target, T of them for training, C channels of a feature, X of all parts of
-the body together, P parts of the body.
+Features stay where workers have written them; this process knows the files, and holds labels.
+
+Shapes: N images of the target, P parts of the body.
 """
 
 import json
@@ -15,14 +16,13 @@ from numpy.typing import NDArray
 
 from cluster.arrays import Labels
 from cluster.outliers import with_singletons
-from cluster.source_term import source_distance
 from daal.config import Config
 from daal.data.records import Domain
-from daal.nn.stripes import whole_and_stripes
 from pipelines.images.ingest import Images
 from pipelines.images.pixels import Pixels
 from pipelines.images.set_of_run import read_set, set_of_run
 from pipelines.run import artefacts, label_health
+from pipelines.run.feature_blocks import FeatureBlocks, SomeFeatures, block_files
 from pipelines.run.folder import Contents, RunFolder
 from pipelines.run.kept_images import image_files
 from pipelines.run.results import Clusters, Results, Scores
@@ -32,14 +32,13 @@ from pipelines.training.evaluate import evaluate_features
 from pipelines.training.extract import extract
 from pipelines.training.fit import Trainer
 from pipelines.training.made_on import made_on, other_workers
-from pipelines.training.pseudo_labels import ToLabel, label_images
+from pipelines.training.pseudo_labels import ToLabel, distances_to_source, label_images
 from pipelines.training.train_state import Weights
 from pipelines.workers.group import Workers
 from pipelines.workers.resources import Resources
 
-# (N, X), read or made when first asked for: a finished stage may need none. Where only training
-# images are extracted, other rows are 0.
-LazyFeatures = Callable[[], NDArray[np.float32]]
+# Those of a finished stage may have been dropped: they are made again when they are asked for.
+LazyFeatures = Callable[[], FeatureBlocks]
 
 
 @dataclass
@@ -159,7 +158,7 @@ class Adaptation:
 
         def make() -> Contents:
             given = ToLabel(
-                [features_NC[rows] for features_NC in self._parts(features())],
+                self._parts(features(), rows),
                 images.column("pid")[rows],
                 images.column("camid")[rows],
                 None if to_source_NP is None else to_source_NP[rows],
@@ -195,19 +194,24 @@ class Adaptation:
     def source_distance(
         self, stage: Stage, weights: Weights, features: LazyFeatures
     ) -> NDArray[np.float32] | None:
-        """How unlike all source images each target image is (UDAP), if that is wanted. (N, P)"""
+        """How unlike all source images each training image of the target is (UDAP), if that is
+        wanted. (N, P), 0 for others."""
         if self.config.cluster.source_weight == 0 or (source := self.source) is None:
             return None
-        file = stage.file("source_distance.parquet")
+        file, folder = stage.file("source_distance.parquet"), stage.file("source_features")
+        rows, source_rows = self.target.rows("train"), source.rows("train")
 
         def make() -> Contents:
-            of_source = extract(
-                str(stage.at("extract-source")),
-                source, self.config, weights, self.workers, self.pixels,
+            entries = extract(
+                str(stage.at("extract-source")), source, self.config, weights,
+                self.workers, self.pixels, source_rows, folder,
             )  # fmt: skip
-            source_parts = self._parts(of_source[source.rows("train")])
-            distances = list(map(source_distance, self._parts(features()), source_parts))
-            distance_NP = np.stack(distances, axis=1)
+            of_source = FeatureBlocks(self.run, entries, source_rows)
+            parts = self._parts(features(), rows), self._parts(of_source, source_rows)
+            distance_NP = np.zeros((len(self.target.table), len(parts[0])), np.float32)
+            threads = self.workers.resources.threads_per_task
+            distance_NP[rows] = distances_to_source(*parts, threads)
+            self.run.delete_folder(folder)
             table = artefacts.parts_table(self.target.table, "source_distance", distance_NP)
             return {file: artefacts.table_bytes(table)}
 
@@ -228,7 +232,7 @@ class Adaptation:
                 iteration=stage.iteration,
                 source=self.source,
                 target=self.target,
-                features_NX=features(),
+                features=self._parts(features(), self.target.rows("train"))[0],
                 pseudo_labels_NP=labels,
                 start=start,
             ),
@@ -244,7 +248,7 @@ class Adaptation:
         file, stage = model.file("evaluation.json"), model.at("evaluate")
 
         def make() -> Contents:
-            found = evaluate_features(str(stage), self.target.table, features(), self.workers)
+            found = evaluate_features(str(stage), self.target, features(), self.workers)
             return {file: artefacts.json_bytes(found.as_dict())}
 
         contents = self._once(stage, [file], make, leads_on=False)
@@ -279,7 +283,7 @@ class Adaptation:
         self._complete(results.selected, weights)
 
     def _complete(self, result: Stage, weights: Weights) -> None:
-        """LazyFeatures of query and gallery, and scores, for a result that lacks them."""
+        """Features of query and gallery, and scores, for a result that lacks them."""
         is_newest = result == self.results.models[-1]
         if self.is_scored(result) and (is_newest or self.config.keep_features):
             return
@@ -303,8 +307,10 @@ class Adaptation:
         seconds = sum(line["seconds"] for line in self.run.journal())
         return self.results.summary(self.config.seed, seconds)
 
-    def _parts(self, features_NX: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        return whole_and_stripes(features_NX, self.config.network.stripes)
+    def _parts(self, features: FeatureBlocks, rows: NDArray[np.int64]) -> list[SomeFeatures]:
+        """Features of these rows, of each part of the body."""
+        stripes = self.config.network.stripes
+        return [features.of(rows, part, stripes) for part in range(1 + stripes)]
 
     def _extract(
         self,
@@ -313,29 +319,23 @@ class Adaptation:
         rows: NDArray[np.int64] | None,
         leads_on: bool = True,
     ) -> LazyFeatures:
-        """Features of these rows of the target's table, or of all; the file has their rows only."""
-        name = "features.parquet" if rows is None else "training_features.parquet"
-        file, images = stage.file(name), self.target
+        """Features of these rows of the target's table, or of all; files have their rows only."""
+        folder = stage.file("features" if rows is None else "training_features")
+        rows = np.arange(len(self.target.table)) if rows is None else rows
+        name, older = str(stage), f"{folder}.parquet"
+        files = [older] if older in self.run.left(name) else block_files(folder, len(rows))
 
         def make() -> Contents:
-            features = extract(
-                str(stage), images, self.config, weights, self.workers, self.pixels, rows
+            return extract(
+                name, self.target, self.config, weights, self.workers, self.pixels, rows, folder
             )
-            table = images.table if rows is None else images.table.take(rows)
-            return {file: artefacts.table_bytes(artefacts.features_table(table, features))}
 
-        contents = self._once(stage, [file], make, leads_on)
+        self._once(stage, files, make, leads_on, reads=False)
 
         @cache
-        def features() -> NDArray[np.float32]:
-            if file not in contents:  # dropped in an earlier start of this run
-                contents.update(self.run.restore(str(stage), make))
-            found_MX = artefacts.features_array(artefacts.read_table(contents.pop(file)))
-            if rows is None:
-                return found_MX
-            features_NX = np.zeros((len(images.table), found_MX.shape[1]), np.float32)
-            features_NX[rows] = found_MX
-            return features_NX
+        def features() -> FeatureBlocks:
+            self.run.restore(name, make)
+            return FeatureBlocks(self.run, self.run.left(name), rows)
 
         return features
 
@@ -346,10 +346,11 @@ class Adaptation:
         make: Callable[[], Contents],
         leads_on: bool = True,
         made_on: dict[str, Any] | None = None,
+        reads: bool = True,
     ) -> dict[str, bytes]:
         """`RunFolder.once`, shown and timed."""
         with self.progress.stage(str(stage)):
-            return self.run.once(str(stage), files, make, leads_on, made_on)
+            return self.run.once(str(stage), files, make, leads_on, made_on, reads)
 
     def _checkpoint(
         self, model: Stage, train: Callable[[], Weights], on_workers: bool = True

@@ -19,6 +19,7 @@ from daal.evaluation import evaluate
 from daal.load_config import load_config
 from daal.nn.network import DaalNetwork
 from pipelines.run import artefacts
+from pipelines.run.feature_blocks import block_files, rows_of_block
 from pipelines.run.folder import RunFolder
 from pipelines.run.kept_config import keep_config
 
@@ -142,8 +143,7 @@ def _model(
     centres = np.random.default_rng(1).standard_normal((pids.max() + 2, CHANNELS))
     features = centres[pids + 1] + 8 * spread * rng.standard_normal((len(pids), CHANNELS))
     features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
-    data = artefacts.table_bytes(artefacts.features_table(target, features))
-    _stage(run, f"{stage}/extract", {f"{stage}/features.parquet": data})
+    _stage(run, f"{stage}/extract", feature_blocks(f"{stage}/features", target, features))
     split, camids = target["split"].to_numpy(zero_copy_only=False), target["camid"].to_numpy()
     query, gallery = split == "query", split == "gallery"
     scores = evaluate(
@@ -152,6 +152,17 @@ def _model(
     ).as_dict()  # fmt: skip
     _stage(run, f"{stage}/evaluate", {f"{stage}/evaluation.json": artefacts.json_bytes(scores)})
     return {"name": stage, **scores}
+
+
+def feature_blocks(folder: str, images: pa.Table, features: np.ndarray) -> dict[str, Any]:
+    """Files of a stage as workers write them: features of the table's rows, in blocks."""
+    size = rows_of_block(len(images))
+    blocks = {}
+    for number, name in enumerate(block_files(folder, len(images))):
+        rows = np.arange(len(images))[number * size : (number + 1) * size]
+        table = artefacts.features_table(images.take(rows), features[rows])
+        blocks[name] = artefacts.table_bytes(table)
+    return blocks
 
 
 def _stage(run: RunFolder, stage: str, files: dict[str, Any]) -> None:

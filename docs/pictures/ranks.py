@@ -32,7 +32,7 @@ def main(run: Path) -> None:
     pids, camids, splits = (images[name].to_numpy() for name in ("pid", "camid", "split"))
     last = json.loads((run / "summary.json").read_text())["selected"]
     features = {
-        name: np.stack(pq.read_table(run / name / "features.parquet")["feature"].to_numpy())
+        name: np.stack(pq.read_table(run / name / "features")["feature"].to_numpy())
         for name in ("pretrain", last)
     }
     gallery, queries = np.flatnonzero(splits == "gallery"), np.flatnonzero(splits == "query")

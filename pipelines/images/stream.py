@@ -5,7 +5,7 @@ nothing but numbers: each task computes which images its step takes (the plan is
 reads their bytes from the store, and returns decoded pixels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -117,15 +117,14 @@ def _decoded_step(
 
 
 def streamed_rows(
-    source: ImageSource, rows: NDArray[np.int64], batch_size: int, size: InputConfig
+    source: ImageSource, batches: Sequence[NDArray[np.int64]], size: InputConfig
 ) -> Iterator[Tensor]:
-    """uint8 (B, height, width, 3) of these rows, decoded by Ray Data."""
+    """uint8 (B, height, width, 3) of each batch of rows, decoded by Ray Data."""
 
     def decode(number: int) -> dict[str, Any]:
-        chosen = rows[number * batch_size : (number + 1) * batch_size]
-        return {"images": decode_rows(source.store, chosen, size)}
+        return {"images": decode_rows(source.store, batches[number], size)}
 
-    for found in _in_order(decode, -(-len(rows) // batch_size), BATCHES_PER_TASK):
+    for found in _in_order(decode, len(batches), BATCHES_PER_TASK):
         yield torch.tensor(found["images"])
 
 

@@ -19,7 +19,7 @@ from daal.trained_model import TrainedModel
 from pipelines.report.attention_and_clusters import pseudo_labels, training_images
 from pipelines.report.facts import Facts
 from pipelines.report.figures import INK, MARKERS, SERIES, STYLE, legend_columns, svg_of
-from pipelines.report.images import columns, features
+from pipelines.report.images import columns, feature_files, features
 from pipelines.report.plots import Plot, inlined
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import Stage
@@ -48,7 +48,7 @@ def feature_map(
     Raises:
         DataError: the features aren't there, or are too few.
     """
-    about = columns(run, stage.file("features.parquet"), ("split", "camid"))
+    about = columns(run, feature_files(run, stage), ("split", "camid"))
     train = np.flatnonzero(about["split"] == "train")
     if len(train) < 5:
         raise DataError("A map needs five training images of the target.")

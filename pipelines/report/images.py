@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
@@ -19,11 +18,12 @@ from daal.data.records import Domain
 from daal.errors import DataError
 from pipelines.images.set_of_run import store_of_run
 from pipelines.report import figures
-from pipelines.run.artefacts import features_array
-from pipelines.run.folder import RunFolder
+from pipelines.run.feature_blocks import FeatureBlocks
+from pipelines.run.folder import Entries, RunFolder
 from pipelines.run.stages import Stage
 
 Pixels = NDArray[np.uint8]
+Columns = dict[str, NDArray[Any]]
 Rows = Sequence[int] | NDArray[np.integer]
 THUMB = 128  # pixels; the height of an image on the page
 
@@ -51,9 +51,10 @@ def photo(image_HWC: Pixels, alt: str, **more: str) -> Photo:
     return Photo(f"data:image/jpeg;base64,{data}", alt, **more)
 
 
-def columns(run: RunFolder, name: str, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Small columns of a Parquet file in the run folder, all rows. Raises DataError without it."""
-    table = _table(run, name).to_table(columns=list(wanted))
+def columns(run: RunFolder, names: str | Entries, wanted: Sequence[str]) -> Columns:
+    """Small columns of a Parquet file in the run folder, or of several files one after the other:
+    all rows. Raises DataError without them."""
+    table = _table(run, names).to_table(columns=list(wanted))
     return {column: table[column].to_numpy() for column in wanted}
 
 
@@ -66,8 +67,9 @@ def images(run: RunFolder, domain: Domain, rows: Rows, height: int, width: int) 
     if store := store_of_run(run, domain):
         found = [data.to_pybytes() for data in store.take(np.asarray(rows, np.int64))]
     else:
-        name = f"images/{domain}.parquet"
-        found = [data.as_py() for data in _take(run, name, "image", rows)["image"]]
+        table, indices = _table(run, f"images/{domain}.parquet"), np.asarray(rows, np.int64)
+        taken = table.take(indices, columns=["image"], batch_size=1024, batch_readahead=1)
+        found = [data.as_py() for data in taken["image"]]
     return [decode(data, height, width) for data in found]
 
 
@@ -77,9 +79,22 @@ def thumbs(run: RunFolder, domain: Domain, rows: Rows, size: InputConfig) -> lis
 
 
 def features(run: RunFolder, model: Stage, rows: Rows) -> NDArray[np.float32]:
-    """Features of the target by row number: (N, D). Raises DataError if the file isn't there."""
-    taken = _take(run, model.file("features.parquet"), "feature", rows)
-    return features_array(taken).copy()  # PyTorch warns of arrays that can't be written
+    """Features of the target by row number: (N, D). Raises DataError if they aren't there."""
+    files = feature_files(run, model)
+    blocks = FeatureBlocks(run, files, np.arange(_table(run, files).count_rows()))
+    return blocks.of(np.asarray(rows, np.int64)).read()
+
+
+def feature_files(run: RunFolder, model: Stage) -> Entries:
+    """The files with a feature of every target image. Raises DataError if there are none."""
+    for part in ("extract-result", "extract"):
+        files = run.left(str(model.at(part)))
+        are_there = (name.startswith(model.file("features")) and run.exists(name) for name in files)
+        if files and all(are_there):
+            return files
+    raise DataError(
+        f"{model.file('features')} is not in the run folder; it was deleted, or isn't made yet."
+    )
 
 
 def spread(rows: NDArray[np.integer], most: int) -> NDArray[np.integer]:
@@ -89,12 +104,9 @@ def spread(rows: NDArray[np.integer], most: int) -> NDArray[np.integer]:
     return rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
 
 
-def _take(run: RunFolder, name: str, column: str, rows: Rows) -> pa.Table:
-    indices = pa.array(np.asarray(rows, np.int64))
-    return _table(run, name).take(indices, columns=[column], batch_size=1024, batch_readahead=1)
-
-
-def _table(run: RunFolder, name: str) -> ds.Dataset:
-    if not run.exists(name):
-        raise DataError(f"{name} is not in the run folder; it was deleted, or isn't made yet.")
-    return ds.dataset(run.path(name), format=STREAM, filesystem=run.filesystem)
+def _table(run: RunFolder, names: str | Entries) -> ds.Dataset:
+    files = [names] if isinstance(names, str) else list(names)
+    for name in files:
+        if not run.exists(name):
+            raise DataError(f"{name} is not in the run folder; it was deleted, or isn't made yet.")
+    return ds.dataset(list(map(run.path, files)), format=STREAM, filesystem=run.filesystem)

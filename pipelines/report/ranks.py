@@ -3,6 +3,7 @@
 Shapes: Q queries, G gallery images, D channels.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from daal.config import Config
 from daal.data.records import JUNK_PID
 from daal.errors import DataError
 from daal.evaluation import EvaluationResult, evaluate
-from pipelines.report.images import Photo, columns, features, photo, thumbs
+from pipelines.report.images import Photo, columns, feature_files, features, photo, thumbs
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import PRETRAIN, Stage
 from pipelines.search.nearest import nearest
@@ -53,7 +54,7 @@ def retrieval(run: RunFolder, config: Config, model: Stage) -> Retrieval:
     Raises:
         DataError: there is no query, no gallery, or the features or images aren't there.
     """
-    about = columns(run, model.file("features.parquet"), ("split", "pid", "camid", "path"))
+    about = columns(run, feature_files(run, model), ("split", "pid", "camid", "path"))
     all_queries = np.flatnonzero(about["split"] == "query")
     gallery_G = np.flatnonzero(about["split"] == "gallery")
     if len(all_queries) == 0 or len(gallery_G) == 0:
@@ -83,11 +84,12 @@ def retrieval(run: RunFolder, config: Config, model: Stage) -> Retrieval:
              for query in (*worst, *typical)}  # fmt: skip
 
     samples = {"map": scored.ap, "rank1": (scored.first_match_rank == 0).astype(float)}
-    if model != PRETRAIN and run.exists(PRETRAIN.file("features.parquet")):
+    if model != PRETRAIN:
         del queries_QD, gallery_GD  # two models' at once may be too much
-        before, *_ = score(PRETRAIN)
-        samples["map_gain"] = scored.ap - before.ap
-        samples["rank1_gain"] = samples["rank1"] - (before.first_match_rank == 0)
+        with suppress(DataError):  # they may have been deleted
+            before, *_ = score(PRETRAIN)
+            samples["map_gain"] = scored.ap - before.ap
+            samples["rank1_gain"] = samples["rank1"] - (before.first_match_rank == 0)
     lists = _rank_lists(run, config, about, queries_Q, shown, scored)
     return Retrieval(
         worst=lists[: len(worst)],

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from daal import checkpoint
 from pipelines.run.folder import Contents
 
+KNOWN = ["path", "pid", "camid", "split", "domain"]  # what a features file says of each image
+
 
 def table_bytes(table: pa.Table) -> pa.Buffer:
     """Parquet, readable by anything: features are plain fixed-size lists."""
@@ -69,7 +71,7 @@ def read_parts(data: bytes) -> NDArray[Any]:
 def features_table(images: pa.Table, features: NDArray[np.float32]) -> pa.Table:
     """A features file's rows: what is known of each image, and its feature as a fixed-size list."""
     lists = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), features.shape[1])
-    known = images.select(["path", "pid", "camid", "split", "domain"])
+    known = images.select(KNOWN)
     return known.replace_schema_metadata(None).append_column("feature", lists)
 
 

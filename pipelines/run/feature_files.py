@@ -33,8 +33,9 @@ class Features(NamedTuple):
 
 
 def read_features(path: Path, split: str | None = None, needed: Collection[str] = ()) -> Features:
-    """Rows of a .parquet file with a list column "feature" (as `daal extract` writes), or of a
-    two-dimensional .npy array; integers are taken as float32. `split`: only the rows whose column
+    """Rows of a .parquet file with a list column "feature" (as `daal extract` writes), of a folder
+    of such files (as a run has), or of a two-dimensional .npy array; integers are taken as float32.
+    `split`: only the rows whose column
     "split" says so. `needed`: those of pid, camid and split that the caller can't do without;
     others are left out if they can't be read.
 
@@ -42,7 +43,7 @@ def read_features(path: Path, split: str | None = None, needed: Collection[str] 
         DataError: the file isn't such a file, has no such rows, or a needed column can't be read.
     """
     try:
-        if not os.path.isfile(path):  # a pipe would be waited for
+        if not os.path.isfile(path) and not path.is_dir():  # a pipe would be waited for
             raise ValueError("it is no file" if path.exists() else "it doesn't exist")
         if path.suffix.lower() != ".npy":
             return _read_parquet(path, split, {*needed, *(["split"] if split is not None else [])})
@@ -57,27 +58,20 @@ def read_features(path: Path, split: str | None = None, needed: Collection[str] 
         ) from error
 
 
-def query_and_gallery(
-    what: str,
-    splits: NDArray[Any],
-    features_NC: NDArray[np.float32],
-    pids: NDArray[np.integer],
-    camids: NDArray[np.integer],
-) -> list[NDArray[Any]]:
-    """Features, pids and camids of the query rows, then of the gallery's.
+def query_and_gallery(what: str, splits: NDArray[Any]) -> list[NDArray[np.int64]]:
+    """The query rows, and the gallery's.
 
     Raises:
         DataError: there are none of either, of `what`.
     """
-    sides: list[NDArray[Any]] = []
+    sides = []
     for split in ("query", "gallery"):
-        rows = np.flatnonzero(splits == split)
-        if len(rows) == 0:
+        sides.append(np.flatnonzero(splits == split))
+        if len(sides[-1]) == 0:
             raise DataError(
                 f"{what} has no {split} rows, and scores need query and gallery; extract them from "
                 "a data set that has both."
             )
-        sides += [features_NC[rows], pids[rows], camids[rows]]
     return sides
 
 
@@ -94,13 +88,15 @@ def _read_npy(path: Path) -> NDArray[np.float32]:
 
 
 def _read_parquet(path: Path, split: str | None, needed: Collection[str]) -> Features:
-    with open(path, "rb") as file:
-        try:
-            table = pq.ParquetFile(file).read()
-        except (pa.ArrowException, OSError) as error:
-            is_other = path.suffix.lower() != ".parquet"
-            hint = " (numpy.save makes an .npy file of an array)" if is_other else ""
-            raise ValueError(f"it is no whole Parquet file{hint}") from error
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError("it is a folder without .parquet files")
+    try:
+        table = pa.concat_tables(map(_table, files))
+    except (pa.ArrowException, OSError) as error:
+        is_other = files[0].suffix.lower() != ".parquet"
+        hint = " (numpy.save makes an .npy file of an array)" if is_other else ""
+        raise ValueError(f"it is no whole Parquet file{hint}") from error
     left_out: list[str] = []
 
     def wanted(name: str, read: Callable[[pa.ChunkedArray, str], Any]) -> Any:
@@ -132,6 +128,11 @@ def _read_parquet(path: Path, split: str | None, needed: Collection[str]) -> Fea
         splits,
         tuple(left_out),
     )
+
+
+def _table(path: Path) -> pa.Table:
+    with open(path, "rb") as file:
+        return pq.ParquetFile(file).read()
 
 
 def _feature_column(table: pa.Table) -> NDArray[np.float32]:

@@ -3,7 +3,8 @@
 A file is written aside and renamed, so it is whole or absent. On an object store it is put, which
 is the same. The journal gets one line per finished stage with the size and hash of each file it
 left, and a digest of all that the stages before it left. A stage is not run again if both still
-match.
+match. Large files are written by workers, and read only where they are needed: of those, sizes are
+compared alone, and who reads one compares its hash.
 
 Lines are appended to a file on a disk. An object store can't append: there a file of lines is cut
 into parts, NAME.jsonl, NAME.000002.jsonl, ..., and only the last is written again with each line.
@@ -23,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -31,8 +32,9 @@ from pyarrow import fs
 
 from daal.errors import ConfigError, StorageError, first_line
 
-Contents = dict[str, bytes | pa.Buffer]  # of files, by name
-Entries = dict[str, dict[str, Any]]  # size and sha256 of a stage's files, by name
+Entry: TypeAlias = dict[str, Any]  # size and sha256 of a file
+Entries = dict[str, Entry]  # of a stage's files, by name
+Contents = Mapping[str, bytes | pa.Buffer | Entry]  # of files, by name; an entry if it is written
 JOURNAL = "journal.jsonl"
 LOCK = ".lock"
 PART_BYTES = 16 * 1024  # of a file of lines on an object store; a line has some 350 bytes
@@ -69,6 +71,11 @@ class RunFolder:
         # The part of each file of lines that the next line goes to, and on an object store what
         # this part holds.
         self._last_parts: dict[str, tuple[str, bytes]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker needs of it: the place, and nothing of the journal."""
+        state = {name: value for name, value in vars(self).items() if name != "_finished"}
+        return state | {"_last_parts": {}}
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -169,8 +176,12 @@ class RunFolder:
         return parts[-1] if self.is_local else _part_after(name, parts[-1])
 
     def delete_file(self, name: str) -> None:
+        """Delete a file, and its folder if that is empty then."""
         with self._storage(name, 0):
             self.filesystem.delete_file(self.path(name))
+        if self.is_local:
+            with suppress(OSError):
+                os.rmdir(os.path.dirname(self.path(name)))
 
     def delete_folder(self, name: str) -> None:
         if self.filesystem.get_file_info(self.path(name)).type == fs.FileType.Directory:
@@ -185,17 +196,19 @@ class RunFolder:
         make: Callable[[], Contents],
         leads_on: bool = True,
         made_on: Mapping[str, Any] | None = None,
+        reads: bool = True,
     ) -> dict[str, bytes]:
         """What a stage left in `files`; it is run if they aren't whole or others led to them.
 
         `make` returns their content. Stages are asked for in the order of the run; nothing
         follows from one that doesn't lead on. `made_on` is written into the journal's line.
-        Nothing is returned of a stage whose files were dropped; `restore` makes them again.
+        Nothing is returned of files that workers write (`reads=False`), and of those that were
+        dropped; `restore` makes them again.
         """
-        found = self._whole(stage, files)
+        found = self._whole(stage, files, reads)
         if found is None:
             about = {**(made_on or {}), "inputs": self.inputs}
-            found = self._make(stage, files, make, about)
+            found = self._make(stage, make, about)
         entries, contents = found
         if leads_on:
             hashes = "".join(entries[name]["sha256"] for name in sorted(entries))
@@ -211,41 +224,50 @@ class RunFolder:
         for name in self._finished[stage]["files"]:
             self.delete_file(name)
 
-    def restore(self, stage: str, make: Callable[[], Contents]) -> dict[str, bytes]:
-        """The files of a stage that were dropped, made again: a later stage has to be repeated.
+    def left(self, stage: str) -> Entries:
+        """The files of a finished stage, whether they were dropped or not; {} of any other."""
+        files: Entries = self._finished.get(stage, {}).get("files", {})
+        return files
+
+    def restore(self, stage: str, make: Callable[[], Contents]) -> None:
+        """Make the files of a stage again if they were dropped: a later stage has to be repeated.
 
         Raises:
             StorageError: they differ from those that were dropped, as with other workers.
         """
         line = self._finished[stage]
-        entries, contents = self._make(stage, list(line["files"]), make, {"inputs": line["inputs"]})
+        if not line.get("dropped"):
+            return
+        entries, _ = self._make(stage, make, {"inputs": line["inputs"]})
         if entries != line["files"]:
             raise StorageError(
                 f"{stage} was made again, and differs from what later stages of {self.uri} were "
                 "made from (by other workers or another machine); the same command repeats those."
             )
-        return contents
 
     def _make(
         self,
         stage: str,
-        files: Sequence[str],
         make: Callable[[], Contents],
         about: Mapping[str, Any],
     ) -> tuple[Entries, dict[str, bytes]]:
         started = time.time()
-        made = make()
         entries: Entries = {}
-        for name in files:
-            self.write(name, made[name])
-            entries[name] = _entry(made[name])
+        contents: dict[str, bytes] = {}
+        for name, made in make().items():
+            if isinstance(made, dict):
+                entries[name] = made
+                continue
+            self.write(name, made)
+            entries[name] = entry_of(made)
+            contents[name] = bytes(made)
         line = {"stage": stage, "started": started, "seconds": round(time.time() - started, 3)}
-        before = self._finished.get(stage, {"files": ()})["files"]
+        before = self.left(stage)
         self._finish({**line, **about, "files": entries})
-        for name in set(before) - set(files):
+        for name in before.keys() - entries.keys():
             if self.exists(name):
                 self.delete_file(name)
-        return entries, {name: bytes(made[name]) for name in files}
+        return entries, contents
 
     def adopt(self, other: "RunFolder") -> None:
         """Take over the finished stages of another run that this one doesn't have yet."""
@@ -272,19 +294,24 @@ class RunFolder:
         self.append(JOURNAL, line)
         _note(self._finished, line)
 
-    def _whole(self, stage: str, files: Sequence[str]) -> tuple[Entries, dict[str, bytes]] | None:
+    def _whole(
+        self, stage: str, files: Sequence[str], reads: bool
+    ) -> tuple[Entries, dict[str, bytes]] | None:
         found = self._finished.get(stage)
         if found is None or found.get("inputs") != self.inputs or set(found["files"]) != set(files):
             return None
         if found.get("dropped"):
             return found["files"], {}
         contents = {}
-        for name, expected in found["files"].items():
-            if not self.exists(name):
+        with self._storage(stage):
+            there = self.filesystem.get_file_info([self.path(name) for name in found["files"]])
+        for info, (name, expected) in zip(there, found["files"].items(), strict=True):
+            if info.type != fs.FileType.File or info.size != expected["size"]:
                 return None
-            contents[name] = self.read(name)
-            if _entry(contents[name]) != expected:
-                return None
+            if reads:
+                contents[name] = self.read(name)
+                if entry_of(contents[name]) != expected:
+                    return None
         return found["files"], contents
 
     @contextmanager
@@ -310,7 +337,7 @@ def _note(finished: dict[str, dict[str, Any]], line: dict[str, Any]) -> None:
         finished[dropped]["dropped"] = True
 
 
-def _entry(data: bytes | pa.Buffer) -> dict[str, Any]:
+def entry_of(data: bytes | pa.Buffer) -> Entry:
     return {"size": len(data), "sha256": _sha256(data)}
 
 

@@ -22,7 +22,8 @@ def evaluate_file(path: Path) -> EvaluationResult:
             f"{path} can't be scored without {absent}; give a file that daal extract wrote of a "
             "data set with query and gallery."
         )
-    sides = query_and_gallery(str(path), splits, given.features_NC, pids, camids)
+    rows = query_and_gallery(str(path), splits)
+    sides = [column[side] for side in rows for column in (given.features_NC, pids, camids)]
     try:
         scores = evaluate(*sides)
     except DataError as error:

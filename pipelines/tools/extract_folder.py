@@ -17,7 +17,6 @@ from daal.trained_model import load_trained
 from pipelines.images.ingest import read_images
 from pipelines.images.pixels import Pixels
 from pipelines.images.store import stores_folder
-from pipelines.run.artefacts import features_table
 from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
 from pipelines.training.extract import extract
@@ -54,8 +53,8 @@ def extract_folder(
         weights = {name: tensor.numpy() for name, tensor in model.network.state_dict().items()}
         pixels = Pixels(config, resources, progress.say)
         with progress.stage("extract"):
-            features = extract("extract", images, config, weights, workers, pixels)
-    rows = features_table(images.table, features)
+            blocks = extract("extract", images, config, weights, workers, pixels)
+    rows = pa.concat_tables(blocks.values())
     return rows.select(["path", "feature"]) if layout == ANY_LAYOUT else rows, quarantine
 
 

@@ -1,6 +1,7 @@
 """One training on the cluster: pretraining, adapting, or the supervised bound."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import ray
@@ -8,16 +9,17 @@ import torch
 from numpy.typing import NDArray
 
 from cluster.centroids import centroids
+from cluster.given_features import Features, loaded
+from cluster.ray_run import as_task, result_of
 from daal.config import Config, FitConfig
 from daal.data.plan import Plan
 from daal.errors import DataError
 from daal.nn.network import DaalNetwork
-from daal.nn.stripes import whole_and_stripes
 from pipelines.images.ingest import Images
 from pipelines.images.pixels import Pixels
 from pipelines.images.stream import StreamSource
 from pipelines.show.progress import Progress
-from pipelines.training.train_batch import Labels
+from pipelines.training.train_batch import Labels, weighs_by_features
 from pipelines.training.train_loop import FitJob
 from pipelines.training.train_state import Weights
 from pipelines.workers.group import Workers
@@ -39,7 +41,7 @@ class Trainer:
         labels, rows = class_labels(images)
         fit = self.config.pretrain
         plan = self._plan(fit, 0, rows, NO_ROWS, NO_ROWS)
-        return self._fit(stage, fit, 0, plan, images, images, labels, self.untrained())
+        return self._fit(stage, fit, 0, plan, images, images, ray.put(labels), self.untrained())
 
     def untrained(self) -> Weights:
         """The network with the backbone's own weights, everything else drawn with the seed."""
@@ -52,17 +54,16 @@ class Trainer:
         iteration: int,
         source: Images | None,
         target: Images,
-        features_NX: NDArray[np.float32],
+        features: Features,
         pseudo_labels_NP: NDArray[np.int64],
         start: Weights,
     ) -> Weights:
         """Line 6 of Algorithm 1: Eq. 7 on both domains, without outliers (-1).
 
-        features_NX and pseudo_labels_NP have a row for every row of the target's table; labels
-        have a column for the whole body and one for each stripe. Without source images in the
-        batches, only the target's part of Eq. 7 remains.
+        `features` are of the training images, of the whole body. pseudo_labels_NP has a row for
+        every row of the target's table, a column for the whole body and one for each stripe.
+        Without source images in the batches, only the target's part of Eq. 7 remains.
         """
-        features_NC = whole_and_stripes(features_NX, self.config.network.stripes)[0]
         pseudo_labels_N = pseudo_labels_NP[:, 0]
         fit = self.config.adapt
         if source is None or fit.batch_source == 0:
@@ -72,13 +73,15 @@ class Trainer:
         labels = replace(
             known,
             pseudo_labels_N=pseudo_labels_N,
-            features_NC=features_NC,
-            centroids_KC=np.asarray(centroids(features_NC, pseudo_labels_N), np.float32),
+            feature_rows=target.rows("train"),
             stripe_labels_NS=pseudo_labels_NP[:, 1:] if self.config.network.stripes else None,
         )
+        task = as_task(with_features).options(name="centroids", num_returns=2)
+        of_fit, is_done = task.remote(labels, features, weighs_by_features(self.config))
+        result_of(is_done)  # raises what the task raised
         target_rows = np.flatnonzero(pseudo_labels_N >= 0)
         plan = self._plan(fit, iteration, source_rows, target_rows, pseudo_labels_N[target_rows])
-        return self._fit(stage, fit, iteration, plan, source, target, labels, start)
+        return self._fit(stage, fit, iteration, plan, source, target, of_fit, start)
 
     def _plan(
         self,
@@ -110,7 +113,7 @@ class Trainer:
         plan: Plan,
         source: Images,
         target: Images,
-        labels: Labels,
+        labels: ray.ObjectRef[Any],
         start: Weights,
     ) -> Weights:
         stream = StreamSource(
@@ -119,11 +122,21 @@ class Trainer:
             self.pixels.source(target),
             self.config.input,
         )
-        job = FitJob(stage, self.config, fit, iteration, stream, ray.put(labels), ray.put(start))
+        job = FitJob(stage, self.config, fit, iteration, stream, labels, ray.put(start))
         weights: Weights
         weights, figures = self.workers.run(job)[0]
         self.progress.figures(stage, **figures)
         return weights
+
+
+def with_features(labels: Labels, features: Features, keeps: bool) -> tuple[Labels, bool]:
+    """A task: the labels with their clusters' centroids and, if a fit `keeps` them, with features,
+    which workers read in place; and True, which is small enough to be waited for."""
+    assert labels.pseudo_labels_N is not None and labels.feature_rows is not None
+    features_TC = np.asarray(loaded(features), np.float32)
+    centroids_KC = centroids(features_TC, labels.pseudo_labels_N[labels.feature_rows])
+    kept_TC = features_TC if keeps else None
+    return replace(labels, features_NC=kept_TC, centroids_KC=centroids_KC), True
 
 
 def class_labels(images: Images) -> tuple[Labels, NDArray[np.int64]]:

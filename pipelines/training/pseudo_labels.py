@@ -2,7 +2,7 @@
 
 A worker's process has loaded CUDA and all libraries already, and would otherwise be idle.
 
-Shapes: T training images of the target, C channels of a feature, P parts of the body.
+Shapes: T training images of the target, P parts of the body.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,12 +13,16 @@ import numpy as np
 import ray
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from cluster.eps import eps_setting
 from cluster.estimate import PseudoLabels
+from cluster.given_features import Features, loaded
 from cluster.outliers import in_all_parts
 from cluster.quality import agreement, cluster_quality
-from cluster.ray_run import OnGpus, OnProgress, estimate_on_ray
+from cluster.ray_run import OnGpus, OnProgress, as_task, estimate_on_ray, result_of
+from cluster.source_term import source_distance
+from daal.available_cpus import available_cpus
 from daal.config import ClusterConfig
 from daal.errors import DaalError, LabelError
 from pipelines.run.label_health import kept_eps
@@ -30,7 +34,7 @@ from pipelines.workers.group import Worker, Workers
 class ToLabel:
     """What a labelling is made from. `pids_T` are looked at for figures alone, after it."""
 
-    parts: Sequence[NDArray[np.float32]]  # (T, C) each
+    parts: Sequence[Features]  # of the T images
     pids_T: NDArray[np.int64]
     camids_T: NDArray[np.int64]
     to_source_TP: NDArray[np.float32] | None = None  # UDAP's distances, if they count
@@ -102,6 +106,23 @@ def _estimate_parts(
         )
         for part, features_TC in enumerate(given.parts)
     ]
+
+
+def distances_to_source(
+    target: Sequence[Features], source: Sequence[Features], num_threads: int
+) -> NDArray[np.float32]:
+    """How unlike all source images each target image is, part by part (T, P), by a Ray task."""
+    task = as_task(_distances).options(name="source distance")
+    found: NDArray[np.float32] = result_of(task.remote(target, source, num_threads))
+    return found
+
+
+def _distances(
+    target: Sequence[Features], source: Sequence[Features], num_threads: int
+) -> NDArray[np.float32]:
+    with threadpool_limits(min(num_threads, available_cpus())):
+        parts = zip(target, source, strict=True)
+        return np.stack([source_distance(loaded(t), loaded(s)) for t, s in parts], axis=1)
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,18 @@ from pipelines.images.stream import FedBatch
 MIN_SQ_DISTANCE = 1e-3
 
 
+def weighs_by_features(config: Config) -> bool:
+    """Whether targets are Eq. 4's, which need the features of a batch."""
+    return config.soft_labels.target_labels in ("soft", "soft-literal")
+
+
 @dataclass(frozen=True)
 class Labels:
     """Labels of every row, by domain.
 
     source_N: class index of each source row. features_NC, pseudo_labels_N, centroids_KC: the
     target's features and clusters as they were before this fit (line 5 of Algorithm 1), of the
-    whole body.
+    whole body. Features may be of `feature_rows` (ascending) alone.
     """
 
     source_N: NDArray[np.int64]
@@ -38,6 +43,7 @@ class Labels:
     features_NC: NDArray[np.float32] | None = None
     centroids_KC: NDArray[np.float32] | None = None
     stripe_labels_NS: NDArray[np.int64] | None = None  # clusters of each stripe (SSG)
+    feature_rows: NDArray[np.int64] | None = None
 
     @property
     def num_clusters(self) -> int:
@@ -73,6 +79,7 @@ class BatchMaker:
     ) -> None:
         self._labels, self._config = labels, config
         self._iteration, self._device = iteration, device
+        self._by_features = weighs_by_features(config)
         if labels.centroids_KC is not None:
             self._centroids_KC = torch.tensor(labels.centroids_KC, device=device)
 
@@ -83,17 +90,19 @@ class BatchMaker:
         samples_B = np.concatenate([fed.source_rows, len(labels.source_N) + fed.target_rows])
         seeds_B = sample_seeds(config.seed, self._iteration, epoch, fed.step, samples_B)
         table_BX = draw_table(seeds_B, config.input.height, config.input.width, config.augment)
-        needs_features = config.soft_labels.target_labels in ("soft", "soft-literal")
+        rows, feature_rows = fed.target_rows, fed.target_rows
+        if labels.feature_rows is not None:
+            feature_rows = np.searchsorted(labels.feature_rows, rows)
 
-        def of_target(array_NX: NDArray[Any] | None) -> Tensor | None:
-            return None if array_NX is None else self._copied(array_NX[fed.target_rows])
+        def of_target(array_NX: NDArray[Any] | None, rows: NDArray[Any] = rows) -> Tensor | None:
+            return None if array_NX is None else self._copied(array_NX[rows])
 
         return HostBatch(
             images_BHWC=pinned(fed.images_BHWC, self._device),
             table_BX=self._copied(table_BX),
             source_labels_S=self._copied(labels.source_N[fed.source_rows]),
             target_labels_T=of_target(labels.pseudo_labels_N),
-            features_TC=of_target(labels.features_NC) if needs_features else None,
+            features_TC=of_target(labels.features_NC, feature_rows) if self._by_features else None,
             stripe_labels_TS=of_target(labels.stripe_labels_NS),
         )
 

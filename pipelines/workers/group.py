@@ -148,7 +148,7 @@ class Workers:
     ) -> None:
         self.resources = resources
         self._config = config
-        self._folder = folder
+        self.folder = folder
         self._progress = progress
         self._queue: Any = None
         self._group: Future[Any] | None = None
@@ -216,7 +216,7 @@ class Workers:
             policy=EqualShares(scaling, config.ray, config.common_batch) if is_elastic else None,
             train_loop_config={
                 "queue": self._queue,
-                "folder": self._folder,
+                "folder": self.folder,
                 "threads": resources.threads,
                 "deterministic": config.deterministic,
                 "faults": planned_faults(),
@@ -225,8 +225,8 @@ class Workers:
             scaling_config=scaling,
             run_config=RunConfig(
                 name="workers",
-                storage_path=self._folder.path("ray_train"),
-                storage_filesystem=self._folder.filesystem,
+                storage_path=self.folder.path("ray_train"),
+                storage_filesystem=self.folder.filesystem,
                 failure_config=FailureConfig(max_failures=config.ray.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 worker_runtime_env={"env_vars": worker_variables(config.deterministic)},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 from rich.console import Console
 from tiny_run import tiny
@@ -95,7 +96,7 @@ def test_two_workers__equal_one_process_on_the_same_batches(pair: Pair) -> None:
     assert labels.features_NC is not None and labels.pseudo_labels_N is not None
     trained = pair.trainer.adapt(
         "ddp", 1, pair.source, pair.target,
-        labels.features_NC, labels.pseudo_labels_N[:, None], start={},
+        labels.features_NC[pair.target.rows("train")], labels.pseudo_labels_N[:, None], start={},
     )  # fmt: skip
 
     maker = BatchMaker(labels, config, 1, torch.device("cpu"))
@@ -129,8 +130,9 @@ def test_one_rank_meets_a_nan__all_stop_before_the_weights_change(pair: Pair) ->
     features_NC = pair.labels.features_NC.copy()
     features_NC[plan.batch(bad_step).target[-1], 0] = math.nan  # of the step's last image: rank 1's
     labels = replace(pair.labels, features_NC=features_NC)
+    given = 1, plan, pair.source, pair.target, ray.put(labels), {}
     with pytest.raises(TrainingDiverged, match=f"at step {bad_step + 1} ") as raised:
-        pair.trainer._fit("adapt", pair.config.adapt, 1, plan, pair.source, pair.target, labels, {})
+        pair.trainer._fit("adapt", pair.config.adapt, *given)
     assert "daal replay" in str(raised.value)
     kept = [Path(pair.config.out) / f"adapt/diverged-rank-{rank}" for rank in (0, 1)]
     assert replay(kept[1]).diverged and math.isnan(replay(kept[1]).terms["target"])

@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from tiny_run import changed
 
 from daal.config import Config
+from daal.nn.network import DaalNetwork
 from pipelines.images.ingest import Images, ingest
 from pipelines.images.pixels import Pixels
-from pipelines.run.folder import RunFolder
+from pipelines.run.folder import RunFolder, entry_of
 from pipelines.show.progress import Progress
+from pipelines.training.extract import extract
 from pipelines.training.fit import Trainer
 from pipelines.training.train_state import Weights
 from pipelines.workers.group import Workers
@@ -76,6 +79,30 @@ def test_killed__the_bits_of_an_undisturbed_training(
         assert tensor.tobytes() == interrupted[name].tobytes(), name
 
 
+def test_an_extraction_killed__the_files_of_an_undisturbed_one_by_one_worker(
+    ray_cluster: None, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FAULTS, json.dumps([{"stage": "killed", "step": 1, "rank": 1}]))
+    torch.manual_seed(0)
+    network = DaalNetwork(tiny_config.network)
+    weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    images, _ = ingest(tiny_config, "target")
+    progress, found = Progress(console=Console(file=io.StringIO())), []
+    for stage, number in (("undisturbed", 1), ("killed", 2)):
+        config = changed(tiny_config, f"ray.num_workers={number}", "ray.data_cpus=1")
+        folder = RunFolder(f"{config.out}-{stage}")
+        with (
+            ray_session(config.ray) as resources,
+            Workers(config, folder, resources, progress) as workers,
+        ):
+            pixels = Pixels(config, resources, lambda text: None)
+            entries = extract(stage, images, config, weights, workers, pixels, folder="features")
+            assert workers.num_starts() == number
+        assert all(entry_of(folder.read(name)) == entry for name, entry in entries.items())
+        found.append(entries)
+    assert found[0] == found[1] and len(found[0]) > 2
+
+
 def train_twice(
     config: Config, monkeypatch: pytest.MonkeyPatch, faults: list[dict[str, Any]]
 ) -> tuple[Weights, Weights]:
@@ -108,4 +135,5 @@ def train(trainer: Trainer, stage: str, images: Images) -> Weights:
     labels = np.full(len(features), -1)
     rows = images.rows("train")
     labels[rows] = np.arange(len(rows)) % 5
-    return trainer.adapt(stage, 1, None, images, features, labels[:, None], trainer.untrained())
+    untrained = trainer.untrained()
+    return trainer.adapt(stage, 1, None, images, features[rows], labels[:, None], untrained)

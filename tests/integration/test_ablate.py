@@ -55,7 +55,7 @@ def test_rows_share_runs_and_pretraining__what_fails_is_named__nothing_is_repeat
     found = run_suite(SUITE, configs, out, say)
     assert not any("started" in line for line in said)
 
-    pretraining = [(folders[name] / "pretrain/features.parquet").read_bytes()
+    pretraining = [(folders[name] / "pretrain/features/00000.parquet").read_bytes()
                    for name in ("hard", "no cluster")]  # fmt: skip
     assert pretraining[0] == pretraining[1]
     journals = [[line["started"] for line in RunFolder(str(folders[name])).journal()]

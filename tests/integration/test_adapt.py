@@ -17,6 +17,7 @@ from daal.config import Config
 from daal.errors import ConfigError
 from pipelines.adapt import Adaptation
 from pipelines.commands.run import run_adaptation
+from pipelines.run.feature_blocks import block_files
 from pipelines.run.folder import RunFolder
 from pipelines.run.kept_config import keep_config
 from pipelines.show.progress import Progress
@@ -46,8 +47,9 @@ def test_adapt__leaves_its_artefacts_resumes_and_does_nothing_twice(
     files = {str(f.relative_to(out)) for f in out.rglob("*") if f.is_file()}
     curves = {file for file in files if file.startswith("tensorboard/")}
     stages = ("pretrain", "iteration-01", "supervised")
-    stage = ["checkpoint/weights.safetensors", "checkpoint/checkpoint.json", "features.parquet",
-             "evaluation.json"]  # fmt: skip
+    num_images = pq.read_table(out / "images/target.parquet").num_rows
+    stage = ["checkpoint/weights.safetensors", "checkpoint/checkpoint.json", "evaluation.json",
+             *block_files("features", num_images)]  # fmt: skip
     assert curves and files - curves == {
         "config.yaml", "journal.jsonl", "metrics.jsonl", "summary.json",
         "report.html", "tracking.json", ".lock",
@@ -57,7 +59,7 @@ def test_adapt__leaves_its_artefacts_resumes_and_does_nothing_twice(
         *(f"{name}/{file}" for name in stages for file in stage),
         "iteration-01/pseudo_labels.parquet", "iteration-01/clusters.json",
     }  # fmt: skip
-    features = pq.read_table(out / "iteration-01/features.parquet")
+    features = pq.read_table(out / "iteration-01/features")
     assert features.schema.field("feature").type.list_size == 512
     vectors = np.array(features["feature"].to_pylist())
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -149,11 +151,11 @@ def test_adapt__as_ssg_does__parts_of_the_body_clustered_apart__until_labels_sta
     output = io.StringIO()
     summary = run(config, output)
     out = Path(config.out) / "iteration-01"
-    assert summary["adapted"]["map"] == pytest.approx(evaluate_file(out / "features.parquet").map)
+    assert summary["adapted"]["map"] == pytest.approx(evaluate_file(out / "features").map)
 
     # Labels are those of each part of the features alone.
     distance = pq.read_table(out / "source_distance.parquet").drop_columns(["path"])
-    features = pq.read_table(out.with_name("pretrain") / "features.parquet")
+    features = pq.read_table(out.with_name("pretrain") / "features")
     train = features["split"].to_numpy(zero_copy_only=False) == "train"
     parts = np.split(np.stack(features["feature"].to_numpy())[train], 3, axis=1)
     again = [

@@ -39,7 +39,7 @@ def test_a_data_set__the_features_and_scores_that_its_run_has(
     run, out = finished_run.out / "pretrain", tmp_path / "features.parquet"
     root = finished_run.config.target.root
     daal("extract", run / "checkpoint", root, "ray.num_workers=1", "--out", out)
-    known, found = pq.read_table(run / "features.parquet"), pq.read_table(out)
+    known, found = pq.read_table(run / "features"), pq.read_table(out)
     assert found["path"].to_pylist() == known["path"].to_pylist()
     features = [np.array(table["feature"].to_pylist()) for table in (known, found)]
     assert np.allclose(*features, atol=1e-5)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import ray
 from heads import LOGICAL_GPUS
 from waiting import wait_until
 
@@ -36,6 +37,22 @@ def drawn_features(num_samples=500, dims=24, num_copies=30):
     return features.astype(np.float32)
 
 
+class Stored:
+    """Features that a task reads."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __len__(self):
+        return 500
+
+    def read(self):
+        return np.load(self.path)
+
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
 def assert_same(found, expected):
     assert found.eps == expected.eps
     assert np.array_equal(found.labels, expected.labels)
@@ -46,13 +63,10 @@ def assert_same(found, expected):
 @pytest.mark.ray
 @pytest.mark.parametrize("num_blocks", [None, 1, 5, pytest.param(17, marks=pytest.mark.nightly)])
 def test_same_bits_as_the_local_estimate(ray_cluster, num_blocks):
-    import ray
-
     features = drawn_features()
-    given = features if num_blocks is None else ray.put(features)
     seen = []
     found = estimate_on_ray(
-        given, CONFIG, num_blocks=num_blocks, on_progress=lambda *event: seen.append(event)
+        features, CONFIG, num_blocks=num_blocks, on_progress=lambda *event: seen.append(event)
     )
     if num_blocks == 5:
         assert ("neighbours: products", 15, 15) in seen
@@ -61,6 +75,36 @@ def test_same_bits_as_the_local_estimate(ray_cluster, num_blocks):
     stages = {"neighbours: products", "neighbours: refine", "encoding: weights"}
     assert stages <= found.stages.keys()
     assert found.stages["encoding: weights"].num_tasks == (num_blocks or 1)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "changes", [{}, {"camera_norm": True}, {"camera_aware": True}, {"search": "approximate"}]
+)
+def test_stored_features__never_reach_this_process(ray_cluster, monkeypatch, tmp_path, changes):
+    if changes.get("search") == "approximate":
+        pytest.importorskip("faiss")
+    features, camids = drawn_features(dims=8000), np.arange(500) % 3
+    np.save(tmp_path / "features.npy", features)
+    sizes = []
+
+    def seen(method):
+        def watched(self, given):
+            found = method(self, given)
+            sizes.extend([len(pickle.dumps(given)), len(pickle.dumps(found))])
+            return found
+
+        return watched
+
+    monkeypatch.setattr(RayTasks, "values", seen(RayTasks.values))
+    monkeypatch.setattr(RayTasks, "share", seen(RayTasks.share))
+    config = CONFIG.model_copy(update=changes)
+    stored = Stored(tmp_path / "features.npy")
+    found = estimate_on_ray(stored, config, camids_N=camids, num_blocks=3)
+    assert len(sizes) > 10 and max(sizes) < features.nbytes / 4
+    assert_same(found, estimate_pseudo_labels(features, config, camids_N=camids, num_blocks=3))
+    monkeypatch.undo()
+    assert_same(estimate_on_ray(stored, config, camids_N=camids), found)  # one task
 
 
 @pytest.mark.ray

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from drawn_run import feature_blocks
 from rich.console import Console
 
 import pipelines.adapt as adapt_module
@@ -21,7 +22,7 @@ from daal.load_config import load_config
 from pipelines.adapt import Adaptation
 from pipelines.images.ingest import Images
 from pipelines.run.feature_files import query_and_gallery
-from pipelines.run.folder import RunFolder
+from pipelines.run.folder import RunFolder, entry_of
 from pipelines.run.kept_config import keep_config
 from pipelines.run.results import Clusters
 from pipelines.show.progress import Progress
@@ -45,16 +46,18 @@ class Machine:
         self.extracted: list[tuple[str, int]] = []
         self.rounding = 0.0
 
-    def extract(self, stage, images, config, weights, workers, pixels, rows=None) -> np.ndarray:
-        rows = np.arange(42) if rows is None else rows
+    def extract(self, stage, images, config, weights, workers, pixels, rows, folder):
         self.extracted.append((stage, len(rows)))
         rng = np.random.default_rng(int(weights["state"][0]))
         features = np.eye(8)[PIDS] + 0.5 * rng.standard_normal((42, 8)) + self.rounding
-        return features.astype(np.float32)[rows]
+        blocks = feature_blocks(folder, TABLE.take(rows), features.astype(np.float32)[rows])
+        for name, data in blocks.items():
+            workers.folder.write(name, data)
+        return {name: entry_of(data) for name, data in blocks.items()}
 
-    def train(self, trainer, *, stage, iteration, source, target, features_NX, pseudo_labels_NP,
+    def train(self, trainer, *, stage, iteration, source, target, features, pseudo_labels_NP,
               start) -> dict[str, np.ndarray]:  # fmt: skip
-        found = abs(features_NX[:24]).sum() * 1000 + iteration
+        found = abs(features.read()).sum() * 1000 + iteration
         return {"state": np.array([found], np.int64)}
 
     def label(self, given, config, earlier, workers, on_progress) -> tuple[np.ndarray, Clusters]:
@@ -63,8 +66,10 @@ class Machine:
         quality = cluster_quality(labels).as_dict()
         return labels[:, None], Clusters(eps=[0.5], silhouette=silhouette, **quality)
 
-    def score(self, stage, images, features_NC, workers):
-        return evaluate(*query_and_gallery("it", np.array(SPLITS), features_NC, PIDS, CAMIDS))
+    def score(self, stage, images, features, workers):
+        columns = features.of(np.arange(42)).read(), PIDS, CAMIDS
+        sides = query_and_gallery("it", np.array(SPLITS))
+        return evaluate(*(column[rows] for rows in sides for column in columns))
 
 
 @pytest.fixture
@@ -97,7 +102,7 @@ def run(machine: Machine, tmp_path: Path) -> Run:
 
 
 def features(folder: Path) -> set[str]:
-    return {str(file.relative_to(folder)) for file in folder.rglob("*features.parquet")}
+    return {str(found.relative_to(folder)) for found in folder.rglob("*features")}
 
 
 def stages(folder: Path) -> list[str]:
@@ -131,7 +136,7 @@ def test_what_is_scored__and_kept(
     result = summary["selected"]
     assert result == ("iteration-02" if select == "silhouette" else "iteration-04")
     assert features(tmp_path / "run") == {
-        f"{name}/features.parquet" for name in ("pretrain", "iteration-04", result)
+        f"{name}/features" for name in ("pretrain", "iteration-04", result)
     }
     journal = stages(tmp_path / "run")
     assert len(set(journal)) == len(journal)
@@ -157,7 +162,7 @@ def test_features_that_are_gone__are_made_again_if_a_stage_has_to_be_repeated(
     run()
     assert weights(tmp_path / "run") == before
     assert machine.extracted == [("iteration-01/extract", 42)]
-    assert "iteration-01/features.parquet" not in features(tmp_path / "run")
+    assert "iteration-01/features" not in features(tmp_path / "run")
 
 
 def test_features_that_come_out_differently__what_followed_from_them_is_repeated(
@@ -173,6 +178,45 @@ def test_features_that_come_out_differently__what_followed_from_them_is_repeated
     assert later == ["iteration-02/extract", "iteration-03/extract", "iteration-04/extract"]
     run()
     assert machine.extracted == []
+
+
+def test_a_run_of_an_earlier_release__whose_features_are_one_file__is_continued(
+    run: Run, machine: Machine, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    run("keep_features=true", iterations=2)
+    wanted = weights(folder)
+    shutil.rmtree(folder)
+    run("keep_features=true", iterations=1)
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").open()]
+    for line in lines:
+        if line["stage"].endswith("/extract"):
+            (name,) = line["files"]
+            one_file = name.replace("/00000", "")
+            shutil.move(folder / name, folder / one_file)
+            (folder / name).parent.rmdir()
+            line["files"] = {one_file: line["files"][name]}
+    (folder / "journal.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    run("keep_features=true", iterations=2)
+    assert machine.extracted == [("iteration-02/extract", 42)]
+    assert weights(folder) == wanted
+    assert (folder / "iteration-01/features.parquet").is_file()
+
+
+def test_a_damaged_block__is_named__and_made_again_once_it_is_gone(
+    run: Run, machine: Machine, tmp_path: Path
+) -> None:
+    run("keep_features=true", iterations=1)
+    block = tmp_path / "run/iteration-01/features/00000.parquet"
+    data = bytearray(block.read_bytes())
+    data[50] ^= 1
+    block.write_bytes(data)
+    with pytest.raises(StorageError, match="features/00000.parquet is damaged.* delete it"):
+        run("keep_features=true", iterations=2)
+    assert machine.extracted == []
+    block.unlink()
+    run("keep_features=true", iterations=2)
+    assert machine.extracted == [("iteration-01/extract", 42), ("iteration-02/extract", 42)]
 
 
 def test_how_often_scores_are_made__may_not_change(run: Run) -> None:

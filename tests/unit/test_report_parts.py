@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -23,10 +24,11 @@ from pipelines.report import facts as report_data
 from pipelines.report.attention_and_clusters import attention_maps, clusters
 from pipelines.report.facts import doubts, read_facts, times, training_curves
 from pipelines.report.feature_map import feature_map
-from pipelines.report.images import columns, features
+from pipelines.report.images import columns, feature_files, features
 from pipelines.report.page import comparison, duration, report
 from pipelines.report.ranks import choose_queries, interval, retrieval
-from pipelines.run.folder import RunFolder
+from pipelines.run.feature_files import read_features
+from pipelines.run.folder import RunFolder, entry_of
 from pipelines.run.stages import iteration_stage
 
 
@@ -79,7 +81,7 @@ def test_figures_of_cameras__and_labels_of_release_0_1_without_them(run: RunFold
     ("gone", "said", "times"),
     [
         ("images", "images/target.parquet is not in the run folder", 3),
-        ("iteration-02/features.parquet", "iteration-02/features.parquet is not", 2),
+        ("iteration-02/features", "iteration-02/features is not", 2),
         ("iteration-02/checkpoint", "iteration-02/checkpoint/checkpoint.json doesn", 2),
         ("iteration-02/pseudo_labels.parquet", "iteration-02/pseudo_labels.parquet is not", 2),
         ("metrics.jsonl", "metrics.jsonl has no training step", 1),
@@ -94,14 +96,14 @@ def test_what_is_gone__is_said_in_its_place(
     assert made.failures == []
     assert sum(said in text for text in missing(made.html)) == times, missing(made.html)
     assert all(text.endswith(".") and run.base not in text for text in missing(made.html))
-    is_measured = gone not in ("images", "iteration-02/features.parquet")
+    is_measured = gone not in ("images", "iteration-02/features")
     assert ("95 % interval" in made.html) == is_measured
     scores = json.loads(run.read("iteration-02/evaluation.json"))
     assert f"{100 * scores['map']:.1f}" in made.html
 
 
 def test_a_damaged_file__takes_only_its_own_part_along(run: RunFolder) -> None:
-    for name in ("iteration-02/features.parquet", "images/source.parquet"):
+    for name in ("iteration-02/features/00001.parquet", "images/source.parquet"):
         path = Path(run.path(name))
         path.write_bytes(path.read_bytes()[:-100])
     made = report(run)
@@ -116,7 +118,7 @@ def test_unfinished__is_said_first(run: RunFolder) -> None:
     place = next(i for i, line in enumerate(lines) if '"iteration-02/extract"' in line)
     run.write("journal.jsonl", "".join(lines[:place]).encode())
     shutil.rmtree(run.path("supervised"))
-    Path(run.path("iteration-02/features.parquet")).unlink()
+    shutil.rmtree(run.path("iteration-02/features"))
     Path(run.path("iteration-02/evaluation.json")).unlink()
     facts = read_facts(run)
     assert facts.trained == [iteration_stage(1), iteration_stage(2)] and facts.adapted is None
@@ -289,7 +291,7 @@ def test_choose_queries__the_worst_of_different_people() -> None:
 def test_rank_lists__are_those_of_the_scores(whole: RunFolder) -> None:
     model = iteration_stage(1)
     found = retrieval(whole, read_facts(whole).config, model)
-    about = columns(whole, model.file("features.parquet"), ("split", "pid", "camid", "path"))
+    about = columns(whole, feature_files(whole, model), ("split", "pid", "camid", "path"))
     query, gallery = (np.flatnonzero(about["split"] == split) for split in ("query", "gallery"))
     pids, camids = about["pid"], about["camid"]
     scored = evaluate(
@@ -342,3 +344,19 @@ def test_feature_map__outliers_are_crosses__the_source_is_only_in_its_own_plot(
     by_label, by_camera, by_domain = (plot.svg for plot in found.plots)
     assert by_label.count("<use") == 48 and len(re.findall("<use.*opacity: 0.4", by_label)) == 5
     assert by_camera.count("<use") == 48 + 2 and by_domain.count("<use") == 48 + 48 + 2
+
+
+def test_features__in_blocks__or_in_one_file_as_of_release_0_1(run: RunFolder) -> None:
+    model, folder = iteration_stage(2), Path(run.path("iteration-02/features"))
+    given = read_features(folder)
+    assert len(list(folder.iterdir())) == 2 and len(given.features_NC) > 64
+    rows = np.array([70, 3, 64])
+    assert np.array_equal(features(run, model, rows), given.features_NC[rows])
+    name = "iteration-02/features.parquet"
+    pq.write_table(pq.read_table(folder), run.path(name))
+    line = {"stage": "iteration-02/extract", "files": {name: entry_of(run.read(name))}}
+    run.append("journal.jsonl", line)
+    shutil.rmtree(folder)
+    older = RunFolder(run.base)
+    assert np.array_equal(features(older, model, rows), given.features_NC[rows])
+    assert "95 % interval" in report(older).html

@@ -32,7 +32,7 @@ def features():
 
 
 def exact(runner, features):
-    return nearest_neighbours(runner, features, SEARCH, 3)
+    return nearest_neighbours(runner, features, SEARCH, row_blocks(len(features), 3))
 
 
 def approximate(runner, features):

@@ -14,7 +14,7 @@ from cluster import refine
 from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import nearest_neighbours
 from cluster.refine import Search, fixed_point_scale
-from cluster.run import Threads
+from cluster.run import Threads, row_blocks
 from cluster.search_on_device import search_rows
 from daal.config import ClusterConfig
 from daal.errors import ConfigError
@@ -58,9 +58,11 @@ def drawn(num_samples=300, num_copies=0, noise=0.3):
 def both(runner, features, k):
     """The exact neighbours, and those by way of cuVS."""
     search = Search(k, fixed_point_scale(features))
-    exact = nearest_neighbours(runner, features, search, 3)
+    exact = nearest_neighbours(runner, features, search, row_blocks(len(features), 3))
     with Threads(2, "cpu:0") as threads:  # to the stages, a device that isn't called cpu
-        found = nearest_neighbours(threads, features, search._replace(by_cuvs=True), 3)
+        found = nearest_neighbours(
+            threads, features, search._replace(by_cuvs=True), row_blocks(len(features), 3)
+        )
     return exact, first(found, min(k, len(features)))
 
 

@@ -19,7 +19,7 @@ from cluster.run import row_blocks
 def encoded(runner, features, k1, k2, dialect="zhong", num_blocks=3):
     counts = Reciprocity.of(k1, dialect)
     search = Search(max(counts.num_full, k2), fixed_point_scale(features))
-    found = nearest_neighbours(runner, features, search, num_blocks)
+    found = nearest_neighbours(runner, features, search, row_blocks(len(features), num_blocks))
     blocks = row_blocks(len(features), num_blocks)
     handles = encode(runner, features, search.scale, found, counts, k2, blocks)
     return in_given_order(runner, handles)

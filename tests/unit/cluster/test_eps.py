@@ -68,7 +68,7 @@ def misleading():
 @pytest.fixture(scope="module")
 def pairs(runner, misleading):
     counts, search = Reciprocity.of(10, "zhong"), Search(11, float(FIXED_POINT))
-    neighbours = nearest_neighbours(runner, misleading, search, 3)
+    neighbours = nearest_neighbours(runner, misleading, search, row_blocks(len(misleading), 3))
     handles = encode(runner, misleading, search.scale, neighbours, counts, 3, BLOCKS)
     return Pairs.of(runner, *handles, BLOCKS)
 

@@ -116,7 +116,7 @@ def test_samples_that_share_a_rough_sum_are_told_apart(max_distance):
 def pairs_of(runner, features, num_blocks):
     counts = Reciprocity.of(20, "zhong")
     search, blocks = Search(21, fixed_point_scale(features)), row_blocks(200, num_blocks)
-    neighbours = nearest_neighbours(runner, features, search, 2)
+    neighbours = nearest_neighbours(runner, features, search, row_blocks(len(features), 2))
     encodings, order = encode(runner, features, search.scale, neighbours, counts, 6, blocks)
     return Pairs.of(runner, encodings, order, blocks)
 

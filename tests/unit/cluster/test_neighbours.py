@@ -13,13 +13,14 @@ from cluster import products, refine
 from cluster.copies import distinct_rows
 from cluster.neighbours import nearest_neighbours, tournament
 from cluster.refine import Groups, Search, fixed_point_scale
+from cluster.run import row_blocks
 
 FIRST_COPIES = np.array([0, 1, 0, 3, 1, 0])
 
 
 def nearest(runner, features, k, num_blocks=1):
     search = Search(k, fixed_point_scale(features))
-    return nearest_neighbours(runner, features, search, num_blocks)
+    return nearest_neighbours(runner, features, search, row_blocks(len(features), num_blocks))
 
 
 def assert_is_exact(found, features, k):
@@ -159,6 +160,6 @@ def test_groups_are_searched_apart(runner, features, k, num_blocks, num_groups, 
     for same, lists in ((True, own), (False, others)):
         groups = Groups(of_N.astype(np.int32), same)
         search = Search(k, fixed_point_scale(features), groups=groups)
-        found = nearest_neighbours(runner, features, search, num_blocks)
+        found = nearest_neighbours(runner, features, search, row_blocks(len(features), num_blocks))
         k_found = min(k, len(features))
         assert np.array_equal(found.indices_NK, reference.padded(lists, k_found))

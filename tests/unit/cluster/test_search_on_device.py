@@ -17,7 +17,7 @@ from cluster.device import kept_on_device
 from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import nearest_neighbours
 from cluster.refine import Search, fixed_point_scale
-from cluster.run import FULL, Threads
+from cluster.run import FULL, Threads, row_blocks
 from daal.config import ClusterConfig
 
 SETS = {
@@ -52,7 +52,7 @@ def device_runner():
 
 def nearest(runner, features, k, num_blocks):
     search = Search(k, fixed_point_scale(features))
-    return nearest_neighbours(runner, features, search, num_blocks)
+    return nearest_neighbours(runner, features, search, row_blocks(len(features), num_blocks))
 
 
 def test_nearest_neighbours(runner, device_runner, drawn):
