@@ -2,12 +2,16 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from daal.errors import DataError, first_line
@@ -15,7 +19,7 @@ from daal.errors import DataError, first_line
 URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 SCHEMES = ("s3", "gs")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-STATES_AT_ONCE = 20_000
+AT_ONCE = 20_000  # files whose state is asked for
 
 
 class Place:
@@ -116,31 +120,30 @@ class Place:
         with self.filesystem.open_input_stream(self.path(name)) as stream:
             return bytes(stream.read())
 
-    def states(self, names: Sequence[str]) -> list[tuple[int, int]]:
-        """Size in bytes and time of change in nanoseconds of each file; (-1, -1) of one that isn't
+    def states(self, names: pa.Array) -> NDArray[np.int64]:
+        """Size in bytes and time of change in nanoseconds of each file (N, 2); -1 of one that isn't
         there (any more)."""
-        return [
-            (info.size, info.mtime_ns or 0) if info.type == fs.FileType.File else (-1, -1)
-            for at in range(0, len(names), STATES_AT_ONCE)
-            for info in self._states(names[at : at + STATES_AT_ONCE])
-        ]
+        if self.is_local:
+            batches = (
+                self._infos([self.path(name) for name in names[at : at + AT_ONCE].to_pylist()])
+                for at in range(0, len(names), AT_ONCE)
+            )
+            return _states(chain.from_iterable(batches), len(names))
+        folders = pc.unique(pc.replace_substring_regex(names, "/?[^/]*$", ""))
+        found = {
+            info.path: info
+            for folder in folders.to_pylist()
+            for info in self._infos(fs.FileSelector(self.path(folder or "."), allow_not_found=True))
+        }
+        absent = fs.FileInfo("", fs.FileType.NotFound)
+        infos = (found.get(self.path(name), absent) for name in names.to_pylist())
+        return _states(infos, len(names))
 
-    def _states(self, names: Sequence[str]) -> list[fs.FileInfo]:
+    def _infos(self, which: list[str] | fs.FileSelector) -> list[fs.FileInfo]:
         try:
-            if self.is_local:
-                return list(self.filesystem.get_file_info([self.path(name) for name in names]))
-            folders = {self.path(name).rpartition("/")[0] for name in names}
-            found = {
-                info.path: info
-                for folder in sorted(folders)
-                for info in self.filesystem.get_file_info(
-                    fs.FileSelector(folder, allow_not_found=True)
-                )
-            }
+            return list(self.filesystem.get_file_info(which))
         except OSError as error:
             raise self._unreadable("", error) from None
-        absent = fs.FileInfo("", fs.FileType.NotFound)
-        return [found.get(self.path(name), absent) for name in names]
 
     def _info(self, name: str) -> fs.FileInfo:
         try:
@@ -158,6 +161,17 @@ class Place:
             f"{self / name} can't be read ({first_line(error).rstrip('.')}); check the bucket's "
             "name, the network and your permissions."
         )
+
+
+def _states(infos: Iterable[fs.FileInfo], number: int) -> NDArray[np.int64]:
+    states = (
+        state
+        for info in infos
+        for state in (
+            (info.size, info.mtime_ns or 0) if info.type == fs.FileType.File else (-1, -1)
+        )
+    )
+    return np.fromiter(states, np.int64, 2 * number).reshape(number, 2)
 
 
 opened = lru_cache(maxsize=64)(Place)  # by root: opening a bucket takes requests

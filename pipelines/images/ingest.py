@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from numpy.typing import NDArray
@@ -23,8 +24,8 @@ from pyarrow import fs
 from daal.config import Config
 from daal.data.layouts import records_to_read
 from daal.data.places import is_bucket, joined
-from daal.data.records import IMAGE_TABLE, QUARANTINE_TABLE, Domain, ImageRecord, Where
-from daal.data.sources import listing, load_set, read_image, roots_of
+from daal.data.records import BOX, IMAGE_TABLE, QUARANTINE_TABLE, Domain
+from daal.data.sources import files_of, listing, load_set, read_image, roots_of, wheres
 from daal.errors import DaalError, DataError, StorageError
 from pipelines.images import store as stores
 from pipelines.images.get_once import get_once
@@ -71,40 +72,39 @@ def ingest(
 def read_images(
     roots: Sequence[str],
     domain: Domain,
-    records: Sequence[ImageRecord],
+    records: pa.Table,
     folder: str,
     max_bad_share: float,
     on_progress: OnProgress = lambda done, of: None,
 ) -> tuple[Images, pa.Table]:
-    """As `ingest`, of these records, into a store in `folder`."""
+    """As `ingest`, of these RECORDS, into a store in `folder`."""
     store, bad, listed = store_of(roots, records, folder, on_progress)
-    if len(bad) > max_bad_share * len(records):
-        row, reason = bad[0]
+    bad_rows, reasons = [row for row, _ in bad], [reason for _, reason in bad]
+    aside = listed.take(pa.array(bad_rows, pa.int64()))
+    if len(bad) > max_bad_share * len(listed):
         raise DataError(
-            f"{len(bad):,} of {len(records):,} images in {roots[records[row].part]} can't be read, "
-            f"e.g. {records[row].path!a}: {reason}; repair them or raise max_bad_share."
+            f"{len(bad):,} of {len(listed):,} images in {roots[aside['part'][0].as_py()]} can't be "
+            f"read, e.g. {aside['path'][0].as_py()!a}: {reasons[0]}; repair them or raise "
+            "max_bad_share."
         )
-    is_good = np.ones(len(records), bool)
-    is_good[[row for row, _ in bad]] = False
-    kept = [record for record, good in zip(records, is_good, strict=True) if good]
-    names = ("path", "pid", "camid", "split", "tracklet", "time")
-    columns: dict[str, Any] = {name: [getattr(record, name) for record in kept] for name in names}
-    columns |= {"domain": [domain] * len(kept), "size": listed["size"].filter(pa.array(is_good))}
-    table = pa.table(columns).select(IMAGE_TABLE.names).cast(IMAGE_TABLE)
-    quarantine = pa.table(
-        {
-            "path": [records[row].path for row, _ in bad],
-            "domain": [domain] * len(bad),
-            "reason": [reason for _, reason in bad],
-        },
-        schema=QUARANTINE_TABLE,
-    )
-    return Images(table, store), quarantine
+    is_good = np.ones(len(listed), bool)
+    is_good[bad_rows] = False
+    kept = _with_domain(listed.filter(pa.array(is_good)), domain)
+    quarantine = _with_domain(aside, domain).append_column("reason", pa.array(reasons, pa.string()))
+    return Images(_only(kept, IMAGE_TABLE), store), _only(quarantine, QUARANTINE_TABLE)
+
+
+def _with_domain(listed: pa.Table, domain: Domain) -> pa.Table:
+    return listed.append_column("domain", pa.repeat(domain, len(listed)))
+
+
+def _only(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    return table.select(schema.names).cast(schema)
 
 
 def store_of(
     roots: Sequence[str],
-    records: Sequence[ImageRecord],
+    records: pa.Table,
     folder: str,
     on_progress: OnProgress = lambda done, of: None,
 ) -> tuple[ImageStore, list[Bad], pa.Table]:
@@ -123,11 +123,14 @@ def store_of(
 def _key(roots: Sequence[str], listed: pa.Table) -> str:
     places = [root if is_bucket(root) else os.path.realpath(root) for root in roots]
     digest = hashlib.sha256("\0".join([FORMAT, *places]).encode())
-    for column in listed.columns:
+    numbers = [listed[name] for name in ("offset", "size", "mtime")]
+    box = [listed[side].fill_null(none) for side, none in zip(BOX, (0, 0, -1, -1), strict=True)]
+    for column in (listed["path"], listed["part"], files_of(listed), *numbers, *box):
         if pa.types.is_string(column.type):
-            digest.update("\0".join(column.to_pylist()).encode())
+            whole = pa.ListArray.from_arrays([0, len(column)], column.combine_chunks())
+            digest.update(pc.binary_join(whole, "\0")[0].as_buffer())
         else:
-            digest.update(column.to_numpy().tobytes())
+            digest.update(column.to_numpy())
     return digest.hexdigest()[:32]
 
 
@@ -194,23 +197,15 @@ def _read_shard(
     shard = int(row["shard"])
     first, last = bounds[shard], bounds[shard + 1]
     listed: pa.Table = get_once(listed_ref)
-    records = map(_record, listed.slice(first, last - first).to_pylist())
+    places = wheres(listed.slice(first, last - first))
     if any(map(is_bucket, roots)):
         with ThreadPoolExecutor(REQUESTS) as pool:
-            found = list(pool.map(partial(read_image, roots), records))
+            found = list(pool.map(partial(read_image, roots), places))
     else:
-        found = [read_image(roots, record) for record in records]
+        found = [read_image(roots, where) for where in places]
     images = [data for data, reason in found if reason is None]
     bad = [(at, reason) for at, (_, reason) in enumerate(found, start=first) if reason is not None]
     return {"shard": shard, "file": stores.shard_bytes(images, bad)}
-
-
-def _record(row: dict[str, Any]) -> ImageRecord:
-    """What `read_image` needs of a row of LISTING."""
-    box = None if row["w"] < 0 else (row["x"], row["y"], row["w"], row["h"])
-    size = row["size"] if row["offset"] >= 0 else -1
-    where = Where(row["file"], row["offset"], size, box)
-    return ImageRecord(row["path"], 0, 0, "train", where=where, part=row["part"])
 
 
 def _write_shard(folder: str, row: dict[str, Any]) -> dict[str, Any]:
