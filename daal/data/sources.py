@@ -7,7 +7,6 @@ import io
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -101,11 +100,12 @@ def _parts(file: str) -> list[DatasetConfig]:
             f"{file} must list one set or more, each with a root and a layout other than joined; "
             "write a line like - {layout: folder, root: DIR} for each."
         )
-    return [
-        part if is_bucket(part.root) or os.path.isabs(part.root)
-        else part.model_copy(update={"root": joined(folder, part.root)})
-        for part in parts
-    ]  # fmt: skip
+    return [part.model_copy(update={"root": _located_from(folder, part.root)}) for part in parts]
+
+
+def _located_from(folder: str, root: str) -> str:
+    root = os.path.expanduser(root)
+    return root if is_bucket(root) or os.path.isabs(root) else joined(folder, root)
 
 
 def files_of(records: pa.Table) -> pa.ChunkedArray:
@@ -169,7 +169,7 @@ def read_image(roots: Sequence[str], where: Where) -> tuple[bytes, str | None]:
     root, name = _located(roots[where.part], where.file)
     place = opened(root)
     if place.is_local and where.offset < 0 and where.box is None:
-        return images.read(Path(place.path(name)))
+        return images.read(place.path(name))
     try:
         if where.box is None:
             return images.checked(_bytes(place, name, where.offset, where.size))

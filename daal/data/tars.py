@@ -101,7 +101,8 @@ def _members(
     try:
         with (
             place.filesystem.open_input_file(place.path(tar)) as file,
-            tarfile.open(fileobj=io.BufferedReader(file, READ_AHEAD), mode="r:") as members,
+            io.BufferedReader(file, READ_AHEAD) as ahead,
+            tarfile.open(fileobj=ahead, mode="r:") as members,
         ):
             for member in members:
                 name, base = member.name, member.name.rpartition("/")[2]
@@ -112,8 +113,8 @@ def _members(
                         raise DataError(f"{place / tar} has {name!a} twice; rename one of them.")
                     images[name] = (member.offset_data, member.size)
                 elif name.endswith((".json", ".cls")) and member.size <= MAX_LABEL:
-                    stream = members.extractfile(member)
-                    text = stream.read().decode() if stream else ""
+                    ahead.seek(member.offset_data)
+                    text = ahead.read(member.size).decode()
                     known.setdefault(_key(name), {}).update(_label(place / tar, name, text))
             if file.size() < members.offset:
                 raise tarfile.ReadError("unexpected end of data")

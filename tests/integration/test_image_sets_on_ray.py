@@ -72,6 +72,14 @@ def test_a_set_is_read_once__and_stopped_work_is_continued(
         stores.shard_name(3)
     }
 
+    done.clear()
+    shard = folder / stores.shard_name(1)
+    data = shard.read_bytes()
+    shard.unlink()  # it is mapped into memory
+    shard.write_bytes(data[:-9])
+    repaired, _ = ingest(tiny_config, "target", lambda *now: done.append(now))
+    assert repaired == images and done == [(4, 5), (5, 5)] and shard.read_bytes() == data
+
 
 def test_the_same_set_from_a_table_and_tars__the_same_images(
     ray_cluster: None, tiny_config: Config, tmp_path: Path

@@ -140,10 +140,13 @@ def test_boxes_are_cut_out__and_clipped_to_their_frame(tmp_path: Path) -> None:
     assert "lies outside of the image" in str(found["frame.png#100,0,5,5"][1])
 
 
-def test_joined_sets__people_and_cameras_apart(tmp_path: Path) -> None:
+def test_joined_sets__people_and_cameras_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder(tmp_path / "a")
     csv(tmp_path / "b")
-    sets = ["- {layout: folder, root: a}", f"- {{layout: table, root: {tmp_path}/b/images.csv}}"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sets = ["- {layout: folder, root: a}", "- {layout: table, root: ~/b/images.csv}"]
     (tmp_path / "sets.yaml").write_text("\n".join(sets))
     settings = DatasetConfig(layout="joined", root=f"{tmp_path}/sets.yaml")
     records = load_set(settings).to_pylist()
@@ -153,6 +156,17 @@ def test_joined_sets__people_and_cameras_apart(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert len({r["pid"] for r in records}) == 6 and len({r["camid"] for r in records}) == 4
     assert all(reason is None for _, reason in read_all(settings))
+
+
+def test_joined_sets__people_after_nobody(tmp_path: Path) -> None:
+    for name, line in (("a", "a.jpg,,,"), ("b", "b.jpg,1,0,0")):
+        (tmp_path / f"{name}.csv").write_text(f"path,pid,camid,tracklet\n{line}\n")
+    sets = [f"- {{layout: table, root: {name}.csv}}" for name in ("a", "b")]
+    (tmp_path / "sets.yaml").write_text("\n".join(sets))
+    records = load_set(DatasetConfig(layout="joined", root=f"{tmp_path}/sets.yaml"))
+    known = records_of(["1/a.jpg", "2/b.jpg"], pid=[-2, 1], camid=[-1, 0], tracklet=[-1, 0],
+                       part=[0, 1], file=["a.jpg", "b.jpg"])  # fmt: skip
+    assert records == known
 
 
 @pytest.mark.parametrize(
