@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from daal.config import Layout
-from daal.data.places import SUFFIXES
+from daal.data.places import is_image
 from daal.data.records import (
     DISTRACTOR_PID,
     JUNK_PID,
@@ -114,11 +114,9 @@ def check_identities(layout: Layout, root: str | Path, records: pa.Table) -> lis
     cameras = distinct(queries["camid"]) | distinct(gallery["camid"])
     # Of a query whose camera isn't known, every image of its person counts.
     alone = [
-        path
-        for path, pid, camid in zip(
-            *(queries[name].to_pylist() for name in ("path", "pid", "camid")), strict=True
-        )
-        if not camids.get(pid, set()) - ({camid} - {UNKNOWN_CAMID})
+        query
+        for query in queries.select(["path", "pid", "camid"]).to_pylist()
+        if not camids.get(query["pid"], set()) - ({query["camid"]} - {UNKNOWN_CAMID})
     ]
     if len(alone) == len(queries):
         raise DataError(
@@ -133,7 +131,7 @@ def check_identities(layout: Layout, root: str | Path, records: pa.Table) -> lis
     if alone:
         warnings.append(
             f"{len(alone):,} of {len(queries):,} queries have no match from another camera in "
-            f"the gallery (e.g. {alone[0]!a}), and scores leave them out; correct their "
+            f"the gallery (e.g. {alone[0]['path']!a}), and scores leave them out; correct their "
             "names if they should have one."
         )
     nobody = pc.sum(pc.less_equal(queries["pid"], 0)).as_py()
@@ -242,7 +240,7 @@ def _has_images(folder: Path, depth: int) -> bool:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+            if is_image(entry.name) and entry.is_file():
                 return True
             if depth and entry.is_dir() and _has_images(Path(entry.path), depth - 1):
                 return True

@@ -135,7 +135,8 @@ def any_images(root: str | Path, what: str = "The folder") -> pa.Table:
 
 def check_characters(root: Place | Path, names: list[str], prefix: str = "") -> None:
     """Raise DataError if names hold characters that tables and reports can't."""
-    if refused := [prefix + name for name in names if REFUSED.search(name)]:
+    if REFUSED.search("/".join(names)):
+        refused = [prefix + name for name in names if REFUSED.search(name)]
         characters = sorted({each for name in refused for each in REFUSED.findall(name)})
         raise DataError(
             f"In {root}, {_some(refused)} can't be used for a character in the name "
