@@ -28,8 +28,8 @@ def _columns(**kinds: pa.DataType) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds.items()])
 
 
-# What a listing says of an image: tens of bytes beside its path, which is its name in the set, with
-# forward slashes.
+#: What a listing says of an image: tens of bytes beside its path, which is its name in the set,
+#: with forward slashes.
 RECORDS = pa.schema([
     *_columns(
         path=pa.string(), pid=pa.int32(), camid=pa.int32(), split=pa.string(),
@@ -73,6 +73,7 @@ def records_of(paths: Any, **known: Any) -> pa.Table:
 
 
 def of_split(table: pa.Table, split: Split) -> pa.Table:
+    """The rows of a split."""
     return table.filter(pc.equal(table["split"], split))
 
 
