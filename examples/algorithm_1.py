@@ -26,6 +26,7 @@ from daal.data.augment import augment, draw_table, normalise, sample_seeds
 from daal.data.images import decode
 from daal.data.layouts import load_records
 from daal.data.plan import Plan
+from daal.data.records import Split, of_split
 from daal.drawn.domains import draw_domains
 from daal.evaluation import evaluate
 from daal.losses import total_loss
@@ -43,14 +44,12 @@ class Images(NamedTuple):
     camids_N: NDArray[np.int64]
 
 
-def load(root: Path, split: str) -> Images:
+def load(root: Path, split: Split) -> Images:
     """All images of one split of a data set in Market-1501's layout."""
-    records = [record for record in load_records("market1501", root) if record.split == split]
-    pixels = [decode((root / record.path).read_bytes(), *SIZE) for record in records]
-    pids, camids = ([getattr(r, name) for r in records] for name in ("pid", "camid"))
-    return Images(
-        torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), np.array(pids), np.array(camids)
-    )
+    records = of_split(load_records("market1501", root), split)
+    pixels = [decode((root / path).read_bytes(), *SIZE) for path in records["path"].to_pylist()]
+    pids, camids = (records[name].to_numpy().astype(np.int64) for name in ("pid", "camid"))
+    return Images(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), pids, camids)
 
 
 @torch.inference_mode()

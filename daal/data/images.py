@@ -33,13 +33,13 @@ def decode(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
     return np.array(image, dtype=np.uint8)
 
 
-def read(path: Path) -> tuple[bytes, str | None]:
+def read(path: str | Path) -> tuple[bytes, str | None]:
     """(bytes, None), or (b"", why they are no image that can be used, in a few words).
 
     A JPEG that lacks only the marker at its end gets it here, so that it is whole from here on.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_BYTES:  # before a file of terabytes is read
                 return b"", too_many_bytes(size)

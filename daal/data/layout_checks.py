@@ -7,13 +7,23 @@ people and cameras look like.
 
 import os
 import re
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from daal.config import Layout
-from daal.data.places import SUFFIXES
-from daal.data.records import DISTRACTOR_PID, JUNK_PID, UNKNOWN_CAMID, ImageRecord
+from daal.data.places import is_image
+from daal.data.records import (
+    DISTRACTOR_PID,
+    JUNK_PID,
+    SPLITS,
+    UNKNOWN_CAMID,
+    counted,
+    distinct,
+    of_split,
+)
 from daal.errors import DataError
 
 # What file managers leave; Market-1501 was published with some.
@@ -32,14 +42,14 @@ MIN_IMAGES = 20  # of training; of fewer, numbers say too little about what they
 DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 
 
-def passed_over(root: str | Path, records: list[ImageRecord]) -> list[str]:
+def passed_over(root: str | Path, records: pa.Table) -> list[str]:
     """Files and folders beside the records' images that are no records: sorted, from `root`.
 
     Without hidden ones, and without what file managers leave.
     """
     root = Path(root)
-    known = {record.path for record in records}
-    folders = {record.path.rpartition("/")[0] for record in records}
+    known = set(records["path"].to_pylist())
+    folders = {path.rpartition("/")[0] for path in known}
     found = []
     for folder in folders:
         prefix = f"{folder}/" if folder else ""
@@ -52,13 +62,14 @@ def passed_over(root: str | Path, records: list[ImageRecord]) -> list[str]:
     return sorted(found)
 
 
-def unread_folders(layout: Layout, root: str | Path, records: list[ImageRecord]) -> list[str]:
+def unread_folders(layout: Layout, root: str | Path, records: pa.Table) -> list[str]:
     """Top folders of `root` (and "." for itself) that hold images and that no record is of.
 
     Sorted. Images lie right in them, or in folders of theirs.
     """
-    read = {record.path.partition("/")[0] for record in records}
-    if any("/" not in record.path for record in records):
+    top = pc.replace_substring_regex(records["path"], "/.*", "")
+    read = set(pc.unique(top).to_pylist())
+    if pc.any(pc.equal(top, records["path"])).as_py():
         return []  # the root itself is read; `passed_over` tells of what lies beside
     found = ["."] if _has_images(Path(root), depth=0) else []
     for name in sorted(os.listdir(root)):
@@ -68,10 +79,10 @@ def unread_folders(layout: Layout, root: str | Path, records: list[ImageRecord])
     return found
 
 
-def check_names(records: list[ImageRecord]) -> list[str]:
+def check_names(records: pa.Table) -> list[str]:
     """Warnings where pids and camids of the training images look like other numbers."""
-    train = [record for record in records if record.split == "train"]
-    num_zero = sum(record.pid == DISTRACTOR_PID for record in train)
+    train = of_split(records, "train")
+    num_zero = counted(train["pid"])[DISTRACTOR_PID]
     zero = [
         f"{num_zero:,} training images have pid 0, which is nobody in particular and left out of "
         "figures; rename them if it is a person: people are numbered from 1."
@@ -80,30 +91,33 @@ def check_names(records: list[ImageRecord]) -> list[str]:
     if len(train) < MIN_IMAGES:
         return warnings
     doubts = [doubt for doubt in (_odd_pids(train), _odd_camids(train)) if doubt]
-    some = train[0]
-    person = f"person {some.pid}" if some.pid >= 0 else "an unknown person"
+    some = train.slice(0, 1).to_pylist()[0]
+    person = f"person {some['pid']}" if some["pid"] >= 0 else "an unknown person"
     return warnings + [
-        f"{doubt} (e.g. {some.path!a} is read as {person}, camera {some.camid}); rename the "
+        f"{doubt} (e.g. {some['path']!a} is read as {person}, camera {some['camid']}); rename the "
         "images, pid and camid first, unless it is so."
         for doubt in doubts
     ]
 
 
-def check_identities(layout: Layout, root: str | Path, records: list[ImageRecord]) -> list[str]:
+def check_identities(layout: Layout, root: str | Path, records: pa.Table) -> list[str]:
     """Warnings about queries without a match, and about people of both training and test.
 
     Raises DataError if no query could be scored.
     """
-    queries = [record for record in records if record.split == "query"]
-    if not queries:
+    queries, gallery = of_split(records, "query"), of_split(records, "gallery")
+    if not len(queries):
         return []
     camids: dict[int, set[int]] = {}
-    for record in records:
-        if record.split == "gallery" and record.pid >= 0:
-            camids.setdefault(record.pid, set()).add(record.camid)
-    cameras = {record.camid for record in records if record.split != "train"}
+    for pid, camid in _people_by_cameras(gallery):
+        camids.setdefault(pid, set()).add(camid)
+    cameras = distinct(queries["camid"]) | distinct(gallery["camid"])
     # Of a query whose camera isn't known, every image of its person counts.
-    alone = [r for r in queries if not camids.get(r.pid, set()) - ({r.camid} - {UNKNOWN_CAMID})]
+    alone = [
+        query
+        for query in queries.select(["path", "pid", "camid"]).to_pylist()
+        if not camids.get(query["pid"], set()) - ({query["camid"]} - {UNKNOWN_CAMID})
+    ]
     if len(alone) == len(queries):
         raise DataError(
             f"No query in {root} has an image of the same pid and another camera in the gallery, "
@@ -117,26 +131,25 @@ def check_identities(layout: Layout, root: str | Path, records: list[ImageRecord
     if alone:
         warnings.append(
             f"{len(alone):,} of {len(queries):,} queries have no match from another camera in "
-            f"the gallery (e.g. {alone[0].path!a}), and scores leave them out; correct their "
+            f"the gallery (e.g. {alone[0]['path']!a}), and scores leave them out; correct their "
             "names if they should have one."
         )
-    num_gallery = sum(record.split == "gallery" for record in records)
-    nobody = sum(record.pid <= 0 for record in queries)
-    if nobody or len(queries) > num_gallery:
+    nobody = pc.sum(pc.less_equal(queries["pid"], 0)).as_py()
+    if nobody or len(queries) > len(gallery):
         odd = (
             f"{nobody:,} query images have pid 0 or -1, which mean nobody in particular"
             if nobody
             else f"there are more query images ({len(queries):,}) than gallery images "
-            f"({num_gallery:,})"
+            f"({len(gallery):,})"
         )
         warnings.append(
             f"{odd}; check that query and gallery aren't exchanged, and "
             "that people are numbered from 1."
         )
     if layout != "msmt17":  # its lists number the people of training and test apart
-        known = {r.pid for r in records if r.split == "train" and r.pid > 0}
-        tested = {r.pid for r in queries}
-        if both := sorted(known & tested):
+        tested = distinct(queries["pid"])
+        known = distinct(of_split(records, "train")["pid"])
+        if both := sorted(pid for pid in known & tested if pid > 0):
             warnings.append(
                 f"{len(both):,} of {len(tested):,} people in query are also in train (e.g. pid "
                 f"{both[0]}), so scores are of people seen in training; give them other pids if "
@@ -145,7 +158,7 @@ def check_identities(layout: Layout, root: str | Path, records: list[ImageRecord
     return warnings
 
 
-def check_counts(layout: Layout, records: list[ImageRecord]) -> list[str]:
+def check_counts(layout: Layout, records: pa.Table) -> list[str]:
     """A warning sentence where some of the records differ from the published data set.
 
     Empty when all agree, and for plain folders. A set of which no number is the published one is
@@ -154,20 +167,19 @@ def check_counts(layout: Layout, records: list[ImageRecord]) -> list[str]:
     """
     if layout not in PUBLISHED:
         return []
-    train = [r for r in records if r.split == "train"]
-    gallery = [r for r in records if r.split == "gallery"]
-    num_junk = sum(r.pid == JUNK_PID for r in gallery)
+    train, query, gallery = (of_split(records, split) for split in SPLITS)
+    num_junk = counted(gallery["pid"])[JUNK_PID]
     found = {
         "training images": len(train),
-        "training pids": len({r.pid for r in train}),
-        "query images": sum(r.split == "query" for r in records),
+        "training pids": len(distinct(train["pid"])),
+        "query images": len(query),
         "gallery images without junk": len(gallery) - num_junk,
         "junk boxes": num_junk,
     }
     compared = [
         (what, num_found, num_published)
         for (what, num_found), num_published in zip(found.items(), PUBLISHED[layout], strict=True)
-        if num_published and (gallery or what.startswith("training"))
+        if num_published and (len(gallery) or what.startswith("training"))
     ]
     differences = [
         f"{num_found:,} {what} where {num_published:,} were published"
@@ -182,9 +194,9 @@ def check_counts(layout: Layout, records: list[ImageRecord]) -> list[str]:
     ]
 
 
-def _odd_pids(train: list[ImageRecord]) -> str | None:
-    pids = Counter(record.pid for record in train if record.pid >= 0)
-    num_cameras = len({record.camid for record in train} - {UNKNOWN_CAMID})
+def _odd_pids(train: pa.Table) -> str | None:
+    pids = counted(train.filter(pc.greater_equal(train["pid"], 0))["pid"])
+    num_cameras = len(distinct(train["camid"]) - {UNKNOWN_CAMID})
     if 2 * sum(n for pid, n in pids.items() if DATE.fullmatch(str(pid))) > len(train):
         return "the pids of most training images look like dates"
     if pids.total() < len(train):  # some are unknown: then the others were given with care
@@ -199,8 +211,9 @@ def _odd_pids(train: list[ImageRecord]) -> str | None:
     return None
 
 
-def _odd_camids(train: list[ImageRecord]) -> str | None:
-    cameras = Counter(record.camid for record in train if record.camid != UNKNOWN_CAMID)
+def _odd_camids(train: pa.Table) -> str | None:
+    cameras = counted(train["camid"])
+    del cameras[UNKNOWN_CAMID]
     if not cameras:
         return None
     if 4 * len(cameras) > len(train):
@@ -208,11 +221,18 @@ def _odd_camids(train: list[ImageRecord]) -> str | None:
     single = sum(count == 1 for count in cameras.values())
     if 2 * single > len(cameras):
         return f"{single:,} of {len(cameras):,} cameras have a single training image"
-    pairs = Counter((record.pid, record.camid) for record in train if record.pid >= 0)
+    pairs = _people_by_cameras(train)
     num_people = len({pid for pid, _ in pairs})
-    if pairs.total() == len(pairs) >= 3 * max(num_people, 1):
+    num_known = pc.sum(pc.greater_equal(train["pid"], 0)).as_py()
+    if num_known == len(pairs) >= 3 * max(num_people, 1):
         return "no person has two training images by one camera, as if cameras counted images"
     return None
+
+
+def _people_by_cameras(records: pa.Table) -> set[tuple[int, int]]:
+    """(pid, camid) of which there are images; of nobody without a pid."""
+    pids, camids = (records[name].to_pylist() for name in ("pid", "camid"))
+    return {(pid, camid) for pid, camid in zip(pids, camids, strict=True) if pid >= 0}
 
 
 def _has_images(folder: Path, depth: int) -> bool:
@@ -220,7 +240,7 @@ def _has_images(folder: Path, depth: int) -> bool:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file():
+            if is_image(entry.name) and entry.is_file():
                 return True
             if depth and entry.is_dir() and _has_images(Path(entry.path), depth - 1):
                 return True

@@ -30,9 +30,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from daal.data.places import SUFFIXES, Place, checked_root, is_image, is_inside
-from daal.data.records import SPLITS, UNKNOWN_PID, Domain, ImageRecord, Split
+from daal.data.records import SPLITS, UNKNOWN_PID, Domain, Split, of_split, records_of
 from daal.errors import DataError
 
 FolderLayout = Literal["market1501", "dukemtmc", "veri", "msmt17", "folder"]
@@ -82,8 +84,8 @@ MSMT17_LISTS: dict[Split, tuple[str, ...]] = {
 }
 
 
-def load_records(layout: FolderLayout, root: str | Path) -> list[ImageRecord]:
-    """All images of a data set: train, query, gallery, each sorted by path.
+def load_records(layout: FolderLayout, root: str | Path) -> pa.Table:
+    """All images of a data set (RECORDS): train, query, gallery, each sorted by path.
 
     Junk boxes (-1) and distractors (0) are kept. Files without an image's suffix and hidden files
     are passed over (`daal.data.layout_checks` tells which). Raises DataError when a folder or list
@@ -95,19 +97,20 @@ def load_records(layout: FolderLayout, root: str | Path) -> list[ImageRecord]:
     return in_order(place, _msmt17(place) if layout == "msmt17" else _named(layout, place))
 
 
-def in_order(place: Place, records: list[ImageRecord]) -> list[ImageRecord]:
+def in_order(place: Place, records: pa.Table) -> pa.Table:
     """Train, query, gallery, each sorted by path; DataError if one that is scored has no pid."""
     for split in SPLITS[1:]:
-        if any(r.split == split and r.pid == UNKNOWN_PID for r in records):
+        if UNKNOWN_PID in pc.unique(of_split(records, split)["pid"]).to_pylist():
             raise DataError(
                 f"{place} has {split} images of unknown pid, which can't be scored; "
                 "name them or leave query and gallery out."
             )
-    order = {split: number for number, split in enumerate(SPLITS)}
-    return sorted(records, key=lambda r: (order[r.split], r.path))
+    by = {"split": pc.index_in(records["split"], pa.array(SPLITS)), "path": records["path"]}
+    order = pc.sort_indices(pa.table(by), [(name, "ascending") for name in by])
+    return records.take(order).combine_chunks()
 
 
-def any_images(root: str | Path, what: str = "The folder") -> list[ImageRecord]:
+def any_images(root: str | Path, what: str = "The folder") -> pa.Table:
     """Every image under a folder, whatever its name: sorted by path, of unknown pid, camid 0.
 
     Hidden files and folders are passed over, and links that lead out of `root`. Raises DataError
@@ -127,12 +130,13 @@ def any_images(root: str | Path, what: str = "The folder") -> list[ImageRecord]:
         raise DataError(
             f"There are no images in {root} ({', '.join(sorted(SUFFIXES))}); give another folder."
         )
-    return [ImageRecord(path, UNKNOWN_PID, 0, "gallery") for path in sorted(found)]
+    return records_of(sorted(found), camid=0, split="gallery")
 
 
-def check_characters(root: Place | Path, names: list[str]) -> None:
+def check_characters(root: Place | Path, names: list[str], prefix: str = "") -> None:
     """Raise DataError if names hold characters that tables and reports can't."""
-    if refused := [name for name in names if REFUSED.search(name)]:
+    if REFUSED.search("/".join(names)):
+        refused = [prefix + name for name in names if REFUSED.search(name)]
         characters = sorted({each for name in refused for each in REFUSED.findall(name)})
         raise DataError(
             f"In {root}, {_some(refused)} can't be used for a character in the name "
@@ -141,28 +145,29 @@ def check_characters(root: Place | Path, names: list[str]) -> None:
 
 
 def records_to_read(
-    records: list[ImageRecord], domain: Domain, max_train: int | None, seed: int
-) -> list[ImageRecord]:
+    records: pa.Table, domain: Domain, max_train: int | None, seed: int
+) -> pa.Table:
     """The records whose images a run reads: of the source only train, of the target all.
 
     At most `max_train` training images, a seeded random choice; query and gallery stay whole.
     """
     if domain == "source":
-        records = [record for record in records if record.split == "train"]
-    train = [at for at, record in enumerate(records) if record.split == "train"]
+        records = of_split(records, "train")
+    is_read = pc.not_equal(records["split"], "train").to_numpy()
+    train = np.flatnonzero(~is_read)
     if max_train is None or len(train) <= max_train:
         return records
-    kept = set(np.random.default_rng([seed, 1]).choice(train, max_train, replace=False).tolist())
-    return [r for at, r in enumerate(records) if r.split != "train" or at in kept]
+    is_read[np.random.default_rng([seed, 1]).choice(train, max_train, replace=False)] = True
+    return records.filter(pa.array(is_read))
 
 
-def _named(layout: FolderLayout, place: Place) -> list[ImageRecord]:
+def _named(layout: FolderLayout, place: Place) -> pa.Table:
     """Records of the layouts whose file names say everything."""
     folders = dict(zip(SPLITS, FOLDERS[layout], strict=True))
     if layout == "folder" and not any(map(place.has_folder, folders.values())):
         folders = {"train": "."}
     pattern, example = NAMES[layout]
-    records: list[ImageRecord] = []
+    tables: list[pa.Table] = []
     unparsed: list[str] = []
     for split in _splits(place, {split: [name] for split, name in folders.items()}):
         folder = folders[split]
@@ -173,20 +178,22 @@ def _named(layout: FolderLayout, place: Place) -> list[ImageRecord]:
                 "inside, or correct the root."
             )
         prefix = "" if folder == "." else f"{folder}/"
-        check_characters(place, [prefix + name for name in names])
-        for name in names:
-            match = pattern.fullmatch(name)
-            if match is None:
-                unparsed.append(prefix + name)
-                continue
-            pid = UNKNOWN_PID if match["pid"] == "-" else int(match["pid"])
-            records.append(ImageRecord(prefix + name, pid, int(match["camid"]), split))
+        check_characters(place, names, prefix)
+        paths = pa.array(names)
+        found = pc.extract_regex(paths, f"^(?:{pattern.pattern})$")
+        unparsed += [prefix + name for name in paths.filter(found.is_null()).to_pylist()]
+        if not unparsed:
+            pids, camids = found.field("pid"), found.field("camid")
+            pids = pc.if_else(pc.equal(pids, "-"), str(UNKNOWN_PID), pids)
+            paths = pc.binary_join_element_wise(prefix, paths, "")
+            known = {"pid": pids.cast(pa.int32()), "camid": camids.cast(pa.int32())}
+            tables.append(records_of(paths, split=split, **known))
     if unparsed:
         raise DataError(_unparsed(place, layout, unparsed, example))
-    return records
+    return pa.concat_tables(tables)
 
 
-def _msmt17(place: Place) -> list[ImageRecord]:
+def _msmt17(place: Place) -> pa.Table:
     """Records of MSMT17's list files, of either version."""
     versions = [v for v in MSMT17_VERSIONS if place.has_folder(v[0])]
     if len(versions) != 1:
@@ -198,12 +205,12 @@ def _msmt17(place: Place) -> list[ImageRecord]:
     train, test = versions[0]
     pattern, example = NAMES["msmt17"]
     present: dict[str, set[str]] = {}  # Files by folder, so that each folder is read once.
-    records: list[ImageRecord] = []
+    rows: list[tuple[str, int, int, Split]] = []
     missing: list[str] = []
     unparsed: list[str] = []
     listed: set[str] = set()
     for split in _splits(place, {s: list(names) for s, names in MSMT17_LISTS.items()}):
-        start = len(records)
+        start = len(rows)
         top = train if split == "train" else test
         for list_name in MSMT17_LISTS[split]:
             place.refuse_outside(list_name)
@@ -224,12 +231,11 @@ def _msmt17(place: Place) -> list[ImageRecord]:
                 elif match is None:
                     unparsed.append(f"{top}/{name}")
                 else:
-                    record = ImageRecord(f"{top}/{name}", pid + 1, int(match["camid"]), split)
-                    records.append(record)
-        if len(records) == start and not missing and not unparsed:
+                    rows.append((f"{top}/{name}", pid + 1, int(match["camid"]), split))
+        if len(rows) == start and not missing and not unparsed:
             lists = " and ".join(MSMT17_LISTS[split])
             raise DataError(f"{lists} in {place} list no images; unpack MSMT17's lists again.")
-    check_characters(place, [record.path for record in records])
+    check_characters(place, [path for path, *_ in rows])
     if missing:
         raise DataError(
             f"MSMT17's lists in {place} name {_some(missing)}, which aren't there; unpack the "
@@ -237,7 +243,8 @@ def _msmt17(place: Place) -> list[ImageRecord]:
         )
     if unparsed:
         raise DataError(_unparsed(place, "msmt17", unparsed, example))
-    return records
+    paths, pids, camids, splits = zip(*rows, strict=True)
+    return records_of(paths, pid=pids, camid=camids, split=splits)
 
 
 def _splits(place: Place, needed: dict[Split, list[str]]) -> list[Split]:

@@ -2,20 +2,26 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections import defaultdict
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+from stat import S_ISREG
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from daal.errors import DataError, first_line
 
 URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 SCHEMES = ("s3", "gs")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-STATES_AT_ONCE = 20_000
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+AT_ONCE = 20_000  # names in Python's strings
+ABSENT = (-1, -1)  # state of a file that isn't there
 
 
 class Place:
@@ -116,31 +122,35 @@ class Place:
         with self.filesystem.open_input_stream(self.path(name)) as stream:
             return bytes(stream.read())
 
-    def states(self, names: Sequence[str]) -> list[tuple[int, int]]:
-        """Size in bytes and time of change in nanoseconds of each file; (-1, -1) of one that isn't
+    def states(self, names: pa.Array) -> NDArray[np.int64]:
+        """Size in bytes and time of change in nanoseconds of each file (N, 2); -1 of one that isn't
         there (any more)."""
-        return [
-            (info.size, info.mtime_ns or 0) if info.type == fs.FileType.File else (-1, -1)
-            for at in range(0, len(names), STATES_AT_ONCE)
-            for info in self._states(names[at : at + STATES_AT_ONCE])
-        ]
-
-    def _states(self, names: Sequence[str]) -> list[fs.FileInfo]:
+        batches = range(0, len(names), AT_ONCE)
+        texts = (text for at in batches for text in names[at : at + AT_ONCE].to_pylist())
         try:
-            if self.is_local:
-                return list(self.filesystem.get_file_info([self.path(name) for name in names]))
-            folders = {self.path(name).rpartition("/")[0] for name in names}
-            found = {
-                info.path: info
-                for folder in sorted(folders)
-                for info in self.filesystem.get_file_info(
-                    fs.FileSelector(folder, allow_not_found=True)
-                )
-            }
+            state = self._local_state if self.is_local else self._states_beside(names).__getitem__
+            states = chain.from_iterable(map(state, texts))
+            return np.fromiter(states, np.int64, 2 * len(names)).reshape(-1, 2)
         except OSError as error:
             raise self._unreadable("", error) from None
-        absent = fs.FileInfo("", fs.FileType.NotFound)
-        return [found.get(self.path(name), absent) for name in names]
+
+    def _local_state(self, name: str) -> tuple[int, int]:
+        try:
+            found = os.stat(self.path(name))
+        except (FileNotFoundError, NotADirectoryError):
+            return ABSENT
+        return (found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else ABSENT
+
+    def _states_beside(self, names: pa.Array) -> dict[str, tuple[int, int]]:
+        """States of all files in the folders of these, by name; ABSENT of any other."""
+        folders = pc.unique(pc.replace_substring_regex(names, "/?[^/]*$", ""))
+        found = defaultdict(lambda: ABSENT)
+        for folder in folders.to_pylist():
+            inside = fs.FileSelector(self.path(folder or "."), allow_not_found=True)
+            for info in self.filesystem.get_file_info(inside):
+                if info.type == fs.FileType.File:
+                    found[info.path[len(self.base) + 1 :]] = info.size, info.mtime_ns or 0
+        return found
 
     def _info(self, name: str) -> fs.FileInfo:
         try:
@@ -181,7 +191,7 @@ def joined(root: str, name: str) -> str:
 
 
 def is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+    return name.lower().endswith(SUFFIXES)
 
 
 def checked_root(root: str | os.PathLike[str], what: str = "The data set's root") -> Path:

@@ -1,76 +1,76 @@
 """Image sets of any kind: which images there are, and the bytes of each.
 
-A kind of set is one function from its root to records, and one line here.
+A kind of set is one function from its root to RECORDS.
 """
 
 import io
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import get_args
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
 
-from daal.config import DatasetConfig, Layout
+from daal.config import DatasetConfig
 from daal.data import images
-from daal.data.layouts import FolderLayout, load_records
-from daal.data.places import Place, is_bucket, joined, opened
-from daal.data.records import SPLITS, ImageRecord, Where
+from daal.data.layouts import load_records
+from daal.data.places import SCHEMES, Place, is_bucket, joined, opened
+from daal.data.records import BOX, SPLITS, records_of
 from daal.data.table import embedded, folder_of, table_records
-from daal.data.tars import tar_records
+from daal.data.tars import Map, tar_records
 from daal.errors import DataError, first_line
 
-Loader = Callable[[str], list[ImageRecord]]
-LOADERS: dict[Layout, Loader] = {
-    **{layout: partial(load_records, layout) for layout in get_args(FolderLayout)},
-    "table": table_records,
-    "webdataset": tar_records,
-}
-
-# What is known of an image before it is read; `file` is the image's own path in most sets.
-LISTING = pa.schema({
-    "path": pa.string(), "part": pa.int16(), "file": pa.string(), "offset": pa.int64(),
-    "size": pa.int64(), "mtime": pa.int64(), "x": pa.int32(), "y": pa.int32(), "w": pa.int32(),
-    "h": pa.int32(),
-})  # fmt: skip
 CROP_QUALITY = 95  # of the JPEG that a cut-out box becomes
 
 
-def load_set(settings: DatasetConfig) -> list[ImageRecord]:
-    """All images of a set: train, query, gallery, each sorted by path.
+def load_set(settings: DatasetConfig, each: Map = map) -> pa.Table:
+    """All images of a set (RECORDS): train, query, gallery, each sorted by path.
 
     People, cameras and tracklets of joined sets are numbered on, so that none is in two sets; and
-    their paths begin with the number of their set.
+    their paths begin with the number of their set. `each` is `map`, or does the same on several
+    cores.
 
     Raises:
         DataError: the set isn't what its layout says, with the reason.
     """
     if settings.layout != "joined":
-        return LOADERS[settings.layout](settings.root)
-    records: list[ImageRecord] = []
+        return _load(settings, each)
+    parts: list[pa.Table] = []
     for number, part in enumerate(_parts(settings.root)):
-        pid, camid, tracklet = (
-            1 + max((getattr(record, name) for record in records), default=-1)
-            for name in ("pid", "camid", "tracklet")
-        )
-        records += [
-            replace(
-                record,
-                path=f"{number + 1}/{record.path}",
-                pid=record.pid + pid if record.pid > 0 else record.pid,
-                camid=record.camid + camid if record.camid >= 0 else record.camid,
-                tracklet=record.tracklet + tracklet if record.tracklet >= 0 else record.tracklet,
-                where=record.where or Where(record.path),
-                part=number,
-            )
-            for record in LOADERS[part.layout](part.root)
-        ]
-    return sorted(records, key=lambda record: SPLITS.index(record.split))
+        records = _load(part, each)
+        known = {
+            name: _numbered_on(records[name], [before[name] for before in parts], least)
+            for name, least in (("pid", 1), ("camid", 0), ("tracklet", 0))
+        }
+        paths = pc.binary_join_element_wise(f"{number + 1}/", records["path"], "")
+        known |= {name: records[name] for name in ("split", "time", "offset", "size", *BOX)}
+        parts.append(records_of(paths, part=number, file=files_of(records), **known))
+    records = pa.concat_tables(parts)
+    return records.take(pc.sort_indices(pc.index_in(records["split"], pa.array(SPLITS))))
+
+
+def _load(settings: DatasetConfig, each: Map) -> pa.Table:
+    if settings.layout == "webdataset":
+        return tar_records(settings.root, each)
+    if settings.layout == "table":
+        return table_records(settings.root)
+    assert settings.layout != "joined"  # `_parts` has refused it
+    return load_records(settings.layout, settings.root)
+
+
+def _numbered_on(
+    numbers: pa.ChunkedArray, before: list[pa.ChunkedArray], least: int
+) -> pa.ChunkedArray:
+    """Numbers from `least` on become larger than all before; others mean nobody and stay."""
+    first = max((1 + pc.max(some).as_py() for some in before), default=0)
+    is_one = pc.greater_equal(numbers, least)
+    return pc.if_else(is_one, pc.add(numbers, pa.scalar(max(first, 0), pa.int32())), numbers)
 
 
 def roots_of(settings: DatasetConfig) -> list[str]:
@@ -100,58 +100,79 @@ def _parts(file: str) -> list[DatasetConfig]:
             f"{file} must list one set or more, each with a root and a layout other than joined; "
             "write a line like - {layout: folder, root: DIR} for each."
         )
-    return [
-        part if is_bucket(part.root) or os.path.isabs(part.root)
-        else part.model_copy(update={"root": joined(folder, part.root)})
-        for part in parts
-    ]  # fmt: skip
+    return [part.model_copy(update={"root": _located_from(folder, part.root)}) for part in parts]
 
 
-def listing(roots: Sequence[str], records: Sequence[ImageRecord]) -> pa.Table:
-    """The records as LISTING. `size` is of a file or of its part that is read, -1 if that isn't
-    known; `mtime` of the file; both are -1 where it is gone."""
-    wheres = [record.where or Where(record.path) for record in records]
-    files = list(dict.fromkeys(
-        (record.part, where.file) for record, where in zip(records, wheres, strict=True)
-    ))  # fmt: skip
-    states: dict[tuple[int, str], tuple[int, int]] = {}
-    groups: dict[str, list[tuple[tuple[int, str], str]]] = {}
-    for part, file in files:
-        root, name = _located(roots[part], file)
-        groups.setdefault(root, []).append(((part, file), name))
-    for root, some in groups.items():
-        found = opened(root).states([name for _, name in some])
-        states.update(zip((key for key, _ in some), found, strict=True))
-    nowhere = (0, 0, -1, -1)
-    boxes = [where.box or nowhere for where in wheres]
-    of_files = [states[r.part, w.file] for r, w in zip(records, wheres, strict=True)]
-    return pa.table(
-        [
-            [record.path for record in records],
-            [record.part for record in records],
-            [where.file for where in wheres],
-            [where.offset for where in wheres],
-            [
-                size if w.offset < 0 else w.size
-                for w, (size, _) in zip(wheres, of_files, strict=True)
-            ],
-            [mtime for _, mtime in of_files],
-            *([box[side] for box in boxes] for side in range(4)),
-        ],
-        schema=LISTING,
-    )
+def _located_from(folder: str, root: str) -> str:
+    root = os.path.expanduser(root)
+    return root if is_bucket(root) or os.path.isabs(root) else joined(folder, root)
 
 
-def read_image(roots: Sequence[str], record: ImageRecord) -> tuple[bytes, str | None]:
+def files_of(records: pa.Table) -> pa.ChunkedArray:
+    """The file that each image is in: from its set's root, or a URI."""
+    return pc.coalesce(records["file"], records["path"])
+
+
+def listing(roots: Sequence[str], records: pa.Table) -> pa.Table:
+    """The records with the `size` of whole files too, and `mtime`, the time of change of the file
+    in nanoseconds; both are -1 where it is gone."""
+    files = files_of(records)
+    states_N2 = np.full((len(records), 2), -1, np.int64)
+    parts_N = records["part"].to_numpy()
+    for part, root in enumerate(roots):
+        rows = np.flatnonzero(parts_N == part)
+        some = files.take(pa.array(rows)).combine_chunks().dictionary_encode()
+        states_N2[rows] = _states(root, some.dictionary)[some.indices.to_numpy()]
+    sizes = pc.if_else(pc.less(records["offset"], 0), pa.array(states_N2[:, 0]), records["size"])
+    at = records.schema.get_field_index("size")
+    records = records.set_column(at, records.schema.field("size"), sizes)
+    return records.append_column("mtime", pa.array(states_N2[:, 1])).combine_chunks()
+
+
+def _states(root: str, files: pa.Array) -> NDArray[np.int64]:
+    """Size and time of change of each file (N, 2)."""
+    is_uri = pc.match_substring_regex(files, f"^({'|'.join(SCHEMES)})://").to_numpy(False)
+    if not is_uri.any():
+        return opened(root).states(files)
+    states_N2 = np.empty((len(files), 2), np.int64)
+    places: dict[str, list[tuple[int, str]]] = {}
+    for row, file in enumerate(files.to_pylist()):
+        folder, name = _located(root, file)
+        places.setdefault(folder, []).append((row, name))
+    for folder, some in places.items():
+        rows, names = zip(*some, strict=True)
+        states_N2[list(rows)] = opened(folder).states(pa.array(names))
+    return states_N2
+
+
+class Where(NamedTuple):
+    """Where an image's bytes are; as in RECORDS."""
+
+    part: int
+    file: str
+    offset: int = -1
+    size: int = -1
+    box: tuple[int, int, int, int] | None = None
+
+
+def wheres(records: pa.Table) -> list[Where]:
+    """Where each image's bytes are."""
+    names = ("part", "offset", "size", *BOX)
+    parts, offsets, sizes, *sides = (records[name].to_pylist() for name in names)
+    boxes = (None if box[0] is None else box for box in zip(*sides, strict=True))
+    files = files_of(records).to_pylist()
+    return list(map(Where, parts, files, offsets, sizes, boxes))
+
+
+def read_image(roots: Sequence[str], where: Where) -> tuple[bytes, str | None]:
     """(bytes of the whole image or of its box, None), or (b"", why it can't be used)."""
-    where = record.where or Where(record.path)
-    root, name = _located(roots[record.part], where.file)
+    root, name = _located(roots[where.part], where.file)
     place = opened(root)
     if place.is_local and where.offset < 0 and where.box is None:
-        return images.read(Path(place.path(name)))
+        return images.read(place.path(name))
     try:
         if where.box is None:
-            return images.checked(_bytes(place, name, where))
+            return images.checked(_bytes(place, name, where.offset, where.size))
         return _cropped(_frame(root, name, where.offset, where.size), where.box), None
     except DataError as error:
         return b"", str(error)
@@ -164,16 +185,16 @@ def _located(root: str, file: str) -> tuple[str, str]:
     return folder_of(file) if is_bucket(file) else (root, file)
 
 
-def _bytes(place: Place, name: str, where: Where) -> bytes:
-    if where.size < 0 and where.offset >= 0:
-        return _row(place.root, name, where.offset)
-    if where.offset >= 0:
-        data: bytes = _tar(place.root, name).read_at(_allowed(where.size), where.offset)
-        if len(data) < where.size:
-            raise DataError("the file is cut off")
-        return data
-    with place.filesystem.open_input_file(place.path(name)) as file:
-        return bytes(file.read(_allowed(file.size())))
+def _bytes(place: Place, name: str, offset: int, size: int) -> bytes:
+    if offset < 0:
+        with place.filesystem.open_input_file(place.path(name)) as file:
+            return bytes(file.read(_allowed(file.size())))
+    if size < 0:
+        return _row(place.root, name, offset)
+    data: bytes = _tar(place.root, name).read_at(_allowed(size), offset)
+    if len(data) < size:
+        raise DataError("the file is cut off")
+    return data
 
 
 def _allowed(size: int) -> int:
@@ -213,7 +234,7 @@ def _group(root: str, name: str, group: int) -> list[bytes]:
 
 @lru_cache(maxsize=2)  # the boxes of one frame are read one after the other
 def _frame(root: str, name: str, offset: int, size: int) -> Image.Image:
-    return images.opened(_bytes(opened(root), name, Where(name, offset, size)))
+    return images.opened(_bytes(opened(root), name, offset, size))
 
 
 def _cropped(frame: Image.Image, box: tuple[int, int, int, int]) -> bytes:

@@ -14,29 +14,27 @@ An empty field, or `-` in CSV, means unknown. Other columns are passed over.
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pyarrow import fs
 
 from daal.data.layouts import check_characters, in_order
 from daal.data.places import URI, Place, is_bucket
-from daal.data.records import SPLITS, UNKNOWN, UNKNOWN_CAMID, UNKNOWN_PID, ImageRecord, Where
+from daal.data.records import BOX, SPLITS, UNKNOWN, UNKNOWN_CAMID, UNKNOWN_PID, records_of
 from daal.errors import DataError, first_line
 
-BOX = ("x", "y", "w", "h")
 COLUMNS = ("path", "split", "pid", "camid", "tracklet", "time", *BOX)
 IMAGE = "image"  # the column of embedded bytes
 LARGEST = 2**31 - 1
 
 
-def table_records(root: str) -> list[ImageRecord]:
-    """Records of a table's rows: train, query, gallery, each sorted by path.
+def table_records(root: str) -> pa.Table:
+    """RECORDS of a table's rows: train, query, gallery, each sorted by path.
 
     Raises DataError when the table can't be read, has neither paths nor images, has a column of
     another type, names a file outside of its folder, or has an image twice.
@@ -47,48 +45,46 @@ def table_records(root: str) -> list[ImageRecord]:
     num_rows = columns.num_rows
     if num_rows == 0:
         raise DataError(f"{root} has no rows; give a table with a row for each image.")
-    boxes = _boxes(root, columns)
+    known = _boxes(root, columns)
     if "path" in columns.column_names:
         files = _texts(root, columns, "path")
     else:
-        files = [f"{row:09d}" for row in range(num_rows)]
-    if not has_images:
-        _check_files(place, root, files)
-    wheres: list[Where | None] = [None] * num_rows
-    for row, box in enumerate(boxes):
-        if has_images:
-            wheres[row] = Where(name, offset=row, box=box)
-        elif box is not None or is_bucket(files[row]):
-            wheres[row] = Where(files[row], box=box)
-    names = [
-        file if box is None else f"{file}#{','.join(map(str, box))}"
-        for file, box in zip(files, boxes, strict=True)
-    ]
-    return records_of_columns(place, root, names, columns, wheres)
+        files = pa.array([f"{row:09d}" for row in range(num_rows)])
+    if has_images:
+        known |= {"file": name, "offset": pa.array(np.arange(num_rows))}
+    else:
+        _check_files(place, root, files.to_pylist())
+    names = files
+    if "w" in known:
+        box = pc.binary_join_element_wise(*(known[side].cast(pa.string()) for side in BOX), ",")
+        names = pc.coalesce(pc.binary_join_element_wise(files, box, "#"), files)
+        known.setdefault("file", files)
+    return records_of_columns(place, root, names, columns, known)
 
 
 def records_of_columns(
-    place: Place, root: str, names: list[str], columns: pa.Table, wheres: Sequence[Where | None]
-) -> list[ImageRecord]:
-    """Records of rows whose images are called `names`, with what the columns say of them."""
-    check_characters(place, names)
-    counts = Counter(names)
-    if len(counts) < len(names):
-        twice = next(name for name, count in counts.items() if count > 1)
+    place: Place, root: str, names: pa.Array, columns: pa.Table, known: dict[str, Any]
+) -> pa.Table:
+    """RECORDS of rows whose images are called `names`, with what the columns say of them and what
+    is `known` of where they are."""
+    check_characters(place, names.to_pylist())
+    if len(pc.unique(names)) < len(names):
+        twice = next(name for name, count in Counter(names.to_pylist()).items() if count > 1)
         raise DataError(f"{root} has {twice!a} more than once; remove the row, or rename one.")
-    splits = _texts(root, columns, "split") if "split" in columns.column_names else []
-    splits = [split or "train" for split in splits] or ["train"] * len(names)
-    if odd := sorted(set(splits) - set(SPLITS)):
-        raise DataError(
-            f"{root} has {odd[0]!a} as a split; write {', '.join(SPLITS)}, or leave it empty for "
-            "train."
-        )
-    pids = _numbers(root, columns, "pid", UNKNOWN_PID)
-    camids = _numbers(root, columns, "camid", UNKNOWN_CAMID)
-    tracklets = _numbers(root, columns, "tracklet", UNKNOWN)
-    times = _times(root, columns)
-    rows = zip(names, pids, camids, splits, tracklets, times, wheres, strict=True)
-    return in_order(place, [ImageRecord(*row) for row in rows])
+    if "split" in columns.column_names:
+        splits = _texts(root, columns, "split")
+        known["split"] = pc.if_else(pc.equal(splits, ""), "train", splits)
+        if odd := sorted(set(pc.unique(known["split"]).to_pylist()) - set(SPLITS)):
+            raise DataError(
+                f"{root} has {odd[0]!a} as a split; write {', '.join(SPLITS)}, or leave it empty "
+                "for train."
+            )
+    for name, unknown in (("pid", UNKNOWN_PID), ("camid", UNKNOWN_CAMID), ("tracklet", UNKNOWN)):
+        if name in columns.column_names:
+            known[name] = _numbers(root, columns, name, unknown)
+    if "time" in columns.column_names:
+        known["time"] = _times(root, columns)
+    return in_order(place, records_of(names, **known))
 
 
 def folder_of(root: str) -> tuple[str, str]:
@@ -167,30 +163,31 @@ def _check_files(place: Place, root: str, files: list[str]) -> None:
                 place.refuse_outside(file)
 
 
-def _texts(root: str, columns: pa.Table, name: str) -> list[str]:
-    column = columns[name]
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+def _texts(root: str, columns: pa.Table, name: str) -> pa.Array:
+    """A column of text; "" where there is none."""
+    column = _plain(columns[name])
     if not _is_text(column.type):
         raise DataError(f"the column {name} of {root} is {column.type}; make it text (strings).")
-    return [value or "" for value in column.to_pylist()]
+    return column.cast(pa.string()).fill_null("").combine_chunks()
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    is_coded = pa.types.is_dictionary(column.type)
+    return column.cast(column.type.value_type) if is_coded else column
 
 
 def _is_text(kind: pa.DataType) -> bool:
     return kind in (pa.string(), pa.large_string(), pa.null())
 
 
-def _numbers(root: str, columns: pa.Table, name: str, unknown: int) -> list[int]:
+def _numbers(root: str, columns: pa.Table, name: str, unknown: int) -> pa.Array:
     """Whole numbers of a column, or numbers from 1 for its names in alphabetical order."""
-    if name not in columns.column_names:
-        return [unknown] * columns.num_rows
-    column = columns[name]
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = _plain(columns[name])
     if _is_text(column.type):
-        texts = column.to_pylist()
-        number = {text: at for at, text in enumerate(sorted(set(texts) - {None, ""}), start=1)}
-        return [number.get(text, unknown) for text in texts]
+        texts = column.cast(pa.string())
+        known = sorted(set(pc.unique(texts).to_pylist()) - {None, ""})
+        at = pc.index_in(texts, pa.array(known, pa.string()))
+        return pc.add(at, 1).fill_null(unknown)
     if pa.types.is_floating(column.type):  # what pandas makes of whole numbers with gaps
         column = pc.if_else(pc.is_nan(column), None, column)
     try:
@@ -201,19 +198,16 @@ def _numbers(root: str, columns: pa.Table, name: str, unknown: int) -> list[int]
         raise DataError(
             f"the column {name} of {root} is {column.type}; make it whole numbers, or names."
         ) from None
-    found: list[int] = numbers.to_pylist()
-    if min(found) < unknown or max(found) > LARGEST:
+    if pc.min(numbers).as_py() < unknown or pc.max(numbers).as_py() > LARGEST:
         raise DataError(
             f"the column {name} of {root} has numbers below {unknown} or above {LARGEST:,}; number "
             "them again, or write them as text."
         )
-    return found
+    return numbers
 
 
-def _times(root: str, columns: pa.Table) -> list[int]:
+def _times(root: str, columns: pa.Table) -> pa.ChunkedArray:
     """Milliseconds."""
-    if "time" not in columns.column_names:
-        return [UNKNOWN] * columns.num_rows
     column = columns["time"]
     try:
         if pa.types.is_timestamp(column.type):
@@ -222,33 +216,33 @@ def _times(root: str, columns: pa.Table) -> list[int]:
             seconds = column.cast(pa.float64())
             seconds = pc.if_else(pc.is_nan(seconds), None, seconds)
             column = pc.round(pc.multiply(seconds, 1000.0)).cast(pa.int64())
-        times: list[int] = column.fill_null(UNKNOWN).to_pylist()
+        times = column.fill_null(UNKNOWN)
     except (pa.ArrowException, TypeError):
         raise DataError(
             f"the column time of {root} is {column.type}; make it seconds, numbers of frames or "
             "timestamps."
         ) from None
-    if min(times) < UNKNOWN:
+    if pc.min(times).as_py() < UNKNOWN:
         raise DataError(f"the column time of {root} has times below 0; give them from 0 up.")
     return times
 
 
-def _boxes(root: str, columns: pa.Table) -> list[tuple[int, int, int, int] | None]:
-    """The box of each row, to the nearest pixel; None where the whole image is meant."""
+def _boxes(root: str, columns: pa.Table) -> dict[str, pa.Array]:
+    """The sides of each row's box, to the nearest pixel; null where the whole image is meant.
+    Nothing if the table has no boxes."""
     there = [name for name in BOX if name in columns.column_names]
     if not there:
-        return [None] * columns.num_rows
+        return {}
     if len(there) < len(BOX):
         absent = ", ".join(name for name in BOX if name not in there)
         raise DataError(f"{root} has a box without {absent}; give x, y, w and h, or none of them.")
     try:
-        sides = [columns[name].cast(pa.float64()).to_numpy() for name in BOX]
+        boxes_4N = np.rint([columns[name].cast(pa.float64()).to_numpy() for name in BOX])
+        whole_N = np.isnan(boxes_4N).any(axis=0)
+        sides = [pa.array(side_N, mask=whole_N).cast(pa.int32()) for side_N in boxes_4N]
     except pa.ArrowException as error:
         raise DataError(
-            f"{root} has a box that isn't numbers ({first_line(error)}); make x, y, w, h numbers."
+            f"{root} has a box that isn't numbers of pixels ({first_line(error)}); make x, y, w, h "
+            "numbers."
         ) from None
-    boxes_N4: NDArray[np.float64] = np.stack(sides, axis=1)
-    return [
-        None if np.isnan(box).any() else tuple(np.rint(box).astype(int).tolist())
-        for box in boxes_N4
-    ]
+    return dict(zip(BOX, sides, strict=True))

@@ -8,24 +8,27 @@ split, and any other holds train. Nothing is unpacked: members are read where th
 import io
 import json
 import tarfile
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
-from daal.data.places import Place, is_image
-from daal.data.records import ImageRecord, Split, Where
+from daal.data.places import Place, is_image, opened
+from daal.data.records import Split
 from daal.data.table import folder_of, records_of_columns
 from daal.errors import DataError, first_line
 
+Map = Callable[[Callable[[str], pa.Table], list[str]], Iterable[pa.Table]]
 KNOWN = ("split", "pid", "camid", "tracklet", "time")
 SPLIT_OF_NAME: dict[str, Split] = {"query": "query", "gallery": "gallery", "test": "gallery"}
 READ_AHEAD = 256 * 1024  # bytes; headers of small members lie close together
 MAX_LABEL = 64 * 1024  # bytes of a .json or .cls member
 
 
-def tar_records(root: str) -> list[ImageRecord]:
-    """Records of the images in a tar file, or in all tar files of a folder, sorted by name.
+def tar_records(root: str, each: Map = map) -> pa.Table:
+    """RECORDS of the images in a tar file, or in all tar files of a folder, sorted by name.
 
     Raises DataError when there is no tar file or no image, a tar is cut off, or a name is there
     twice.
@@ -36,29 +39,44 @@ def tar_records(root: str) -> list[ImageRecord]:
     else:
         place = Place(root)
         tars = _tars(place)
-    names: list[str] = []
-    wheres: list[Where | None] = []
-    labels: list[dict[str, Any]] = []
-    for tar in tars:
-        split = SPLIT_OF_NAME.get(tar.partition("-")[0].partition(".")[0], "train")
-        images, known = _members(place, tar)
-        for name, (offset, size) in images.items():
-            names.append(name)
-            wheres.append(Where(tar, offset, size))
-            labels.append({"split": split} | known.get(_key(name), {}))
-    if not names:
-        raise DataError(f"The tar files of {place} hold no images; give tars with .jpg members.")
     try:
-        columns = pa.table({
+        found = pa.concat_tables(
+            each(partial(_images, place.root), tars), promote_options="permissive"
+        )
+    except pa.ArrowException as error:
+        raise _disagree(root, error) from None
+    if not len(found):
+        raise DataError(f"The tar files of {place} hold no images; give tars with .jpg members.")
+    known = {name: found[name] for name in ("file", "offset", "size")}
+    return records_of_columns(place, root, found["path"].combine_chunks(), found, known)
+
+
+def _images(root: str, tar: str) -> pa.Table:
+    """Name, offset and size of each image in a tar file, and what is said of it."""
+    split = SPLIT_OF_NAME.get(tar.partition("-")[0].partition(".")[0], "train")
+    images, known = _members(opened(root), tar)
+    labels = [{"split": split} | known.get(_key(name), {}) for name in images]
+    offsets, sizes = zip(*images.values(), strict=True) if images else ((), ())
+    columns = {
+        "path": pa.array(list(images), pa.string()),
+        "file": pa.repeat(tar, len(images)),
+        "offset": pa.array(offsets, pa.int64()),
+        "size": pa.array(sizes, pa.int64()),
+    }
+    try:
+        return pa.table(columns | {
             name: [label.get(name) for label in labels]
             for name in KNOWN if any(name in label for label in labels)
         })  # fmt: skip
     except pa.ArrowException as error:
-        raise DataError(
-            f"the .json members of {root} don't agree in their types ({first_line(error)}); make "
-            "each of pid, camid, tracklet and time numbers only, or text only."
-        ) from None
-    return records_of_columns(place, root, names, columns, wheres)
+        raise _disagree(opened(root) / tar, error) from None
+
+
+def _disagree(where: str, error: pa.ArrowException) -> DataError:
+    return DataError(
+        f"the .json members of {where} don't agree in their types ({first_line(error)}); make "
+        "each of pid, camid, tracklet and time numbers only, or text only."
+    )
 
 
 def _tars(place: Place) -> list[str]:
@@ -83,7 +101,8 @@ def _members(
     try:
         with (
             place.filesystem.open_input_file(place.path(tar)) as file,
-            tarfile.open(fileobj=io.BufferedReader(file, READ_AHEAD), mode="r:") as members,
+            io.BufferedReader(file, READ_AHEAD) as ahead,
+            tarfile.open(fileobj=ahead, mode="r:") as members,
         ):
             for member in members:
                 name, base = member.name, member.name.rpartition("/")[2]
@@ -94,8 +113,8 @@ def _members(
                         raise DataError(f"{place / tar} has {name!a} twice; rename one of them.")
                     images[name] = (member.offset_data, member.size)
                 elif name.endswith((".json", ".cls")) and member.size <= MAX_LABEL:
-                    stream = members.extractfile(member)
-                    text = stream.read().decode() if stream else ""
+                    ahead.seek(member.offset_data)
+                    text = ahead.read(member.size).decode()
                     known.setdefault(_key(name), {}).update(_label(place / tar, name, text))
             if file.size() < members.offset:
                 raise tarfile.ReadError("unexpected end of data")

@@ -131,8 +131,8 @@ def search(
     if out is not None:
         check_picture(out)
         check_file_to_write(out)
-    records = [] if features else galleries.records_of(gallery, layout, "the gallery")
-    records = [record for record in records if record.split == "gallery"] or records
+    if not features:
+        records = galleries.images_to_search(gallery, layout, "the gallery")
     with checkpoint_of(model) as (folder, _):
         extractor = Extractor(load_trained(folder))
     query_C = extractor.of_image(query, "the query image")

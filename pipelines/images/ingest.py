@@ -1,13 +1,16 @@
-"""A set's listing -> a store of its images, made once by Ray Data; broken images set aside.
+"""A set's listing -> a store of its images, made once by Ray tasks; broken images set aside.
 
 The store's key is a digest of the listing: paths, sizes and times of change. So a set that has
 changed is read again, and one that hasn't is not. Shards that are whole are kept if the work is
 stopped.
+
+A task makes a shard. Ray Data was measured: between two tasks of a core it left a sixth of a second
+on a busy machine, nearly as long as a thousand small images take.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -15,19 +18,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
-import ray.data
 from numpy.typing import NDArray
 from pyarrow import fs
+from ray.exceptions import RayTaskError
 
 from daal.config import Config
 from daal.data.layouts import records_to_read
 from daal.data.places import is_bucket, joined
-from daal.data.records import IMAGE_TABLE, QUARANTINE_TABLE, Domain, ImageRecord, Where
-from daal.data.sources import listing, load_set, read_image, roots_of
-from daal.errors import DaalError, DataError, StorageError
+from daal.data.records import BOX, IMAGE_TABLE, QUARANTINE_TABLE, Domain
+from daal.data.sources import files_of, listing, load_set, read_image, roots_of, wheres
+from daal.errors import DataError
 from pipelines.images import store as stores
-from pipelines.images.get_once import get_once
 from pipelines.images.store import Bad, ImageStore, Shard
 
 IMAGES_PER_SHARD, BYTES_PER_SHARD = 1024, 32 * 1024**2
@@ -45,8 +48,7 @@ class Images:
     store: ImageStore
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        splits = self.table["split"].to_numpy(zero_copy_only=False)
-        return np.flatnonzero(splits == split)
+        return np.flatnonzero(pc.equal(self.table["split"], split).to_numpy())
 
     def column(self, name: str) -> NDArray[np.int64]:
         return np.asarray(self.table[name].to_numpy(), np.int64)
@@ -62,49 +64,72 @@ def ingest(
         StorageError: the store can't be written.
     """
     settings = config.source if domain == "source" else config.target
-    records = records_to_read(load_set(settings), domain, config.max_train_images, config.seed)
+    roots = roots_of(settings)
+    records = load_set(settings, partial(_in_tasks, _nodes_that_see(*roots)))
+    records = records_to_read(records, domain, config.max_train_images, config.seed)
     folder = stores.stores_folder(config.store, config.out)
-    roots, max_bad_share = roots_of(settings), config.max_bad_share
-    return read_images(roots, domain, records, folder, max_bad_share, on_progress)
+    return read_images(roots, domain, records, folder, config.max_bad_share, on_progress)
+
+
+def _nodes_that_see(*places: str) -> dict[str, Any]:
+    """Options of tasks that read or write there: a disk may be seen from this node only."""
+    if all(map(is_bucket, places)):
+        return {}
+    return {"label_selector": {"ray.io/node-id": stores.this_node()}}
+
+
+def _in_tasks(
+    options: dict[str, Any], function: Callable[[str], pa.Table], names: list[str]
+) -> Iterator[pa.Table]:
+    """As `map`, each call in a task."""
+    call = _call.options(name="list", **options)
+    try:
+        yield from ray.get([call.remote(function, name) for name in names])
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+@ray.remote(num_cpus=1)
+def _call(function: Callable[[str], pa.Table], name: str) -> pa.Table:
+    return function(name)
 
 
 def read_images(
     roots: Sequence[str],
     domain: Domain,
-    records: Sequence[ImageRecord],
+    records: pa.Table,
     folder: str,
     max_bad_share: float,
     on_progress: OnProgress = lambda done, of: None,
 ) -> tuple[Images, pa.Table]:
-    """As `ingest`, of these records, into a store in `folder`."""
+    """As `ingest`, of these RECORDS, into a store in `folder`."""
     store, bad, listed = store_of(roots, records, folder, on_progress)
-    if len(bad) > max_bad_share * len(records):
-        row, reason = bad[0]
+    bad_rows, reasons = [row for row, _ in bad], [reason for _, reason in bad]
+    aside = listed.take(pa.array(bad_rows, pa.int64()))
+    if len(bad) > max_bad_share * len(listed):
         raise DataError(
-            f"{len(bad):,} of {len(records):,} images in {roots[records[row].part]} can't be read, "
-            f"e.g. {records[row].path!a}: {reason}; repair them or raise max_bad_share."
+            f"{len(bad):,} of {len(listed):,} images in {roots[aside['part'][0].as_py()]} can't be "
+            f"read, e.g. {aside['path'][0].as_py()!a}: {reasons[0]}; repair them or raise "
+            "max_bad_share."
         )
-    is_good = np.ones(len(records), bool)
-    is_good[[row for row, _ in bad]] = False
-    kept = [record for record, good in zip(records, is_good, strict=True) if good]
-    names = ("path", "pid", "camid", "split", "tracklet", "time")
-    columns: dict[str, Any] = {name: [getattr(record, name) for record in kept] for name in names}
-    columns |= {"domain": [domain] * len(kept), "size": listed["size"].filter(pa.array(is_good))}
-    table = pa.table(columns).select(IMAGE_TABLE.names).cast(IMAGE_TABLE)
-    quarantine = pa.table(
-        {
-            "path": [records[row].path for row, _ in bad],
-            "domain": [domain] * len(bad),
-            "reason": [reason for _, reason in bad],
-        },
-        schema=QUARANTINE_TABLE,
-    )
-    return Images(table, store), quarantine
+    is_good = np.ones(len(listed), bool)
+    is_good[bad_rows] = False
+    kept = _with_domain(listed.filter(pa.array(is_good)), domain)
+    quarantine = _with_domain(aside, domain).append_column("reason", pa.array(reasons, pa.string()))
+    return Images(_only(kept, IMAGE_TABLE), store), _only(quarantine, QUARANTINE_TABLE)
+
+
+def _with_domain(listed: pa.Table, domain: Domain) -> pa.Table:
+    return listed.append_column("domain", pa.repeat(domain, len(listed)))
+
+
+def _only(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    return table.select(schema.names).cast(schema)
 
 
 def store_of(
     roots: Sequence[str],
-    records: Sequence[ImageRecord],
+    records: pa.Table,
     folder: str,
     on_progress: OnProgress = lambda done, of: None,
 ) -> tuple[ImageStore, list[Bad], pa.Table]:
@@ -123,11 +148,14 @@ def store_of(
 def _key(roots: Sequence[str], listed: pa.Table) -> str:
     places = [root if is_bucket(root) else os.path.realpath(root) for root in roots]
     digest = hashlib.sha256("\0".join([FORMAT, *places]).encode())
-    for column in listed.columns:
+    numbers = [listed[name] for name in ("offset", "size", "mtime")]
+    box = [listed[side].fill_null(none) for side, none in zip(BOX, (0, 0, -1, -1), strict=True)]
+    for column in (listed["path"], listed["part"], files_of(listed), *numbers, *box):
         if pa.types.is_string(column.type):
-            digest.update("\0".join(column.to_pylist()).encode())
+            whole = pa.ListArray.from_arrays([0, len(column)], column.combine_chunks())
+            digest.update(pc.binary_join(whole, "\0")[0].as_buffer())
         else:
-            digest.update(column.to_numpy().tobytes())
+            digest.update(column.to_numpy())
     return digest.hexdigest()[:32]
 
 
@@ -139,24 +167,23 @@ def _make(
     number = len(bounds) - 1
     todo = [shard for shard in range(number) if shard not in done]
     on_progress(number - len(todo), number)
-    if todo:
-        read = partial(_read_shard, list(roots), ray.put(listed), bounds)
-        # What lies on a disk may be seen from this node only.
-        here: dict[str, Any] = {"label_selector": {"ray.io/node-id": stores.this_node()}}
-        nowhere: dict[str, Any] = {}
-        read_on = nowhere if all(map(is_bucket, roots)) else here
-        write_on = nowhere if is_bucket(folder) else here
-        dataset = (
-            ray.data.from_items([{"shard": shard} for shard in todo], override_num_blocks=len(todo))
-            .map(read, **read_on)
-            .map(partial(_write_shard, folder), **write_on)
-        )
-        for row in dataset.iter_rows():
-            if row["error"]:
-                raise StorageError(row["error"])
-            bad = [(int(at), str(why)) for at, why in zip(row["rows"], row["reasons"], strict=True)]
-            done[row["shard"]] = Shard(row["images"], row["digest"], bad)
+    make = _make_shard.options(name="ingest", **_nodes_that_see(*roots))
+    to_read, write_on = ray.put(listed), _nodes_that_see(folder)
+    tasks = {
+        make.remote(roots, to_read, bounds[shard : shard + 2], folder, write_on, shard): shard
+        for shard in todo
+    }
+    pending = list(tasks)
+    try:
+        while pending:
+            (task,), pending = ray.wait(pending)
+            done[tasks[task]] = ray.get(task)
             on_progress(len(done), number)
+    except RayTaskError as error:
+        raise error.cause from None
+    finally:
+        for task in pending:
+            ray.cancel(task)
     return stores.finish(folder, [done[shard] for shard in range(number)])
 
 
@@ -181,46 +208,38 @@ def _whole_shards(folder: str) -> dict[int, Shard]:
         name = info.base_name
         if name.startswith("shard-") and name.endswith(".arrow"):
             try:
-                with system.open_input_stream(info.path) as stream:
-                    found[int(name[6:-6])] = stores.shard_summary(bytes(stream.read()))
-            except (pa.ArrowException, KeyError, ValueError):  # damaged
+                with system.open_input_file(info.path) as file:
+                    found[int(name[6:-6])] = stores.shard_of(file)
+            except (pa.ArrowException, KeyError, TypeError, ValueError):  # damaged
                 continue
     return found
 
 
-def _read_shard(
-    roots: list[str], listed_ref: ray.ObjectRef[Any], bounds: list[int], row: dict[str, Any]
-) -> dict[str, Any]:
-    shard = int(row["shard"])
-    first, last = bounds[shard], bounds[shard + 1]
-    listed: pa.Table = get_once(listed_ref)
-    records = map(_record, listed.slice(first, last - first).to_pylist())
+@ray.remote(num_cpus=1)
+def _make_shard(
+    roots: Sequence[str],
+    listed: pa.Table,
+    bounds: Sequence[int],
+    folder: str,
+    write_on: dict[str, Any],
+    number: int,
+) -> Shard:
+    """Read the images of the listing's rows from the first to the second bound, and write their
+    shard, on a node that sees the folder."""
+    first, last = bounds
+    places = wheres(listed.slice(first, last - first))
     if any(map(is_bucket, roots)):
         with ThreadPoolExecutor(REQUESTS) as pool:
-            found = list(pool.map(partial(read_image, roots), records))
+            found = list(pool.map(partial(read_image, roots), places))
     else:
-        found = [read_image(roots, record) for record in records]
+        found = [read_image(roots, where) for where in places]
     images = [data for data, reason in found if reason is None]
     bad = [(at, reason) for at, (_, reason) in enumerate(found, start=first) if reason is not None]
-    return {"shard": shard, "file": stores.shard_bytes(images, bad)}
-
-
-def _record(row: dict[str, Any]) -> ImageRecord:
-    """What `read_image` needs of a row of LISTING."""
-    box = None if row["w"] < 0 else (row["x"], row["y"], row["w"], row["h"])
-    size = row["size"] if row["offset"] >= 0 else -1
-    where = Where(row["file"], row["offset"], size, box)
-    return ImageRecord(row["path"], 0, 0, "train", where=where, part=row["part"])
-
-
-def _write_shard(folder: str, row: dict[str, Any]) -> dict[str, Any]:
-    shard = stores.shard_summary(row["file"])
-    error = ""
-    try:
-        stores.write_private(folder, stores.shard_name(row["shard"]), row["file"])
-    except DaalError as found:
-        error = str(found)
-    return {
-        "shard": row["shard"], "images": shard.images, "digest": shard.digest, "error": error,
-        "rows": [at for at, _ in shard.bad], "reasons": [reason for _, reason in shard.bad],
-    }  # fmt: skip
+    data, shard = stores.packed(images, bad)
+    where = folder, stores.shard_name(number), data
+    if write_on in ({}, _nodes_that_see(folder)):
+        stores.write_private(*where)
+    else:
+        write = ray.remote(num_cpus=0)(stores.write_private).options(name="write", **write_on)
+        ray.get(write.remote(*where))
+    return shard

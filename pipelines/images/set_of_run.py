@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from daal.config import Config
 from daal.data.places import joined
-from daal.data.records import Domain, ImageRecord, Where
+from daal.data.records import Domain, records_of
 from daal.errors import DataError
 from pipelines.images import store as stores
 from pipelines.images.ingest import Images, ingest, store_of
@@ -71,10 +71,7 @@ def store_of_run(run: RunFolder, domain: Domain, store: str = "") -> ImageStore 
 
 def _store_of_file(table: pa.Table, config: Config, domain: Domain, run: RunFolder) -> ImageStore:
     file = image_files(domain)[0]
-    records = [
-        ImageRecord(path, 0, 0, "train", where=Where(file, offset=row))
-        for row, path in enumerate(table["path"].to_pylist())
-    ]
+    records = records_of(table["path"], file=file, offset=pa.array(range(len(table))))
     folder = stores.stores_folder(config.store, run.uri)
     store, bad, _ = store_of([run.base if run.is_local else run.uri], records, folder)
     if bad:

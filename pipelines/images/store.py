@@ -34,16 +34,16 @@ STORES = "daal-images"  # beside the run folders
 SUMMARY = "store.json"
 OPEN_SHARDS = 512
 IMAGE_COLUMN = pa.schema([pa.field("image", pa.large_binary(), nullable=False)])
-BAD = b"bad"  # key of a shard's metadata: rows of the listing that were set aside, with reasons
-
+ABOUT = b"about"  # key of a shard's metadata: what is known of it
 
 Bad = tuple[int, str]  # a row of the listing that was set aside, and why
 
 
 class Shard(NamedTuple):
-    """What is known of a shard."""
+    """What is known of a shard. bad: rows of the listing that were set aside."""
 
     images: int
+    size: int  # of the file, in bytes
     digest: str
     bad: list[Bad]
 
@@ -102,10 +102,11 @@ def opened(folder: str) -> tuple[ImageStore, list[Bad]] | None:
         system, base = filesystem_of(folder)
         with system.open_input_stream(f"{base}/{SUMMARY}") as stream:
             found = json.loads(bytes(stream.read()))
-        there = {info.base_name for info in system.get_file_info(fs.FileSelector(base))}
+        there = {info.base_name: info.size for info in system.get_file_info(fs.FileSelector(base))}
     except (OSError, pa.ArrowException, ValueError):
         return None
-    if not {shard_name(number) for number in range(len(found["ends"]))} <= there:
+    sizes = [there.get(shard_name(number)) for number in range(len(found["ends"]))]
+    if None in sizes or sizes != found.get("sizes", sizes):  # of older summaries, not known
         return None
     store = ImageStore(folder, tuple(found["ends"]), found["content"], this_node())
     return store, [(row, reason) for row, reason in found["bad"]]
@@ -116,7 +117,8 @@ def finish(folder: str, shards: Sequence[Shard]) -> tuple[ImageStore, list[Bad]]
     ends = np.cumsum([shard.images for shard in shards]).tolist()
     content = hashlib.sha256("".join(shard.digest for shard in shards).encode()).hexdigest()
     bad = [each for shard in shards for each in shard.bad]
-    summary = {"format": 1, "ends": ends, "content": content, "bad": bad}
+    sizes = [shard.size for shard in shards]
+    summary = {"format": 1, "ends": ends, "sizes": sizes, "content": content, "bad": bad}
     write_private(folder, SUMMARY, json.dumps(summary).encode())
     return ImageStore(folder, tuple(ends), content, this_node()), bad
 
@@ -125,28 +127,29 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.arrow"
 
 
-def shard_bytes(images: list[bytes], bad: list[Bad]) -> bytes:
-    """A shard's file: its images, and the rows that were set aside."""
-    schema = IMAGE_COLUMN.with_metadata({BAD: json.dumps(bad).encode()})
+def packed(images: list[bytes], bad: list[Bad]) -> tuple[bytes, Shard]:
+    """A shard's file, which says at its end what is known of it."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(len(image).to_bytes(8, "big"))
+        digest.update(image)
+    about = {"images": len(images), "digest": digest.hexdigest(), "bad": bad}
+    schema = IMAGE_COLUMN.with_metadata({ABOUT: json.dumps(about).encode()})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_table(pa.table([pa.array(images, pa.large_binary())], schema))
-    return sink.getvalue().to_pybytes()
+    data = sink.getvalue().to_pybytes()
+    return data, Shard(len(images), len(data), digest.hexdigest(), bad)
 
 
-def shard_summary(data: bytes) -> Shard:
-    """What a shard's file says.
+def shard_of(file: pa.NativeFile) -> Shard:
+    """What a shard's file says of itself; only its end is read.
 
-    Raises pa.ArrowException if the file is damaged.
+    Raises pa.ArrowException if the file is cut off, KeyError if it doesn't say.
     """
-    table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-    digest = hashlib.sha256()
-    for value in table["image"]:
-        image = value.as_buffer()
-        digest.update(image.size.to_bytes(8, "big"))
-        digest.update(image)
-    bad = [(row, reason) for row, reason in json.loads(table.schema.metadata[BAD])]
-    return Shard(table.num_rows, digest.hexdigest(), bad)
+    about = json.loads(pa.ipc.open_file(file).schema.metadata[ABOUT])
+    bad = [(row, reason) for row, reason in about["bad"]]
+    return Shard(about["images"], file.size(), about["digest"], bad)
 
 
 def write_private(folder: str, name: str, data: bytes) -> None:

@@ -88,11 +88,7 @@ def changes_since(kept: KeptImages, config: Config, moved: bool) -> str:
     settings: DatasetConfig = getattr(config, kept.domain)
     listed = records_to_read(load_set(settings), kept.domain, None, config.seed)
     chosen = records_to_read(listed, kept.domain, config.max_train_images, config.seed)
-    files = listing(roots_of(settings), listed)
-    columns = {
-        name: [getattr(r, name) for r in listed] for name in ("path", "pid", "camid", "split")
-    }
-    now = pa.table({**columns, "size": files["size"], "mtime": files["mtime"]})
+    now = listing(roots_of(settings), listed)
     before = kept.table
 
     at = pc.index_in(now["path"], before["path"])
@@ -118,7 +114,7 @@ def changes_since(kept: KeptImages, config: Config, moved: bool) -> str:
         )
         if len(some)
     ]  # fmt: skip
-    if is_sample and {record.path for record in chosen} != set(paths.to_pylist()):
+    if is_sample and set(chosen["path"].to_pylist()) != set(paths.to_pylist()):
         found.append("max_train_images would choose others")
     return ", ".join(found)
 

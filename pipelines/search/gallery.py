@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import pyarrow as pa
 
 from daal.config import ANY_LAYOUT
 from daal.data.layouts import FolderLayout, any_images, load_records
 from daal.data.places import is_inside
-from daal.data.records import ImageRecord
+from daal.data.records import of_split
 from daal.errors import ConfigError, DataError
 from pipelines.run.feature_files import read_features
 from pipelines.search.extractor import Extractor, Features
@@ -36,8 +37,9 @@ class Gallery:
     notes: tuple[str, ...] = ()  # on columns of a features file that are left out
 
 
-def records_of(root: str | Path, layout: str, what: str = "The folder") -> list[ImageRecord]:
-    """Every image under a folder, whatever its name (layout "any"); or those of a data set.
+def images_to_search(root: str | Path, layout: str, what: str = "The folder") -> pa.Table:
+    """RECORDS of every image under a folder, whatever its name (layout "any"); or of a data set's
+    gallery, if it has one.
 
     Raises:
         ConfigError: the layout is unknown.
@@ -47,7 +49,9 @@ def records_of(root: str | Path, layout: str, what: str = "The folder") -> list[
         return any_images(root, what)
     for known in get_args(FolderLayout):
         if layout == known:
-            return load_records(known, root)
+            records = load_records(known, root)
+            gallery = of_split(records, "gallery")
+            return gallery if len(gallery) else records
     raise ConfigError(
         f"--layout {layout} is unknown; take one of {', '.join(get_args(FolderLayout))}, or "
         f"{ANY_LAYOUT} for a folder of any images."
@@ -57,7 +61,7 @@ def records_of(root: str | Path, layout: str, what: str = "The folder") -> list[
 def extract_gallery(
     extractor: Extractor,
     root: Path,
-    records: list[ImageRecord],
+    records: pa.Table,
     has_ids: bool,
     done: Callable[[int], None],
 ) -> Gallery:
@@ -65,19 +69,19 @@ def extract_gallery(
 
     `done` is told how many were looked at. Raises DataError if none can be read.
     """
-    paths = [root / record.path for record in records]
-    good, features_NC, reasons = extractor.of_images(paths, done)
-    left_out = tuple((records[place].path, reason) for place, reason in reasons.items())
+    paths = records["path"].to_pylist()
+    good, features_NC, reasons = extractor.of_images([root / path for path in paths], done)
+    left_out = tuple((paths[place], reason) for place, reason in reasons.items())
     if not good:
         path, reason = left_out[0]
         raise DataError(f"no image in {root} can be read, e.g. {path!a}: {reason}; give others.")
-    kept = [records[place] for place in good]
+    kept = records.take(pa.array(good))
     return Gallery(
         root,
-        [record.path for record in kept],
+        kept["path"].to_pylist(),
         features_NC,
-        [record.pid for record in kept] if has_ids else None,
-        [record.camid for record in kept] if has_ids else None,
+        kept["pid"].to_pylist() if has_ids else None,
+        kept["camid"].to_pylist() if has_ids else None,
         left_out,
     )
 

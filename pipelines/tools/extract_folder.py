@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from daal.config import ANY_LAYOUT, MODEL, DatasetConfig, Layout, marked
 from daal.data.layouts import any_images, check_characters
-from daal.data.records import ImageRecord
 from daal.data.sources import load_set, roots_of
 from daal.errors import ConfigError
 from daal.load_config import Origins, apply_overrides, check_config, flat
@@ -70,11 +69,11 @@ def for_any_workers(values: dict[str, Any]) -> dict[str, Any]:
     return batches | values
 
 
-def _records(layout: str, root: str) -> tuple[list[ImageRecord], list[str]]:
+def _records(layout: str, root: str) -> tuple[pa.Table, list[str]]:
     """Images, and the folders that they are under."""
     if layout == ANY_LAYOUT:
         records = any_images(root)
-        check_characters(Path(root), [record.path for record in records])
+        check_characters(Path(root), records["path"].to_pylist())
         return records, [os.path.abspath(root)]
     for known in get_args(Layout):
         if layout == known:

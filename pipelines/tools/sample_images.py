@@ -5,10 +5,10 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pyarrow as pa
 
 from daal.config import Config, DatasetConfig
-from daal.data.records import ImageRecord
-from daal.data.sources import read_image, roots_of
+from daal.data.sources import read_image, roots_of, wheres
 from daal.errors import DataError
 
 SAMPLED_IMAGES = 512  # of a domain; a run reads them all
@@ -16,7 +16,7 @@ NUM_THREADS = 8  # most of them wait for the disk
 
 
 def check_sample(
-    config: Config, settings: DatasetConfig, records: list[ImageRecord]
+    config: Config, settings: DatasetConfig, records: pa.Table
 ) -> tuple[int, list[str]]:
     """Decode a seeded sample of the images.
 
@@ -25,9 +25,10 @@ def check_sample(
     deviations.
     """
     order = np.random.default_rng([config.seed, 2]).permutation(len(records))[:SAMPLED_IMAGES]
-    paths, roots = [records[at].path for at in order], roots_of(settings)
+    sample = records.take(pa.array(order))
+    paths, roots = sample["path"].to_pylist(), roots_of(settings)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        reasons = pool.map(lambda at: read_image(roots, records[at])[1], order)
+        reasons = pool.map(lambda where: read_image(roots, where)[1], wheres(sample))
         bad = {path: why for path, why in zip(paths, reasons, strict=True) if why}
     if not bad:
         return len(paths), []

@@ -11,6 +11,7 @@ import torch
 from cluster.soft_labels import hard_label_weights
 from daal.config import Config
 from daal.data.augment import augment, draw_table, sample_seeds
+from daal.data.records import of_split
 from daal.data.sources import listing, load_set, roots_of
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
@@ -64,12 +65,12 @@ def size_of(config: Config, step: StepSize | None = None) -> Size:
     for domain, settings in config.domains():
         check_root(domain, settings)
         records = load_set(settings)
-        num_train = sum(record.split == "train" for record in records)
+        num_train = len(of_split(records, "train"))
         counts[domain] = min(num_train, config.max_train_images or num_train)
         if domain == "target":
             num_test = len(records) - num_train
         else:
-            records = [record for record in records if record.split == "train"]
+            records = of_split(records, "train")
         sizes = listing(roots_of(settings), records)["size"].to_numpy()
         jpeg_bytes += int(sizes[sizes > 0].sum())
     step = step or step_size(config)

@@ -1,11 +1,12 @@
 """Checks before a run starts: data sets, weights file and run folder. Writes nothing."""
 
 import os
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
+
+import pyarrow as pa
 
 from cluster.camera_norm import MIN_IMAGES
 from daal.config import IMAGENET_WEIGHTS, Config, DatasetConfig, Layout
@@ -18,7 +19,7 @@ from daal.data.layout_checks import (
 )
 from daal.data.layouts import FolderLayout, records_to_read
 from daal.data.places import URI
-from daal.data.records import SPLITS, UNKNOWN_CAMID, Domain, ImageRecord
+from daal.data.records import SPLITS, UNKNOWN_CAMID, Domain, counted, distinct, of_split
 from daal.data.sources import load_set
 from daal.errors import CheckpointError, ConfigError, DataError
 from pipelines.run.stages import PRETRAIN, SUPERVISED, ingest_stage
@@ -57,13 +58,13 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
             continue
         check_root(domain, settings)
         records = load_set(settings)
-        by_split = {split: [r for r in records if r.split == split] for split in SPLITS}
+        by_split = {split: of_split(records, split) for split in SPLITS}
         found.counts[domain] = {split: len(some) for split, some in by_split.items()}
         found.people[domain] = {
-            split: len({r.pid for r in some if r.pid > 0}) for split, some in by_split.items()
+            split: sum(pid > 0 for pid in distinct(some["pid"])) for split, some in by_split.items()
         }
         found.cameras[domain] = {
-            split: len({r.camid for r in some} - {UNKNOWN_CAMID})
+            split: len(distinct(some["camid"]) - {UNKNOWN_CAMID})
             for split, some in by_split.items()
         }
         warnings = _check_folder(domain, settings, records)
@@ -85,7 +86,7 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
     return found
 
 
-def _check_folder(domain: Domain, settings: DatasetConfig, records: list[ImageRecord]) -> list[str]:
+def _check_folder(domain: Domain, settings: DatasetConfig, records: pa.Table) -> list[str]:
     """Warnings about files that aren't read, names and published numbers."""
     layout, root = settings.layout, settings.root
     warnings = check_counts(layout, records)
@@ -96,7 +97,7 @@ def _check_folder(domain: Domain, settings: DatasetConfig, records: list[ImageRe
     return warnings + (check_identities(layout, root, records) if domain == "target" else [])
 
 
-def _check_unread(layout: Layout, root: str, records: list[ImageRecord]) -> list[str]:
+def _check_unread(layout: Layout, root: str, records: pa.Table) -> list[str]:
     warnings = []
     if files := passed_over(root, records):
         warnings.append(
@@ -145,11 +146,11 @@ def check_out(out: str) -> None:
         )
 
 
-def _check_training(config: Config, domain: Domain, records: list[ImageRecord]) -> None:
+def _check_training(config: Config, domain: Domain, records: pa.Table) -> None:
     """Raise DataError if a stage would stop the run for its training images."""
     settings = config.source if domain == "source" else config.target
-    train = [record for record in records if record.split == "train"]
-    known = {record.pid for record in train if record.pid >= 0}
+    train = of_split(records, "train")
+    known = any(pid >= 0 for pid in distinct(train["pid"]))
     if not known and domain == "source":
         raise DataError(
             f"No training image in {settings.root} has a known pid, and the source is learned by "
@@ -168,15 +169,16 @@ def _check_training(config: Config, domain: Domain, records: list[ImageRecord]) 
         )
 
 
-def _check_cameras(config: Config, domain: Domain, records: list[ImageRecord]) -> list[str]:
+def _check_cameras(config: Config, domain: Domain, records: pa.Table) -> list[str]:
     """A warning if cluster.camera_norm would find no camera with enough images.
 
     Raises DataError if cluster.camera_aware would find no camera.
     """
     if domain == "source":
         return []
-    train = [record for record in records if record.split == "train"]
-    cameras = Counter(record.camid for record in train if record.camid != UNKNOWN_CAMID)
+    train = of_split(records, "train")
+    cameras = counted(train["camid"])
+    del cameras[UNKNOWN_CAMID]
     if config.cluster.camera_aware and not cameras:
         raise DataError(
             f"cluster.camera_aware=true needs cameras, and none of {len(train):,} training images "

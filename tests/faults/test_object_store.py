@@ -104,7 +104,7 @@ def test_images_on_s3__are_those_of_the_folder(
     system, base = fs.FileSystem.from_uri(f"{bucket}/images")
     (folder,) = system.get_file_info(fs.FileSelector(base))
     store, bad = stores.opened(f"s3://{folder.path}") or pytest.fail("it isn't whole")
-    paths = [record.path for record in load_set(tiny_config.target)]
+    paths = load_set(tiny_config.target)["path"].to_pylist()
     images = [data.to_pybytes() for data in store.take(np.arange(len(paths)))]
     assert images == [Path(tiny_config.target.root, path).read_bytes() for path in paths]
     assert not bad

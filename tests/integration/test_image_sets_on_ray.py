@@ -1,6 +1,7 @@
 """Sets on real Ray: read once for all runs, continued by shard, made again if they were deleted."""
 
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -71,22 +72,30 @@ def test_a_set_is_read_once__and_stopped_work_is_continued(
         stores.shard_name(3)
     }
 
+    done.clear()
+    shard = folder / stores.shard_name(1)
+    data = shard.read_bytes()
+    shard.unlink()  # it is mapped into memory
+    shard.write_bytes(data[:-9])
+    repaired, _ = ingest(tiny_config, "target", lambda *now: done.append(now))
+    assert repaired == images and done == [(4, 5), (5, 5)] and shard.read_bytes() == data
+
 
 def test_the_same_set_from_a_table_and_tars__the_same_images(
     ray_cluster: None, tiny_config: Config, tmp_path: Path
 ) -> None:
     images, _ = ingest(tiny_config, "target")
     root = shutil.copytree(tiny_config.target.root, tmp_path / "set")
-    records = load_set(tiny_config.target)
-    lines = [f"{r.path},{r.pid},{r.camid},{r.split}" for r in records]
+    records = load_set(tiny_config.target).to_pylist()
+    lines = [f"{r['path']},{r['pid']},{r['camid']},{r['split']}" for r in records]
     (root / "images.csv").write_text("\n".join(["path,pid,camid,split", *lines]))
     with tarfile.open(tmp_path / "images.tar", "w") as tar:
         for record in records:
-            label = f'{{"pid": {record.pid}, "camid": {record.camid}, "split": "{record.split}"}}'
-            member = tarfile.TarInfo(record.path.replace(".jpg", ".json"))
+            label = json.dumps({name: record[name] for name in ("pid", "camid", "split")})
+            member = tarfile.TarInfo(record["path"].replace(".jpg", ".json"))
             member.size = len(label)
             tar.addfile(member, io.BytesIO(label.encode()))
-            tar.add(root / record.path, record.path)
+            tar.add(root / record["path"], record["path"])
     for layout, name in (("table", "set/images.csv"), ("webdataset", "images.tar")):
         settings = [f"target.layout={layout}", f"target.root={tmp_path}/{name}"]
         other, _ = ingest(changed(tiny_config, *settings), "target")

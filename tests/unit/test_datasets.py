@@ -4,13 +4,15 @@ Folders that are refused: tests/faults/bad_folders.py.
 """
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from daal.config import Layout
 from daal.data.layout_checks import PUBLISHED, check_counts, check_names
 from daal.data.layouts import NAMES, load_records
-from daal.data.records import ImageRecord, Split
+from daal.data.records import Split, of_split, records_of
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -22,6 +24,12 @@ def touch(root: Path, *names: str) -> Path:
 
 
 Row = tuple[str, int, int, Split]
+
+
+def rows_of(records: pa.Table) -> list[Row]:
+    return [(r["path"], r["pid"], r["camid"], r["split"]) for r in records.to_pylist()]
+
+
 # As they come back: by split, then by path.
 MARKET: list[Row] = [
     ("bounding_box_train/0002_c1s1_000451_03.jpg", 2, 1, "train"),
@@ -55,7 +63,7 @@ LITTER = ("Thumbs.db", ".DS_Store", "._0002_c1s1_000451_03.jpg", "readme.txt")
 def test_names_become_records_in_order(layout: Layout, rows: list[Row], tmp_path: Path) -> None:
     folder = rows[0][0].rpartition("/")[0]
     touch(tmp_path, *(path for path, *_ in reversed(rows)), *(f"{folder}/{x}" for x in LITTER))
-    assert load_records(layout, str(tmp_path)) == [ImageRecord(*row) for row in rows]
+    assert rows_of(load_records(layout, str(tmp_path))) == rows
 
 
 @pytest.mark.parametrize(("train", "test"), [("train", "test"), ("mask_train_v2", "mask_test_v2")])
@@ -69,11 +77,11 @@ def test_msmt17_lists_of_both_versions(tmp_path: Path, train: str, test: str) ->
     for name, (folder, line) in lists.items():
         touch(tmp_path, f"{folder}/{line.split()[0]}")
         (tmp_path / f"{name}.txt").write_text(f"{line}\n")
-    assert load_records("msmt17", tmp_path) == [
-        ImageRecord(f"{train}/0000/0000_000_01_0303morning_0008_0.jpg", 1, 1, "train"),
-        ImageRecord(f"{train}/0000/0000_001_14_0303noon_0009_1.jpg", 1, 14, "train"),
-        ImageRecord(f"{test}/0003/0003_002_05_0303evening_0001_0.jpg", 4, 5, "query"),
-        ImageRecord(f"{test}/0003/0003_003_06_0303evening_0001_0.jpg", 4, 6, "gallery"),
+    assert rows_of(load_records("msmt17", tmp_path)) == [
+        (f"{train}/0000/0000_000_01_0303morning_0008_0.jpg", 1, 1, "train"),
+        (f"{train}/0000/0000_001_14_0303noon_0009_1.jpg", 1, 14, "train"),
+        (f"{test}/0003/0003_002_05_0303evening_0001_0.jpg", 4, 5, "query"),
+        (f"{test}/0003/0003_003_06_0303evening_0001_0.jpg", 4, 6, "gallery"),
     ]
 
 
@@ -84,14 +92,20 @@ def test_links_inside_the_root__and_a_root_that_is_one(tmp_path: Path) -> None:
     assert len(load_records("market1501", tmp_path / "link")) == len(MARKET) + 1
 
 
-def published(layout: Layout) -> list[ImageRecord]:
+def published(layout: Layout) -> pa.Table:
     num_train, num_pids, num_query, num_gallery, num_junk = PUBLISHED[layout]
-    return (
-        [ImageRecord(str(n), n % num_pids + 1, 1, "train") for n in range(num_train)]
-        + [ImageRecord(str(n), 1, 1, "query") for n in range(num_query)]
-        + [ImageRecord(str(n), 1, 1, "gallery") for n in range(num_gallery)]
-        + [ImageRecord(str(n), -1, 1, "gallery") for n in range(num_junk)]
+    return pa.concat_tables(
+        [
+            images(num_train, pid=[n % num_pids + 1 for n in range(num_train)], split="train"),
+            images(num_query, pid=1, split="query"),
+            images(num_gallery, pid=1, split="gallery"),
+            images(num_junk, pid=-1, split="gallery"),
+        ]
     )
+
+
+def images(number: int, **known: Any) -> pa.Table:
+    return records_of([str(n) for n in range(number)], camid=1, **known)
 
 
 @pytest.mark.parametrize("layout", PUBLISHED)
@@ -100,21 +114,22 @@ def test_published_counts_give_no_warning(layout: Layout) -> None:
 
 
 def test_other_counts_are_told() -> None:
-    missing_one = published("market1501")[1:-1]
+    whole = published("market1501")
+    missing_one = whole.slice(1, len(whole) - 2)
     (warning,) = check_counts("market1501", missing_one)
     assert "12,935 training images where 12,936 were published" in warning
     assert "3,818 junk boxes where 3,819" in warning and "query" not in warning
-    train_only = [r for r in published("market1501") if r.split == "train"]
+    train_only = of_split(whole, "train")
     assert check_counts("market1501", train_only) == []
     assert check_counts("folder", missing_one) == []
 
 
-def named(*names: str) -> list[ImageRecord]:
+def named(*names: str) -> pa.Table:
     """Training images of these names in a plain folder."""
     pattern = NAMES["folder"][0]
-    found = [(name, pattern.fullmatch(name)) for name in names]
-    return [ImageRecord(n, int(m["pid"].replace("-", "-2")), int(m["camid"]), "train")
-            for n, m in found if m]  # fmt: skip
+    found = [match for match in map(pattern.fullmatch, names) if match]
+    pids = [int(match["pid"].replace("-", "-2")) for match in found]
+    return records_of(names, pid=pids, camid=[int(match["camid"]) for match in found])
 
 
 GRID = [(pid, cam, n) for pid in range(1, 7) for cam in (1, 2) for n in range(3)]

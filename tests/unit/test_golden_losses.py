@@ -28,6 +28,7 @@ from daal.data.augment import normalise
 from daal.data.images import decode
 from daal.data.layouts import load_records
 from daal.data.plan import Plan
+from daal.data.records import of_split
 from daal.drawn.domains import draw_domains
 from daal.load_config import load_config
 from daal.nn.network import DaalNetwork
@@ -171,11 +172,11 @@ class Domain:
     """The training images of a drawn domain."""
 
     def __init__(self, root: Path) -> None:
-        records = [r for r in load_records("market1501", root) if r.split == "train"]
-        files = [(root / record.path).read_bytes() for record in records]
+        records = of_split(load_records("market1501", root), "train")
+        files = [(root / path).read_bytes() for path in records["path"].to_pylist()]
         self.images_NHWC = np.stack([decode(data, 64, 32) for data in files])
-        self.classes_N = np.unique([record.pid for record in records], return_inverse=True)[1]
-        self.camids_N = np.array([record.camid for record in records])
+        self.classes_N = np.unique(records["pid"].to_numpy(), return_inverse=True)[1]
+        self.camids_N = records["camid"].to_numpy().astype(np.int64)
 
     def images_BCHW(self) -> torch.Tensor:
         return torch.from_numpy(self.images_NHWC).permute(0, 3, 1, 2)

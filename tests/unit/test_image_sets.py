@@ -16,8 +16,8 @@ from PIL import Image
 from daal.config import DatasetConfig
 from daal.data import images
 from daal.data.layout_checks import check_identities, check_names
-from daal.data.records import ImageRecord
-from daal.data.sources import listing, load_set, read_image, roots_of
+from daal.data.records import records_of
+from daal.data.sources import listing, load_set, read_image, roots_of, wheres
 from daal.errors import DataError
 
 NAMES = {  # of the images of a small set, and what its table says
@@ -83,7 +83,7 @@ def tars(root: Path) -> tuple[str, str]:
 
 
 def read_all(settings: DatasetConfig) -> list[tuple[bytes, str | None]]:
-    return [read_image(roots_of(settings), record) for record in load_set(settings)]
+    return [read_image(roots_of(settings), where) for where in wheres(load_set(settings))]
 
 
 @pytest.mark.parametrize("make", [csv, embedded, tars])
@@ -92,8 +92,8 @@ def test_one_set_from_a_folder_a_table_and_tars__the_same_images(make: Any, tmp_
     layout, root = make(tmp_path / "other")
     other = DatasetConfig(layout=layout, root=root)
     wanted, found = load_set(given), load_set(other)
-    about = [[(r.path, r.pid, r.camid, r.split) for r in records] for records in (wanted, found)]
-    assert about[0] == about[1]
+    names = ["path", "pid", "camid", "split", "tracklet", "time"]
+    assert wanted.select(names) == found.select(names)
     assert read_all(given) == read_all(other)
     sizes = listing(roots_of(given), wanted)["size"]
     if make is not embedded:
@@ -103,24 +103,23 @@ def test_one_set_from_a_folder_a_table_and_tars__the_same_images(make: Any, tmp_
 def test_missing_columns_mean_unknown__names_become_numbers(tmp_path: Path) -> None:
     root = folder(tmp_path)
     (root / "a.csv").write_text("path\ntrain/1_1_a.jpg\ntrain/2_1_b.jpg\n")
-    assert load_set(DatasetConfig(layout="table", root=f"{root}/a.csv")) == [
-        ImageRecord("train/1_1_a.jpg", -2, -1, "train"),
-        ImageRecord("train/2_1_b.jpg", -2, -1, "train"),
-    ]
+    paths = ["train/1_1_a.jpg", "train/2_1_b.jpg"]
+    assert load_set(DatasetConfig(layout="table", root=f"{root}/a.csv")) == records_of(paths)
     (root / "b.csv").write_text(
         "path,pid,camid,tracklet,time\ntrain/1_1_a.jpg,bob,-,4,1.5\ntrain/2_1_b.jpg,alice,west,,-\n"
     )
-    assert load_set(DatasetConfig(layout="table", root=f"{root}/b.csv")) == [
-        ImageRecord("train/1_1_a.jpg", 2, -1, "train", 4, 1500),
-        ImageRecord("train/2_1_b.jpg", 1, 1, "train", -1, -1),
-    ]
+    assert load_set(DatasetConfig(layout="table", root=f"{root}/b.csv")) == records_of(
+        paths, pid=[2, 1], camid=[-1, 1], tracklet=[4, -1], time=[1500, -1]
+    )
 
 
 def test_without_cameras__nothing_is_said_of_them() -> None:
-    train = [ImageRecord(f"{n}.jpg", n // 4, -1, "train") for n in range(4, 40)]
-    test = [ImageRecord("q.jpg", 1, -1, "query"), ImageRecord("g.jpg", 1, -1, "gallery")]
+    numbers = range(4, 40)
+    train = records_of([f"{n}.jpg" for n in numbers], pid=[n // 4 for n in numbers])
+    test = records_of(["q.jpg", "g.jpg"], pid=1, split=["query", "gallery"])
     assert check_names(train) == []
-    assert len(check_identities("table", "a.csv", [*train, *test])) == 1  # a person of both
+    both = pa.concat_tables([train, test])
+    assert len(check_identities("table", "a.csv", both)) == 1  # a person of both
 
 
 def test_boxes_are_cut_out__and_clipped_to_their_frame(tmp_path: Path) -> None:
@@ -132,7 +131,8 @@ def test_boxes_are_cut_out__and_clipped_to_their_frame(tmp_path: Path) -> None:
     lines = ["path,x,y,w,h", *(f"frame.png,{x},{y},{w},{h}" for x, y, w, h in boxes)]
     (tmp_path / "boxes.csv").write_text("\n".join(lines))
     settings = DatasetConfig(layout="table", root=f"{tmp_path}/boxes.csv")
-    found = {record.path: read_image(roots_of(settings), record) for record in load_set(settings)}
+    paths = load_set(settings)["path"].to_pylist()
+    found = dict(zip(paths, read_all(settings), strict=True))
     data, reason = found["frame.png#20,10,16,32"]
     assert reason is None
     assert np.abs(images.decode(data, 32, 16).astype(int) - (200, 50, 50)).max() < 8
@@ -140,19 +140,33 @@ def test_boxes_are_cut_out__and_clipped_to_their_frame(tmp_path: Path) -> None:
     assert "lies outside of the image" in str(found["frame.png#100,0,5,5"][1])
 
 
-def test_joined_sets__people_and_cameras_apart(tmp_path: Path) -> None:
+def test_joined_sets__people_and_cameras_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder(tmp_path / "a")
     csv(tmp_path / "b")
-    sets = ["- {layout: folder, root: a}", f"- {{layout: table, root: {tmp_path}/b/images.csv}}"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sets = ["- {layout: folder, root: a}", "- {layout: table, root: ~/b/images.csv}"]
     (tmp_path / "sets.yaml").write_text("\n".join(sets))
     settings = DatasetConfig(layout="joined", root=f"{tmp_path}/sets.yaml")
-    records = load_set(settings)
-    assert [(r.path, r.pid, r.camid) for r in records if r.split != "train"] == [
+    records = load_set(settings).to_pylist()
+    assert [(r["path"], r["pid"], r["camid"]) for r in records if r["split"] != "train"] == [
         ("1/query/7_1_a.jpg", 7, 1), ("2/query/7_1_a.jpg", 15, 4),
         ("1/gallery/7_2_a.jpg", 7, 2), ("2/gallery/7_2_a.jpg", 15, 5),
     ]  # fmt: skip
-    assert len({r.pid for r in records}) == 6 and len({r.camid for r in records}) == 4
+    assert len({r["pid"] for r in records}) == 6 and len({r["camid"] for r in records}) == 4
     assert all(reason is None for _, reason in read_all(settings))
+
+
+def test_joined_sets__people_after_nobody(tmp_path: Path) -> None:
+    for name, line in (("a", "a.jpg,,,"), ("b", "b.jpg,1,0,0")):
+        (tmp_path / f"{name}.csv").write_text(f"path,pid,camid,tracklet\n{line}\n")
+    sets = [f"- {{layout: table, root: {name}.csv}}" for name in ("a", "b")]
+    (tmp_path / "sets.yaml").write_text("\n".join(sets))
+    records = load_set(DatasetConfig(layout="joined", root=f"{tmp_path}/sets.yaml"))
+    known = records_of(["1/a.jpg", "2/b.jpg"], pid=[-2, 1], camid=[-1, 0], tracklet=[-1, 0],
+                       part=[0, 1], file=["a.jpg", "b.jpg"])  # fmt: skip
+    assert records == known
 
 
 @pytest.mark.parametrize(
@@ -223,9 +237,8 @@ def test_a_login_in_a_uri__is_refused_and_not_shown() -> None:
 def test_a_file_that_is_gone_or_cut_off__has_its_reason(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("path\ngone.jpg\n")
     settings = DatasetConfig(layout="table", root=f"{tmp_path}/a.csv")
-    (record,) = load_set(settings)
-    assert listing(roots_of(settings), [record])["size"].to_pylist() == [-1]
-    assert "can't be read (No such file" in str(read_image(roots_of(settings), record)[1])
+    assert listing(roots_of(settings), load_set(settings))["size"].to_pylist() == [-1]
+    assert "can't be read (No such file" in str(read_all(settings)[0][1])
 
 
 def test_veri_names(tmp_path: Path) -> None:
@@ -233,7 +246,7 @@ def test_veri_names(tmp_path: Path) -> None:
                  "image_test/0002_c003_00030605_1.jpg"):  # fmt: skip
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    records = load_set(DatasetConfig(layout="veri", root=os.fspath(tmp_path)))
-    assert [(r.pid, r.camid, r.split) for r in records] == [
+    records = load_set(DatasetConfig(layout="veri", root=os.fspath(tmp_path))).to_pylist()
+    assert [(r["pid"], r["camid"], r["split"]) for r in records] == [
         (1, 1, "train"), (2, 2, "query"), (2, 3, "gallery"),
     ]  # fmt: skip

@@ -2,10 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from daal.data.records import records_of
 from daal.errors import DataError, StorageError
 from pipelines.images import store as stores
 from pipelines.images.ingest import _bounds, _key, _whole_shards
@@ -15,9 +18,8 @@ from pipelines.images.store import Shard
 def write(folder: Path, *shards: list[bytes]) -> list[Shard]:
     for number, images in enumerate(shards):
         bad = [(number, "cut off")] if number else []
-        stores.write_private(
-            str(folder), stores.shard_name(number), stores.shard_bytes(images, bad)
-        )
+        data, _ = stores.packed(images, bad)
+        stores.write_private(str(folder), stores.shard_name(number), data)
     return [shard for _, shard in sorted(_whole_shards(str(folder)).items())]
 
 
@@ -43,6 +45,7 @@ def test_only_whole_shards_count(tmp_path: Path) -> None:
     (folder / "shard-00002.arrow.0a.partial").write_bytes(b"half")
     assert list(_whole_shards(str(folder))) == [0]
     stores.finish(str(folder), shards)
+    assert stores.opened(str(folder)) is None, "a shard is cut off"
     path.unlink()
     assert stores.opened(str(folder)) is None, "a shard is missing"
     assert _whole_shards(str(tmp_path / "nowhere")) == {}
@@ -78,12 +81,14 @@ def test_shards_end_at_a_number_of_images_or_of_bytes(monkeypatch: pytest.Monkey
 
 
 def test_the_key_is_of_roots_and_listing() -> None:
-    import pyarrow as pa
+    def key(root: str = "/x", mtime: int = 1, **known: Any) -> str:
+        records = records_of(["a", "b"], **known)
+        return _key([root], records.append_column("mtime", pa.array([1, mtime])))
 
-    listed = pa.table({"path": ["a", "b"], "size": [1, 2]})
-    other = pa.table({"path": ["a", "b"], "size": [1, 3]})
-    assert _key(["/x"], listed) == _key(["/y/../x"], listed)
-    assert len({_key(["/x"], listed), _key(["/x"], other), _key(["/y"], listed)}) == 3
+    assert key() == key("/y/../x") == key(pid=3), "pids are no part of the images"
+    box = {"x": [0, None], "y": [0, None], "w": [4, None], "h": [4, None]}
+    others = [key("/y"), key(mtime=2), key(size=[1, -1]), key(file="c"), key(offset=5), key(**box)]
+    assert len({key(), *others}) == 7
 
 
 @pytest.mark.parametrize(

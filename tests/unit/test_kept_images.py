@@ -43,13 +43,9 @@ def begun(folder: Path, *settings: str) -> tuple[RunFolder, Config]:
     chosen = records_to_read(
         load_set(config.target), "target", config.max_train_images, config.seed
     )
-    kept = [record for record in chosen if record.path != UNREADABLE]
+    kept = [record for record in chosen.to_pylist() if record["path"] != UNREADABLE]
     rows = [
-        {
-            **{name: getattr(record, name) for name in IMAGE_TABLE.names if hasattr(record, name)},
-            "domain": "target",
-            "size": (images / record.path).stat().st_size,
-        }
+        {**record, "domain": "target", "size": (images / record["path"]).stat().st_size}
         for record in kept
     ]
     aside = [{"path": UNREADABLE, "domain": "target", "reason": "cut off"}]

@@ -9,6 +9,7 @@ from PIL import Image
 
 from daal.data.images import check
 from daal.data.layouts import load_records
+from daal.data.records import SPLITS, of_split
 from daal.drawn.domain_style import SOURCE, TARGET, DomainStyle
 from daal.drawn.domains import MARKER, draw_domains, draw_person
 from daal.errors import DataError
@@ -58,15 +59,19 @@ def test_domains_are_market_data_sets(tmp_path: Path) -> None:
     draw_domains(tmp_path, **SMALL)
     for name in ("source", "target"):
         records = load_records("market1501", tmp_path / name)
-        assert {r.pid for r in records if r.split == "train"} == {1, 2, 3}
-        assert {r.pid for r in records if r.split == "query"} == {4, 5}
-        assert {r.pid for r in records if r.split == "gallery"} == {-1, 0, 4, 5}
-        queries = {(r.pid, r.camid) for r in records if r.split == "query"}
+        people = {
+            split: {(r["pid"], r["camid"]) for r in of_split(records, split).to_pylist()}
+            for split in SPLITS
+        }
+        assert {pid for pid, _ in people["train"]} == {1, 2, 3}
+        assert {pid for pid, _ in people["query"]} == {4, 5}
+        assert {pid for pid, _ in people["gallery"]} == {-1, 0, 4, 5}
+        queries = people["query"]
         for pid in (4, 5):
             assert len([camid for p, camid in queries if p == pid]) >= 2
-        assert queries == {(r.pid, r.camid) for r in records if r.split == "gallery" and r.pid > 0}
-        for record in records:
-            data = (tmp_path / name / record.path).read_bytes()
+        assert queries == {(pid, camid) for pid, camid in people["gallery"] if pid > 0}
+        for path in records["path"].to_pylist():
+            data = (tmp_path / name / path).read_bytes()
             assert check(data) is None
     with Image.open(next((tmp_path / "target" / "query").iterdir())) as image:
         assert image.size == (16, 32) and image.format == "JPEG"

@@ -4,11 +4,13 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
 from daal.config import DatasetConfig
-from daal.data.sources import load_set, read_image, roots_of
+from daal.data.records import distinct
+from daal.data.sources import load_set, read_image, roots_of, wheres
 from daal.errors import DataError
 from pipelines.tools.track_table import write_track_table
 
@@ -43,11 +45,11 @@ def test_boxes_are_rows_of_a_set(sequence: Path, tmp_path: Path) -> None:
     assert write_track_table([sequence], table) == 4
     settings = DatasetConfig(layout="table", root=str(table))
     records = load_set(settings)
-    assert all(record.pid < 0 for record in records)  # unknown
-    assert {record.camid for record in records} == {1}
-    assert len({record.tracklet for record in records}) == 2
-    assert sorted(record.time for record in records) == [40, 40, 80, 80]  # ms
-    by_box = {record.where.box: record for record in records if record.where}
+    assert pc.max(records["pid"]).as_py() < 0  # unknown
+    assert distinct(records["camid"]) == {1}
+    assert len(distinct(records["tracklet"])) == 2
+    assert sorted(records["time"].to_pylist()) == [40, 40, 80, 80]  # ms
+    by_box = {where.box: where for where in wheres(records)}
     assert set(by_box) == {(10, 20, 20, 40), (11, 20, 20, 40), (-11, 0, 30, 40), (89, 29, 40, 200)}
     data, reason = read_image(roots_of(settings), by_box[89, 29, 40, 200])
     assert reason is None
