@@ -113,8 +113,8 @@ class Place:
             )
 
     def read(self, name: str) -> bytes:
-        with self.filesystem.open_input_stream(self.path(name)) as stream:
-            return bytes(stream.read())
+        with self.filesystem.open_input_file(self.path(name)) as file:
+            return bytes(file.read())
 
     def states(self, names: Sequence[str]) -> list[tuple[int, int]]:
         """Size in bytes and time of change in nanoseconds of each file; (-1, -1) of one that isn't

@@ -15,17 +15,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from numpy.typing import NDArray
 from pyarrow import fs
 
 from daal.config import Config
+from daal.data.images import UNREAD
 from daal.data.layouts import records_to_read
 from daal.data.places import is_bucket, joined
 from daal.data.records import IMAGE_TABLE, QUARANTINE_TABLE, Domain, ImageRecord, Where
 from daal.data.sources import listing, load_set, read_image, roots_of
-from daal.errors import DaalError, DataError, StorageError
+from daal.errors import DaalError, DataError, StorageError, first_line
 from pipelines.images import store as stores
 from pipelines.images.get_once import get_once
 from pipelines.images.store import Bad, ImageStore, Shard
@@ -111,13 +113,56 @@ def store_of(
     """The store of these records' images in `folder`, made if it isn't there; the records that
     were set aside; and the listing of all.
 
+    A store is never changed. Where an image that couldn't be read can be read now, another is made.
+
     Raises:
+        DataError: the set was changed while it was read.
         StorageError: the store can't be written.
     """
     listed = listing(roots, records)
-    folder = joined(folder, _key(roots, listed))
-    store, bad = stores.opened(folder) or _make(roots, listed, folder, on_progress)
-    return store, bad, listed
+    key = _key(roots, listed)
+    while found := stores.opened(joined(folder, key)):
+        if not _repaired(roots, records, listed, found[1]):
+            break
+        key += "-again"
+    folder = joined(folder, key)
+    if found is None:
+        shards = _make(roots, listed, folder, on_progress)
+        _check_unchanged(roots, records, listed, folder)
+        found = stores.finish(folder, shards)
+    return *found, listed
+
+
+def _repaired(
+    roots: Sequence[str], records: Sequence[ImageRecord], listed: pa.Table, bad: list[Bad]
+) -> bool:
+    """Whether an image that was there and couldn't be read, for permissions or a network, can be
+    read now. (One that wasn't there has another key when it is.)"""
+    there = listed["mtime"]
+    return any(
+        reason.startswith(UNREAD)
+        and there[row].as_py() >= 0
+        and not (read_image(roots, records[row])[1] or "").startswith(UNREAD)
+        for row, reason in bad
+    )
+
+
+def _check_unchanged(
+    roots: Sequence[str], records: Sequence[ImageRecord], listed: pa.Table, folder: str
+) -> None:
+    """Raise DataError if a file has been written since the listing: which of its contents were read
+    isn't known. One that is gone was read before, or set aside."""
+    now = listing(roots, records)
+    differs = (pc.not_equal(now[name], listed[name]) for name in ("mtime", "size"))
+    changed = listed.filter(pc.and_(pc.greater_equal(now["mtime"], 0), pc.or_(*differs)))
+    if len(changed):
+        system, base = stores.filesystem_of(folder)
+        system.delete_dir(base)
+        path, root = changed["path"][0].as_py(), roots[changed["part"][0].as_py()]
+        raise DataError(
+            f"{len(changed):,} of {len(listed):,} images in {root} were changed while they were "
+            f"read, e.g. {path!a}; give the same command again when nothing writes there any more."
+        )
 
 
 def _key(roots: Sequence[str], listed: pa.Table) -> str:
@@ -133,7 +178,8 @@ def _key(roots: Sequence[str], listed: pa.Table) -> str:
 
 def _make(
     roots: Sequence[str], listed: pa.Table, folder: str, on_progress: OnProgress
-) -> tuple[ImageStore, list[Bad]]:
+) -> list[Shard]:
+    """Read all images and write the shards that aren't there yet."""
     bounds = _bounds(listed["size"].to_numpy())
     done = _whole_shards(folder)
     number = len(bounds) - 1
@@ -157,7 +203,7 @@ def _make(
             bad = [(int(at), str(why)) for at, why in zip(row["rows"], row["reasons"], strict=True)]
             done[row["shard"]] = Shard(row["images"], row["digest"], bad)
             on_progress(len(done), number)
-    return stores.finish(folder, [done[shard] for shard in range(number)])
+    return [done[shard] for shard in range(number)]
 
 
 def _bounds(sizes_N: NDArray[np.int64]) -> list[int]:
@@ -175,14 +221,21 @@ def _bounds(sizes_N: NDArray[np.int64]) -> list[int]:
 
 def _whole_shards(folder: str) -> dict[int, Shard]:
     """What an earlier start has left, by number of shard."""
-    system, base = stores.filesystem_of(folder)
+    try:
+        system, base = stores.filesystem_of(folder)
+        infos = system.get_file_info(fs.FileSelector(base, allow_not_found=True))
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(
+            f"{folder} can't be read: {first_line(error).rstrip('.')}; check its name and the "
+            "permissions, or give another store=."
+        ) from None
     found = {}
-    for info in system.get_file_info(fs.FileSelector(base, allow_not_found=True)):
+    for info in infos:
         name = info.base_name
         if name.startswith("shard-") and name.endswith(".arrow"):
             try:
-                with system.open_input_stream(info.path) as stream:
-                    found[int(name[6:-6])] = stores.shard_summary(bytes(stream.read()))
+                with system.open_input_file(info.path) as file:
+                    found[int(name[6:-6])] = stores.shard_summary(bytes(file.read()))
             except (pa.ArrowException, KeyError, ValueError):  # damaged
                 continue
     return found
