@@ -260,7 +260,9 @@ def one_run(
 
     progress = Progress(record, quiet=True)
     started = time.monotonic()
-    adaptation = Adaptation(config, folder, place(config.ray, config.common_batch), progress)
+    # As many threads on any number of nodes: others would add up in another order.
+    resources = place(config.ray, config.common_batch, threads=CPUS)
+    adaptation = Adaptation(config, folder, resources, progress)
     with ThreadPoolExecutor(1) as pool:
         adapting = pool.submit(adaptation.adapt)
         # Ray starts nodes from the main thread only.

@@ -55,7 +55,6 @@ SEARCHES: list[tuple[str, Callable[[], object], str, int]] = [
         "query.png s3://bucket/people --features f.parquet",
         3,
     ),
-    ("a query in a bucket", nothing, "s3://bucket/people/q.png gallery", 3),
     ("unknown layout", nothing, "query.png gallery --layout ImageNet", 2),
     ("a picture that can't be drawn", nothing, "query.png gallery --out m.gif", 2),
     ("features of other channels", lambda: features(8), FROM_FILE, 3),
