@@ -20,6 +20,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 from pyarrow import fs
+from ray.util import get_node_ip_address
 
 from daal.config import Config
 from daal.data.images import UNREAD
@@ -198,6 +199,8 @@ def _make(
             .map(partial(_write_shard, folder), **write_on)
         )
         for row in dataset.iter_rows():
+            if row["unopened"]:
+                raise DataError(row["unopened"])
             if row["error"]:
                 raise StorageError(row["error"])
             bad = [(int(at), str(why)) for at, why in zip(row["rows"], row["reasons"], strict=True)]
@@ -248,14 +251,19 @@ def _read_shard(
     first, last = bounds[shard], bounds[shard + 1]
     listed: pa.Table = get_once(listed_ref)
     records = map(_record, listed.slice(first, last - first).to_pylist())
-    if any(map(is_bucket, roots)):
-        with ThreadPoolExecutor(REQUESTS) as pool:
-            found = list(pool.map(partial(read_image, roots), records))
-    else:
-        found = [read_image(roots, record) for record in records]
+    found: list[tuple[bytes, str | None]] = []
+    unopened = ""
+    try:
+        if any(map(is_bucket, roots)):
+            with ThreadPoolExecutor(REQUESTS) as pool:
+                found = list(pool.map(partial(read_image, roots), records))
+        else:
+            found = [read_image(roots, record) for record in records]
+    except DataError as error:  # this node may not do what the driver's may
+        unopened = f"on node {get_node_ip_address()}: {error}"
     images = [data for data, reason in found if reason is None]
     bad = [(at, reason) for at, (_, reason) in enumerate(found, start=first) if reason is not None]
-    return {"shard": shard, "file": stores.shard_bytes(images, bad)}
+    return {"shard": shard, "file": stores.shard_bytes(images, bad), "unopened": unopened}
 
 
 def _record(row: dict[str, Any]) -> ImageRecord:
@@ -270,10 +278,12 @@ def _write_shard(folder: str, row: dict[str, Any]) -> dict[str, Any]:
     shard = stores.shard_summary(row["file"])
     error = ""
     try:
-        stores.write_private(folder, stores.shard_name(row["shard"]), row["file"])
+        if not row["unopened"]:
+            stores.write_private(folder, stores.shard_name(row["shard"]), row["file"])
     except DaalError as found:
         error = str(found)
     return {
         "shard": row["shard"], "images": shard.images, "digest": shard.digest, "error": error,
+        "unopened": row["unopened"],
         "rows": [at for at, _ in shard.bad], "reasons": [reason for _, reason in shard.bad],
     }  # fmt: skip

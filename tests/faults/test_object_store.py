@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import yaml
-from heads import without_ray
+from heads import ray_head, without_ray
 from pyarrow import fs
 from runs import run_of
 from tiny_run import changed
 
-from benchmarks.s3_server import BUCKET, S3Server
+from benchmarks.s3_server import BUCKET, S3Server, s3_server
 from daal.config import Config
 from daal.data.sources import load_set
 from daal.errors import StorageError
@@ -99,6 +99,28 @@ def test_a_bucket_without_permission__one_sentence_with_the_remedy(
     config = changed(tiny_config, f"store=s3://{BUCKET}/closed-store")
     with pytest.raises(StorageError, match=r"closed-store/\w+ can't be read.* another store="):
         ingest(config, "target")
+
+
+@pytest.mark.nightly
+def test_a_node_that_may_not_read_the_bucket__is_named(
+    s3: S3Server, tiny_config: Config, tmp_path: Path
+) -> None:
+    root, environment = f"s3://{BUCKET}/people", without_ray()
+    fs.copy_files(tiny_config.target.root, root)
+    with s3_server() as closed:
+        closed.refuse()
+        with ray_head() as head:
+            done = subprocess.run(
+                [sys.executable, "-m", "daal", "ingest", "demo", f"target.root={root}",
+                 "source.root=''", "adapt.batch_source=0", f"out={tmp_path}/run"],
+                capture_output=True, text=True,
+                env=environment | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": head.address},
+            )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert f"error: on node 127.0.0.1: The data set's root {root} can't be opened" in " ".join(
+        done.stderr.split()
+    )
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.nightly
