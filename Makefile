@@ -28,7 +28,7 @@ test-rest: $(READY) $(S3)
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -m 'not ray and not nightly'
 
 # What takes minutes each: several nodes, two runs on one cluster, peers' recipes.
-nightly: $(READY)
+nightly: $(READY) $(S3)
 	RAY_AUTH_MODE=disabled $(BIN)/python -m pytest -m nightly
 
 check: $(READY)

@@ -6,7 +6,7 @@ Each row has a figure, its baseline and their ratio. The baseline of reading is 
 processes that reads and checks the same files: of tars, each process goes through half of them. The
 driver's growth is of its largest resident memory, from 100,000 to 300,000 images, each in a fresh
 process that lists a folder and makes the tables, labels and plan of a run. `--s3` reads the set
-from a server of moto, too, with real HTTP, and needs the package `moto[server]`.
+from a server of moto, too, with real HTTP.
 """
 
 import io
@@ -18,6 +18,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ import ray
 from PIL import Image
 from pyarrow import fs
 
-from benchmarks.image_stores import start_server
+from benchmarks.s3_server import BUCKET, s3_server
 from benchmarks.small_run import scratch_folder
 from benchmarks.tables import parse, parser_of, tell
 from daal.data.images import checked, read
@@ -43,7 +44,6 @@ from pipelines.training.fit import class_labels
 from pipelines.workers.session import silence_ray_data
 
 CORES = 2
-BUCKET = "people"
 TARS = 8
 DRIVERS = 100_000, 300_000  # images
 FEW = 1_000  # images of the set in the bucket: each is a request of moto
@@ -136,18 +136,9 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def copy_to_bucket(folder: Path) -> str:
     """The folder's URI in a bucket of moto's server."""
-    start_server()
-    address = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
-    os.environ["AWS_REGION"] = os.environ["AWS_DEFAULT_REGION"]
-    options: dict[str, Any] = {"endpoint_override": address, "scheme": "http"}
-    bucket = fs.S3FileSystem(**options, allow_bucket_creation=True)
-    bucket.create_dir(BUCKET)
-    there = f"{BUCKET}/{folder.name}"
-    fs.copy_files(
-        str(folder), there, source_filesystem=fs.LocalFileSystem(), destination_filesystem=bucket
-    )
-    address = address.replace(":", "%3A")
-    return f"s3://{there}?endpoint_override={address}&scheme=http&region={os.environ['AWS_REGION']}"
+    uri = f"s3://{BUCKET}/{folder.name}"
+    fs.copy_files(str(folder), uri)
+    return uri
 
 
 def measure(folder: Path, number: int, with_bucket: bool) -> Iterator[dict[str, Any]]:
@@ -210,14 +201,15 @@ def main() -> None:
     options.add_argument("--images", type=int, default=20_000)
     options.add_argument("--s3", action="store_true", help="from a server of moto, too")
     given = parse(options)
-    ray.init(address="local", num_cpus=CORES, include_dashboard=False,
-             logging_level=logging.ERROR, log_to_driver=False)  # fmt: skip
-    silence_ray_data()
-    try:
-        with scratch_folder() as scratch:
-            rows = list(measure(Path(scratch), given.images, given.s3))
-    finally:
-        ray.shutdown()
+    with s3_server() if given.s3 else nullcontext():  # before Ray, whose workers need the way there
+        ray.init(address="local", num_cpus=CORES, include_dashboard=False,
+                 logging_level=logging.ERROR, log_to_driver=False)  # fmt: skip
+        silence_ray_data()
+        try:
+            with scratch_folder() as scratch:
+                rows = list(measure(Path(scratch), given.images, given.s3))
+        finally:
+            ray.shutdown()
     tell(given, f"{given.images:,} images", rows)
 
 

@@ -5,19 +5,19 @@
 Both hold the same random bytes in the same rows, written by two processes, each shard by one of
 them. A take is 64 random rows. Arrow shards that lie in a bucket are fetched whole, once, into a
 folder of the node (`first` takes fetch them, `later` ones find them); Lance reads ranges of its
-files each time. `--s3` starts a server of moto, with real HTTP. It needs the packages `pylance` and
-`moto[server]`, which the project itself doesn't need.
+files each time. `--s3` starts a server of moto, with real HTTP. It needs the package `pylance`,
+which the project itself doesn't need.
 """
 
 import hashlib
 import json
-import logging
 import multiprocessing
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ import psutil
 import pyarrow as pa
 from pyarrow import fs
 
+from benchmarks.s3_server import BUCKET, s3_server
 from benchmarks.tables import parse, parser_of, tell
 
 SETS = {"3 kB": (40_000, 3_000), "20 kB": (8_000, 20_000)}  # number of images, mean bytes
 SHARD, TAKE, TAKES = 1_000, 64, 200  # images of a shard, rows of a take, takes
-BUCKET = "daal-image-stores"
 
 
 def shard_table(seed: int, number: int, mean: int) -> pa.Table:
@@ -118,11 +118,7 @@ STORES = (Lance, ArrowFiles)
 
 
 def located(uri: str) -> tuple[fs.FileSystem, str]:
-    if not uri.startswith("s3:"):
-        return fs.LocalFileSystem(), uri
-    endpoint = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
-    options = {"endpoint_override": endpoint, "scheme": "http", "allow_bucket_creation": True}
-    return fs.S3FileSystem(**options), uri.removeprefix("s3://")
+    return fs.FileSystem.from_uri(uri) if uri.startswith("s3:") else (fs.LocalFileSystem(), uri)
 
 
 def s3_options() -> dict[str, str]:
@@ -241,9 +237,12 @@ def main() -> None:
     options = parser_of(__doc__)
     options.add_argument("--s3", action="store_true", help="against a server of moto, too")
     given = parse(options)
-    server = start_server() if given.s3 else None
+    os.environ["LANCE_LOG"] = "error"
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        s3_server() if given.s3 else nullcontext() as server,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         for place in ("disk", "s3") if server else ("disk",):
             for name in SETS:
                 scratch = Path(folder, place, name.replace(" ", ""))
@@ -254,24 +253,7 @@ def main() -> None:
                     lance, arrow = (figures[kind].get(figure) for kind in ("lance", "arrow"))
                     row = {"store": place, "images": name, "figure": figure}
                     rows.append(row | {"lance": lance, "arrow": arrow})
-    if server:
-        server.stop()
     tell(given, "Stores of image bytes", rows)
-
-
-def start_server() -> Any:
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    os.environ["AWS_ENDPOINT_URL"] = "http://{}:{}".format(*server.get_host_and_port())
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        os.environ[name] = "test"
-    os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
-    os.environ["LANCE_LOG"] = "error"
-    located("s3://x")[0].create_dir(BUCKET)
-    return server
 
 
 if __name__ == "__main__":

@@ -1,38 +1,51 @@
 """One run over several nodes: where its work is done, and what travels between them.
 
-    python -m benchmarks.nodes [--nodes 1 2 4] [--json]
+    python -m benchmarks.nodes [--nodes 1 2 4] [--s3] [--lost] [--elastic] [--json]
 
-All nodes are on this machine: Ray's test cluster starts separate processes and an object store for
-each. On each number of nodes, four workers read all pixels twice, and what a training needs of the
-labels. The table says how many bytes of these each node's store takes in, as a multiple of what
-there is: 1 if everything reaches it once, whatever its number of workers. Then follows a small
-adaptation of drawn images (DDP by gloo). "lost": on two nodes, one is killed during a training, and
-another comes. "elastic": the same with 1 to 2 workers, which continue alone. Weights are compared
-by their bytes.
+All nodes are on this machine: Ray's test cluster starts separate processes, an object store and a
+cache of images for each. On each number of nodes, four workers read all pixels twice, what a
+training needs of the labels, and the bytes of all images. `first_read` and `second_read` say how
+many bytes of pixels and labels each node's object store takes in, as a multiple of what there is: 1
+if everything reaches it once, whatever its number of workers. Then follows a small adaptation of
+drawn images (DDP by gloo). Weights are compared by their bytes.
+
+`--s3`: the images and their store are in a bucket (moto, real HTTP). `image_gets` says how often an
+image was fetched from there, `shard_gets` how often a shard was, for each node that keeps it.
+
+`--lost`: on two nodes, one is killed during a training, and another comes; with `--s3` also while
+images are read. `--elastic`: the same with 1 to 2 workers, which continue alone.
 """
 
 import hashlib
+import os
 import sys
 import threading
 import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import ray
+from pyarrow import fs
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 from ray.util.state import list_tasks
 
 from benchmarks import small_run
 from benchmarks.ray_nodes import ray_nodes
+from benchmarks.s3_server import BUCKET, S3Server, s3_server
 from benchmarks.tables import parse, parser_of, tell
 from daal.drawn.domains import draw_domains
 from daal.load_config import load_config
 from pipelines.adapt import Adaptation
+from pipelines.images import ingest as ingesting
 from pipelines.images.ingest import ingest
 from pipelines.images.pixels import ImageSource, PixelReader, Pixels
 from pipelines.run.folder import RunFolder
@@ -56,35 +69,99 @@ def main() -> None:
     options.add_argument("--nodes", type=int, nargs="*", default=[1, 2, 4])
     options.add_argument("--workers", type=int, default=4)
     options.add_argument("--ids", type=int, default=40, help="drawn training identities a domain")
+    options.add_argument("--s3", action="store_true", help="images and stores are in a bucket")
     options.add_argument("--lost", action="store_true", help="a node is lost, another one comes")
     options.add_argument("--elastic", action="store_true", help="1 to 2 workers")
     given = parse(options)
-    with small_run.scratch_folder() as scratch:
-        world = drawn(Path(scratch), given.ids)
-        group = [f"ray.num_workers={given.workers}"]
-        rows = []
-        for number in given.nodes:
-            with nodes(number, given.workers // number) as (cluster, _):
-                travelled = travel([*world, *group], scratch)
-                row = one_run(f"{number} nodes", cluster, [*world, *group], scratch)
-                rows.append(row | travelled)
-        if given.lost:
-            with nodes(2, given.workers // 2) as (cluster, _):
-                rows.append(one_run("lost", cluster, [*world, *group], scratch, Loss(cluster)))
-        if given.elastic:
-            with nodes(2, 1) as (cluster, _):
-                settings = [
-                    *world, "ray.num_workers=2", "ray.min_workers=1",
-                    "adapt.epochs=30", "adapt.steps_per_epoch=20",  # not over before it is back
-                ]  # fmt: skip
-                loss = Loss(cluster, seconds_alone=90)
-                rows.append(one_run("elastic", cluster, settings, scratch, loss))
+    with (
+        s3_server() if given.s3 else nullcontext() as server,
+        small_run.scratch_folder() as scratch,
+    ):
+        rows = list(measure(given, Path(scratch), server))
     tell(given, "A run over nodes", rows)
 
 
-def nodes(number: int, workers: int) -> AbstractContextManager[tuple[Cluster, list[str]]]:
-    """A cluster with room for that number of workers on each node."""
-    return ray_nodes(number * [{"num_cpus": CPUS * workers}], STORE)
+def measure(given: Namespace, scratch: Path, server: S3Server | None) -> Iterator[dict[str, Any]]:
+    world, where, caches = drawn(scratch, given.ids), str(scratch), scratch / "caches"
+    if server:
+        where = f"s3://{BUCKET}"
+        fs.copy_files(f"{scratch}/images-{given.ids}", f"{where}/images")
+        world = [f"{domain}.root={where}/images/{domain}" for domain in ("source", "target")]
+    group = [*world, f"ray.num_workers={given.workers}"]
+    for number in given.nodes:
+        settings = [*group, f"store={where}/stores-{number}"]
+        with nodes(number, given.workers // number, caches) as (cluster, _):
+            before = Counter(server.requests()) if server else Counter[str]()
+            num_cached = len(cached(caches))
+            travelled = travel(settings, scratch)
+            row = one_run(f"{number} nodes", cluster, settings, scratch)
+            if server:
+                gets = Counter(server.requests()) - before
+                travelled |= fetched(gets, len(cached(caches)) - num_cached)
+            yield row | travelled
+    if given.lost:
+        settings = [*group, f"store={where}/stores-lost"]
+        with nodes(2, given.workers // 2, caches) as (cluster, _):
+            if server:
+                yield lost_while_reading(cluster, [*group, f"store={where}/stores"])
+            yield one_run("lost", cluster, settings, scratch, Loss(cluster))
+    if given.elastic:
+        with nodes(2, 1, caches) as (cluster, _):
+            settings = [
+                *world, "ray.num_workers=2", "ray.min_workers=1", f"store={where}/stores-elastic",
+                "adapt.epochs=30", "adapt.steps_per_epoch=20",  # not over before it is back
+            ]  # fmt: skip
+            yield one_run("elastic", cluster, settings, scratch, Loss(cluster, seconds_alone=90))
+
+
+@contextmanager
+def nodes(number: int, workers: int, caches: Path) -> Iterator[tuple[Cluster, list[str]]]:
+    """A cluster with room for that number of workers on each node, each with a cache of its own."""
+    kinds = [
+        {"num_cpus": CPUS * workers, "env_vars": {"XDG_CACHE_HOME": f"{caches}/{at}"}}
+        for at in range(number)
+    ]
+    with (
+        patch.dict(os.environ, {"XDG_CACHE_HOME": f"{caches}/head"}),
+        ray_nodes(kinds, STORE) as found,
+    ):
+        yield found
+
+
+def cached(caches: Path) -> list[Path]:
+    """The shards that nodes keep."""
+    return list(caches.glob("*/*/*/shard-*.arrow"))
+
+
+def fetched(gets: Counter[str], num_cached: int) -> dict[str, float]:
+    images = [number for name, number in gets.items() if name.startswith(f"{BUCKET}/images/")]
+    shards = [number for name, number in gets.items() if name.endswith(".arrow")]
+    return {"image_gets": sum(images) / len(images), "shard_gets": sum(shards) / num_cached}
+
+
+def lost_while_reading(cluster: Cluster, settings: list[str]) -> dict[str, Any]:
+    """The target's images are read while a node is lost and another comes; and undisturbed."""
+    config = load_config(None, [*SETTINGS, *settings])
+    loss = Loss(cluster)
+
+    def watch(done: int, of: int) -> None:
+        if done > of // 4:
+            loss.due.set()
+
+    with patch.object(ingesting, "IMAGES_PER_SHARD", 8), ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(ingest, config, "target", watch)
+        while not reading.done() and not loss.due.wait(timeout=0.01):
+            pass
+        loss.kill()
+        was_reading = not reading.done()
+        contents = [reading.result()[0].store.content]
+        other = config.model_copy(update={"store": f"{config.store}-undisturbed"})
+        contents.append(ingest(other, "target")[0].store.content)
+    return {
+        "name": "lost while reading",
+        "node_lost": was_reading,
+        "same_images": len(set(contents)) == 1,
+    }
 
 
 def drawn(folder: Path, num_ids: int) -> list[str]:
@@ -108,10 +185,12 @@ class Loss:
 
     def kill(self) -> None:
         node = next(iter(self.cluster.worker_nodes))
-        cpus = node._ray_params.num_cpus
+        params = node._ray_params
         self.cluster.remove_node(node, allow_graceful=False)
         time.sleep(self.seconds_alone)
-        self.cluster.add_node(num_cpus=cpus, object_store_memory=STORE)
+        self.cluster.add_node(
+            num_cpus=params.num_cpus, env_vars=params.env_vars, object_store_memory=STORE
+        )
 
 
 @dataclass(frozen=True)
@@ -122,6 +201,7 @@ class ReadAll:
     labels: Any
 
     def run(self, worker: Worker) -> None:
+        self.source.store.take(np.arange(len(self.source.places_N)))
         PixelReader(self.source, worker.device, "decoded", 0)
         ray.get(self.labels)
 
@@ -132,7 +212,7 @@ class Nothing:
         pass
 
 
-def travel(settings: list[str], scratch: str) -> dict[str, Any]:
+def travel(settings: list[str], scratch: Path) -> dict[str, Any]:
     """What each node takes in when all workers read everything: nodes of workers, in any order."""
     config = load_config(None, [*SETTINGS, *settings])
     resources, progress = place(config.ray, config.common_batch), Progress(quiet=True)
@@ -167,7 +247,7 @@ def stores() -> dict[str, int]:
 
 
 def one_run(
-    name: str, cluster: Cluster, settings: list[str], scratch: str, loss: Loss | None = None
+    name: str, cluster: Cluster, settings: list[str], scratch: Path, loss: Loss | None = None
 ) -> dict[str, Any]:
     config = load_config(None, [*SETTINGS, *settings, f"out={scratch}/{name.replace(' ', '-')}"])
     folder = RunFolder(config.out)
@@ -180,7 +260,9 @@ def one_run(
 
     progress = Progress(record, quiet=True)
     started = time.monotonic()
-    adaptation = Adaptation(config, folder, place(config.ray, config.common_batch), progress)
+    # As many threads on any number of nodes: others would add up in another order.
+    resources = place(config.ray, config.common_batch, threads=CPUS)
+    adaptation = Adaptation(config, folder, resources, progress)
     with ThreadPoolExecutor(1) as pool:
         adapting = pool.submit(adaptation.adapt)
         # Ray starts nodes from the main thread only.

@@ -13,6 +13,7 @@ import pytest
 from heads import PATIENCE
 from tiny_run import FinishedRun, tiny
 
+from benchmarks.s3_server import S3Server, program, s3_server
 from daal.config import Config
 from pipelines.workers.ray_environment import set_for_process
 
@@ -80,6 +81,15 @@ def tiny_config(tiny_world: Path, tmp_path: Path) -> Config:
 def two_workers(tiny_world: Path, tmp_path: Path) -> Config:
     """A run of seconds with two."""
     return tiny(tiny_world, tmp_path / "run", "ray.num_workers=2")
+
+
+@pytest.fixture
+def s3() -> Iterator[S3Server]:
+    """A server of our own with an empty bucket, and the way there in the environment."""
+    if program() is None:
+        pytest.skip("moto_server is not installed (pip install -r tests/faults/s3_server.txt)")
+    with s3_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

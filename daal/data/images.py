@@ -18,6 +18,7 @@ from daal.errors import DataError
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_BYTES = 256 * 1024 * 1024  # more than those pixels take uncompressed
+UNREAD = "the file can't be read"  # begins a reason for which the image may be in order
 
 
 def decode(data: bytes, height: int, width: int) -> npt.NDArray[np.uint8]:
@@ -45,7 +46,7 @@ def read(path: str | Path) -> tuple[bytes, str | None]:
                 return b"", too_many_bytes(size)
             data = file.read()
     except OSError as error:
-        return b"", f"the file can't be read ({error.strerror})"
+        return b"", f"{UNREAD} ({error.strerror})"
     return checked(data)
 
 

@@ -119,8 +119,8 @@ class Place:
             )
 
     def read(self, name: str) -> bytes:
-        with self.filesystem.open_input_stream(self.path(name)) as stream:
-            return bytes(stream.read())
+        with self.filesystem.open_input_file(self.path(name)) as file:
+            return bytes(file.read())
 
     def states(self, names: pa.Array) -> NDArray[np.int64]:
         """Size in bytes and time of change in nanoseconds of each file (N, 2); -1 of one that isn't
@@ -144,7 +144,7 @@ class Place:
     def _states_beside(self, names: pa.Array) -> dict[str, tuple[int, int]]:
         """States of all files in the folders of these, by name; ABSENT of any other."""
         folders = pc.unique(pc.replace_substring_regex(names, "/?[^/]*$", ""))
-        found = defaultdict(lambda: ABSENT)
+        found: defaultdict[str, tuple[int, int]] = defaultdict(lambda: ABSENT)
         for folder in folders.to_pylist():
             inside = fs.FileSelector(self.path(folder or "."), allow_not_found=True)
             for info in self.filesystem.get_file_info(inside):

@@ -177,7 +177,7 @@ def read_image(roots: Sequence[str], where: Where) -> tuple[bytes, str | None]:
     except DataError as error:
         return b"", str(error)
     except (OSError, pa.ArrowException) as error:
-        return b"", f"the file can't be read ({first_line(error)})"
+        return b"", f"{images.UNREAD} ({first_line(error)})"
 
 
 def _located(root: str, file: str) -> tuple[str, str]:

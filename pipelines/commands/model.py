@@ -15,6 +15,9 @@ from pipelines.commands.arguments import AsJson, Verbose
 from pipelines.show.console import errors, plain, show
 
 LAYOUTS = ", ".join(get_args(Layout))
+FOLDER_LAYOUTS = ", ".join(
+    layout for layout in get_args(Layout) if layout not in ("table", "webdataset", "joined")
+)
 Model = Annotated[
     str,
     typer.Argument(
@@ -102,8 +105,8 @@ def search(
     layout: Annotated[
         str,
         typer.Option(
-            help=f"With {LAYOUTS}, the data set's gallery is searched and pids are shown. With "
-            f"{ANY_LAYOUT}, all images under the folder are searched."
+            help=f"With {FOLDER_LAYOUTS}, the data set's gallery is searched and pids are shown. "
+            f"With {ANY_LAYOUT}, all images under the folder are searched."
         ),
     ] = ANY_LAYOUT,
     top: Annotated[int, typer.Option(min=1, max=1000, help="How many matches.")] = 10,

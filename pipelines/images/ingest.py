@@ -1,14 +1,12 @@
-"""A set's listing -> a store of its images, made once by Ray tasks; broken images set aside.
+"""A set's listing -> a store of its images, made once by Ray Data; broken images set aside.
 
 The store's key is a digest of the listing: paths, sizes and times of change. So a set that has
 changed is read again, and one that hasn't is not. Shards that are whole are kept if the work is
 stopped.
-
-A task makes a shard. Ray Data was measured: between two tasks of a core it left a sixth of a second
-on a busy machine, nearly as long as a thousand small images take.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +18,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+import ray.data
 from numpy.typing import NDArray
 from pyarrow import fs
 from ray.exceptions import RayTaskError
+from ray.util import get_node_ip_address
 
 from daal.config import Config
+from daal.data.images import UNREAD
 from daal.data.layouts import records_to_read
 from daal.data.places import is_bucket, joined
 from daal.data.records import BOX, IMAGE_TABLE, QUARANTINE_TABLE, Domain
 from daal.data.sources import files_of, listing, load_set, read_image, roots_of, wheres
-from daal.errors import DataError
+from daal.errors import DataError, StorageError, first_line
 from pipelines.images import store as stores
+from pipelines.images.get_once import get_once
 from pipelines.images.store import Bad, ImageStore, Shard
 
 IMAGES_PER_SHARD, BYTES_PER_SHARD = 1024, 32 * 1024**2
@@ -136,13 +138,52 @@ def store_of(
     """The store of these records' images in `folder`, made if it isn't there; the records that
     were set aside; and the listing of all.
 
+    A store is never changed. Where an image that couldn't be read can be read now, another is made.
+
     Raises:
+        DataError: the set was changed while it was read.
         StorageError: the store can't be written.
     """
     listed = listing(roots, records)
-    folder = joined(folder, _key(roots, listed))
-    store, bad = stores.opened(folder) or _make(roots, listed, folder, on_progress)
-    return store, bad, listed
+    key = _key(roots, listed)
+    while found := stores.opened(joined(folder, key)):
+        if not _repaired(roots, listed, found[1]):
+            break
+        key += "-again"
+    folder = joined(folder, key)
+    if found is None:
+        shards = _make(roots, listed, folder, on_progress)
+        _check_unchanged(roots, records, listed, folder)
+        found = stores.finish(folder, shards)
+    return *found, listed
+
+
+def _repaired(roots: Sequence[str], listed: pa.Table, bad: list[Bad]) -> bool:
+    """Whether an image that was there and couldn't be read, for permissions or a network, can be
+    read now. (One that wasn't there has another key when it is.)"""
+    rows = [row for row, reason in bad if reason.startswith(UNREAD)]
+    unread = listed.take(pa.array(rows, pa.int64()))
+    unread = unread.filter(pc.greater_equal(unread["mtime"], 0))
+    reasons = (read_image(roots, where)[1] for where in wheres(unread))
+    return any(not (reason or "").startswith(UNREAD) for reason in reasons)
+
+
+def _check_unchanged(
+    roots: Sequence[str], records: pa.Table, listed: pa.Table, folder: str
+) -> None:
+    """Raise DataError if a file has been written since the listing: which of its contents were read
+    isn't known. One that is gone was read before, or set aside."""
+    now = listing(roots, records)
+    differs = (pc.not_equal(now[name], listed[name]) for name in ("mtime", "size"))
+    changed = listed.filter(pc.and_(pc.greater_equal(now["mtime"], 0), pc.or_(*differs)))
+    if len(changed):
+        system, base = stores.filesystem_of(folder)
+        system.delete_dir(base)
+        path, root = changed["path"][0].as_py(), roots[changed["part"][0].as_py()]
+        raise DataError(
+            f"{len(changed):,} of {len(listed):,} images in {root} were changed while they were "
+            f"read, e.g. {path!a}; give the same command again when nothing writes there any more."
+        )
 
 
 def _key(roots: Sequence[str], listed: pa.Table) -> str:
@@ -161,30 +202,26 @@ def _key(roots: Sequence[str], listed: pa.Table) -> str:
 
 def _make(
     roots: Sequence[str], listed: pa.Table, folder: str, on_progress: OnProgress
-) -> tuple[ImageStore, list[Bad]]:
+) -> list[Shard]:
+    """Read all images and write the shards that aren't there yet."""
     bounds = _bounds(listed["size"].to_numpy())
     done = _whole_shards(folder)
     number = len(bounds) - 1
     todo = [shard for shard in range(number) if shard not in done]
     on_progress(number - len(todo), number)
-    make = _make_shard.options(name="ingest", **_nodes_that_see(*roots))
     to_read, write_on = ray.put(listed), _nodes_that_see(folder)
-    tasks = {
-        make.remote(roots, to_read, bounds[shard : shard + 2], folder, write_on, shard): shard
-        for shard in todo
-    }
-    pending = list(tasks)
+    make = partial(_make_shard, list(roots), to_read, bounds, folder, write_on)
+    rows = [{"shard": shard} for shard in todo]
+    ray.data.DataContext.get_current().raise_original_map_exception = True
+    dataset = ray.data.from_items(rows, override_num_blocks=max(1, len(todo)))
     try:
-        while pending:
-            (task,), pending = ray.wait(pending)
-            done[tasks[task]] = ray.get(task)
+        for row in dataset.map(make, **_nodes_that_see(*roots)).iter_rows():
+            images, size, digest, bad = json.loads(row["found"])
+            done[row["shard"]] = Shard(images, size, digest, [(at, why) for at, why in bad])
             on_progress(len(done), number)
     except RayTaskError as error:
         raise error.cause from None
-    finally:
-        for task in pending:
-            ray.cancel(task)
-    return stores.finish(folder, [done[shard] for shard in range(number)])
+    return [done[shard] for shard in range(number)]
 
 
 def _bounds(sizes_N: NDArray[np.int64]) -> list[int]:
@@ -202,9 +239,16 @@ def _bounds(sizes_N: NDArray[np.int64]) -> list[int]:
 
 def _whole_shards(folder: str) -> dict[int, Shard]:
     """What an earlier start has left, by number of shard."""
-    system, base = stores.filesystem_of(folder)
+    try:
+        system, base = stores.filesystem_of(folder)
+        infos = system.get_file_info(fs.FileSelector(base, allow_not_found=True))
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(
+            f"{folder} can't be read: {first_line(error).rstrip('.')}; check its name and the "
+            "permissions, or give another store=."
+        ) from None
     found = {}
-    for info in system.get_file_info(fs.FileSelector(base, allow_not_found=True)):
+    for info in infos:
         name = info.base_name
         if name.startswith("shard-") and name.endswith(".arrow"):
             try:
@@ -215,31 +259,34 @@ def _whole_shards(folder: str) -> dict[int, Shard]:
     return found
 
 
-@ray.remote(num_cpus=1)
 def _make_shard(
-    roots: Sequence[str],
-    listed: pa.Table,
-    bounds: Sequence[int],
+    roots: list[str],
+    listed_ref: ray.ObjectRef[Any],
+    bounds: list[int],
     folder: str,
     write_on: dict[str, Any],
-    number: int,
-) -> Shard:
-    """Read the images of the listing's rows from the first to the second bound, and write their
-    shard, on a node that sees the folder."""
-    first, last = bounds
+    row: dict[str, Any],
+) -> dict[str, Any]:
+    """Read the images of a shard, and write it on a node that sees the folder."""
+    number = int(row["shard"])
+    first, last = bounds[number], bounds[number + 1]
+    listed: pa.Table = get_once(listed_ref)
     places = wheres(listed.slice(first, last - first))
-    if any(map(is_bucket, roots)):
-        with ThreadPoolExecutor(REQUESTS) as pool:
-            found = list(pool.map(partial(read_image, roots), places))
-    else:
-        found = [read_image(roots, where) for where in places]
+    try:
+        if any(map(is_bucket, roots)):
+            with ThreadPoolExecutor(REQUESTS) as pool:
+                found = list(pool.map(partial(read_image, roots), places))
+        else:
+            found = [read_image(roots, where) for where in places]
+    except DataError as error:  # this node may not do what the driver's may
+        raise DataError(f"on node {get_node_ip_address()}: {error}") from error
     images = [data for data, reason in found if reason is None]
     bad = [(at, reason) for at, (_, reason) in enumerate(found, start=first) if reason is not None]
     data, shard = stores.packed(images, bad)
     where = folder, stores.shard_name(number), data
-    if write_on in ({}, _nodes_that_see(folder)):
+    if write_on in ({}, _nodes_that_see(folder)):  # on the node of this task
         stores.write_private(*where)
     else:
         write = ray.remote(num_cpus=0)(stores.write_private).options(name="write", **write_on)
         ray.get(write.remote(*where))
-    return shard
+    return {**row, "found": json.dumps(shard)}

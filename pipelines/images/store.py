@@ -100,8 +100,8 @@ def opened(folder: str) -> tuple[ImageStore, list[Bad]] | None:
     """The store in a folder and what was set aside; None if there is none, or it isn't whole."""
     try:
         system, base = filesystem_of(folder)
-        with system.open_input_stream(f"{base}/{SUMMARY}") as stream:
-            found = json.loads(bytes(stream.read()))
+        with system.open_input_file(f"{base}/{SUMMARY}") as file:
+            found = json.loads(bytes(file.read()))
         there = {info.base_name: info.size for info in system.get_file_info(fs.FileSelector(base))}
     except (OSError, pa.ArrowException, ValueError):
         return None
@@ -226,8 +226,8 @@ def _fetched(folder: str, node: str, name: str) -> bytes:
         return bytes(ray.get(fetch.remote(f"{folder}/{name}")))
     system, base = filesystem_of(folder)
     try:
-        with system.open_input_stream(f"{base}/{name}") as stream:
-            return bytes(stream.read())
+        with system.open_input_file(f"{base}/{name}") as file:
+            return bytes(file.read())
     except OSError as error:
         raise DataError(
             f"{joined(folder, name)} can't be read ({first_line(error)}); check the network and "

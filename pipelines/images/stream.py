@@ -135,6 +135,7 @@ def _in_order(
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     dataset = ray.data.range(number, override_num_blocks=-(-number // per_task)).map(
         lambda row: make(int(row["id"]))
     )

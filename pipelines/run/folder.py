@@ -109,8 +109,8 @@ class RunFolder:
             return bool(self.filesystem.get_file_info(self.path(name)).type == fs.FileType.File)
 
     def read(self, name: str) -> bytes:
-        with self._storage(name), self.filesystem.open_input_stream(self.path(name)) as stream:
-            return bytes(stream.read())
+        with self._storage(name), self.filesystem.open_input_file(self.path(name)) as file:
+            return bytes(file.read())
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
         target = self.path(name)

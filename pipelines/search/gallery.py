@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from daal.config import ANY_LAYOUT
 from daal.data.layouts import FolderLayout, any_images, load_records
-from daal.data.places import is_inside
+from daal.data.places import checked_root, is_inside
 from daal.data.records import of_split
 from daal.errors import ConfigError, DataError
 from pipelines.run.feature_files import read_features
@@ -91,6 +91,7 @@ def gallery_of_file(extractor: Extractor, root: Path, file: Path) -> Gallery:
 
     Raises DataError if they aren't this model's features of these images: one is made again.
     """
+    root = checked_root(root, "The gallery")
     given = read_features(file)
     if given.splits is not None and (given.splits == "gallery").any():
         given = read_features(file, "gallery")

@@ -38,6 +38,9 @@ GROUP_ERRORS = {
 
 def final(error: Exception) -> DaalError | None:
     """The error that a job's failure ends the run with; None if the job is tried again."""
+    cause = getattr(error, "cause", None)  # of a task of Ray
+    if isinstance(cause, DaalError):
+        return type(cause)(first_line(cause))  # without Ray Data's advice
     if isinstance(error, DaalError):
         return error
     if is_out_of_memory(error) and not isinstance(error, MemoryError):  # the host's memory

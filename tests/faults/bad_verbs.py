@@ -47,6 +47,14 @@ SEARCHES: list[tuple[str, Callable[[], object], str, int]] = [
     ("a query cut off", lambda: write("q.jpg", PICTURE[:-200]), "q.jpg gallery", 3),
     ("no such gallery", nothing, "query.png gone", 3),
     ("a gallery without images", lambda: write("empty/notes.txt", "none"), "query.png empty", 3),
+    ("a gallery in a bucket", nothing, "query.png s3://bucket/people", 3),
+    ("a data set in a bucket", nothing, "query.png s3://bucket/m --layout market1501", 3),
+    (
+        "a gallery in a bucket, and its features",
+        features,
+        "query.png s3://bucket/people --features f.parquet",
+        3,
+    ),
     ("unknown layout", nothing, "query.png gallery --layout ImageNet", 2),
     ("a picture that can't be drawn", nothing, "query.png gallery --out m.gif", 2),
     ("features of other channels", lambda: features(8), FROM_FILE, 3),
@@ -67,6 +75,8 @@ def search(name: str, make: Callable[[], object], arguments: str, code: int) -> 
 
 
 CASES = [
+    case("Extract", "any images of a bucket", model,
+         "extract checkpoint s3://bucket/people --layout any", 3),
     case("Export", "unknown format", model, "export checkpoint --format tflite --out m.tflite", 2),
     case("Export", "a name of another format", model,
          "export checkpoint --format torch --out m.pt", 2),

@@ -1,63 +1,33 @@
 """On S3: a run folder, killed, continued, whole; and the images of a run."""
 
-import os
-import shutil
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
+import bad_input
 import numpy as np
 import pytest
 import safetensors.torch
 import yaml
-from heads import free_port, without_ray
+from heads import ray_head, without_ray
 from pyarrow import fs
 from runs import run_of
-from waiting import wait_until
+from tiny_run import changed
 
+from benchmarks.s3_server import BUCKET, S3Server, s3_server
 from daal.config import Config
 from daal.data.sources import load_set
+from daal.errors import StorageError
 from pipelines.images import store as stores
+from pipelines.images.ingest import ingest
 from pipelines.run.folder import RunFolder
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URI of an empty bucket on a server of our own, and the way there in the environment."""
-    # `make test` puts it beside our own programs; see s3_server.txt.
-    program = shutil.which("moto_server", path=f"{sys.prefix}/s3/bin:{os.environ['PATH']}")
-    if program is None:
-        pytest.skip("moto_server is not installed (pip install -r tests/faults/s3_server.txt)")
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [program, "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    for name, value in {
-        "AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    try:
-        wait_until(lambda: _makes_bucket(server, address), "the S3 server doesn't start")
-        yield "s3://bucket"
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _makes_bucket(server: subprocess.Popen[bytes], address: str) -> bool:
-    assert server.poll() is None, f"the S3 server has ended with exit code {server.returncode}"
-    with suppress(OSError):
-        urllib.request.urlopen(urllib.request.Request(f"{address}/bucket", method="PUT")).close()
-        return True
-    return False
+def bucket(s3: S3Server) -> str:
+    return f"s3://{BUCKET}"
 
 
 def test_a_stage_on_s3__is_whole_or_made_again(bucket: str) -> None:
@@ -111,6 +81,46 @@ def test_images_on_s3__are_those_of_the_folder(
     nowhere = read("s3://nowhere/people")
     assert nowhere.returncode == 3 and "s3://nowhere/people" in nowhere.stderr
     assert len(nowhere.stderr.splitlines()) == 1
+
+
+def test_a_bucket_without_permission__one_sentence_with_the_remedy(
+    s3: S3Server, ray_cluster: None, tiny_config: Config, tmp_path: Path
+) -> None:
+    root = f"s3://{BUCKET}/closed"
+    fs.copy_files(tiny_config.target.root, root)
+    s3.refuse()
+    given = bad_input.case(
+        "Buckets", "no permission", lambda: bad_input.market("source"),
+        f"{bad_input.VALIDATE} target.root={root}", 3,
+    )  # fmt: skip
+    outcome = bad_input.run(given, tmp_path)
+    bad_input.check(given, outcome)
+    assert f"{root} can't be opened" in outcome.err and "that you may read" in outcome.err
+    config = changed(tiny_config, f"store=s3://{BUCKET}/closed-store")
+    with pytest.raises(StorageError, match=r"closed-store/\w+ can't be read.* another store="):
+        ingest(config, "target")
+
+
+@pytest.mark.nightly
+def test_a_node_that_may_not_read_the_bucket__is_named(
+    s3: S3Server, tiny_config: Config, tmp_path: Path
+) -> None:
+    root, environment = f"s3://{BUCKET}/people", without_ray()
+    fs.copy_files(tiny_config.target.root, root)
+    with s3_server() as closed:
+        closed.refuse()
+        with ray_head() as head:
+            done = subprocess.run(
+                [sys.executable, "-m", "daal", "ingest", "demo", f"target.root={root}",
+                 "source.root=''", "adapt.batch_source=0", f"out={tmp_path}/run"],
+                capture_output=True, text=True,
+                env=environment | {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": head.address},
+            )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert f"error: on node 127.0.0.1: The data set's root {root} can't be opened" in " ".join(
+        done.stderr.split()
+    )
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.nightly

@@ -103,6 +103,47 @@ def test_the_same_set_from_a_table_and_tars__the_same_images(
         assert other.store.folder != images.store.folder
 
 
+def test_a_file_that_is_replaced_while_its_set_is_read__the_set_is_refused_and_read_again(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path
+) -> None:
+    root = shutil.copytree(tiny_config.target.root, tmp_path / "set")
+    config = changed(tiny_config, f"target.root={root}", f"store={tmp_path}/stores")
+    first, *_, last = (root / record.path for record in load_set(config.target))
+
+    def replace(done: int, of: int) -> None:
+        if done == of - 1:  # the first image was read, the last perhaps
+            shutil.copyfile(last, first)
+
+    with pytest.raises(DataError, match=r"1 of \d+ images in .*set were changed .* again when no"):
+        ingest(config, "target", replace)
+    assert not list((tmp_path / "stores").iterdir()), "shards of unknown content are left"
+    images, _ = ingest(config, "target")
+    assert all_bytes(images)[0] == last.read_bytes()
+
+
+def test_a_file_that_is_gone_while_its_set_is_read__is_set_aside_until_it_is_back(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path
+) -> None:
+    root = shutil.copytree(tiny_config.target.root, tmp_path / "set")
+    config = changed(tiny_config, f"target.root={root}", f"store={tmp_path}/stores")
+    *others, record = load_set(config.target)
+    path = record.path
+
+    def remove(done: int, of: int) -> None:
+        if done == 0:
+            (root / path).rename(tmp_path / "aside.jpg")
+
+    images, aside = ingest(config, "target", remove)
+    assert aside["path"].to_pylist() == [path] and len(images.table) == len(others)
+    assert aside["reason"][0].as_py() == "the file can't be read (No such file or directory)"
+    again, _ = ingest(config, "target")
+    assert again.store != images.store and again.table == images.table, "it isn't listed any more"
+    (tmp_path / "aside.jpg").rename(root / path)
+    whole, aside = ingest(config, "target")
+    assert len(whole.table) == len(others) + 1 and not len(aside)
+    assert all_bytes(images) == all_bytes(whole)[:-1], "the store of a run was changed"
+
+
 def test_a_store_that_was_deleted__is_made_again_or_refused(
     ray_cluster: None, tiny_config: Config, tmp_path: Path
 ) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.s3_server import program
+
 ROOT = Path(__file__).parents[2]
 SEEN = """
 import os, ray
@@ -66,17 +68,21 @@ def test_a_task_without_a_gpu_sees_none() -> None:
 
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
-def test_one_to_four_nodes_give_the_same_bits__and_elastic_runs_continue_alone() -> None:
+def test_one_to_four_nodes_and_a_bucket__everything_comes_once_and_the_same_bits() -> None:
+    if program() is None:
+        pytest.skip("moto_server is not installed (pip install -r tests/faults/s3_server.txt)")
     rows = {row["name"]: row for row in measure(
-        "nodes", "--nodes", "1", "2", "4", "--lost", "--elastic"
+        "nodes", "--nodes", "1", "2", "4", "--s3", "--lost", "--elastic"
     )}  # fmt: skip
     for number in (1, 2, 4):
         row = rows[f"{number} nodes"]
         assert row["first_read"] == [1.0] * number, "something came twice to a node, or not at all"
         assert row["second_read"] == [0.0] * number, "what a node has was sent again"
+        assert row["image_gets"] == row["shard_gets"] == 1, "something was fetched twice"
         assert row["nodes_of_tasks"]["RayTrainWorker.run_train_fn"] == number
     same = [rows[name]["weights"] for name in ("1 nodes", "2 nodes", "4 nodes", "lost")]
     assert len(set(same)) == 1
+    assert rows["lost while reading"]["node_lost"] and rows["lost while reading"]["same_images"]
     assert rows["elastic"]["groups"] == [2, 1, 2]
 
 

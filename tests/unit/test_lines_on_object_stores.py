@@ -21,7 +21,7 @@ class Counting(fs.FSSpecHandler):  # type: ignore[misc]
         self.asked: Counter[str] = Counter()
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("open_input_stream", "open_output_stream", "get_file_info", "move",
+        if name in ("open_input_file", "open_output_stream", "get_file_info", "move",
                     "get_file_info_selector", "create_dir", "delete_file"):  # fmt: skip
             self.asked[name] += 1
         return super().__getattribute__(name)
@@ -95,10 +95,10 @@ def test_parts_on_a_disk__as_after_a_copy__are_read_and_added_to(tmp_path: Path)
 
 def test_the_journal_is_read_once_for_all_stages(store: Counting, tmp_path: Path) -> None:
     def pass_through(num_stages: int) -> int:
-        run, before = on(store, tmp_path), store.asked["open_input_stream"]
+        run, before = on(store, tmp_path), store.asked["open_input_file"]
         for number in range(num_stages):
             run.once(f"{number}", [f"{number}.bin"], lambda: {f"{number}.bin": b"x"})  # noqa: B023
-        return store.asked["open_input_stream"] - before
+        return store.asked["open_input_file"] - before
 
     pass_through(40)
     assert pass_through(40) <= 40 + 10, "the files themselves, and the journal's few parts"

@@ -42,6 +42,15 @@ def test_a_full_gpu__in_a_job_or_a_task(full: Exception) -> None:
             raise RayTaskError("_GpuActor.run", "Traceback ...", full)
 
 
+def test_our_error_in_a_task_of_ray__keeps_its_words_and_no_others() -> None:
+    ours = DataError("a.arrow is not there any more; start the run again.\nFailed after 1 attempt")
+    found = final(
+        RayTaskError("_decoded_step", "Traceback ...", ours).make_dual_exception_instance()
+    )
+    assert type(found) is DataError
+    assert str(found) == "a.arrow is not there any more; start the run again."
+
+
 def test_what_may_pass__is_tried_again() -> None:
     errors = RuntimeError("Connection closed by peer"), ValueError("x"), OSError("away")
     for error in (*errors, MemoryError("Unable to allocate 8 GiB")):
