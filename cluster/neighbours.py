@@ -52,7 +52,7 @@ def search_on_cpus(
 ) -> Handle:
     """Blocks meet in pairs, round by round. Each is refined after its last round."""
     search = search._replace(by_cuvs=False, operand=0.0, slack=SLACK)
-    search, operands = in_bf16(runner, features, search, blocks)
+    search, operands = in_bf16(runner, features, search)
     shared = runner.share(search)
     sq_norms = run_one(runner, "neighbours: norms", squared_norms, features)
     lists: list[Handle]

@@ -34,7 +34,8 @@ def in_bf16(request):
     """Whatever the features are like; few candidates, so that many rows are in doubt."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "stand-in":
-            patch.setattr(products, "multiply", multiply_slowly)
+            for module in (bf16, products):
+                patch.setattr(module, "multiply", multiply_slowly)
             patch.setattr(bf16, "bf16_gemm", lambda: "there")
         patch.setattr(bf16, "MIN_DIMS", 1)
         patch.setattr(bf16, "candidates_needed", lambda *_: [0])
@@ -86,7 +87,7 @@ def test_products_are_off_by_no_more_than_the_bound(dims):
     halfway = np.full((4, dims), (1 + 2**-8 - 2**-20) / np.sqrt(dims))
     drawn = of_length_1(np.random.default_rng(dims).standard_normal((70, dims)))
     features = np.vstack([drawn, halfway, -halfway]).astype(np.float32)
-    halves, operand = bf16.round_rows(features, 0, len(features))
+    halves, operand = bf16.rounded(features)
     products_IJ = np.empty((78, 80), np.float32)[:, :78]  # rows of a larger tile
     products.multiply(halves, halves, products_IJ)
     exact = features.astype(np.float64)
@@ -97,12 +98,13 @@ def test_products_are_off_by_no_more_than_the_bound(dims):
 
 def test_samples_tell_how_many_candidates_are_needed():
     features = reference.drawn(600, 64, 30, seed=1)
-    search = Search(12, float(FIXED_POINT), operand=bf16.round_rows(features, 0, 600)[1])
-    needed = candidates_needed(features, search)
+    halves, operand = bf16.rounded(features)
+    search = Search(12, float(FIXED_POINT), operand=operand)
+    needed = candidates_needed(halves, search)
     assert len(needed) == 64
     assert 11 <= min(needed) <= np.mean(needed) < 30
     no_others = search._replace(groups=Groups(np.zeros(600, np.int32), False))
-    assert candidates_needed(features, no_others) == [0] * 64
+    assert candidates_needed(halves, no_others) == [0] * 64
 
 
 @pytest.mark.parametrize("camera_aware", [False, True])
