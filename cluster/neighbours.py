@@ -11,7 +11,7 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from cluster.bf16 import in_bf16
+from cluster.choose_products import in_bf16
 from cluster.products import meet, meet_itself, no_candidates, squared_norms
 from cluster.refine import SLACK, Neighbours, Search, refine
 from cluster.run import Handle, Runner, row_blocks, run_one

@@ -6,14 +6,18 @@ Distances are rounded here; `cluster.refine` measures the candidates exactly and
 rounding hid no neighbour.
 """
 
+from typing import Any, TypeAlias
+
 import numpy as np
+import numpy.typing as npt
 
 from cluster.arrays import Floats, Ints
-from cluster.bf16 import Halves, multiply
+from cluster.bf16 import multiply
 from cluster.compiled import kernel
 from cluster.refine import Candidates, Search
 from cluster.run import row_blocks
 
+Operands: TypeAlias = npt.NDArray[Any]  # features (N, D), float32 or `cluster.bf16.Halves`
 TILE = 640  # rows and columns: 1.6 MB of products, which stay cached until they are looked at
 
 
@@ -36,17 +40,16 @@ def squared_norms(features_ND: Floats) -> Floats:
 
 
 def meet_itself(
-    operands_ND: Floats | Halves, sq_norms_N: Floats, search: Search, rows: tuple[int, int]
+    operands_ND: Operands, sq_norms_N: Floats, search: Search, rows: tuple[int, int]
 ) -> Candidates:
-    """A block's candidates from the block itself. `operands_ND` are multiplied: the features as
-    they are, or as bf16."""
+    """A block's candidates from the block itself."""
     own = no_candidates(rows, search, len(operands_ND))
     _scan_pair(operands_ND, sq_norms_N, own, own)
     return own
 
 
 def meet(
-    operands_ND: Floats | Halves, sq_norms_N: Floats, candidates: Candidates, others: Candidates
+    operands_ND: Operands, sq_norms_N: Floats, candidates: Candidates, others: Candidates
 ) -> tuple[Candidates, Candidates]:
     """Two blocks' candidates, each with those from the other."""
     rows, columns = _own_copy(candidates), _own_copy(others)
@@ -63,15 +66,17 @@ def _own_copy(candidates: Candidates) -> Candidates:
 def _tiles(candidates: Candidates) -> list[Candidates]:
     """Views of nearly equal size."""
     num_rows = len(candidates.near_RC)
-    tiles = row_blocks(num_rows, -(-num_rows // TILE))
-    return [
-        Candidates(candidates.row_start + start, *(array[start:stop] for array in candidates[1:]))
-        for start, stop in tiles
-    ]
+    row_start, near_sq, near, far_sq, far = candidates
+    tiles = []
+    for start, stop in row_blocks(num_rows, -(-num_rows // TILE)):
+        some = slice(start, stop)
+        tile = Candidates(row_start + start, near_sq[some], near[some], far_sq[some], far[some])
+        tiles.append(tile)
+    return tiles
 
 
 def _scan_pair(
-    operands_ND: Floats | Halves, sq_norms_N: Floats, rows: Candidates, columns: Candidates
+    operands_ND: Operands, sq_norms_N: Floats, rows: Candidates, columns: Candidates
 ) -> None:
     products = np.empty((TILE, TILE), np.float32)
     column_tiles = _tiles(columns)

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import lattice, same_bits
 
-from cluster import bf16, products
+from cluster import bf16, choose_products, products
 from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import nearest_neighbours
 from cluster.refine import FIXED_POINT, Groups, Search, rounding_bound
 from cluster.run import Threads
 from daal.config import ClusterConfig
 
-candidates_needed = bf16.candidates_needed
+candidates_needed = choose_products.candidates_needed
 has_units = bf16.bf16_gemm() is not None
 native = pytest.param("native", marks=pytest.mark.skipif(not has_units, reason="no such units"))
 
@@ -34,11 +34,11 @@ def in_bf16(request):
     """Whatever the features are like; few candidates, so that many rows are in doubt."""
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "stand-in":
-            for module in (bf16, products):
+            for module in (choose_products, products):
                 patch.setattr(module, "multiply", multiply_slowly)
-            patch.setattr(bf16, "bf16_gemm", lambda: "there")
-        patch.setattr(bf16, "MIN_DIMS", 1)
-        patch.setattr(bf16, "candidates_needed", lambda *_: [0])
+            patch.setattr(choose_products, "bf16_gemm", lambda: "there")
+        patch.setattr(choose_products, "MIN_DIMS", 1)
+        patch.setattr(choose_products, "candidates_needed", lambda *_: [0])
         yield
 
 
@@ -53,7 +53,7 @@ def assert_same(runner, features, k, groups=None, num_blocks=3):
         search = search._replace(groups=groups)
     found = nearest_neighbours(runner, features, search, num_blocks)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bf16, "bf16_gemm", lambda: None)
+        patch.setattr(choose_products, "bf16_gemm", lambda: None)
         expected = nearest_neighbours(runner, features, search, num_blocks)
     assert same_bits(found, expected)
 
@@ -118,10 +118,10 @@ def test_the_whole_estimate(camera_aware, monkeypatch):
             return estimate_pseudo_labels(features, config, camids_N=camids, runner=runner)
 
     found = estimated()
-    monkeypatch.setattr(bf16, "bf16_gemm", lambda: None)
+    monkeypatch.setattr(choose_products, "bf16_gemm", lambda: None)
     expected = estimated()
-    assert bf16.STAGE in found.stages
-    assert bf16.STAGE not in expected.stages
+    assert choose_products.STAGE in found.stages
+    assert choose_products.STAGE not in expected.stages
     assert np.array_equal(found.labels, expected.labels)
     assert np.array_equal(found.centroids, expected.centroids)
     assert found.eps == expected.eps
