@@ -2,12 +2,15 @@
 
     python -m benchmarks.pseudo_labels                        12,936 and 32,621 x 2,048, threads
     python -m benchmarks.pseudo_labels --ray --dim 64 --num 100000 1000000
+    python -m benchmarks.pseudo_labels --num 4000 --dense     beside the reference's algorithm
 
-The baseline is one fp32 matrix product over half of the pairs (N^2 d floating-point operations,
-NumPy's BLAS, all cores; with --device cuda by torch there), measured in turn with the estimate.
+The baselines are one fp32 matrix product over half of the pairs (N^2 d floating-point operations,
+all cores) by NumPy's BLAS and one by torch, with --device cuda by torch there, measured in turn
+with the estimate; with --dense also the dense algorithm (`benchmarks.dense_labels`), given eps.
 Features are drawn: identities of 10 to 25 images in 48 dimensions, a shift for each of 8 cameras,
-rotated into `--dim` dimensions, with noise. Memory is counted in proportional shares (PSS), so
-that what processes share counts once. `--json` prints one object instead of the tables.
+rotated into `--dim` dimensions, with noise; or they are those of a .npy file (`--features`).
+Memory is counted in proportional shares (PSS), so that what processes share counts once. `--json`
+prints one object instead of the tables.
 """
 
 import argparse
@@ -25,7 +28,9 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import torch
+from sklearn.metrics import adjusted_rand_score
 
+from benchmarks.dense_labels import dense_labels
 from benchmarks.gpu_support import drawn_features
 from benchmarks.tables import parse, parser_of, say, tell
 from cluster.estimate import PseudoLabels, estimate_pseudo_labels
@@ -42,6 +47,8 @@ def main() -> None:
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--ray", action="store_true", help="as Ray tasks, many for any size")
     options.add_argument("--device", default=None, help="cpu or cuda (default: cuda if it's there)")
+    options.add_argument("--features", help="a .npy file, instead of drawn ones")
+    options.add_argument("--dense", action="store_true", help="measure the dense algorithm too")
     options.add_argument("--no-baseline", action="store_true", help="leave the product out")
     given = parse(options)
 
@@ -100,26 +107,33 @@ def show_progress(stage: str, num_done: int, num_tasks: int) -> None:
 
 def measure(num_images: int, given: argparse.Namespace) -> dict[str, Any]:
     config = ClusterConfig(q=10.35)
-    features = drawn_features(num_images, given.dim).features
+    features = given_features(num_images, given)
     runs = []
     for _ in range(given.repeats):
         product = None if given.no_baseline else product_seconds(features, given.device)
+        by_torch = None
+        if not given.no_baseline and given.device != "cuda":
+            by_torch = product_seconds(torch.from_numpy(features), given.device)
         before = shared_memory_bytes()
         with watched_memory() as peak:
             start = time.perf_counter()
             found = estimate(features, config, given)
             wall = time.perf_counter() - start
-        runs.append((wall, product, found, peak[0] - before, peak[0]))
+        runs.append((wall, product, by_torch, found, peak[0] - before, peak[0]))
     # All figures are those of the repeat with the median time, except the largest peaks.
-    wall, product, found, _, _ = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
+    wall, product, by_torch, found, _, _ = sorted(runs, key=lambda run: run[0])[len(runs) // 2]
     searching = [stage for name, stage in found.stages.items() if name.startswith("neighbours")]
     search = max(stage.end for stage in searching) - min(stage.start for stage in searching)
+    dense = dense_figures(features, found, config, wall) if given.dense else {}
     return {
-        "name": f"pseudo-labels, {num_images} x {given.dim}",
-        "num": num_images,
+        "name": f"pseudo-labels, {len(features)} x {features.shape[1]}",
+        "num": len(features),
         "seconds": wall,
         "product_s": product,
         "ratio": None if product is None else wall / product,
+        "torch_product_s": by_torch,
+        "torch_ratio": None if by_torch is None else wall / by_torch,
+        **dense,
         "search_s": search,
         "rest_s": wall - search,
         "peak_above_features_gb": max(above for *_, above, _ in runs) / 1e9,
@@ -131,9 +145,27 @@ def measure(num_images: int, given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def product_seconds(features: Floats, device: str | None) -> float:
+def given_features(num_images: int, given: argparse.Namespace) -> Floats:
+    if given.features is None:
+        return drawn_features(num_images, given.dim).features
+    features = np.load(given.features)[:num_images]
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def dense_figures(
+    features: Floats, found: PseudoLabels, config: ClusterConfig, wall: float
+) -> dict[str, float]:
+    """What the dense algorithm takes, and how many pairs of labels agree."""
+    start = time.perf_counter()
+    labels = dense_labels(features, found.eps, config.k1, config.k2, config.min_samples)
+    seconds = time.perf_counter() - start
+    same = adjusted_rand_score(labels, found.labels)
+    return {"dense_s": seconds, "dense_ratio": seconds / wall, "ari_with_dense": same}
+
+
+def product_seconds(features: Floats | torch.Tensor, device: str | None) -> float:
     if device == "cuda":
-        return _product_seconds_on_gpu(features)
+        return _product_seconds_on_gpu(np.asarray(features))
     start = time.perf_counter()
     for row in range(0, len(features), 1024):
         features[row : row + 1024] @ features[row:].T

@@ -25,7 +25,7 @@ from cluster.pairs import Pairs
 from cluster.quality import graph_silhouette
 from cluster.refine import FIXED_POINT, Search
 from cluster.run import Runner, StageTime, blocks_for, by_stage, on_threads, row_blocks, run_one
-from cluster.search_on_device import check_cuvs
+from cluster.search_on_device import by_cuvs, check_cuvs
 from cluster.source_term import SourceTerm
 from daal.config import ClusterConfig
 from daal.errors import LabelError
@@ -135,8 +135,9 @@ def estimate_pseudo_labels(
 
     # Encodings, in an order of their own.
     blocks = row_blocks(len(rows), num_blocks) if num_blocks else blocks_for(runner, len(rows))
-    by_cuvs = config.search == "cuvs"
-    search = Search(0, float(FIXED_POINT), by_cuvs=by_cuvs)  # all features are of length 1
+    search = Search(0, float(FIXED_POINT))  # all features are of length 1
+    if config.search == "cuvs":
+        search = by_cuvs(search)
     if by_camera is not None and camids_N is not None:
         encodings, order = encode_by_camera(
             runner, features, search, camids_N[rows], CA_JACCARD, blocks

@@ -11,8 +11,9 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from cluster.products import meet, meet_itself, no_candidates
-from cluster.refine import Neighbours, Search, refine
+from cluster.choose_products import in_bf16
+from cluster.products import meet, meet_itself, no_candidates, squared_norms
+from cluster.refine import SLACK, Neighbours, Search, refine
 from cluster.run import Handle, Runner, row_blocks, run_one
 from cluster.search_on_device import ROWS_ON_DEVICE, search_rows
 
@@ -52,21 +53,24 @@ def search_on_cpus(
     runner: Runner, features: Handle, search: Search, blocks: list[tuple[int, int]]
 ) -> Handle:
     """Blocks meet in pairs, round by round. Each is refined after its last round."""
-    num_near = search.num_near(blocks[-1][1])
+    search = search._replace(by_cuvs=False, operand=0.0, slack=SLACK)
+    search, operands = in_bf16(runner, features, search, blocks[-1][1])
+    shared = runner.share(search)
+    sq_norms = run_one(runner, "neighbours: norms", squared_norms, features)
     lists: list[Handle]
     if search.groups.same:
-        own = [(block, num_near) for block in blocks]
-        lists = runner.run("neighbours: products", meet_itself, own, features)
+        own = [(block,) for block in blocks]
+        lists = runner.run("neighbours: products", meet_itself, own, operands, sq_norms, shared)
     else:
-        lists = [no_candidates(block, num_near) for block in blocks]
+        lists = [no_candidates(block, search, blocks[-1][1]) for block in blocks]
     for pairs in tournament(len(blocks)):
         pairs = [(a, b) for a, b in pairs if search.meet(blocks[a][0], blocks[b][0])]
         both = [(lists[a], lists[b]) for a, b in pairs]
-        met = runner.run("neighbours: products", meet, both, features, num_results=2)
+        met = runner.run("neighbours: products", meet, both, operands, sq_norms, num_results=2)
         for (a, b), (of_a, of_b) in zip(pairs, met, strict=True):
             lists[a], lists[b] = of_a, of_b
     each = [(own,) for own in lists]
-    parts = runner.run("neighbours: refine", refine, each, features, runner.share(search))
+    parts = runner.run("neighbours: refine", refine, each, features, shared)
     return run_one(runner, "neighbours: join", join, *parts)
 
 

@@ -6,41 +6,54 @@ Distances are rounded here; `cluster.refine` measures the candidates exactly and
 rounding hid no neighbour.
 """
 
+from typing import Any, TypeAlias
+
 import numpy as np
+import numpy.typing as npt
 
 from cluster.arrays import Floats, Ints
+from cluster.bf16 import multiply
 from cluster.compiled import kernel
-from cluster.refine import NUM_FARTHEST, Candidates
+from cluster.refine import Candidates, Search
 from cluster.run import row_blocks
 
+Operands: TypeAlias = npt.NDArray[Any]  # features (N, D), float32 or `cluster.bf16.Halves`
 TILE = 640  # rows and columns: 1.6 MB of products, which stay cached until they are looked at
 
 
-def no_candidates(rows: tuple[int, int], num_near: int) -> Candidates:
+def no_candidates(rows: tuple[int, int], search: Search, num_samples: int) -> Candidates:
     """Empty lists for the rows (start, stop)."""
-    num_rows = rows[1] - rows[0]
+    num_rows, num_near, num_far = rows[1] - rows[0], search.num_near(num_samples), search.num_far
     return Candidates(
         rows[0],
         np.full((num_rows, num_near), np.inf, np.float32),
         np.full((num_rows, num_near), -1, np.int32),
-        np.full((num_rows, NUM_FARTHEST), -np.inf, np.float32),
-        np.full((num_rows, NUM_FARTHEST), -1, np.int32),
+        np.full((num_rows, num_far), -np.inf, np.float32),
+        np.full((num_rows, num_far), -1, np.int32),
     )
 
 
-def meet_itself(features_ND: Floats, rows: tuple[int, int], num_near: int) -> Candidates:
+def squared_norms(features_ND: Floats) -> Floats:
+    """|x|^2 of every row, (N,)."""
+    sq_norms_N: Floats = np.einsum("nd,nd->n", features_ND, features_ND)
+    return sq_norms_N
+
+
+def meet_itself(
+    operands_ND: Operands, sq_norms_N: Floats, search: Search, rows: tuple[int, int]
+) -> Candidates:
     """A block's candidates from the block itself."""
-    own = no_candidates(rows, num_near)
-    _scan_pair(features_ND, own, own)
+    own = no_candidates(rows, search, len(operands_ND))
+    _scan_pair(operands_ND, sq_norms_N, own, own)
     return own
 
 
 def meet(
-    features_ND: Floats, candidates: Candidates, others: Candidates
+    operands_ND: Operands, sq_norms_N: Floats, candidates: Candidates, others: Candidates
 ) -> tuple[Candidates, Candidates]:
     """Two blocks' candidates, each with those from the other."""
     rows, columns = _own_copy(candidates), _own_copy(others)
-    _scan_pair(features_ND, rows, columns)
+    _scan_pair(operands_ND, sq_norms_N, rows, columns)
     return rows, columns
 
 
@@ -50,45 +63,35 @@ def _own_copy(candidates: Candidates) -> Candidates:
     return Candidates(row_start, near_sq.copy(), near.copy(), far_sq.copy(), far.copy())
 
 
-def _tiles(candidates: Candidates, size: int) -> list[tuple[int, int]]:
-    """(start, stop) within the block, of nearly equal size."""
+def _tiles(candidates: Candidates) -> list[Candidates]:
+    """Views of nearly equal size."""
     num_rows = len(candidates.near_RC)
-    return row_blocks(num_rows, -(-num_rows // size))
-
-
-def _scan_pair(features_ND: Floats, rows: Candidates, columns: Candidates) -> None:
-    column_tiles = [(tile, _operand(features_ND, columns, tile)) for tile in _tiles(columns, TILE)]
-    products = np.empty((TILE, TILE), np.float32)
-    for place, row_tile in enumerate(_tiles(rows, TILE)):
-        tile_rows, sq_norms_I = _operand(features_ND, rows, row_tile)
-        first = place if rows is columns else 0
-        for column_tile, (tile_columns, sq_norms_J) in column_tiles[first:]:
-            products_IJ = products[: len(tile_rows), : len(tile_columns)]
-            np.matmul(tile_rows, tile_columns.T, out=products_IJ)
-            is_diagonal = rows is columns and row_tile == column_tile
-            _scan_tile(
-                products_IJ,
-                sq_norms_I,
-                sq_norms_J,
-                is_diagonal,
-                _part(rows, row_tile),
-                _part(columns, column_tile),
-            )
-
-
-def _part(candidates: Candidates, tile: tuple[int, int]) -> Candidates:
     row_start, near_sq, near, far_sq, far = candidates
-    some = slice(*tile)
-    return Candidates(row_start + tile[0], near_sq[some], near[some], far_sq[some], far[some])
+    tiles = []
+    for start, stop in row_blocks(num_rows, -(-num_rows // TILE)):
+        some = slice(start, stop)
+        tile = Candidates(row_start + start, near_sq[some], near[some], far_sq[some], far[some])
+        tiles.append(tile)
+    return tiles
 
 
-def _operand(
-    features_ND: Floats, candidates: Candidates, tile: tuple[int, int]
-) -> tuple[Floats, Floats]:
-    """A tile's features and their squared norms."""
-    start, stop = (candidates.row_start + place for place in tile)
-    features = features_ND[start:stop]
-    return features, np.einsum("nd,nd->n", features, features)
+def _scan_pair(
+    operands_ND: Operands, sq_norms_N: Floats, rows: Candidates, columns: Candidates
+) -> None:
+    products = np.empty((TILE, TILE), np.float32)
+    column_tiles = _tiles(columns)
+    for place, row_tile in enumerate(_tiles(rows)):
+        rows_ID, sq_norms_I = operands_ND[row_tile.samples], sq_norms_N[row_tile.samples]
+        for column_tile in column_tiles[place if rows is columns else 0 :]:
+            columns_JD = operands_ND[column_tile.samples]
+            products_IJ = products[: len(rows_ID), : len(columns_JD)]
+            if operands_ND.dtype == np.float32:
+                np.matmul(rows_ID, columns_JD.T, out=products_IJ)
+            else:
+                multiply(rows_ID, columns_JD, products_IJ)
+            sq_norms_J = sq_norms_N[column_tile.samples]
+            is_diagonal = row_tile.samples == column_tile.samples
+            _scan_tile(products_IJ, sq_norms_I, sq_norms_J, is_diagonal, row_tile, column_tile)
 
 
 @kernel

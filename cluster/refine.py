@@ -5,6 +5,7 @@ the tiles, the number of blocks, the machine or the device.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,12 +15,9 @@ from cluster.arrays import Floats, Ints
 from cluster.compiled import kernel
 
 # Candidates kept beyond those asked for, so that the certificate has a gap to look at.
-SLACK, SLACK_OF_CUVS = 8, 16
+SLACK = 8
 NUM_FARTHEST = 4
 
-# How far cuVS may round an operand of a product, relatively. It doesn't say: by a whole unit of the
-# last place of TF32, as matrix units may cut off what doesn't fit.
-ROUNDING_OF_CUVS = 1.01 * 2**-10
 SEARCH_PRODUCTS = 1 << 24  # products held at once while rows are searched again
 FIXED_POINT = 1 << 30  # of a coordinate; its square, 2^60, leaves room for |x - y|^2 <= 4
 
@@ -40,6 +38,11 @@ class Candidates(NamedTuple):
     near_RC: Ints
     far_sq_RF: Floats
     far_RF: Ints
+
+    @property
+    def samples(self) -> slice:
+        """The rows, among all samples."""
+        return slice(self.row_start, self.row_start + len(self.near_RC))
 
 
 class Neighbours(NamedTuple):
@@ -77,15 +80,18 @@ class Search(NamedTuple):
     groups: Groups = NO_GROUPS
     certify: bool = True  # False: the candidates are all there is, right or not
     by_cuvs: bool = False  # cuVS chooses the candidates, on a GPU
+    operand: float = 0.0  # how far the products that choose them round an operand, relatively
+    slack: int = SLACK
+    num_far: int = NUM_FARTHEST
 
     def num_near(self, num_samples: int) -> int:
         """Length of a row's list of nearest candidates."""
         # A list of N has a place too many, which shows that no sample was turned away.
-        return min(self.k + (SLACK_OF_CUVS if self.by_cuvs else SLACK), num_samples)
+        return min(self.k + self.slack, num_samples)
 
     def rounding(self, dims: int) -> float:
         """`rounding_bound` of the products that choose candidates."""
-        return rounding_bound(dims, ROUNDING_OF_CUVS if self.by_cuvs else 0.0)
+        return rounding_bound(dims, self.operand)
 
     def meet(self, row: int, other: int) -> bool:
         """Whether two rows can be neighbours."""
@@ -107,7 +113,7 @@ def rounding_bound(dims: int, operand: float = 0.0) -> float:
     The worst case: both operands rounded by the share `operand`, and every addition of the
     product's fp32 sum and of those of the two norms, in any order (Higham 2002, sec. 3.1).
     """
-    return 2 * operand + 2 * (dims + 4) * 2**-24
+    return 2 * operand + operand**2 + 2 * (dims + 4) * 2**-24
 
 
 def fixed_point_scale(features_ND: Floats) -> float:
@@ -131,17 +137,19 @@ def refine(features_ND: Floats, search: Search, candidates: Candidates) -> Neigh
     itself_first = search.groups.same
     _refine_rows(features_ND, search.scale, rounding, itself_first, candidates, found, certified_R)
     doubtful = np.flatnonzero(~certified_R & search.certify)
-
-    def measure(rows: npt.NDArray[np.intp]) -> Floats:
-        some = features_ND[rows]
-        sq_RN: Floats = some @ features_ND.T
-        sq_RN *= -2
-        sq_RN += np.einsum("nd,nd->n", some, some)[:, None]
-        sq_RN += np.einsum("nd,nd->n", features_ND, features_ND)
-        return sq_RN
-
+    measure = partial(fp32_distances, features_ND)
     search_again(features_ND, search, candidates.row_start, doubtful, found, measure)
     return found
+
+
+def fp32_distances(features_ND: Floats, rows: npt.NDArray[np.intp]) -> Floats:
+    """Squared distances of some rows to all samples by fp32 products, (rows, N)."""
+    some = features_ND[rows]
+    sq_RN: Floats = some @ features_ND.T
+    sq_RN *= -2
+    sq_RN += np.einsum("nd,nd->n", some, some)[:, None]
+    sq_RN += np.einsum("nd,nd->n", features_ND, features_ND)
+    return sq_RN
 
 
 def search_again(

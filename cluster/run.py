@@ -182,7 +182,10 @@ class Threads:
         self._torch_threads = torch.get_num_threads()
         torch.set_num_threads(1)
         self._limits = threadpool_limits(1)
-        self._pool = ThreadPoolExecutor(self.num_workers)
+        # OpenMP, which MKL computes with, has a setting for each thread that calls it.
+        self._pool = ThreadPoolExecutor(
+            self.num_workers, initializer=torch.set_num_threads, initargs=(1,)
+        )
         return self
 
     def __exit__(self, *_: object) -> None:

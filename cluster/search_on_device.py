@@ -26,6 +26,11 @@ COLUMNS_ON_DEVICE = 8192  # of a tile: 256 MB of products
 MAX_BYTES = 1 << 29  # of temporaries while pairs are measured exactly
 NO_SAMPLE = (1 << 63) - 1  # sorted last
 LOW_HALF = (1 << 32) - 1
+
+# How far cuVS may round an operand of a product, relatively. It doesn't say: by a whole unit of the
+# last place of TF32, as matrix units may cut off what doesn't fit.
+ROUNDING_OF_CUVS = 1.01 * 2**-10
+SLACK_OF_CUVS = 16
 _precision_lock = threading.Lock()  # torch has one precision for the whole process
 
 
@@ -128,6 +133,11 @@ def fp32_products() -> Iterator[None]:
 
 
 # ---- Candidates by cuVS -----------------------------------------------------------------
+
+
+def by_cuvs(search: Search) -> Search:
+    """The search by candidates that cuVS chooses, on a GPU."""
+    return search._replace(by_cuvs=True, operand=ROUNDING_OF_CUVS, slack=SLACK_OF_CUVS)
 
 
 def check_cuvs(runner: Runner) -> None:

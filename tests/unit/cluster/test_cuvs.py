@@ -10,12 +10,11 @@ import reference
 import torch
 from support import first, same_bits
 
-from cluster import refine
 from cluster.estimate import estimate_pseudo_labels
 from cluster.neighbours import nearest_neighbours
 from cluster.refine import Search, fixed_point_scale
 from cluster.run import Threads, row_blocks
-from cluster.search_on_device import search_rows
+from cluster.search_on_device import by_cuvs, search_rows
 from daal.config import ClusterConfig
 from daal.errors import ConfigError
 
@@ -60,9 +59,8 @@ def both(runner, features, k):
     search = Search(k, fixed_point_scale(features))
     exact = nearest_neighbours(runner, features, search, row_blocks(len(features), 3))
     with Threads(2, "cpu:0") as threads:  # to the stages, a device that isn't called cpu
-        found = nearest_neighbours(
-            threads, features, search._replace(by_cuvs=True), row_blocks(len(features), 3)
-        )
+        blocks = row_blocks(len(features), 3)
+        found = nearest_neighbours(threads, features, by_cuvs(search), blocks)
     return exact, first(found, min(k, len(features)))
 
 
@@ -75,13 +73,12 @@ def test_neighbours_are_the_exact_ones(runner, num_copies, k):
 
 
 @pytest.mark.usefixtures("cuvs")
-def test_a_rounding_that_hides_a_neighbour_is_found(monkeypatch):
+def test_a_rounding_that_hides_a_neighbour_is_found():
     """Without candidates beyond those asked for, coarse products choose wrong ones."""
     features = drawn(noise=0.01)
     search = Search(8, fixed_point_scale(features))
     expected = first(search_rows(features, search, "cpu", 0, 300), 8)
-    monkeypatch.setattr(refine, "SLACK_OF_CUVS", 0)
-    search = search._replace(by_cuvs=True)
+    search = by_cuvs(search)._replace(slack=0)
     blind = search_rows(features, search._replace(certify=False), "cpu", 0, 300)
     assert not same_bits(first(blind, 8), expected)
     assert same_bits(first(search_rows(features, search, "cpu", 0, 300), 8), expected)
