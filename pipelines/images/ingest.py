@@ -83,15 +83,20 @@ def _in_tasks(
 ) -> Iterator[pa.Table]:
     """As `map`, each call in a task."""
     call = _call.options(name="list", **options)
-    try:
-        yield from ray.get([call.remote(function, name) for name in names])
-    except RayTaskError as error:
-        raise error.cause from None
+    return map(_result, [call.remote(function, name) for name in names])
 
 
 @ray.remote(num_cpus=1)
 def _call(function: Callable[[str], pa.Table], name: str) -> pa.Table:
     return function(name)
+
+
+def _result(task: ray.ObjectRef[Any]) -> Any:
+    """Of a task; or its own error, without Ray's words."""
+    try:
+        return ray.get(task)
+    except RayTaskError as error:
+        raise error.cause from None
 
 
 def read_images(
@@ -177,10 +182,8 @@ def _make(
     try:
         while pending:
             (task,), pending = ray.wait(pending)
-            done[tasks[task]] = ray.get(task)
+            done[tasks[task]] = _result(task)
             on_progress(len(done), number)
-    except RayTaskError as error:
-        raise error.cause from None
     finally:
         for task in pending:
             ray.cancel(task)
@@ -241,5 +244,5 @@ def _make_shard(
         stores.write_private(*where)
     else:
         write = ray.remote(num_cpus=0)(stores.write_private).options(name="write", **write_on)
-        ray.get(write.remote(*where))
+        _result(write.remote(*where))
     return shard

@@ -15,8 +15,8 @@ from tiny_run import changed
 
 from daal.config import Config
 from daal.data.images import read
-from daal.data.sources import load_set
-from daal.errors import DataError
+from daal.data.sources import listing, load_set, roots_of
+from daal.errors import DataError, StorageError
 from pipelines.commands.run import ingest as command
 from pipelines.images import ingest as ingesting
 from pipelines.images import store as stores
@@ -101,6 +101,25 @@ def test_the_same_set_from_a_table_and_tars__the_same_images(
         other, _ = ingest(changed(tiny_config, *settings), "target")
         assert other.table == images.table and other.store.content == images.store.content
         assert other.store.folder != images.store.folder
+
+
+def test_a_shard_is_written_where_its_folder_is_seen(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path
+) -> None:
+    roots = roots_of(tiny_config.target)
+    listed = listing(roots, load_set(tiny_config.target))
+    write_on = {**ingesting._nodes_that_see("/"), "max_retries": 1}  # as of another node
+
+    def made(folder: str) -> stores.Shard:
+        return ingesting._result(
+            ingesting._make_shard.remote(roots, listed, (0, 3), folder, write_on, 0)
+        )
+
+    shard = made(str(tmp_path / "store"))
+    assert ingesting._whole_shards(str(tmp_path / "store")) == {0: shard} and shard.images == 3
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"^/.*/shard-00000\.arrow can't be written"):
+        made(str(tmp_path / "file" / "store"))
 
 
 def test_a_store_that_was_deleted__is_made_again_or_refused(
