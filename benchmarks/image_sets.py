@@ -5,8 +5,8 @@
 Each row has a figure, its baseline and their ratio. The baseline of reading is a plain loop in two
 processes that reads and checks the same files: of tars, each process goes through half of them. The
 driver's growth is of its largest resident memory, from 100,000 to 300,000 images, each in a fresh
-process that lists a folder, checks it, and makes the tables, labels and plan of a run. `--s3` reads the set
-from a server of moto, too, with real HTTP, and needs the package `moto[server]`.
+process that lists a folder, checks it, and makes the tables, labels and plan of a run. `--s3` reads
+the set from a server of moto, too, with real HTTP, and needs the package `moto[server]`.
 """
 
 import io
