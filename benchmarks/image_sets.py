@@ -5,8 +5,8 @@
 Each row has a figure, its baseline and their ratio. The baseline of reading is a plain loop in two
 processes that reads and checks the same files: of tars, each process goes through half of them. The
 driver's growth is of its largest resident memory, from 100,000 to 300,000 images, each in a fresh
-process that lists a folder and makes the tables, labels and plan of a run. `--s3` reads the set
-from a server of moto, too, with real HTTP.
+process that lists a folder, checks it, and makes the tables, labels and plan of a run. `--s3` reads
+the set from a server of moto, too, with real HTTP, and needs the package `moto[server]`.
 """
 
 import io
@@ -34,7 +34,9 @@ from benchmarks.s3_server import BUCKET, s3_server
 from benchmarks.small_run import scratch_folder
 from benchmarks.tables import parse, parser_of, tell
 from daal.data.images import checked, read
+from daal.data.layout_checks import check_names, passed_over
 from daal.data.plan import Plan
+from daal.data.sources import load_set
 from daal.load_config import load_config
 from pipelines.images import store as stores
 from pipelines.images.ingest import IMAGES_PER_SHARD, Images, ingest
@@ -85,6 +87,9 @@ def driver_bytes(folder: Path, number: int) -> int:
     ends = tuple(range(IMAGES_PER_SHARD, number + IMAGES_PER_SHARD, IMAGES_PER_SHARD))
     stores.opened = lambda store: (ImageStore(store, ends, "", ""), [])  # type: ignore[assignment]
     config = load_config(None, ["target.layout=folder", f"target.root={folder}", f"out={folder}"])
+    records = load_set(config.target)
+    check_names(records)
+    passed_over(folder, records)
     read_before, _ = ingest(config, "target")
     table = artefacts.read_table(artefacts.table_bytes(read_before.table)).combine_chunks()
     images = Images(table, read_before.store)

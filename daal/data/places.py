@@ -144,7 +144,7 @@ class Place:
     def _states_beside(self, names: pa.Array) -> dict[str, tuple[int, int]]:
         """States of all files in the folders of these, by name; ABSENT of any other."""
         folders = pc.unique(pc.replace_substring_regex(names, "/?[^/]*$", ""))
-        found: defaultdict[str, tuple[int, int]] = defaultdict(lambda: ABSENT)
+        found: dict[str, tuple[int, int]] = defaultdict(lambda: ABSENT)
         for folder in folders.to_pylist():
             inside = fs.FileSelector(self.path(folder or "."), allow_not_found=True)
             for info in self.filesystem.get_file_info(inside):

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -85,15 +86,22 @@ def _in_tasks(
 ) -> Iterator[pa.Table]:
     """As `map`, each call in a task."""
     call = _call.options(name="list", **options)
-    try:
+    with own_errors():
         yield from ray.get([call.remote(function, name) for name in names])
-    except RayTaskError as error:
-        raise error.cause from None
 
 
 @ray.remote(num_cpus=1)
 def _call(function: Callable[[str], pa.Table], name: str) -> pa.Table:
     return function(name)
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """What a task raised, without Ray's words."""
+    try:
+        yield
+    except RayTaskError as error:
+        raise error.cause from None
 
 
 def read_images(
@@ -209,18 +217,17 @@ def _make(
     number = len(bounds) - 1
     todo = [shard for shard in range(number) if shard not in done]
     on_progress(number - len(todo), number)
-    to_read, write_on = ray.put(listed), _nodes_that_see(folder)
-    make = partial(_make_shard, list(roots), to_read, bounds, folder, write_on)
-    rows = [{"shard": shard} for shard in todo]
-    ray.data.DataContext.get_current().raise_original_map_exception = True
-    dataset = ray.data.from_items(rows, override_num_blocks=max(1, len(todo)))
-    try:
-        for row in dataset.map(make, **_nodes_that_see(*roots)).iter_rows():
-            images, size, digest, bad = json.loads(row["found"])
-            done[row["shard"]] = Shard(images, size, digest, [(at, why) for at, why in bad])
-            on_progress(len(done), number)
-    except RayTaskError as error:
-        raise error.cause from None
+    if todo:
+        shared = ray.put(listed), bounds, folder, _nodes_that_see(folder)
+        ray.data.DataContext.get_current().raise_original_map_exception = True
+        rows = [{"shard": shard} for shard in todo]
+        dataset = ray.data.from_items(rows, override_num_blocks=len(todo)).map(
+            partial(_make_shard, list(roots), *shared), **_nodes_that_see(*roots)
+        )
+        with own_errors():
+            for row in dataset.iter_rows():
+                done[row["shard"]] = Shard.from_json(row["found"])
+                on_progress(len(done), number)
     return [done[shard] for shard in range(number)]
 
 
@@ -288,5 +295,6 @@ def _make_shard(
         stores.write_private(*where)
     else:
         write = ray.remote(num_cpus=0)(stores.write_private).options(name="write", **write_on)
-        ray.get(write.remote(*where))
+        with own_errors():
+            ray.get(write.remote(*where))
     return {**row, "found": json.dumps(shard)}

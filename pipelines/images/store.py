@@ -47,6 +47,11 @@ class Shard(NamedTuple):
     digest: str
     bad: list[Bad]
 
+    @classmethod
+    def from_json(cls, text: str) -> "Shard":
+        *others, bad = json.loads(text)
+        return cls(*others, [(row, reason) for row, reason in bad])
+
 
 @dataclass(frozen=True)
 class ImageStore:

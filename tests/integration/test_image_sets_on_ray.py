@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 from rich.console import Console
 from tiny_run import changed
 
 from daal.config import Config
 from daal.data.images import read
-from daal.data.sources import load_set
-from daal.errors import DataError
+from daal.data.sources import listing, load_set, roots_of
+from daal.errors import DataError, StorageError
 from pipelines.commands.run import ingest as command
 from pipelines.images import ingest as ingesting
 from pipelines.images import store as stores
@@ -108,7 +109,7 @@ def test_a_file_that_is_replaced_while_its_set_is_read__the_set_is_refused_and_r
 ) -> None:
     root = shutil.copytree(tiny_config.target.root, tmp_path / "set")
     config = changed(tiny_config, f"target.root={root}", f"store={tmp_path}/stores")
-    first, *_, last = (root / record.path for record in load_set(config.target))
+    first, *_, last = (root / path for path in load_set(config.target)["path"].to_pylist())
 
     def replace(done: int, of: int) -> None:
         if done == of - 1:  # the first image was read, the last perhaps
@@ -126,8 +127,7 @@ def test_a_file_that_is_gone_while_its_set_is_read__is_set_aside_until_it_is_bac
 ) -> None:
     root = shutil.copytree(tiny_config.target.root, tmp_path / "set")
     config = changed(tiny_config, f"target.root={root}", f"store={tmp_path}/stores")
-    *others, record = load_set(config.target)
-    path = record.path
+    *others, path = load_set(config.target)["path"].to_pylist()
 
     def remove(done: int, of: int) -> None:
         if done == 0:
@@ -142,6 +142,25 @@ def test_a_file_that_is_gone_while_its_set_is_read__is_set_aside_until_it_is_bac
     whole, aside = ingest(config, "target")
     assert len(whole.table) == len(others) + 1 and not len(aside)
     assert all_bytes(images) == all_bytes(whole)[:-1], "the store of a run was changed"
+
+
+def test_a_shard_is_written_where_its_folder_is_seen(
+    ray_cluster: None, tiny_config: Config, tmp_path: Path
+) -> None:
+    roots = roots_of(tiny_config.target)
+    listed = listing(roots, load_set(tiny_config.target))
+    write_on = {**ingesting._nodes_that_see("/"), "max_retries": 1}  # as of another node
+
+    def made(folder: str) -> stores.Shard:
+        row = {"shard": 0}
+        found = ingesting._make_shard(roots, ray.put(listed), [0, 3], folder, write_on, row)
+        return stores.Shard.from_json(found["found"])
+
+    shard = made(str(tmp_path / "store"))
+    assert ingesting._whole_shards(str(tmp_path / "store")) == {0: shard} and shard.images == 3
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"^/.*/shard-00000\.arrow can't be written"):
+        made(str(tmp_path / "file" / "store"))
 
 
 def test_a_store_that_was_deleted__is_made_again_or_refused(
