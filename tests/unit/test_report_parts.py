@@ -354,8 +354,8 @@ def test_features__in_blocks__or_in_one_file_as_of_release_0_1(run: RunFolder) -
     assert np.array_equal(features(run, model, rows), given.features_NC[rows])
     name = "iteration-02/features.parquet"
     pq.write_table(pq.read_table(folder), run.path(name))
-    line = {"stage": "iteration-02/extract", "files": {name: entry_of(run.read(name))}}
-    run.append("journal.jsonl", line)
+    line = next(line for line in run.journal() if line["stage"] == "iteration-02/extract")
+    run.append("journal.jsonl", line | {"files": {name: entry_of(run.read(name))}})
     shutil.rmtree(folder)
     older = RunFolder(run.base)
     assert np.array_equal(features(older, model, rows), given.features_NC[rows])
