@@ -49,8 +49,8 @@ class Shard(NamedTuple):
 
     @classmethod
     def from_json(cls, text: str) -> "Shard":
-        *others, bad = json.loads(text)
-        return cls(*others, [(row, reason) for row, reason in bad])
+        images, size, digest, bad = json.loads(text)
+        return cls(images, size, digest, [(row, reason) for row, reason in bad])
 
 
 @dataclass(frozen=True)

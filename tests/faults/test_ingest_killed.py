@@ -52,7 +52,7 @@ def test_killed_between_shards__none_that_was_whole_is_read_again(
     settings |= {"store": str(folder), "source": {}, "target": {"root": f"s3://{BUCKET}/people"}}
     settings["adapt"] |= {"batch_source": 0}
     recipe.write_text(yaml.safe_dump(settings))
-    paths = [record.path for record in load_set(tiny_config.target)]
+    paths = load_set(tiny_config.target)["path"].to_pylist()
     with ray_folder() as scratch:
         environment = without_ray() | {"RAY_TMPDIR": scratch, "HOME": scratch}
         environment |= {"RAY_AUTH_MODE": "disabled"}
