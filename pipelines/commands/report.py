@@ -11,6 +11,7 @@ from pipelines.show.console import errors, show
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipelines.report.page import Report
     from pipelines.run.folder import RunFolder
 
 REPORT = "report.html"  # in the run folder
@@ -52,11 +53,26 @@ def report(
 def leave_report(run: "RunFolder", note: "Callable[[str], None]") -> None:
     """Write the page into a finished run's folder. If it fails, a note says why."""
     try:
-        from pipelines.report.page import report as page_of
-
-        made = page_of(run)
+        made = _page_in_task(run)
         run.write(REPORT, made.html.encode())
         for failure in made.failures:
             note(f"not in {REPORT}: {failure}")
     except Exception as error:  # the run itself is finished
         note(f"no report was written ({first_line(error)}); daal report {run.uri} tries again.")
+
+
+def _page_in_task(run: "RunFolder") -> "Report":
+    """The page, made in a process whose memory is not the driver's, on this node: the folder may be
+    on its disk."""
+    import ray
+
+    from pipelines.report.page import report as page_of
+
+    if not ray.is_initialized():
+        return page_of(run)
+    from cluster.ray_run import result_of
+
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    task = ray.remote(num_cpus=0, label_selector=here)(page_of).options(name="report")
+    made: Report = result_of(task.remote(run))
+    return made
