@@ -5,7 +5,6 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,8 +46,7 @@ class Pair:
     target: Images
     labels: Labels
 
-    def plan(self, steps: int) -> Plan:
-        assert self.labels.pseudo_labels_N is not None
+    def plan(self, steps):
         rows = self.target.rows("train")
         source_rows = class_labels(self.source)[1]
         labels = self.labels.pseudo_labels_N[rows]
@@ -58,9 +56,7 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(
-    ray_cluster: None, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pair]:
+def pair(ray_cluster, tiny_world, tmp_path_factory):
     config = tiny(
         tiny_world, tmp_path_factory.mktemp("pair") / "run", "ray.num_workers=2",
         "network.attention.zero_init=false",
@@ -89,10 +85,9 @@ def pair(
 
 
 @pytest.mark.ray
-def test_two_workers__equal_one_process_on_the_same_batches(pair: Pair) -> None:
+def test_two_workers__equal_one_process_on_the_same_batches(pair):
     """DDP averages gradients, and BatchNorm is over both workers' 8 images: one batch of 16."""
     config, labels, fit = pair.config, pair.labels, pair.config.adapt
-    assert labels.features_NC is not None and labels.pseudo_labels_N is not None
     trained = pair.trainer.adapt(
         "ddp", 1, pair.source, pair.target,
         labels.features_NC, labels.pseudo_labels_N[:, None], start={},
@@ -122,10 +117,9 @@ def test_two_workers__equal_one_process_on_the_same_batches(pair: Pair) -> None:
 
 
 @pytest.mark.ray
-def test_one_rank_meets_a_nan__all_stop_before_the_weights_change(pair: Pair) -> None:
+def test_one_rank_meets_a_nan__all_stop_before_the_weights_change(pair):
     bad_step = 2
     plan = pair.plan(steps=4)
-    assert pair.labels.features_NC is not None
     features_NC = pair.labels.features_NC.copy()
     features_NC[plan.batch(bad_step).target[-1], 0] = math.nan  # of the step's last image: rank 1's
     labels = replace(pair.labels, features_NC=features_NC)
@@ -143,7 +137,7 @@ def test_one_rank_meets_a_nan__all_stop_before_the_weights_change(pair: Pair) ->
         assert not torch.equal(first, untrained[name]), "the good steps before it were made"
 
 
-def test_replay__names_the_layer_where_it_begins(tiny_config: Config, tmp_path: Path) -> None:
+def test_replay__names_the_layer_where_it_begins(tiny_config, tmp_path):
     labels = Labels(np.arange(2), 2, centroids_KC=np.eye(3, 512, dtype=np.float32))
     network = build_network(tiny_config, labels, {})
     with torch.no_grad():

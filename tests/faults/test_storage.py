@@ -2,14 +2,12 @@
 
 import io
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from daal import checkpoint
-from daal.config import Config
 from daal.errors import StorageError
 from pipelines.adapt import Adaptation
 from pipelines.run.folder import RunFolder
@@ -18,7 +16,7 @@ from pipelines.workers.session import ray_session
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path):
     """A disk of 8 MB, which can be made larger."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -33,8 +31,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_full_disk__keeps_what_was_finished_and_names_the_file(small_disk: Path) -> None:
-    def stage(folder: RunFolder, name: str, size: int) -> None:
+def test_a_full_disk__keeps_what_was_finished_and_names_the_file(small_disk):
+    def stage(folder, name, size):
         folder.once(name, [f"{name}.bin"], lambda: {f"{name}.bin": bytes(size)})
 
     folder = RunFolder(str(small_disk / "run"))
@@ -58,8 +56,8 @@ def test_a_full_disk__keeps_what_was_finished_and_names_the_file(small_disk: Pat
 @pytest.mark.ray
 @pytest.mark.nightly  # unit/test_checkpoint_writer.py has what it does in each worker
 def test_a_disk_that_fills_while_training__the_same_run_continues_once_there_is_room(
-    ray_cluster: None, tiny_config: Config, small_disk: Path
-) -> None:
+    ray_cluster, tiny_config, small_disk
+):
     config = tiny_config.model_copy(update={"out": str(small_disk / "run")})
     progress = Progress(console=Console(file=io.StringIO()))
     with ray_session(config.ray) as resources:

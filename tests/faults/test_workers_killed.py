@@ -2,20 +2,17 @@
 
 import io
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 from tiny_run import changed
 
-from daal.config import Config
-from pipelines.images.ingest import Images, ingest
+from pipelines.images.ingest import ingest
 from pipelines.images.pixels import Pixels
 from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
 from pipelines.training.fit import Trainer
-from pipelines.training.train_state import Weights
 from pipelines.workers.group import Workers
 from pipelines.workers.planned_faults import FAULTS
 from pipelines.workers.session import ray_session
@@ -59,12 +56,8 @@ BEYOND = [
     ],
 )  # fmt: skip
 def test_killed__the_bits_of_an_undisturbed_training(
-    ray_cluster: None,
-    tiny_config: Config,
-    monkeypatch: pytest.MonkeyPatch,
-    settings: list[str],
-    faults: list[dict[str, Any]],
-) -> None:
+    ray_cluster, tiny_config, monkeypatch, settings, faults
+):
     config = changed(
         tiny_config, "pretrain.epochs=3", "pretrain.batch_source=12", "pretrain.steps_per_epoch=6",
         "ray.data_cpus=1", *settings,
@@ -76,14 +69,12 @@ def test_killed__the_bits_of_an_undisturbed_training(
         assert tensor.tobytes() == interrupted[name].tobytes(), name
 
 
-def train_twice(
-    config: Config, monkeypatch: pytest.MonkeyPatch, faults: list[dict[str, Any]]
-) -> tuple[Weights, Weights]:
+def train_twice(config, monkeypatch, faults):
     """Undisturbed, and with the faults."""
     # Ray Train counts a checkpoint as made when its controller next looks, by default each 2 s.
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     monkeypatch.setenv(FAULTS, json.dumps([{"stage": "interrupted", **fault} for fault in faults]))
-    figures: list[dict] = []
+    figures = []
     progress = Progress(figures.append, Console(file=io.StringIO()))
     with ray_session(config.ray) as resources:
         images, _ = ingest(config, "target")
@@ -100,7 +91,7 @@ def train_twice(
     return undisturbed, interrupted
 
 
-def train(trainer: Trainer, stage: str, images: Images) -> Weights:
+def train(trainer, stage, images):
     """On the target's identities, or on drawn clusters where there is no source."""
     if not trainer.config.target_only:
         return trainer.supervised(stage, images)

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,22 +15,18 @@ import pytest
 
 from pipelines import cli
 
-Daal = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def data(tiny_world: Path) -> list[str]:
+def data(tiny_world):
     return [f"source.root={tiny_world}/source", f"target.root={tiny_world}/target"]
 
 
 @pytest.fixture
-def daal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Daal:
+def daal(tmp_path, monkeypatch, capsys):
     """The command in this process, in an empty folder: exit code, standard output and error."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["daal", *arguments])
         code = 0
         try:
@@ -44,7 +39,7 @@ def daal(
     return run
 
 
-def test_validate__counts_what_a_run_would_read(daal: Daal, data: list[str]) -> None:
+def test_validate__counts_what_a_run_would_read(daal, data):
     code, out, err = daal("validate", "demo", *data)
     assert code == 0, err
     rows = [re.findall(r"[\w,]+", line) for line in out.splitlines()]
@@ -53,7 +48,7 @@ def test_validate__counts_what_a_run_would_read(daal: Daal, data: list[str]) -> 
     assert "nothing was started" in out
 
 
-def test_dry_run__leaves_no_folder(daal: Daal, data: list[str], tmp_path: Path) -> None:
+def test_dry_run__leaves_no_folder(daal, data, tmp_path):
     code, out, _ = daal("adapt", "demo", *data, f"out={tmp_path}/run", "--dry-run", "--json")
     assert code == 0 and json.loads(out)["counts"]["source"]["train"] > 0
     assert not (tmp_path / "run").exists()
@@ -72,9 +67,7 @@ def test_dry_run__leaves_no_folder(daal: Daal, data: list[str], tmp_path: Path) 
         ("ablate table1 --data market=~/m --data duke=~/d", "root HOME/"),
     ],
 )
-def test_a_home_folder_that_no_shell_has_expanded(
-    daal: Daal, command: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_folder_that_no_shell_has_expanded(daal, command, says, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     code, _, err = daal(*command.split())
     said = err.replace(str(tmp_path / "home"), "HOME")
@@ -82,12 +75,12 @@ def test_a_home_folder_that_no_shell_has_expanded(
     assert not (tmp_path / "~").exists()
 
 
-def test_nothing_given__the_help_and_no_error(daal: Daal) -> None:
+def test_nothing_given__the_help_and_no_error(daal):
     code, out, err = daal("config")
     assert code == 2 and "Usage" in out and "error" not in err
 
 
-def test_completion__is_what_a_shell_can_take() -> None:
+def test_completion__is_what_a_shell_can_take():
     result = subprocess.run(
         [str(Path(sys.executable).with_name("daal"))],
         env={**os.environ, "_DAAL_COMPLETE": "complete_bash", "COMP_WORDS": "daal ad",
@@ -97,18 +90,18 @@ def test_completion__is_what_a_shell_can_take() -> None:
     assert result.stdout.split() == ["adapt"], result.stderr
 
 
-def test_ablate_dry_run__starts_nothing_and_draws_nothing(daal: Daal, tmp_path: Path) -> None:
+def test_ablate_dry_run__starts_nothing_and_draws_nothing(daal, tmp_path):
     code, out, _ = daal("ablate", "table4", "--seeds", "1", "--dry-run")
     assert code == 0 and len(out.splitlines()) == 9
     assert list(tmp_path.iterdir()) == []
 
 
-def test_config_show__is_the_whole_resolved_recipe(daal: Daal) -> None:
+def test_config_show__is_the_whole_resolved_recipe(daal):
     code, out, _ = daal("config", "show", "paper", "seed=5")
     assert code == 0 and "seed: 5" in out and "epsilon: 0.9" in out
 
 
-def test_version() -> None:
+def test_version():
     command = [sys.executable, "-m", "pipelines.cli", "--version"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout == f"daal {version('daal-reid')}\n"

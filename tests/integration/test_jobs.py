@@ -5,12 +5,11 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from heads import Head, free_port, ray_head
+from heads import free_port, ray_head
 from waiting import wait_until
 
 from daal.config import Config
@@ -22,7 +21,7 @@ WEIGHTS = "iteration-01/checkpoint/weights.safetensors"
 TOKEN = "0123456789abcdef" * 4
 
 
-def recipe_of(config: Config, out: Path) -> str:
+def recipe_of(config, out):
     """Its path; the run's folder is `out`."""
     recipe = out.with_suffix(".yaml")
     recipe.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +30,7 @@ def recipe_of(config: Config, out: Path) -> str:
     return str(recipe)
 
 
-def daal(head: Head, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+def daal(head, *arguments, token=TOKEN):
     return subprocess.run(
         [sys.executable, "-m", "daal", *arguments, f"--address={head.dashboard}"],
         capture_output=True, text=True,
@@ -40,7 +39,7 @@ def daal(head: Head, *arguments: str, token: str = TOKEN) -> subprocess.Complete
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+def head():
     with ray_head(TOKEN) as started:
         wait_until(lambda: daal(started, "status").returncode == 0, "the job API doesn't answer")
         yield started
@@ -49,11 +48,11 @@ def head() -> Iterator[Head]:
 class Watched(threading.Thread):
     """Names of our gauges seen on the metrics port until `stop` is called."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port):
         super().__init__(daemon=True)
         self.port, self.lines, self._stopped = port, set[str](), threading.Event()
 
-    def run(self) -> None:
+    def run(self):
         while not self._stopped.wait(1):
             request = urllib.request.Request(
                 f"http://127.0.0.1:{self.port}/metrics",
@@ -66,15 +65,13 @@ class Watched(threading.Thread):
                 continue
             self.lines |= {line for line in text.splitlines() if line.startswith("ray_daal_")}
 
-    def stop(self) -> None:
+    def stop(self):
         self._stopped.set()
         self.join()
 
 
 @pytest.mark.ray
-def test_a_run_is_submitted_followed_and_seen(
-    head: Head, tiny_config: Config, tmp_path: Path
-) -> None:
+def test_a_run_is_submitted_followed_and_seen(head, tiny_config, tmp_path):
     recipe = recipe_of(tiny_config, tmp_path / "runs/Tiny")
     watched = Watched(head.metrics_port)
     watched.start()
@@ -98,8 +95,8 @@ def test_a_run_is_submitted_followed_and_seen(
 @pytest.mark.ray
 @pytest.mark.nightly
 def test_a_name_submitted_again_continues_the_run__an_exit_code_is_the_run_s(
-    head: Head, tiny_config: Config, tmp_path: Path
-) -> None:
+    head, tiny_config, tmp_path
+):
     recipe = recipe_of(tiny_config, tmp_path / "runs/Twice")
     first = daal(head, "submit", recipe, "--ship-code", "--follow")
     assert first.returncode == 0, first.stdout + first.stderr
@@ -116,7 +113,7 @@ def test_a_name_submitted_again_continues_the_run__an_exit_code_is_the_run_s(
 
 
 @pytest.mark.ray
-def test_a_wrong_token_is_refused(head: Head) -> None:
+def test_a_wrong_token_is_refused(head):
     refused = daal(head, "status", token="f" * 64)
     assert refused.returncode == 6, refused.stdout + refused.stderr
     assert "refuses the token" in refused.stderr and "Traceback" not in refused.stderr
@@ -126,9 +123,7 @@ def test_a_wrong_token_is_refused(head: Head) -> None:
 
 @pytest.mark.ray
 @pytest.mark.nightly
-def test_two_runs_that_fit_only_one_at_a_time(
-    head: Head, two_workers: Config, tmp_path: Path
-) -> None:
+def test_two_runs_that_fit_only_one_at_a_time(head, two_workers, tmp_path):
     names = ["left", "right"]
     for name in names:
         submitted = daal(head, "submit", recipe_of(two_workers, tmp_path / name), "--ship-code")
@@ -144,14 +139,14 @@ def test_two_runs_that_fit_only_one_at_a_time(
 
 
 @pytest.mark.ray
-def test_the_shipped_settings_for_prometheus_find_the_node(head: Head) -> None:
+def test_the_shipped_settings_for_prometheus_find_the_node(head):
     config = yaml.safe_load((ROOT / "pipelines/deploy/prometheus.yml").read_text())
     (scraped,) = config["scrape_configs"]
     assert scraped["authorization"]["credentials_file"]
     (nodes,) = scraped["file_sd_configs"]
     listed = Path(head.folder, Path(nodes["files"][0]).name)
 
-    def is_listed() -> bool:  # by the node's address, whichever of the machine's that is
+    def is_listed():  # by the node's address, whichever of the machine's that is
         return listed.exists() and f':{head.metrics_port}"' in listed.read_text()
 
     wait_until(is_listed, "the node isn't listed")
@@ -160,7 +155,7 @@ def test_the_shipped_settings_for_prometheus_find_the_node(head: Head) -> None:
         assert it.status == 200
 
 
-def test_nobody_listens_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_listens_there(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     for name in ("RAY_API_SERVER_ADDRESS", "no_proxy"):
         monkeypatch.setenv(name, "")  # put back after the test
@@ -170,10 +165,10 @@ def test_nobody_listens_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../x", "A", "a b", "-a", "x" * 64, "a/b", "a\n"])
-def test_names_that_are_none(name: str) -> None:
+def test_names_that_are_none(name):
     with pytest.raises(ConfigError, match="can't name a run"):
         check_name(name)
 
 
-def test_the_default_name_is_the_folder_s() -> None:
+def test_the_default_name_is_the_folder_s():
     assert Config(out="s3://bucket/runs/Mine_2/").run_name == "mine_2"

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +20,7 @@ print([ray.get(ray.remote(num_cpus=0, num_gpus=n)(seen).remote()) for n in (0, 1
 pytestmark = pytest.mark.ray
 
 
-def last_line(*arguments: str, gpus: bool) -> str:
+def last_line(*arguments, gpus):
     """The last line that Python prints, in a process of its own, for clusters of its own."""
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     if gpus:  # Ray counts no more of them than this variable shows
@@ -33,7 +32,7 @@ def last_line(*arguments: str, gpus: bool) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def measure(benchmark: str, *arguments: str) -> list[dict[str, Any]]:
+def measure(benchmark, *arguments):
     """Rows of the benchmark's last table."""
     module = f"benchmarks.{benchmark}"
     line = last_line("-m", module, "--json", *arguments, gpus=benchmark == "logical_gpus")
@@ -43,15 +42,13 @@ def measure(benchmark: str, *arguments: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "layouts", [["4+2"], pytest.param(["8", "4+4", "8+1"], marks=pytest.mark.nightly)]
 )
-def test_workers_are_placed__one_on_each_gpu_of_every_node(layouts: list[str]) -> None:
+def test_workers_are_placed__one_on_each_gpu_of_every_node(layouts):
     assert [row["workers on nodes"] for row in measure("logical_gpus", *layouts)] == layouts
 
 
 @pytest.mark.nightly  # unit/test_jobs_on_gpus.py has the jobs of the workers
 @pytest.mark.parametrize("layout", ["1+1", "4+4", "8+1"])
-def test_two_iterations__a_worker_on_each_gpu_does_all_and_no_process_is_started_later(
-    layout: str,
-) -> None:
+def test_two_iterations__a_worker_on_each_gpu_does_all_and_no_process_is_started_later(layout):
     (row,) = measure("logical_gpus", "--run", layout)
     assert row["workers on nodes"] == layout and row["a GPU each"]
     assert row["same processes"], "the workers were restarted"
@@ -60,13 +57,13 @@ def test_two_iterations__a_worker_on_each_gpu_does_all_and_no_process_is_started
     assert 0 < row["mAP"] <= 1
 
 
-def test_a_task_without_a_gpu_sees_none() -> None:
+def test_a_task_without_a_gpu_sees_none():
     assert last_line("-c", SEEN, gpus=True) == "['', '0']"
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
-def test_one_to_four_nodes_give_the_same_bits__and_elastic_runs_continue_alone() -> None:
+def test_one_to_four_nodes_give_the_same_bits__and_elastic_runs_continue_alone():
     rows = {row["name"]: row for row in measure(
         "nodes", "--nodes", "1", "2", "4", "--lost", "--elastic"
     )}  # fmt: skip
@@ -81,7 +78,7 @@ def test_one_to_four_nodes_give_the_same_bits__and_elastic_runs_continue_alone()
 
 
 @pytest.mark.nightly
-def test_hosts_joined_by_a_network__the_same_bits_as_nodes_of_one_machine() -> None:
+def test_hosts_joined_by_a_network__the_same_bits_as_nodes_of_one_machine():
     if os.geteuid() != 0 or subprocess.run(["unshare", "-n", "true"], check=False).returncode:
         pytest.skip("network namespaces can't be made here (they need root)")
     (row,) = measure("hosts")

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -28,7 +27,7 @@ for camera_aware in (False, True):
 """
 
 
-def test_nothing_is_compiled_again(tmp_path: Path) -> None:
+def test_nothing_is_compiled_again(tmp_path):
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     for command in (["-m", "cluster.warm_up"], ["-c", LABELS]):
         before = set(tmp_path.rglob("*.nbc"))

@@ -5,8 +5,6 @@ Weights files (.pth, whole or in part a pickle): tests/unit/test_checkpoint.py.
 
 import os
 import pickle
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,19 +25,19 @@ from pipelines.run.folder import RunFolder
 class Payload:
     """Unpickled, it makes a file."""
 
-    def __init__(self, mark: Path) -> None:
+    def __init__(self, mark):
         self.mark = mark
 
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+    def __reduce__(self):
         return os.system, (f"touch '{self.mark}'",)
 
 
 @pytest.fixture
-def mark(tmp_path: Path) -> Path:
+def mark(tmp_path):
     return tmp_path / "mark"
 
 
-def read_features(path: Path) -> BaseException | None:
+def read_features(path):
     """What stops the commands that read a features file, if anything does."""
     arguments = (
         ["label", str(path), f"--out={path.parent}/labels.parquet"],
@@ -49,12 +47,12 @@ def read_features(path: Path) -> BaseException | None:
     return next((each.exception for each in results if each.exception), None)
 
 
-def test_the_payload_works(mark: Path) -> None:
+def test_the_payload_works(mark):
     pickle.loads(pickle.dumps(Payload(mark)))
     assert mark.exists()
 
 
-def test_s1_npy_of_objects(tmp_path: Path, mark: Path) -> None:
+def test_s1_npy_of_objects(tmp_path, mark):
     path = tmp_path / "features.npy"
     np.save(path, np.array([[Payload(mark)]], object), allow_pickle=True)
     assert isinstance(read_features(path), DataError)
@@ -69,7 +67,7 @@ def test_s1_npy_of_objects(tmp_path: Path, mark: Path) -> None:
         "arrow.py_extension_type",
     ],
 )  # fmt: skip
-def test_s3_arrow_types_that_some_releases_unpickle(tmp_path: Path, mark: Path, kind: str) -> None:
+def test_s3_arrow_types_that_some_releases_unpickle(tmp_path, mark, kind):
     # Ray 2.49-2.54 and pyarrow up to 14 ran what such metadata says as soon as a file was opened.
     payload = pickle.dumps(Payload(mark))
     storage = pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32()))
@@ -83,16 +81,14 @@ def test_s3_arrow_types_that_some_releases_unpickle(tmp_path: Path, mark: Path, 
     assert not mark.exists()
 
 
-def test_s1_a_journal_is_json_and_no_more(tmp_path: Path, mark: Path) -> None:
+def test_s1_a_journal_is_json_and_no_more(tmp_path, mark):
     run = RunFolder(str(tmp_path / "run"))
     lines = f'!!python/object/apply:os.system ["touch {mark}"]\nos.system("touch {mark}")\n'
     (tmp_path / "run/journal.jsonl").write_text(lines)
     assert run.journal() == [] and not mark.exists()
 
 
-def test_s1_imagenet_weights_in_the_cache(
-    tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_s1_imagenet_weights_in_the_cache(tmp_path, mark, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     url = torchvision.models.get_model_weights("resnet18").DEFAULT.url
     cached = tmp_path / "hub/checkpoints" / url.rpartition("/")[2]
@@ -104,6 +100,6 @@ def test_s1_imagenet_weights_in_the_cache(
 
 
 @pytest.mark.parametrize("out", ["http://127.0.0.1:9/run", "https://example.com/run", "ftp://h/r"])
-def test_s8_no_run_folder_is_fetched(out: str) -> None:
+def test_s8_no_run_folder_is_fetched(out):
     with pytest.raises(DaalError, match="can't be used as a run folder"):
         RunFolder(out)

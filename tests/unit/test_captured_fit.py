@@ -1,7 +1,6 @@
 """Which trainings are captured, and that a whole one gives what an eager one gives."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +9,7 @@ import ray.train
 import torch
 from recorded_graph import RecordedGraph
 from small_training import CPU, SMALL, kept_by, labels, same
-from torch import Tensor
 
-from daal.config import Config
 from daal.data.plan import Plan
 from daal.errors import ClusterError
 from daal.load_config import load_config
@@ -37,23 +34,19 @@ from pipelines.training.train_state import TrainState
         ("cpu", 1, [], False),
     ],
 )
-def test_which_workers_capture(
-    device: str, world_size: int, settings: list[str], captured: bool
-) -> None:
-    worker: Any = SimpleNamespace(device=torch.device(device), world_size=world_size)
+def test_which_workers_capture(device, world_size, settings, captured):
+    worker = SimpleNamespace(device=torch.device(device), world_size=world_size)
     assert is_captured(worker, load_config(None, settings)) == captured
 
 
-def test_a_capture_that_fails__is_noted_by_auto__and_ends_what_asked_for_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    said: list[dict[str, Any]] = []
+def test_a_capture_that_fails__is_noted_by_auto__and_ends_what_asked_for_it(monkeypatch):
+    said = []
     error = RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    def failed(config: Config) -> None:
+    def failed(config):
         worker = SimpleNamespace(log=said.append, device=CPU, world_size=1)
-        state: Any = SimpleNamespace(stage="pretrain", worker=worker, distributed=lambda: None)
-        step_function(state, None, config)  # type: ignore[arg-type]
+        state = SimpleNamespace(stage="pretrain", worker=worker, distributed=lambda: None)
+        step_function(state, None, config)
 
     monkeypatch.setattr(steps, "is_captured", lambda *_: True)
     monkeypatch.setattr(steps, "CudaGraph", lambda: RecordedGraph(list))
@@ -64,16 +57,14 @@ def test_a_capture_that_fails__is_noted_by_auto__and_ends_what_asked_for_it(
         failed(load_config(None, ["ray.cuda_graph=true", "ray.use_gpu=true"]))
 
 
-def fit_job(stage: str, config: Config, plan: Any = None, known: Any = None) -> FitJob:
-    everything_kept = ImageSource(None, (), np.arange(40))  # type: ignore[arg-type]
+def fit_job(stage, config, plan=None, known=None):
+    everything_kept = ImageSource(None, (), np.arange(40))
     stream = StreamSource(plan, everything_kept, everything_kept, config.input)
-    return FitJob(stage, config, config.adapt, 1, stream, known, {})  # type: ignore[arg-type]
+    return FitJob(stage, config, config.adapt, 1, stream, known, {})
 
 
 @pytest.mark.parametrize("settings", [[], ["accumulate=2", "adapt.teacher_momentum=0.9"]])
-def test_a_whole_fit__the_weights_and_checkpoints_of_an_eager_one(
-    settings: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_fit__the_weights_and_checkpoints_of_an_eager_one(settings, monkeypatch):
     """Three epochs of three steps, of which the first two are a warm-up."""
     config = load_config(
         RECIPES / "paper.yaml",
@@ -89,9 +80,7 @@ def test_a_whole_fit__the_weights_and_checkpoints_of_an_eager_one(
         assert [name for name, tensor in ours.items() if not same(tensor, theirs[name])] == []
 
 
-def run(
-    config: Config, captured: bool, monkeypatch: pytest.MonkeyPatch
-) -> tuple[list[dict[str, Tensor]], list[RecordedGraph]]:
+def run(config, captured, monkeypatch):
     """Its checkpoints, its weights at the end, and the graphs that it made."""
     draw, rows, fit = np.random.default_rng(0), np.arange(40), config.adapt
     images = torch.from_numpy(draw.integers(0, 256, (40, 32, 16, 3), np.uint8))
@@ -101,23 +90,23 @@ def run(
         steps_per_epoch=3,
         num_parts=config.accumulate,
     )
-    saved: list[dict[str, Tensor]] = []
-    graphs: list[RecordedGraph] = []
-    states: list[TrainState] = []
+    saved = []
+    graphs = []
+    states = []
     start, make_optimizer = TrainState.start, train_state.make_optimizer
 
-    def started(*given: Any) -> TrainState:
+    def started(*given):
         states.append(start(*given))
         return states[0]
 
-    def graph() -> RecordedGraph:
+    def graph():
         graphs.append(RecordedGraph(lambda: list(kept_by(states[0]).values())))
         return graphs[-1]
 
-    def begin(_: Any, step: int, tensors: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+    def begin(_, step, tensors, optimizer):
         saved.append({n: t.detach().clone() for n, t in (tensors | optimizer).items()})
 
-    worker: Any = SimpleNamespace(
+    worker = SimpleNamespace(
         rank=0, world_size=1, device=CPU, reach=lambda *_: None, log=lambda _: None,
         node_leaves=lambda: False,
     )  # fmt: skip

@@ -3,7 +3,6 @@
 import errno
 import shutil
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ class RayTrain:
     reports: list[Future[Any]] = field(default_factory=list)
     error: OSError | None = None
 
-    def report(self, metrics: dict[str, Any], **given: Any) -> None:
+    def report(self, metrics, **given):
         assert given["checkpoint_upload_mode"] is ray.train.CheckpointUploadMode.ASYNC
         assert given["delete_local_checkpoint_after_upload"] is False
         if "checkpoint" in given:
@@ -37,7 +36,7 @@ class RayTrain:
             write = given["checkpoint_upload_fn"]
             self.reports.append(self.thread.submit(write, given["checkpoint"], name))
 
-    def persist_current_checkpoint(self, local: Any, name: str) -> str:
+    def persist_current_checkpoint(self, local, name):
         assert self.goes_on.wait(10)
         if self.error:
             raise self.error
@@ -46,7 +45,7 @@ class RayTrain:
 
 
 @pytest.fixture
-def ray_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayTrain]:
+def ray_train(tmp_path, monkeypatch):
     found = RayTrain(tmp_path)
     monkeypatch.setattr(ray.train, "report", found.report)
     context = SimpleNamespace(get_storage=lambda: found)
@@ -56,17 +55,17 @@ def ray_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayTr
     found.thread.shutdown()
 
 
-def writer(rank: int = 0) -> CheckpointWriter:
-    reached: list[tuple[str, int, str]] = []
+def writer(rank=0):
+    reached = []
     worker = SimpleNamespace(rank=rank, world_size=2, reach=lambda *where: reached.append(where))
-    return CheckpointWriter("pretrain", worker)  # type: ignore[arg-type]
+    return CheckpointWriter("pretrain", worker)
 
 
-def state(value: float) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def state(value):
     return {"weight": torch.full((3,), value)}, {"weight.exp_avg": torch.full((3,), -value)}
 
 
-def test_a_checkpoint__is_of_the_moment_it_was_begun(ray_train: RayTrain) -> None:
+def test_a_checkpoint__is_of_the_moment_it_was_begun(ray_train):
     writes, (tensors, optimizer) = writer(), state(1.0)
     writes.begin(7, tensors, optimizer)
     for tensor in (*tensors.values(), *optimizer.values()):
@@ -81,7 +80,7 @@ def test_a_checkpoint__is_of_the_moment_it_was_begun(ray_train: RayTrain) -> Non
     assert metadata == {"stage": "pretrain", "next_step": 7}
 
 
-def test_the_next_one__waits_for_the_one_before(ray_train: RayTrain) -> None:
+def test_the_next_one__waits_for_the_one_before(ray_train):
     writes = writer()
     writes.begin(1, *state(1.0))
     second = threading.Thread(target=writes.begin, args=(2, *state(2.0)))
@@ -96,7 +95,7 @@ def test_the_next_one__waits_for_the_one_before(ray_train: RayTrain) -> None:
     ]  # fmt: skip
 
 
-def test_no_room__the_training_ends_before_ray_train_hears_of_it(ray_train: RayTrain) -> None:
+def test_no_room__the_training_ends_before_ray_train_hears_of_it(ray_train):
     ray_train.error = OSError(errno.ENOSPC, "No space left on device")
     writes = writer()
     writes.begin(1, *state(1.0))
@@ -111,7 +110,7 @@ def test_no_room__the_training_ends_before_ray_train_hears_of_it(ray_train: RayT
     assert not list(ray_train.folder.iterdir())
 
 
-def test_other_workers_write_nothing(ray_train: RayTrain) -> None:
+def test_other_workers_write_nothing(ray_train):
     writes = writer(rank=1)
     writes.begin(1, *state(1.0))
     writes.finish()

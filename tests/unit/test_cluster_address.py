@@ -14,7 +14,7 @@ from pipelines.workers.ray_environment import OWN_RAY, set_for_session
     [("", None), ("local", None), (" ", None), ("auto", "auto"), ("10.0.0.1:6379", "10.0.0.1:6379"),
      ("[fe80::1]:6379", "[fe80::1]:6379"), (" head:6379\n", "head:6379")],
 )  # fmt: skip
-def test_addresses(given: str, address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses(given, address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", given)
     assert cluster_address() == address
     # A Ray of one's own is started with its own variables, and no other is.
@@ -30,9 +30,7 @@ def test_addresses(given: str, address: str | None, monkeypatch: pytest.MonkeyPa
      ("localhost", r"has no port; give HOST:PORT.*localhost:6379"),
      ("10.0.0.1:", r"has no port.*10\.0\.0\.1:6379")],
 )  # fmt: skip
-def test_addresses_that_a_run_can_t_join_by(
-    given: str, why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_addresses_that_a_run_can_t_join_by(given, why, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", given)
     with pytest.raises(ClusterError, match=why):
         cluster_address()

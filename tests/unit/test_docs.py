@@ -5,7 +5,6 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ CAPTION = re.compile(r":caption: (\S+)\n\n")
 # The site
 
 
-def test_the_site_builds_without_a_warning_and_asks_no_network(tmp_path: Path) -> None:
+def test_the_site_builds_without_a_warning_and_asks_no_network(tmp_path):
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "--quiet"]
     built = subprocess.run(
         [*command, "-d", str(tmp_path / "read"), str(ROOT / "docs"), str(tmp_path / "site")],
@@ -50,8 +49,8 @@ def test_the_site_builds_without_a_warning_and_asks_no_network(tmp_path: Path) -
     "page", [p for p in PAGES if blocks(p, "python")], ids=lambda path: path.name
 )
 def test_python_blocks_run__one_after_the_other_and_without_ray(
-    page: Path, tiny_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    page, tiny_world, tmp_path, monkeypatch
+):
     (tmp_path / "images").symlink_to(tiny_world / "target" / "bounding_box_train")
     rng = np.random.default_rng(0)
     people_PD = rng.normal(size=(60, 32))
@@ -60,12 +59,12 @@ def test_python_blocks_run__one_after_the_other_and_without_ray(
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "ray", None)  # importing it fails
-    names: dict[str, Any] = {"__name__": "__main__"}
+    names = {"__name__": "__main__"}
     for code in blocks(page, "python"):
         exec(compile(code, str(page), "exec"), names)
 
 
-def test_the_scan_finds_python() -> None:
+def test_the_scan_finds_python():
     assert {"README.md", "library.md"} <= {page.name for page in PAGES if blocks(page, "python")}
 
 
@@ -73,7 +72,7 @@ def test_the_scan_finds_python() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_parse(page, tmp_path, monkeypatch):
     for info, code in FENCE.findall(text_of(page)):
         if info == "{code-block} yaml" and (caption := CAPTION.match(code)):
             (tmp_path / caption[1]).write_text(code[caption.end() :])
@@ -82,7 +81,7 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         check_line(line)
 
 
-def test_the_scan_finds_commands() -> None:
+def test_the_scan_finds_commands():
     num_daal = sum(
         bool(_of_daal(shlex.split(s, comments=True))) for p in PAGES for s in command_lines(p)
     )
@@ -97,12 +96,12 @@ def test_the_scan_finds_commands() -> None:
         "python -m benchmarks.nothing", "python -m benchmarks.training --faster",
     ],
 )  # fmt: skip
-def test_the_check_finds(line: str) -> None:
+def test_the_check_finds(line):
     with pytest.raises(Exception):  # noqa: B017  of Typer's, of ours, or an assertion
         check_line(line)
 
 
-def check_line(line: str) -> None:
+def check_line(line):
     """Parse a command as the program would, to the last setting; nothing is run."""
     words = [PLACEHOLDERS.get(word, word) for word in shlex.split(line, comments=True)]
     if arguments := _of_daal(words):
@@ -116,7 +115,7 @@ def check_line(line: str) -> None:
             assert [option for option in options if f'"{option}"' not in source] == [], line
 
 
-def _of_daal(words: list[str]) -> list[str]:
+def _of_daal(words):
     """From `daal` on, however it is called; empty if it isn't."""
     for at, word in enumerate(words):
         if word == "daal" or (at == 0 and Path(word).name == "daal"):
@@ -124,8 +123,8 @@ def _of_daal(words: list[str]) -> list[str]:
     return []
 
 
-def check_daal(arguments: list[str]) -> None:
-    command: Any = typer.main.get_command(cli.app)
+def check_daal(arguments):
+    command = typer.main.get_command(cli.app)
     if arguments == ["--help"]:
         return
     while hasattr(command, "commands"):

@@ -3,9 +3,7 @@
 import ast
 import pkgutil
 import re
-from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
 import pytest
 import typer
@@ -23,19 +21,19 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 
 
 @each_page
-def test_what_is_in_backticks_exists(page: Path) -> None:
+def test_what_is_in_backticks_exists(page):
     wrong = [span for span in spans(page) if not is_there(span)]
     assert wrong == [], "renamed, or misspelt"
 
 
-def test_the_look_up_finds() -> None:
+def test_the_look_up_finds():
     wrong = ["daal adopt", "cluster.epz=0.4", "daal.losses.no_loss", "tests/unit/test_none.py"]
     assert not any(map(is_there, wrong)) and not is_there("none.py")
     right = ["daal config show fast", "ray.*", "cluster.centroids.centroids", "plan.py"]
     assert all(map(is_there, right))
 
 
-def is_there(span: str) -> bool:
+def is_there(span):
     """Commands by their verb, keys, modules and what they define, files. All else passes."""
     if match := re.match(r"daal ([a-z]+)\b", span):
         return match[1] in typer.main.get_command(cli.app).commands
@@ -50,18 +48,18 @@ def is_there(span: str) -> bool:
 
 
 @cache
-def _sections() -> tuple[str, ...]:
+def _sections():
     sections = {key.partition(".")[0] for key in fields() if "." in key}
     return (*sorted(sections), "daal", "cluster", "pipelines", "benchmarks")
 
 
 @cache
-def _python_files() -> frozenset[str]:
+def _python_files():
     folders = ("daal", "cluster", "pipelines", "benchmarks", "tests", "docs")
     return frozenset(path.name for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
 
-def _resolves(name: str) -> bool:
+def _resolves(name):
     try:
         pkgutil.resolve_name(name)
     except (ImportError, AttributeError):
@@ -73,13 +71,13 @@ def _resolves(name: str) -> bool:
 
 
 @each_page
-def test_relative_links_lead_to_files(page: Path) -> None:
+def test_relative_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text_of(page))):
         if not re.match(r"[a-z]+:|#", target):
             assert (page.parent / target.partition("#")[0]).exists(), target
 
 
-def messages() -> Iterator[tuple[str, str | None]]:
+def messages():
     """Every text in the code, with an ellipsis for what is filled in, and whose error it is."""
     kinds = {kind.__name__ for kind in errors.DaalError.__subclasses__()}
     for package in ("daal", "cluster", "pipelines"):
@@ -99,9 +97,9 @@ def messages() -> Iterator[tuple[str, str | None]]:
                     yield node.value, raised.get(node)
 
 
-def test_troubleshooting_quotes_what_the_program_says() -> None:
+def test_troubleshooting_quotes_what_the_program_says():
     known = list(messages())
-    code: int | None = None
+    code = None
     num_quoted = 0
     for line in text_of(ROOT / "docs" / "troubleshooting.md").splitlines():
         if line.startswith("## "):
@@ -117,12 +115,12 @@ def test_troubleshooting_quotes_what_the_program_says() -> None:
     assert num_quoted > 50
 
 
-def test_monitoring_names_every_metric() -> None:
+def test_monitoring_names_every_metric():
     page = text_of(ROOT / "docs" / "monitoring.md")
     assert [name for name, _ in GAUGES.values() if f"`ray_{name}`" not in page] == []
 
 
-def test_recipes_page_has_every_recipe_and_suites_are_named() -> None:
+def test_recipes_page_has_every_recipe_and_suites_are_named():
     page, readme = text_of(ROOT / "docs" / "recipes.md"), text_of(ROOT / "README.md")
     for recipe in RECIPES.glob("*.yaml"):
         assert f"### {recipe.stem}\n" in page and f"`{recipe.stem}`" in readme

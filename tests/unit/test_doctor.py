@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -15,7 +14,7 @@ from daal.load_config import load_config
 from pipelines.doctor import checks, probes
 from pipelines.doctor.checks import Check, out_of_range, requirements
 
-TORCH: dict[str, Any] = {"version": "2.15.0", "cuda": "13.2", "weights": None,
+TORCH = {"version": "2.15.0", "cuda": "13.2", "weights": None,
                          "gpus": [["H200", 150 * 2**30]] * 2}  # fmt: skip
 DRIVER = [("H200", "590.10")] * 2
 LATE = {"late": "no answer within 90 s"}
@@ -23,7 +22,7 @@ REFUSED = {"refused": "too small.", "exit_code": 6}
 DISK = {"place": "/data", "free": 2e12}
 
 
-def seen(line: Check) -> tuple[str, int, str]:
+def seen(line):
     return line.status, line.exit_code, f"{line.name}: {line.found}; {line.remedy}"
 
 
@@ -39,15 +38,13 @@ def seen(line: Check) -> tuple[str, int, str]:
         ({"gpus": [], "cuda": None}, DRIVER, "", "missing", 0, "install a torch built for CUDA"),
     ],
 )
-def test_gpus(
-    changes: dict[str, Any], driver: Any, setting: str, status: str, code: int, said: str
-) -> None:
+def test_gpus(changes, driver, setting, status, code, said):
     config = load_config(None, [setting] if setting else [])
     (line,) = checks.check_gpus(TORCH | changes, driver, config)
     assert seen(line)[:2] == (status, code) and said in seen(line)[2]
 
 
-def test_on_a_cluster_other_machines_have_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cluster_other_machines_have_the_gpus(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "a:1")
     config = load_config(None, ["ray.use_gpu=true"])
     assert checks.exit_code([*checks.check_gpus(TORCH | {"gpus": []}, [], config)]) == 0
@@ -72,17 +69,17 @@ def test_on_a_cluster_other_machines_have_the_gpus(monkeypatch: pytest.MonkeyPat
         (lambda: checks.check_weights("/no/w.pth", None), "missing", 4, "network.weights"),
     ],
 )  # fmt: skip
-def test_a_line(line: Any, status: str, code: int, said: str) -> None:
+def test_a_line(line, status, code, said):
     made = line()
     found = seen(made if isinstance(made, Check) else list(made)[-1])
     assert found[:2] == (status, code) and said in found[2]
 
 
-def test_weights_that_nobody_could_look_for__no_line() -> None:
+def test_weights_that_nobody_could_look_for__no_line():
     assert list(checks.check_weights("imagenet", None)) == []
 
 
-def test_packages() -> None:
+def test_packages():
     needed = requirements()
     assert out_of_range(needed) == {} and "ray" in {each.name for each in needed}
     assert {each.name for each in requirements("export")} == {"onnx", "onnxruntime", "onnxscript"}
@@ -92,12 +89,10 @@ def test_packages() -> None:
     assert found["no-such-package>=2"] == "not installed"
 
 
-def test_a_login_in_the_uri_is_neither_printed_nor_passed_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[Any] = []
+def test_a_login_in_the_uri_is_neither_printed_nor_passed_on(monkeypatch):
+    asked = []
 
-    def ask_all(questions: dict[str, Any], tell: Any) -> dict[str, Any]:
+    def ask_all(questions, tell):
         asked.append(questions)
         return {name: {"version": "1"} for name in ("Ray", "cuML", "faiss")} | {"torch": TORCH}
 
@@ -120,21 +115,18 @@ def test_a_login_in_the_uri_is_neither_printed_nor_passed_on(
         ("import time\ntime.sleep(10_000)", 1, {"late": "no answer within 1 s"}),
     ],
 )
-def test_a_library_that_misbehaves(
-    code: str, seconds: float, answer: dict[str, str], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_a_library_that_misbehaves(code, seconds, answer, tmp_path, monkeypatch):
     (tmp_path / "strange.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setitem(probes.SECONDS, "import", seconds)
     monkeypatch.setattr(probes, "PATIENT_SECONDS", 0)
-    told: list[str] = []
+    told = []
     found = probes.ask_all({"strange": ("import", "strange")}, told.append)["strange"]
     assert found.keys() == answer.keys() and told[0].startswith("waiting for strange: large")
     assert all(found[key].startswith(value) for key, value in answer.items()), found
 
 
-def test_storage__leaves_no_file(tmp_path: Path) -> None:
+def test_storage__leaves_no_file(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/mine.txt").touch()
     for out in (tmp_path / "run", tmp_path / "a/b/c", f"file://{tmp_path}/d"):
@@ -149,7 +141,7 @@ def test_storage__leaves_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_cluster__joined_for_a_moment(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster__joined_for_a_moment(ray_cluster, monkeypatch):
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
@@ -173,14 +165,14 @@ main()
 """
 
 
-def daal(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def daal(*arguments, **environment):
     return subprocess.run(
         [sys.executable, "-c", DAAL, *arguments],
         capture_output=True, text=True, env={**os.environ, **environment},
     )  # fmt: skip
 
 
-def test_this_machine_through_the_command(tmp_path: Path) -> None:
+def test_this_machine_through_the_command(tmp_path):
     result = daal("doctor", f"out={tmp_path}/run", "network.weights=/no/w.pth", "--json")
     assert result.returncode == 4, result.stderr
     found = json.loads(result.stdout)
@@ -192,7 +184,7 @@ def test_this_machine_through_the_command(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cluster_that_is_not_there__exit_6_and_its_address(tmp_path: Path) -> None:
+def test_a_cluster_that_is_not_there__exit_6_and_its_address(tmp_path):
     result = daal("doctor", f"out={tmp_path}/run", RAY_ADDRESS="127.0.0.1:1")
     assert result.returncode == 6, result.stderr
     (line,) = (line for line in result.stdout.splitlines() if "127.0.0.1:1" in line)
@@ -204,7 +196,7 @@ def test_a_cluster_that_is_not_there__exit_6_and_its_address(tmp_path: Path) -> 
 # ---- Configurations ---------------------------------------------------------------------
 
 
-def test_config_schema__what_editors_check_recipes_with() -> None:
+def test_config_schema__what_editors_check_recipes_with():
     import jsonschema
     import yaml
 

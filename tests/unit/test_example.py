@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_algorithm_1(tmp_path: Path) -> None:
+def test_algorithm_1(tmp_path):
     command = [sys.executable, "examples/algorithm_1.py", "--iterations=1", f"--out={tmp_path}"]
     # With more threads than idle cores, they mostly wait for each other.
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

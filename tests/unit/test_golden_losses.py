@@ -13,24 +13,20 @@ it differs by 0.002 at most.
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from cluster.centroids import centroids
-from daal.config import Config, FitConfig
 from daal.data.augment import normalise
 from daal.data.images import decode
 from daal.data.layouts import load_records
 from daal.data.plan import Plan
 from daal.drawn.domains import draw_domains
 from daal.load_config import load_config
-from daal.nn.network import DaalNetwork
 from daal.nn.stripes import whole_and_stripes
 from daal.optimizer import make_optimizer, set_learning_rate
 from daal.precision import mixed_precision
@@ -51,19 +47,18 @@ CUT = [
     "pretrain.steps_per_epoch=3", "pretrain.optim.warmup_steps=2", "adapt.batch_target=8",
     "adapt.steps_per_epoch=3",
 ]  # fmt: skip
-Losses = list[dict[str, float]]
 NO_ROWS = np.empty(0, np.int64)
 
 
 @pytest.fixture(scope="module")
-def domains(tmp_path_factory: pytest.TempPathFactory) -> tuple["Domain", "Domain"]:
+def domains(tmp_path_factory):
     root = tmp_path_factory.mktemp("drawn")
     draw_domains(root, num_train_ids=5, num_test_ids=1, images_per_camera=2, size=(64, 32))
     return Domain(root / "source"), Domain(root / "target")
 
 
 @pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
+def same_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -71,7 +66,7 @@ def same_threads() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("recipe", shipped_names())
-def test_losses_of_a_recipe(recipe: str, domains: tuple["Domain", "Domain"]) -> None:
+def test_losses_of_a_recipe(recipe, domains):
     found = losses_of(recipe, *domains)
     file = GOLDEN / f"{recipe}.json"
     if os.environ.get("DAAL_WRITE_GOLDEN"):
@@ -82,7 +77,7 @@ def test_losses_of_a_recipe(recipe: str, domains: tuple["Domain", "Domain"]) -> 
             assert found[stage][step] == pytest.approx(terms, TOLERANCE, TOLERANCE), (stage, step)
 
 
-def losses_of(recipe: str, source: "Domain", target: "Domain") -> dict[str, Losses]:
+def losses_of(recipe, source, target):
     config = load_config(RECIPES / f"{recipe}.yaml", CUT)
     batch_source = min(4, config.adapt.batch_source)
     settings = [*CUT, f"adapt.batch_source={batch_source}"]
@@ -115,15 +110,7 @@ def losses_of(recipe: str, source: "Domain", target: "Domain") -> dict[str, Loss
     return {"pretrain": pretraining, "adapt": adaptation}
 
 
-def train(
-    config: Config,
-    fit: FitConfig,
-    iteration: int,
-    labels: Labels,
-    source: "Domain",
-    target: "Domain",
-    start: dict[str, NDArray[np.float32]],
-) -> tuple[DaalNetwork, Losses]:
+def train(config, fit, iteration, labels, source, target, start):
     """Five steps as `pipelines.training.train_loop` takes them on one worker."""
     clusters_N = NO_ROWS if labels.pseudo_labels_N is None else labels.pseudo_labels_N
     target_rows = np.flatnonzero(clusters_N >= 0)
@@ -170,12 +157,12 @@ def train(
 class Domain:
     """The training images of a drawn domain."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         records = [r for r in load_records("market1501", root) if r.split == "train"]
         files = [(root / record.path).read_bytes() for record in records]
         self.images_NHWC = np.stack([decode(data, 64, 32) for data in files])
         self.classes_N = np.unique([record.pid for record in records], return_inverse=True)[1]
         self.camids_N = np.array([record.camid for record in records])
 
-    def images_BCHW(self) -> torch.Tensor:
+    def images_BCHW(self):
         return torch.from_numpy(self.images_NHWC).permute(0, 3, 1, 2)

@@ -6,21 +6,16 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 from recorded_graph import RecordedGraph
-from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
-Run = Callable[..., int]
 
 
 @pytest.fixture
-def first(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def first(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks import gpu_first
 
@@ -28,10 +23,10 @@ def first(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def run(first: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+def run(first, monkeypatch, tmp_path):
     """Its exit code; what it found is in found.json."""
 
-    def run(*arguments: str) -> int:
+    def run(*arguments):
         out = ["--out", str(tmp_path / "found.json")]
         monkeypatch.setattr(sys, "argv", ["gpu_first.py", "--quick", "--json", *out, *arguments])
         with pytest.raises(SystemExit) as end:
@@ -41,7 +36,7 @@ def run(first: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> R
     return run
 
 
-def as_a_program(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def as_a_program(tmp_path, *arguments):
     return subprocess.run(
         [
             sys.executable, "-m", "benchmarks.gpu_first", "--quick", "--budget", "3600",
@@ -53,12 +48,12 @@ def as_a_program(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-def rows_of(found: dict[str, Any], section: str) -> dict[str, dict[str, Any]]:
+def rows_of(found, section):
     return {row["name"]: row for row in found["sections"][section]["rows"]}
 
 
 @pytest.mark.nightly
-def test_phases_one_and_two__every_section_has_its_rows(tmp_path: Path, first: ModuleType) -> None:
+def test_phases_one_and_two__every_section_has_its_rows(tmp_path, first):
     for phase in ("1", "2"):
         done = as_a_program(tmp_path, phase, "--json")
         assert done.returncode == 0, done.stderr
@@ -90,7 +85,7 @@ def test_phases_one_and_two__every_section_has_its_rows(tmp_path: Path, first: M
 
 @pytest.mark.nightly
 @pytest.mark.ray
-def test_phase_three__whole_runs(tmp_path: Path) -> None:
+def test_phase_three__whole_runs(tmp_path):
     done = as_a_program(tmp_path, "3")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
@@ -101,14 +96,12 @@ def test_phase_three__whole_runs(tmp_path: Path) -> None:
         assert rows[f"  {images} iteration-02/estimate"]["seconds"] > 0
 
 
-def test_a_check_that_fails__exit_status_and_a_sentence(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_check_that_fails__exit_status_and_a_sentence(run, monkeypatch, capfd):
     from benchmarks import gpu_checks
 
     monkeypatch.setattr(gpu_checks, "_group_error", lambda *_: 0.5)
 
-    def _broken(_: object) -> None:
+    def _broken(_):
         raise RuntimeError("no kernel for this device")
 
     checks = [gpu_checks._group_batch_norm, _broken, gpu_checks._left_out_step]
@@ -120,12 +113,10 @@ def test_a_check_that_fails__exit_status_and_a_sentence(
     assert any(text.startswith("WRONG: check: group batch norm") for text in found["decides"])
 
 
-def test_calls_write_into_one_file__and_what_is_missing_is_named(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_calls_write_into_one_file__and_what_is_missing_is_named(run, monkeypatch, tmp_path):
     from benchmarks import gpu_features, gpu_training
 
-    def half_done(bench: Any) -> None:
+    def half_done(bench):
         bench.add("evaluation of a few", seconds=1.0, ratio=2.0)
         raise ValueError("a kernel is missing")
 
@@ -151,22 +142,20 @@ def test_calls_write_into_one_file__and_what_is_missing_is_named(
     assert list(again) == list(sections) and "failed" not in again["evaluation"]
 
 
-def test_no_time_left__rows_say_so(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_time_left__rows_say_so(run, capfd):
     assert run("steps", "goal", "labels", "--budget", "0") == 0
     sections = json.loads(capfd.readouterr().out)["sections"]
     left_out = {row.get("left_out") for each in sections.values() for row in each["rows"]}
     assert left_out <= {"no time left", "a CUDA graph needs a GPU"} and "no time left" in left_out
 
 
-def test_the_captured_step_that_is_measured__trains_as_the_other_one(
-    first: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_captured_step_that_is_measured__trains_as_the_other_one(first, monkeypatch):
     from benchmarks import gpu_checks, gpu_training
 
     bench = first.Bench(Namespace(quick=True, points=None, json=True))
     plain, captured = (gpu_training.Ours(bench, bench.sizes.check) for _ in range(2))
 
-    def state() -> list[Tensor]:
+    def state():
         kept = captured.optimizer.state.values()
         momentum = [each["momentum_buffer"] for each in kept if "momentum_buffer" in each]
         return [*captured.network.state_dict().values(), *momentum, captured.diverged]
@@ -181,7 +170,7 @@ def test_the_captured_step_that_is_measured__trains_as_the_other_one(
     assert gpu_checks._same_bits(gpu_checks._state(plain), gpu_checks._state(captured))
 
 
-def section(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
+def section(*rows, **more):
     return {"device": "H200", "quick": False, "rows": list(rows), **more}
 
 
@@ -198,5 +187,5 @@ def section(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
         (section(device="cpu"), "On a CPU or with tiny sizes: it."),
     ],
 )  # fmt: skip
-def test_decisions(first: ModuleType, found: dict[str, Any], says: str) -> None:
+def test_decisions(first, found, says):
     assert says in "\n".join(first.decisions({"it": found}))

@@ -32,7 +32,7 @@ def test_what_is_seen():
     [([], "0 0"), (["-m", "gpu or not gpu"], "2 64")],
     ids=["ordinary", "asked for"],
 )
-def test_gpus_of_the_machine(given: list[str], seen: str, tmp_path: Path) -> None:
+def test_gpus_of_the_machine(given, seen, tmp_path):
     (tmp_path / "machine.py").write_text(MACHINE)
     (tmp_path / "test_inside.py").write_text(TEST)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}/tests:{ROOT}"}

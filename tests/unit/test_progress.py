@@ -15,11 +15,11 @@ TRAINING = {
 }  # fmt: skip
 
 
-def terminal() -> Console:
+def terminal():
     return Console(file=io.StringIO(), force_terminal=True, width=150, _environ={"TERM": "xterm"})
 
 
-def test_the_bar_says_how_far_a_stage_is() -> None:
+def test_the_bar_says_how_far_a_stage_is():
     console = terminal()
     progress = Progress(console=console)
     with progress.stage("iteration-01/train"):
@@ -37,7 +37,7 @@ def test_the_bar_says_how_far_a_stage_is() -> None:
 
 
 @pytest.mark.parametrize("ending", [None, RuntimeError, KeyboardInterrupt])
-def test_the_terminal_is_as_before__however_a_stage_ends(ending: type | None) -> None:
+def test_the_terminal_is_as_before__however_a_stage_ends(ending):
     console = terminal()
     progress = Progress(console=console)
     try:
@@ -52,7 +52,7 @@ def test_the_terminal_is_as_before__however_a_stage_ends(ending: type | None) ->
     assert output.index(HIDE) < output.index(SHOW)
 
 
-def test_no_terminal_control_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_terminal_control_where_there_is_no_terminal(monkeypatch):
     output, events, now = io.StringIO(), [], [100.0]
     monkeypatch.setattr(shown.time, "monotonic", lambda: now[0])
     progress = Progress(events.append, Console(file=output, width=200))
@@ -70,7 +70,7 @@ def test_no_terminal_control_where_there_is_no_terminal(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("console", [terminal(), Console(file=io.StringIO())])
-def test_quiet__notes_and_nothing_else(console: Console) -> None:
+def test_quiet__notes_and_nothing_else(console):
     progress = Progress(console=console, quiet=True)
     with progress.stage("pretrain/train"):
         progress.say("2 workers")

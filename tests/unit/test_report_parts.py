@@ -31,22 +31,22 @@ from pipelines.run.stages import iteration_stage
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def whole(tmp_path_factory):
     return drawn_run(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
-def run(whole: RunFolder, tmp_path: Path) -> RunFolder:
+def run(whole, tmp_path):
     """A copy that a test may damage."""
     shutil.copytree(whole.base, tmp_path / "run")
     return RunFolder(str(tmp_path / "run"))
 
 
-def missing(html: str) -> list[str]:
+def missing(html):
     return [" ".join(text.split()) for text in re.findall(r"Not shown: ([^<]*)", html)]
 
 
-def test_a_whole_run__every_part_is_shown(whole: RunFolder) -> None:
+def test_a_whole_run__every_part_is_shown(whole):
     made = report(whole)
     assert made.failures == [] and missing(made.html) == []
     scores = json.loads(whole.read("iteration-02/evaluation.json"))
@@ -58,7 +58,7 @@ def test_a_whole_run__every_part_is_shown(whole: RunFolder) -> None:
     assert "&lt;b&gt;merged&lt;/b&gt;" in made.html
 
 
-def test_figures_of_cameras__and_labels_of_release_0_1_without_them(run: RunFolder) -> None:
+def test_figures_of_cameras__and_labels_of_release_0_1_without_them(run):
     assert "Clusters and cameras" in report(run).html
     file = "iteration-02/clusters.json"
     figures = json.loads(run.read(file))
@@ -85,9 +85,7 @@ def test_figures_of_cameras__and_labels_of_release_0_1_without_them(run: RunFold
         ("metrics.jsonl", "metrics.jsonl has no training step", 1),
     ],
 )
-def test_what_is_gone__is_said_in_its_place(
-    run: RunFolder, gone: str, said: str, times: int
-) -> None:
+def test_what_is_gone__is_said_in_its_place(run, gone, said, times):
     path = Path(run.path(gone))
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     made = report(run)
@@ -100,7 +98,7 @@ def test_what_is_gone__is_said_in_its_place(
     assert f"{100 * scores['map']:.1f}" in made.html
 
 
-def test_a_damaged_file__takes_only_its_own_part_along(run: RunFolder) -> None:
+def test_a_damaged_file__takes_only_its_own_part_along(run):
     for name in ("iteration-02/features.parquet", "images/source.parquet"):
         path = Path(run.path(name))
         path.write_bytes(path.read_bytes()[:-100])
@@ -110,7 +108,7 @@ def test_a_damaged_file__takes_only_its_own_part_along(run: RunFolder) -> None:
     assert not any("target could not" in failure for failure in made.failures)
 
 
-def test_unfinished__is_said_first(run: RunFolder) -> None:
+def test_unfinished__is_said_first(run):
     Path(run.path("summary.json")).unlink()
     lines = run.read("journal.jsonl").decode().splitlines(keepends=True)
     place = next(i for i, line in enumerate(lines) if '"iteration-02/extract"' in line)
@@ -125,7 +123,7 @@ def test_unfinished__is_said_first(run: RunFolder) -> None:
     assert "Scored so far: direct transfer" in html and "supervised bound" not in html.lower()
 
 
-def test_without_a_test_split__a_source__attention(tmp_path: Path) -> None:
+def test_without_a_test_split__a_source__attention(tmp_path):
     settings = ('source.root=""', "adapt.batch_source=0", "network.attention.mode=none")
     run = drawn_run(tmp_path, *settings, iterations=1)
     for stage in ("pretrain", "iteration-01", "supervised"):
@@ -139,7 +137,7 @@ def test_without_a_test_split__a_source__attention(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["residual", "independent"])
-def test_attention_maps__one_and_its_rest__or_two_of_their_own(mode: str) -> None:
+def test_attention_maps__one_and_its_rest__or_two_of_their_own(mode):
     network = DaalNetwork(
         NetworkConfig.model_validate({
             "backbone": "resnet18", "weights": "none",
@@ -163,16 +161,14 @@ def test_attention_maps__one_and_its_rest__or_two_of_their_own(mode: str) -> Non
         ("metrics.jsonl", '{"loss": 3, "stage": []}\n'),
     ],
 )
-def test_small_files_that_say_nonsense__are_refused_in_a_sentence(
-    run: RunFolder, file: str, content: str
-) -> None:
+def test_small_files_that_say_nonsense__are_refused_in_a_sentence(run, file, content):
     run.write(file, content.encode())
     with pytest.raises(DataError, match="damaged or of another version"):
         report(run)
 
 
-def test_leave_report__never_fails(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    notes: list[str] = []
+def test_leave_report__never_fails(run, monkeypatch):
+    notes = []
     leave_report(run, notes.append)
     assert notes == [] and run.read("report.html").startswith(b"<!DOCTYPE html>")
     Path(run.path("report.html")).unlink()
@@ -182,7 +178,7 @@ def test_leave_report__never_fails(run: RunFolder, monkeypatch: pytest.MonkeyPat
     assert not run.exists("report.html")
 
 
-def test_command__writes_into_the_run_or_to_out(run: RunFolder, tmp_path: Path) -> None:
+def test_command__writes_into_the_run_or_to_out(run, tmp_path):
     result = CliRunner().invoke(app, ["report", run.uri])
     assert result.exit_code == 0 and f"{run.uri}/report.html" in result.stderr
     assert b"What to be careful about" in run.read("report.html")
@@ -195,9 +191,7 @@ def test_command__writes_into_the_run_or_to_out(run: RunFolder, tmp_path: Path) 
     assert result.exit_code == 0 and "these runs have the same settings" in out.read_text()
 
 
-def test_comparison__names_that_tell_apart__differences_only__other_data(
-    whole: RunFolder, tmp_path: Path
-) -> None:
+def test_comparison__names_that_tell_apart__differences_only__other_data(whole, tmp_path):
     other = drawn_run(tmp_path, "cluster.eps=0.7", iterations=1)
     html = comparison([whole, other]).html
     assert "cluster.eps" in html and ">0.7<" in html and "network.backbone" not in html
@@ -213,10 +207,10 @@ def test_comparison__names_that_tell_apart__differences_only__other_data(
     assert "did not read the same target images" in html and "ray.num_workers" not in html
 
 
-def test_a_last_labelling__counts_until_the_run_is_given_more_iterations(run: RunFolder) -> None:
+def test_a_last_labelling__counts_until_the_run_is_given_more_iterations(run):
     clusters = json.loads(run.read("iteration-02/clusters.json"))
 
-    def finish(stage: str) -> list[str]:
+    def finish(stage):
         run.write(f"{stage}/clusters.json", json.dumps(clusters).encode())
         run.append("journal.jsonl", {"stage": f"{stage}/estimate", "seconds": 1, "files": {}})
         return [stage.name for stage in read_facts(run).labellings]
@@ -227,7 +221,7 @@ def test_a_last_labelling__counts_until_the_run_is_given_more_iterations(run: Ru
     assert finish("final") == [*made, "iteration-03", "final"]
 
 
-def test_trained_on_other_workers__is_a_doubt(run: RunFolder) -> None:
+def test_trained_on_other_workers__is_a_doubt(run):
     assert "Trained on" not in " ".join(doubts(read_facts(run)))
     for stage, workers in (("pretrain", 2), ("iteration-01", 2), ("iteration-02", 1)):
         line = {"workers": workers, "device": "CPU", "seconds": 1, "files": {}}
@@ -237,8 +231,8 @@ def test_trained_on_other_workers__is_a_doubt(run: RunFolder) -> None:
     )
 
 
-def test_training_curves__steps_made_twice_count_once() -> None:
-    def event(stage: str, step: int, **loss: float) -> dict:
+def test_training_curves__steps_made_twice_count_once():
+    def event(stage, step, **loss):
         return {"stage": stage, "epoch": 1, "epochs": 1, "step": step, "steps": 4, "loss": loss,
                 "lr": 0.1, "images_per_s": 50.0}  # fmt: skip
 
@@ -254,7 +248,7 @@ def test_training_curves__steps_made_twice_count_once() -> None:
     assert 300 < len(training_curves(many)[0]["source"][0]) <= 400
 
 
-def test_times__the_last_making_counts() -> None:
+def test_times__the_last_making_counts():
     seconds = {"ingest/source": 1, "pretrain/train": 50, "iteration-01/train": 25,
                "supervised/train": 5, "pretrain/extract": 2}  # fmt: skip
     made_twice = {"stage": "pretrain/train", "seconds": 100}
@@ -266,7 +260,7 @@ def test_times__the_last_making_counts() -> None:
     assert [duration(s) for s in (3.21, 61, 3725)] == ["3.2 s", "1 min 01 s", "1 h 02 min"]
 
 
-def test_interval__is_over_people_and_not_over_queries() -> None:
+def test_interval__is_over_people_and_not_over_queries():
     rng = np.random.default_rng(0)
     people = np.repeat(np.arange(20), 50)
     good = np.repeat(rng.random(20) < 0.5, 50).astype(float)  # a person's queries all do as well
@@ -277,7 +271,7 @@ def test_interval__is_over_people_and_not_over_queries() -> None:
     assert interval(np.ones(6), np.array([1, 1, 2, 2, 3, 3]), seed=0) == (1.0, 1.0)
 
 
-def test_choose_queries__the_worst_of_different_people() -> None:
+def test_choose_queries__the_worst_of_different_people():
     ap = np.array([0.1, 0.11, np.nan, 0.2, 0.9, 0.5, 0.6, 0.7, 0.8, 0.4])
     pids = np.array([1, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     worst, typical = choose_queries(ap, pids)
@@ -286,7 +280,7 @@ def test_choose_queries__the_worst_of_different_people() -> None:
     assert choose_queries(ap[:1], pids[:1]) == ([0], [])
 
 
-def test_rank_lists__are_those_of_the_scores(whole: RunFolder) -> None:
+def test_rank_lists__are_those_of_the_scores(whole):
     model = iteration_stage(1)
     found = retrieval(whole, read_facts(whole).config, model)
     about = columns(whole, model.file("features.parquet"), ("split", "pid", "camid", "path"))
@@ -315,7 +309,7 @@ def test_rank_lists__are_those_of_the_scores(whole: RunFolder) -> None:
     assert low <= scored.map <= high and "rank1_gain" in found.intervals
 
 
-def test_clusters__purity_by_counting(whole: RunFolder) -> None:
+def test_clusters__purity_by_counting(whole):
     found = clusters(whole, read_facts(whole))
     pids = columns(whole, "images/target.parquet", ["pid"])["pid"]
     name = "pseudo_label"
@@ -331,9 +325,7 @@ def test_clusters__purity_by_counting(whole: RunFolder) -> None:
         assert {photo.kind for photo in cluster.photos} <= {"right", "wrong"}
 
 
-def test_feature_map__outliers_are_crosses__the_source_is_only_in_its_own_plot(
-    whole: RunFolder,
-) -> None:
+def test_feature_map__outliers_are_crosses__the_source_is_only_in_its_own_plot(whole):
     facts = read_facts(whole)
     model = TrainedModel(facts.config, DaalNetwork(facts.config.network).state_dict())
     found = feature_map(whole, facts, iteration_stage(2), model)

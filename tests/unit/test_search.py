@@ -4,8 +4,6 @@ wrong input is in tests/faults/bad_verbs.py."""
 import json
 import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +29,7 @@ SETTINGS = ["input.height=32", "input.width=16", "network.backbone=resnet18",
 ODD_NAME = "[red]$x$ \u732b\n.jpg"
 
 
-def picture(path: Path, seed: int) -> Path:
+def picture(path, seed):
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 2, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((20, 40), Image.Resampling.BILINEAR)
@@ -39,7 +37,7 @@ def picture(path: Path, seed: int) -> Path:
     return path
 
 
-def saved(folder: Path, seed: int = 0) -> Path:
+def saved(folder, seed=0):
     config = load_config(None, SETTINGS)
     torch.manual_seed(seed)
     network = DaalNetwork(config.network, 3)
@@ -48,12 +46,12 @@ def saved(folder: Path, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return saved(tmp_path_factory.mktemp("run") / "checkpoint")
 
 
 @pytest.fixture(scope="module")
-def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gallery(tmp_path_factory):
     """Images of any names, in folders; and much that is none."""
     root = tmp_path_factory.mktemp("gallery")
     for number in range(8):
@@ -71,8 +69,8 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def daal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable:
-    def run(*arguments: object) -> tuple[int, str, str]:
+def daal(monkeypatch, capsys):
+    def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["daal", *map(str, arguments)])
         code = 0
         try:
@@ -86,14 +84,14 @@ def daal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-def brute_force(query_C: np.ndarray, gallery_NC: np.ndarray, k: int) -> tuple:
+def brute_force(query_C, gallery_NC, k):
     sq = np.square(gallery_NC.astype(np.float64) - query_C.astype(np.float64)).sum(1)
     order = np.lexsort((np.arange(len(sq)), sq))[:k]
     return order.tolist(), sq[order].tolist()
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e30])
-def test_nearest__as_brute_force__copies_in_the_order_of_rows(scale: float) -> None:
+def test_nearest__as_brute_force__copies_in_the_order_of_rows(scale):
     features = (np.random.default_rng(0).standard_normal((3_000, 8)) * scale).astype(np.float32)
     features[42] = features[2_000] = features[2_999]
     for k in (3, 20_000):
@@ -102,9 +100,7 @@ def test_nearest__as_brute_force__copies_in_the_order_of_rows(scale: float) -> N
         assert rows[:3].tolist() == [42, 2_000, 2_999]
 
 
-def test_any_folder__what_brute_force_finds(
-    model: Path, gallery: Path, tmp_path: Path, daal: Callable
-) -> None:
+def test_any_folder__what_brute_force_finds(model, gallery, tmp_path, daal):
     query = picture(tmp_path / "query.jpg", 3)
     code, out, err = daal("search", model, query, gallery, "--json", "--top", 4)
     assert code == 0, err
@@ -126,7 +122,7 @@ def test_any_folder__what_brute_force_finds(
     assert "left out: empty.png: the file is empty" in err
 
 
-def test_the_query_itself_is_no_match(model: Path, gallery: Path, daal: Callable) -> None:
+def test_the_query_itself_is_no_match(model, gallery, daal):
     query = gallery / "shots/day 1/3.jpg"
     found = json.loads(daal("search", model, query, gallery, "--json", "--top", 1000)[1])
     paths = [match["path"] for match in found["matches"]]
@@ -134,9 +130,7 @@ def test_the_query_itself_is_no_match(model: Path, gallery: Path, daal: Callable
 
 
 @pytest.mark.parametrize("format", ["png", "svg"])
-def test_a_picture_with_plain_names(
-    model: Path, gallery: Path, tmp_path: Path, daal: Callable, format: str
-) -> None:
+def test_a_picture_with_plain_names(model, gallery, tmp_path, daal, format):
     out = tmp_path / f"matches.{format}"
     query = picture(tmp_path / "quer$y$.jpg", 8)
     code, table, err = daal("search", model, query, gallery, "--top", 12, "--out", out)
@@ -151,12 +145,12 @@ def test_a_picture_with_plain_names(
         assert "\u732b" not in out.read_text() and "<image" in out.read_text()
 
 
-def extracted(model: Path, root: Path, names: list[str]) -> np.ndarray:
+def extracted(model, root, names):
     pixels = [decode((root / name).read_bytes(), 32, 16) for name in names]
     return load_trained(model)(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)).numpy()
 
 
-def test_a_features_file__its_gallery(model: Path, gallery: Path, tmp_path: Path, daal: Callable):
+def test_a_features_file__its_gallery(model, gallery, tmp_path, daal):
     names = [f"shots/day {n % 2}/{n}.jpg" for n in range(8)]
     splits = ["train"] * 2 + ["gallery"] * 6
     file, feature = tmp_path / "f.parquet", extracted(model, gallery, names).tolist()
@@ -175,9 +169,7 @@ def test_a_features_file__its_gallery(model: Path, gallery: Path, tmp_path: Path
     assert same["distance"] == pytest.approx(matches[0]["distance"], abs=1e-5)
 
 
-def test_a_features_file__nothing_outside_the_gallery_is_opened(
-    model: Path, gallery: Path, tmp_path: Path, daal: Callable
-) -> None:
+def test_a_features_file__nothing_outside_the_gallery_is_opened(model, gallery, tmp_path, daal):
     outside = os.path.relpath(gallery.parent / "outside/1.jpg", gallery)
     names = [outside, "/etc/passwd", "a\0b", "link.jpg"]
     file = tmp_path / "f.parquet"
@@ -187,9 +179,7 @@ def test_a_features_file__nothing_outside_the_gallery_is_opened(
     assert code == 3 and "are not in" in err
 
 
-def test_a_data_set__its_gallery_split_and_pids(
-    model: Path, tiny_world: Path, daal: Callable
-) -> None:
+def test_a_data_set__its_gallery_split_and_pids(model, tiny_world, daal):
     root = tiny_world / "target"
     query = sorted((root / "query").iterdir())[0]
     code, out, err = daal("search", model, query, root, "--layout", "market1501", "--json")
@@ -202,7 +192,7 @@ def test_a_data_set__its_gallery_split_and_pids(
     )  # fmt: skip
 
 
-def test_which_checkpoint_of_a_run(tmp_path: Path) -> None:
+def test_which_checkpoint_of_a_run(tmp_path):
     run = RunFolder(str(tmp_path / "run"))
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
         with checkpoint_of(run.uri) as (folder, _):
@@ -217,7 +207,7 @@ def test_which_checkpoint_of_a_run(tmp_path: Path) -> None:
         first_layers[stage] = checkpoint.load(folder)[0]["backbone.conv1.weight"]
         run.append("journal.jsonl", {"stage": f"{stage}/train", "files": {}})
 
-    def chosen(where: str) -> str:
+    def chosen(where):
         with checkpoint_of(where) as (folder, _):
             found = checkpoint.load(folder)[0]["backbone.conv1.weight"]
         (stage,) = (stage for stage, layer in first_layers.items() if torch.equal(layer, found))

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import joblib
-import pytest
 
 from daal.available_cpus import available_cpus
 from daal.config import RayConfig
@@ -24,7 +23,7 @@ This process on 127.0.0.1 was started with:
 """
 
 
-def test_importing_pipelines_sets_no_variable() -> None:
+def test_importing_pipelines_sets_no_variable():
     code = (
         "import os, pipelines.report.page, pipelines.workers.session, pipelines.adapt\n"
         "from pipelines.workers.ray_environment import ALWAYS, OWN_RAY\n"
@@ -37,9 +36,7 @@ def test_importing_pipelines_sets_no_variable() -> None:
     assert done.stdout == "set()\n", done.stderr
 
 
-def test_a_relative_place_of_the_token__is_of_the_users_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_place_of_the_token__is_of_the_users_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "secrets/token")
@@ -52,7 +49,7 @@ def test_a_relative_place_of_the_token__is_of_the_users_folder(
     assert given == [str(tmp_path / "secrets/token")] and Path(given[0]).is_file()
 
 
-def test_variables_of_workers__as_the_user_has_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_workers__as_the_user_has_set_them(monkeypatch):
     for name in worker_variables(deterministic=True):
         monkeypatch.delenv(name, raising=False)
     assert worker_variables(deterministic=False)["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_BF16"
@@ -62,14 +59,14 @@ def test_variables_of_workers__as_the_user_has_set_them(monkeypatch: pytest.Monk
     assert worker_variables(deterministic=True)["NCCL_ALGO"] == "Tree"
 
 
-def test_other_versions__in_one_line() -> None:
+def test_other_versions__in_one_line():
     said = reason(RuntimeError(MISMATCH))
     assert "\n" not in said and "RAY_AUTH" not in said
     assert "Ray: 2.50.0" in said and "Python: 3.11.7" in said
     assert "RAY_ADDRESS" in reason(RuntimeError("first\n    second"))
 
 
-def test_cpus__those_of_the_affinity_and_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpus__those_of_the_affinity_and_of_slurm(monkeypatch):
     monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
     before = os.sched_getaffinity(0)
     monkeypatch.setattr(os, "cpu_count", lambda: 128)  # what a big shared node has

@@ -15,7 +15,7 @@ from daal.step import TrainBatch, _loss_terms
 CONFIG = NetworkConfig(backbone="resnet18", weights="none", stripes=2)
 
 
-def test_stripes_are_the_rows_of_the_map_from_top_to_bottom() -> None:
+def test_stripes_are_the_rows_of_the_map_from_top_to_bottom():
     features = torch.arange(2 * 3 * 5 * 2, dtype=torch.float32).reshape(2, 3, 5, 2)
     found = pool_stripes(lambda part: part.mean(dim=(2, 3)), features, 2)
     assert found.shape == (2, 2, 3)
@@ -23,7 +23,7 @@ def test_stripes_are_the_rows_of_the_map_from_top_to_bottom() -> None:
     assert torch.equal(found[:, 1], features[:, :, 3:].mean(dim=(2, 3)))
 
 
-def test_extracted_features_hold_the_whole_body_and_each_half() -> None:
+def test_extracted_features_hold_the_whole_body_and_each_half():
     torch.manual_seed(0)
     network = DaalNetwork(CONFIG).eval()
     images = torch.randn(3, 3, 64, 32)
@@ -40,7 +40,7 @@ def test_extracted_features_hold_the_whole_body_and_each_half() -> None:
     assert whole_and_stripes(parts[0], 0)[0] is parts[0]
 
 
-def test_triplets_are_of_the_whole_body_and_of_each_stripe_with_its_labels() -> None:
+def test_triplets_are_of_the_whole_body_and_of_each_stripe_with_its_labels():
     torch.manual_seed(0)
     network = DaalNetwork(CONFIG, 0, 2).train()
     images = torch.randn(8, 3, 64, 32)

@@ -1,9 +1,7 @@
 """Which checkpoint a training resumes from, and what it says of one that is damaged."""
 
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import ray.train
@@ -14,15 +12,15 @@ from pipelines.training.train_state import _last_checkpoint
 
 
 @pytest.fixture
-def worker() -> Any:
-    said: list[dict[str, Any]] = []
+def worker():
+    said = []
     return SimpleNamespace(
         world_size=1, device=torch.device("cpu"), log=said.append, said=said, rank=0
     )
 
 
 @pytest.fixture
-def reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def reported(tmp_path, monkeypatch):
     """A checkpoint that Ray Train names: of the stage pretrain, after its third step."""
     folder = tmp_path / "checkpoint"
     checkpoint.save(
@@ -34,21 +32,21 @@ def reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_of_this_training(worker: Any, reported: Path) -> None:
+def test_of_this_training(worker, reported):
     saved = _last_checkpoint("pretrain", worker)
     assert saved is not None and saved[2] == 3
     assert saved[0]["weight"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("is_deleted", [False, True])
-def test_of_another_one__nothing_is_said(worker: Any, reported: Path, is_deleted: bool) -> None:
+def test_of_another_one__nothing_is_said(worker, reported, is_deleted):
     if is_deleted:
         shutil.rmtree(reported)
     assert _last_checkpoint("iteration-01", worker) is None
     assert worker.said == []
 
 
-def test_damaged__its_file_is_named(worker: Any, reported: Path) -> None:
+def test_damaged__its_file_is_named(worker, reported):
     weights = reported / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert _last_checkpoint("pretrain", worker) is None

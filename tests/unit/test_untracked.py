@@ -15,7 +15,7 @@ BAD_TEST = "import no_such_module\n\ndef test_it():\n    assert False\n"
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory):
     """A copy of the checkout in which much lies about."""
     copy = tmp_path_factory.mktemp("checkout")
     for package in PACKAGES:
@@ -44,14 +44,14 @@ USE = "import cuml, wandb\n\nwandb.init()\ncuml.DBSCAN()"
         ["mypy", "--cache-dir=/dev/null", "-c", USE],
     ],
 )
-def test_checks_pass(checkout: Path, command: list[str]) -> None:
+def test_checks_pass(checkout, command):
     done = subprocess.run(
         [sys.executable, "-m", *command], cwd=checkout, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
 
 
-def test_pytest_collects_our_tests_alone(checkout: Path) -> None:
+def test_pytest_collects_our_tests_alone(checkout):
     arguments = ("--collect-only", "-p", "no:cacheprovider", "--ignore-glob=tests/*/test_[!p]*",
                  "--ignore-glob=tests/*/test_p[!l]*", "--ignore=tests/gpu_guard")  # fmt: skip
     done = subprocess.run(

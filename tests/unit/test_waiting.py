@@ -11,7 +11,7 @@ from heads import end_processes, processes_of, ray_folder
 from waiting import GIVE_UP_SECONDS, wait_until
 
 
-def test_the_first_true_answer__or_what_did_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_true_answer__or_what_did_not_come(monkeypatch):
     answers = iter(["", [], "here", "too late"])
     assert wait_until(lambda: next(answers), "nothing comes", pause=0) == "here"
     monkeypatch.setattr(waiting, "GIVE_UP_SECONDS", -1)
@@ -19,7 +19,7 @@ def test_the_first_true_answer__or_what_did_not_come(monkeypatch: pytest.MonkeyP
         wait_until(lambda: False, "nothing comes")
 
 
-def test_processes_that_start_others_are_ended__and_their_folder_is_removed() -> None:
+def test_processes_that_start_others_are_ended__and_their_folder_is_removed():
     with ray_folder() as folder:
         # As Ray's node, which starts workers while it is being killed.
         restless = "while :; do sleep 900 & sleep 0.02; done"
@@ -31,7 +31,7 @@ def test_processes_that_start_others_are_ended__and_their_folder_is_removed() ->
     assert not Path(folder).exists()
 
 
-def test_no_limit_that_a_busy_machine_may_exceed() -> None:
+def test_no_limit_that_a_busy_machine_may_exceed():
     """Only pytest's own limit ends a test, and what must come is waited for by `wait_until`."""
     limits = []
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):

@@ -21,7 +21,7 @@ print(twice(21), compiled_code_folder())
 
 
 @pytest.fixture
-def read_only(tmp_path: Path) -> Path:
+def read_only(tmp_path):
     """A copy of the code where no __pycache__ can be made, also by root."""
     for package in ("daal", "cluster"):
         shutil.copytree(
@@ -32,7 +32,7 @@ def read_only(tmp_path: Path) -> Path:
     return tmp_path / "code"
 
 
-def run(code: Path, scratch: Path) -> tuple[str, str]:
+def run(code, scratch):
     nowhere = str(code / "cluster/__pycache__/home")
     environment = os.environ | {
         "HOME": nowhere, "XDG_CACHE_HOME": nowhere, "PYTHONPATH": str(code),
@@ -48,9 +48,7 @@ def run(code: Path, scratch: Path) -> tuple[str, str]:
     return answer, folder
 
 
-def test_no_home_and_read_only_code__a_private_temporary_folder(
-    read_only: Path, tmp_path: Path
-) -> None:
+def test_no_home_and_read_only_code__a_private_temporary_folder(read_only, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     answer, folder = run(read_only, scratch)
@@ -60,7 +58,7 @@ def test_no_home_and_read_only_code__a_private_temporary_folder(
     assert list(Path(folder).glob("*.nbi"))
 
 
-def test_a_folder_that_others_may_write__is_not_used(read_only: Path, tmp_path: Path) -> None:
+def test_a_folder_that_others_may_write__is_not_used(read_only, tmp_path):
     kept = tmp_path / "scratch" / f"daal-compiled-{os.getuid()}"
     kept.mkdir(parents=True)
     kept.chmod(0o777)
