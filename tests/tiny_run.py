@@ -1,14 +1,18 @@
 """The settings of a run of seconds, and a run that was brought to its end with them."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
 
 from daal import checkpoint
 from daal.config import Config
 from daal.load_config import apply_overrides, check_config, load_config
 from daal.nn.network import DaalNetwork
+from pipelines.show.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,11 @@ def tiny(world: Path, out: Path, *settings: str) -> Config:
 def changed(config: Config, *settings: str) -> Config:
     """The same run with other settings."""
     return check_config(apply_overrides(config.model_dump(), list(settings)))
+
+
+def silent(*given: Any) -> Progress:
+    """Progress that nobody sees."""
+    return Progress(*given, console=Console(file=io.StringIO()))
 
 
 def save_model(folder: Path) -> None:

@@ -5,8 +5,6 @@ file writes (DAAL_WRITE_DOCS=1) or compares.
 """
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +19,7 @@ import bad_weights
 import pytest
 import ray
 from bad_input import PICTURE, VALIDATE, VICTIM, check, run
+from programs import python
 
 from daal.config import Config, DatasetConfig
 from daal.errors import DataError
@@ -28,7 +27,6 @@ from pipelines.images.ingest import ingest
 
 PARTS = (bad_configs, bad_folders, bad_images, bad_features, bad_weights, bad_verbs)
 CASES = [case for part in PARTS for case in part.CASES]
-WRITE = bool(os.environ.get("DAAL_WRITE_DOCS"))
 LIST = Path(__file__).parents[2] / "docs" / "bad_input.md"
 
 
@@ -47,15 +45,13 @@ def test_bad_input(case, outcome_of):
     was_running = ray.is_initialized()
     outcome = outcome_of(case)
     check(case, outcome)
-    if not WRITE:
-        assert bad_input.row(case, outcome) in LIST.read_text(encoding="utf-8").splitlines()
     assert ray.is_initialized() == was_running
 
 
 def test_the_list_is_up_to_date(outcome_of):
     assert len({named(case) for case in CASES}) == len(CASES)
     text = bad_input.as_markdown([(case, outcome_of(case)) for case in CASES])
-    if WRITE:
+    if os.environ.get("DAAL_WRITE_DOCS"):
         LIST.write_text(text, encoding="utf-8")
     assert LIST.read_text(encoding="utf-8") == text, (
         "docs/bad_input.md is old: DAAL_WRITE_DOCS=1 pytest tests/faults/test_bad_input.py; then "
@@ -65,10 +61,7 @@ def test_the_list_is_up_to_date(outcome_of):
 
 def test_a_real_process_says_the_same(tmp_path, outcome_of):
     wrong = next(each for each in CASES if named(each) == "Settings: cluster.epz=0.4")
-    result = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *wrong.make()],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+    result = python("-m", "pipelines.cli", *wrong.make(), cwd=tmp_path)
     assert (result.returncode, result.stderr) == (wrong.code, outcome_of(wrong).err)
 
 

@@ -1,18 +1,15 @@
 """What workers compute together: as one process, and never learning from what isn't finite."""
 
-import io
 import json
 import math
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
-from tiny_run import tiny
+from programs import python
+from tiny_run import silent, tiny
 
 from daal import checkpoint
 from daal.config import Config
@@ -25,7 +22,6 @@ from pipelines.images.ingest import Images, ingest
 from pipelines.images.pixels import Pixels, decode_rows
 from pipelines.images.stream import FedBatch
 from pipelines.run.folder import RunFolder
-from pipelines.show.progress import Progress
 from pipelines.training.diverged_step import keep_step, replay
 from pipelines.training.fit import Trainer, class_labels
 from pipelines.training.train_batch import BatchMaker, Labels
@@ -64,7 +60,7 @@ def pair(ray_cluster, tiny_world, tmp_path_factory):
         # Training itself blows up differences of rounding, tenfold a step here.
         "adapt.steps_per_epoch=1",
     )  # fmt: skip
-    progress = Progress(console=Console(file=io.StringIO()))
+    progress = silent()
     with ray_session(config.ray) as resources:
         source, target = (ingest(config, domain)[0] for domain in ("source", "target"))
         features = np.random.default_rng(0).standard_normal((len(target.table), 512))
@@ -146,9 +142,7 @@ def test_replay__names_the_layer_where_it_begins(tiny_config, tmp_path):
     batch = TrainBatch(images, torch.tensor([0, 1]), torch.eye(3)[:2], torch.tensor([0, 1]))
     folder = RunFolder(str(tmp_path))
     kept = keep_step(folder, "pretrain/diverged-rank-0", network, [batch], tiny_config)
-    printed = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "replay", kept], capture_output=True, text=True
-    )
+    printed = python("-m", "pipelines.cli", "replay", kept)
     assert printed.returncode == 0, printed.stderr
     answer = json.loads(printed.stdout)
     assert answer["first"] == "backbone.layer2.0.conv1" and answer["loss"]["source"] == "nan"

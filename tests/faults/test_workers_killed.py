@@ -1,17 +1,14 @@
 """The same seed and number of workers give the same bits, whatever dies on the way."""
 
-import io
 import json
 
 import numpy as np
 import pytest
-from rich.console import Console
-from tiny_run import changed
+from tiny_run import changed, silent
 
 from pipelines.images.ingest import ingest
 from pipelines.images.pixels import Pixels
 from pipelines.run.folder import RunFolder
-from pipelines.show.progress import Progress
 from pipelines.training.fit import Trainer
 from pipelines.workers.group import Workers
 from pipelines.workers.planned_faults import FAULTS
@@ -75,7 +72,7 @@ def train_twice(config, monkeypatch, faults):
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     monkeypatch.setenv(FAULTS, json.dumps([{"stage": "interrupted", **fault} for fault in faults]))
     figures = []
-    progress = Progress(figures.append, Console(file=io.StringIO()))
+    progress = silent(figures.append)
     with ray_session(config.ray) as resources:
         images, _ = ingest(config, "target")
         with Workers(config, RunFolder(config.out), resources, progress) as workers:

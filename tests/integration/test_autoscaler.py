@@ -1,10 +1,8 @@
 """ray.use_gpu=auto on a cluster whose autoscaler has node types with GPUs, pretended here."""
 
-import subprocess
-import sys
-
 import pytest
 from heads import ray_head
+from programs import python
 
 pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 CODE = """
@@ -30,8 +28,6 @@ def node_type(most, **resources):
 )
 def test_auto__asks_for_gpu_nodes_where_there_are_such(autoscaler, node_types, says):
     with ray_head(num_cpus=4, node_types=node_types, autoscaler=autoscaler) as head:
-        done = subprocess.run(
-            [sys.executable, "-c", CODE], env=head.joined, text=True, capture_output=True
-        )
+        done = python("-c", CODE, env=head.joined)
         assert done.returncode == 0 and done.stdout.startswith(says), (done.stdout, done.stderr)
         assert "waiting for GPUs for 2 workers" in done.stderr.replace("\n", " ")

@@ -1,7 +1,5 @@
 """A run as a job: a head that asks for a token, on its own ports and folder, gone afterwards."""
 
-import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -10,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from heads import free_port, ray_head
+from programs import python
 from waiting import wait_until
 
 from daal.config import Config
@@ -31,11 +30,8 @@ def recipe_of(config, out):
 
 
 def daal(head, *arguments, token=TOKEN):
-    return subprocess.run(
-        [sys.executable, "-m", "daal", *arguments, f"--address={head.dashboard}"],
-        capture_output=True, text=True,
-        env=head.environment | {"RAY_AUTH_TOKEN": token},
-    )  # fmt: skip
+    environment = head.environment | {"RAY_AUTH_TOKEN": token}
+    return python("-m", "daal", *arguments, f"--address={head.dashboard}", env=environment)
 
 
 @pytest.fixture(scope="module")

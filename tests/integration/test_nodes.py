@@ -3,10 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import python
 
 ROOT = Path(__file__).parents[2]
 SEEN = """
@@ -25,9 +25,7 @@ def last_line(*arguments, gpus):
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     if gpus:  # Ray counts no more of them than this variable shows
         environment.pop("CUDA_VISIBLE_DEVICES", None)
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
+    done = python(*arguments, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout.splitlines()[-1]
 

@@ -11,6 +11,7 @@ import pytest
 import ray
 import torch
 from rich.console import Console
+from tiny_run import silent
 from torch import distributed
 
 from daal.errors import ClusterError, DataError
@@ -78,7 +79,7 @@ class Libraries:
 
 def group(config, folder, **ray_settings):
     config = config.model_copy(update={"ray": config.ray.model_copy(update=ray_settings)})
-    return config, RunFolder(str(folder)), Progress(console=Console(file=io.StringIO()))
+    return config, RunFolder(str(folder)), silent()
 
 
 def test_one_group_for_many_jobs__a_hang_starts_it_again__and_an_error_ends_it(
