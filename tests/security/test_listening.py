@@ -17,6 +17,7 @@ import grpc
 import psutil
 import pytest
 from heads import ray_folder, without_ray
+from programs import python
 
 pytestmark = pytest.mark.ray
 
@@ -84,10 +85,7 @@ class OwnRay:
 
     def join(self, **environment):
         """Join it as another driver."""
-        return subprocess.run(
-            [sys.executable, "-c", JOIN, self.gcs],
-            capture_output=True, text=True, env=self.environment | environment,
-        )  # fmt: skip
+        return python("-c", JOIN, self.gcs, env=self.environment | environment)
 
 
 @pytest.fixture(scope="module")

@@ -73,10 +73,7 @@ def test_torchs_own_without_its_count(training):
         assert found[name].equal(tensor), name
 
 
-def test_compiled__one_graph_and_the_same_numbers(tmp_path):
-    dist.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
+def test_compiled__one_graph_and_the_same_numbers(process_group):
     norm = GroupBatchNorm2d(layer(), dist.group.WORLD)
     torch._dynamo.reset()
     counters.clear()
@@ -85,7 +82,6 @@ def test_compiled__one_graph_and_the_same_numbers(tmp_path):
         for _ in range(2):
             found = results(norm, *share(0, "channels_last"))
             norm.zero_grad()
-    dist.destroy_process_group()
     assert counters["stats"]["unique_graphs"] == 1
     expected = results(layer(), *share(0, "channels_last"))
     for name in ("out", "input gradient"):

@@ -5,22 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from one_step import SGD, setting, step
-from torch import distributed
 
 from daal.errors import ConfigError
 from daal.load_config import load_config
 from daal.optimizer import make_optimizer
 from pipelines.training.checkpoint_writer import CheckpointWriter
 from pipelines.training.train_state import TrainState
-
-
-@pytest.fixture
-def process_group(tmp_path):
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
-    yield
-    distributed.destroy_process_group()
 
 
 def state(compressed):

@@ -1,10 +1,8 @@
 """bf16 on CPUs: not by AMX, whose convolutions give other numbers each time."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from programs import python
 
 from daal.precision import cpu_multiplies_bf16
 
@@ -47,5 +45,5 @@ def test_a_step_of_bf16_repeats_its_bits():
         "    sums.add(tuple(float(p.grad.double().sum()) for p in network.parameters()))\n"
         "print(len(sums))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python("-c", code)
     assert done.stdout == "1\n", done.stdout + done.stderr

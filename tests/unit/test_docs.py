@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import typer
 from pages import FENCE, PAGES, ROOT, blocks, command_lines, text_of
+from programs import python
 
 from daal.config import fields
 from daal.load_config import load_config
@@ -23,11 +23,8 @@ CAPTION = re.compile(r":caption: (\S+)\n\n")
 
 
 def test_the_site_builds_without_a_warning_and_asks_no_network(tmp_path):
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "--quiet"]
-    built = subprocess.run(
-        [*command, "-d", str(tmp_path / "read"), str(ROOT / "docs"), str(tmp_path / "site")],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    options = ["-m", "sphinx", "-W", "--keep-going", "--quiet"]
+    built = python(*options, "-d", tmp_path / "read", ROOT / "docs", tmp_path / "site")
     assert built.returncode == 0, built.stderr
     pages = list((tmp_path / "site").glob("*.html"))
     assert len(pages) >= len(list((ROOT / "docs").glob("*.md")))

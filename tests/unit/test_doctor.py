@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from programs import python
 
 from daal.config import Config, RayConfig
 from daal.load_config import load_config
@@ -166,10 +166,7 @@ main()
 
 
 def daal(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", DAAL, *arguments],
-        capture_output=True, text=True, env={**os.environ, **environment},
-    )  # fmt: skip
+    return python("-c", DAAL, *arguments, env=os.environ | environment)
 
 
 def test_this_machine_through_the_command(tmp_path):

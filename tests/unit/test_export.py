@@ -1,13 +1,10 @@
 """`daal export`: a file that computes what the checkpoint does, or none."""
 
-import contextlib
-import io
 import os
 import pickle
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -15,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from programs import daal
 from torch.nn import functional as F
 
 from daal import checkpoint, export
@@ -24,7 +22,6 @@ from daal.errors import CheckpointError, ConfigError
 from daal.load_config import load_config
 from daal.nn.network import DaalNetwork
 from daal.trained_model import load_trained
-from pipelines import cli
 
 PLACE = "/where/nobody/looks"
 SETTINGS = [
@@ -47,12 +44,7 @@ def saved(folder, config, seed=0):
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -69,21 +61,6 @@ def model(folder):
 def images(num):
     generator = torch.Generator().manual_seed(num)
     return torch.randint(0, 256, (num, 3, 64, 32), dtype=torch.uint8, generator=generator)
-
-
-def daal(*arguments):
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    with (
-        patch.object(sys, "argv", ["daal", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-    return code, out.getvalue(), err.getvalue()
 
 
 class Payload:

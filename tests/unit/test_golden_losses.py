@@ -57,14 +57,7 @@ def domains(tmp_path_factory):
     return Domain(root / "source"), Domain(root / "target")
 
 
-@pytest.fixture(autouse=True)
-def same_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("recipe", shipped_names())
 def test_losses_of_a_recipe(recipe, domains):
     found = losses_of(recipe, *domains)

@@ -3,12 +3,12 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from programs import python
 from recorded_graph import RecordedGraph
 
 ROOT = Path(__file__).parents[2]
@@ -37,15 +37,10 @@ def run(first, monkeypatch, tmp_path):
 
 
 def as_a_program(tmp_path, *arguments):
-    return subprocess.run(
-        [
-            sys.executable, "-m", "benchmarks.gpu_first", "--quick", "--budget", "3600",
-            "--out", str(tmp_path / "found.json"), *arguments,
-        ],
-        cwd=ROOT, capture_output=True, text=True,
-        # Two threads on cores that others use too mostly wait for each other.
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    # Two threads on cores that others use too mostly wait for each other.
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    given = ["--quick", "--budget", "3600", "--out", tmp_path / "found.json", *arguments]
+    return python("-m", "benchmarks.gpu_first", *given, cwd=ROOT, env=environment)
 
 
 def rows_of(found, section):

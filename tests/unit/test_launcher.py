@@ -2,12 +2,11 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from programs import python
 
 from daal import DISTRIBUTION
 
@@ -15,11 +14,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def daal(cwd, *path):
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "daal", "--version"],
-        cwd=cwd, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))},
-    )  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))}
+    return python("-P", "-m", "daal", "--version", cwd=cwd, env=environment)
 
 
 @pytest.mark.parametrize("foreign", ["cluster.py", "pipelines/__init__.py"])

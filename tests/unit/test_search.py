@@ -3,7 +3,6 @@ wrong input is in tests/faults/bad_verbs.py."""
 
 import json
 import os
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from programs import daal
 
 from daal import checkpoint
 from daal.data.images import decode
@@ -18,7 +18,6 @@ from daal.errors import CheckpointError, ConfigError
 from daal.load_config import load_config
 from daal.nn.network import DaalNetwork
 from daal.trained_model import load_trained
-from pipelines import cli
 from pipelines.run.artefacts import json_bytes
 from pipelines.run.find_checkpoint import checkpoint_of
 from pipelines.run.folder import RunFolder
@@ -68,22 +67,6 @@ def gallery(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def daal(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["daal", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-    return run
-
-
 def brute_force(query_C, gallery_NC, k):
     sq = np.square(gallery_NC.astype(np.float64) - query_C.astype(np.float64)).sum(1)
     order = np.lexsort((np.arange(len(sq)), sq))[:k]
@@ -100,7 +83,7 @@ def test_nearest__as_brute_force__copies_in_the_order_of_rows(scale):
         assert rows[:3].tolist() == [42, 2_000, 2_999]
 
 
-def test_any_folder__what_brute_force_finds(model, gallery, tmp_path, daal):
+def test_any_folder__what_brute_force_finds(model, gallery, tmp_path):
     query = picture(tmp_path / "query.jpg", 3)
     code, out, err = daal("search", model, query, gallery, "--json", "--top", 4)
     assert code == 0, err
@@ -122,7 +105,7 @@ def test_any_folder__what_brute_force_finds(model, gallery, tmp_path, daal):
     assert "left out: empty.png: the file is empty" in err
 
 
-def test_the_query_itself_is_no_match(model, gallery, daal):
+def test_the_query_itself_is_no_match(model, gallery):
     query = gallery / "shots/day 1/3.jpg"
     found = json.loads(daal("search", model, query, gallery, "--json", "--top", 1000)[1])
     paths = [match["path"] for match in found["matches"]]
@@ -130,7 +113,7 @@ def test_the_query_itself_is_no_match(model, gallery, daal):
 
 
 @pytest.mark.parametrize("format", ["png", "svg"])
-def test_a_picture_with_plain_names(model, gallery, tmp_path, daal, format):
+def test_a_picture_with_plain_names(model, gallery, tmp_path, format):
     out = tmp_path / f"matches.{format}"
     query = picture(tmp_path / "quer$y$.jpg", 8)
     code, table, err = daal("search", model, query, gallery, "--top", 12, "--out", out)
@@ -150,7 +133,7 @@ def extracted(model, root, names):
     return load_trained(model)(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)).numpy()
 
 
-def test_a_features_file__its_gallery(model, gallery, tmp_path, daal):
+def test_a_features_file__its_gallery(model, gallery, tmp_path):
     names = [f"shots/day {n % 2}/{n}.jpg" for n in range(8)]
     splits = ["train"] * 2 + ["gallery"] * 6
     file, feature = tmp_path / "f.parquet", extracted(model, gallery, names).tolist()
@@ -169,7 +152,7 @@ def test_a_features_file__its_gallery(model, gallery, tmp_path, daal):
     assert same["distance"] == pytest.approx(matches[0]["distance"], abs=1e-5)
 
 
-def test_a_features_file__nothing_outside_the_gallery_is_opened(model, gallery, tmp_path, daal):
+def test_a_features_file__nothing_outside_the_gallery_is_opened(model, gallery, tmp_path):
     outside = os.path.relpath(gallery.parent / "outside/1.jpg", gallery)
     names = [outside, "/etc/passwd", "a\0b", "link.jpg"]
     file = tmp_path / "f.parquet"
@@ -179,7 +162,7 @@ def test_a_features_file__nothing_outside_the_gallery_is_opened(model, gallery, 
     assert code == 3 and "are not in" in err
 
 
-def test_a_data_set__its_gallery_split_and_pids(model, tiny_world, daal):
+def test_a_data_set__its_gallery_split_and_pids(model, tiny_world):
     root = tiny_world / "target"
     query = sorted((root / "query").iterdir())[0]
     code, out, err = daal("search", model, query, root, "--layout", "market1501", "--json")

@@ -1,11 +1,10 @@
 """What a session finds around it: variables, the token's place, versions, CPUs."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import joblib
+from programs import python
 
 from daal.available_cpus import available_cpus
 from daal.config import RayConfig
@@ -30,9 +29,7 @@ def test_importing_pipelines_sets_no_variable():
         "print({*ALWAYS, *OWN_RAY} & {*os.environ})"
     )
     kept = {name: value for name, value in os.environ.items() if name not in {*ALWAYS, *OWN_RAY}}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=kept, capture_output=True, text=True
-    )
+    done = python("-c", code, cwd=ROOT, env=kept)
     assert done.stdout == "set()\n", done.stderr
 
 

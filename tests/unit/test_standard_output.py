@@ -2,11 +2,10 @@
 
 import ast
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import python
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
@@ -41,20 +40,16 @@ with suppress(ClusterError), session.ray_session(RayConfig()):
 """
 
 
-def python(*arguments):
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
-
-
 def test_a_benchmark__whatever_writes_beside_it():
-    done = python("-c", NOISY, "--json")
+    done = python("-c", NOISY, "--json", cwd=ROOT)
     assert json.loads(done.stdout) == {"rows": [{"name": "x", "ratio": 0.5}], "same": True}
     assert set(done.stderr.splitlines()) == {"a thread", "a library", "a program", "afterwards"}
-    assert python("-c", NOISY).stdout == "\nA table\nname  ratio\nx     0.500\n"
+    assert python("-c", NOISY, cwd=ROOT).stdout == "\nA table\nname  ratio\nx     0.500\n"
 
 
 def test_a_real_benchmark():
     small = ["--queries", "40", "--gallery", "300", "--dim", "16", "--repeats", "1"]
-    done = python("-m", "benchmarks.evaluation", "--json", *small)
+    done = python("-m", "benchmarks.evaluation", "--json", *small, cwd=ROOT)
     assert len(json.loads(done.stdout)["rows"]) == 2, done.stderr
 
 
@@ -70,11 +65,11 @@ def test_no_benchmark_writes_past_it(path):
 
 
 def test_what_ray_s_nodes_report():
-    done = python("-c", REPORT)
+    done = python("-c", REPORT, cwd=ROOT)
     assert done.stdout == "" and "for want of memory" in done.stderr, done.stderr
 
 
 def test_a_command(tiny_world):
     roots = [f"source.root={tiny_world}/source", f"target.root={tiny_world}/target"]
-    done = python("-m", "pipelines.cli", "adapt", "demo", *roots, "--dry-run", "--json")
+    done = python("-m", "pipelines.cli", "adapt", "demo", *roots, "--dry-run", "--json", cwd=ROOT)
     assert json.loads(done.stdout), done.stderr

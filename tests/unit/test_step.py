@@ -63,15 +63,6 @@ def test_micro_batches_give_the_gradient_of_the_whole():
         torch.testing.assert_close(tensor, results[1][name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.fixture
-def process_group(tmp_path):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_micro_batches__gradients_travel_once(process_group):
     network, batch = setting()
     model = DistributedDataParallel(network)

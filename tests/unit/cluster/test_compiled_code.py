@@ -2,11 +2,10 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import python
 
 ROOT = Path(__file__).parents[3]
 LOOP = """
@@ -39,10 +38,7 @@ def run(code, scratch):
         "TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
     environment.pop("NUMBA_CACHE_DIR", None)
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "cluster.loop"], cwd=scratch, env=environment,
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = python("-P", "-m", "cluster.loop", cwd=scratch, env=environment)
     assert done.returncode == 0, done.stderr
     answer, _, folder = done.stdout.strip().partition(" ")
     return answer, folder
