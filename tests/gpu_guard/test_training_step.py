@@ -85,9 +85,6 @@ def test_streamed_images():
     watched_step(config_of("paper", "accumulate=2", *SMALL), "adapt", streamed=True)
 
 
-# As a CUDA graph
-
-
 def captured(recipe, *settings):
     return config_of(recipe, "ray.cuda_graph=auto", "ray.use_gpu=true", *settings, *SMALL)
 
@@ -105,8 +102,6 @@ def test_a_captured_step__is_one_launch(recipe, settings):
     assert watch.launches["replay"]["cuda_graph"] == 1
     assert sum(found.total() for found in watch.launches.values()) <= BESIDE_THE_GRAPH
 
-
-# Each bug with what is said of it
 
 TO_CHANNELS_FIRST = "normalise(pixels_BHWC.permute(0, 3, 1, 2))"
 COUNT = "torch.zeros_like(sums_KC[:, :1]).index_add_(0, labels_T, ones_T1)"

@@ -88,9 +88,6 @@ def test_compiled__one_graph_and_the_same_numbers(process_group):
         torch.testing.assert_close(found[name], expected[name])
 
 
-# ---- Real processes ---------------------------------------------------------------------
-
-
 def share(rank, kind):
     """A worker's images, and the gradient of its loss in the result: (3, 5, 4, 2) each."""
     generator = torch.Generator().manual_seed(rank)

@@ -74,9 +74,6 @@ def test_asked_for_without_a_gpu__is_refused():
     assert load_config(None, ["ray.cuda_graph=true", "ray.use_gpu=true"]).ray.cuda_graph is True
 
 
-# ---- What must not be -------------------------------------------------------------------
-
-
 def test_what_waits_for_the_device__is_not_captured__but_trained_on():
     eager, replayed = (Training(config_of("paper")) for _ in range(2))
     eager.run(eager.take)

@@ -49,14 +49,6 @@ def test_a_home_folder_that_no_shell_expanded(key, tmp_path, monkeypatch):
         load_config(None, [f"{key}=~nobody-of-this-name/x"])
 
 
-@pytest.mark.parametrize(("text", "means"), [("010", 8), ("-0_7", -7), ("1:30.5", 90.5)])
-def test_numbers_that_yaml_reads_as_others(text, means, tmp_path):
-    file = tmp_path / "mine.yaml"
-    file.write_text(f"ray: {{wait_minutes: {text}}}\n")
-    with pytest.raises(ConfigError, match=rf"{text} means {means} there"):
-        load_config(file)
-
-
 @pytest.mark.parametrize("value", ["/data/run #1", "'a' # b"])
 def test_the_end_of_a_value_is_no_comment(value):
     with pytest.raises(ConfigError, match="with which YAML begins a comment"):
@@ -76,20 +68,6 @@ def test_the_end_of_a_value_is_no_comment(value):
 )
 def test_batches_of_any_range_of_workers__and_parts_of_whole_identities(recipe, overrides, common):
     assert read_config(recipe, overrides).common_batch == common
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["accumulate=16"],  # two images an identity and part
-        ["adapt.batch_target=40", "accumulate=4"],
-        ["accumulate=8", "adapt.images_per_id=4"],  # one identity a part
-    ],
-)
-def test_parts_in_which_the_triplet_loss_would_be_0__are_refused(overrides):
-    small = ["ray.num_workers=1", "adapt.batch_target=32", "pretrain.batch_source=32"]
-    with pytest.raises(ConfigError, match=r"adapt\.batch_target=.*adapt\.images_per_id=4"):
-        read_config("udap", [*small, *overrides])
 
 
 @pytest.mark.parametrize(
@@ -115,21 +93,6 @@ def test_one_of_p_q_and_eps(tmp_path, recipe, settings, rule):
     assert (found.eps_rule, getattr(found, VALUE_OF_RULE[found.eps_rule])) == rule
     assert found == ClusterConfig(**{VALUE_OF_RULE[name]: value}, k1=found.k1)
 
-
-@pytest.mark.parametrize(
-    ("recipe", "settings", "said"),
-    [
-        ("cluster: {eps_rule: fixed, q: 8}", [], r"cluster\.q=8 has no effect with cluster\.eps_r"),
-        ("", ["cluster.q=8", "cluster.p=1e-3"], r"cluster\.p and cluster\.q are different rules"),
-    ],
-)
-def test_two_rules_for_eps_are_refused(tmp_path, recipe, settings, said):
-    (tmp_path / "mine.yaml").write_text(recipe)
-    with pytest.raises(ConfigError, match=said):
-        load_config(tmp_path / "mine.yaml", settings)
-
-
-# ---- Settings without an effect ---------------------------------------------------------
 
 # What else a value needs, beside the condition that is looked at.
 COMPANIONS = {

@@ -39,9 +39,6 @@ def test_the_site_builds_without_a_warning_and_asks_no_network(tmp_path):
     assert [name for name in names if f'id="daal-{name}"' not in commands] == []
 
 
-# Python
-
-
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if blocks(p, "python")], ids=lambda path: path.name
 )
@@ -63,9 +60,6 @@ def test_python_blocks_run__one_after_the_other_and_without_ray(
 
 def test_the_scan_finds_python():
     assert {"README.md", "library.md"} <= {page.name for page in PAGES if blocks(page, "python")}
-
-
-# Commands
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -67,9 +67,6 @@ def _resolves(name):
     return True
 
 
-# Links, messages, metrics
-
-
 @each_page
 def test_relative_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", text_of(page))):

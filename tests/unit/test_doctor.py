@@ -75,10 +75,6 @@ def test_a_line(line, status, code, said):
     assert found[:2] == (status, code) and said in found[2]
 
 
-def test_weights_that_nobody_could_look_for__no_line():
-    assert list(checks.check_weights("imagenet", None)) == []
-
-
 def test_packages():
     needed = requirements()
     assert out_of_range(needed) == {} and "ray" in {each.name for each in needed}
@@ -101,9 +97,6 @@ def test_a_login_in_the_uri_is_neither_printed_nor_passed_on(monkeypatch):
     (line,) = (each for each in lines if each.name == "run folder")
     assert line.exit_code == 2 and "login" in line.found
     assert "hush" not in str(lines) + str(asked)
-
-
-# ---- Probes: real processes -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -153,8 +146,6 @@ def test_a_cluster__joined_for_a_moment(ray_cluster, monkeypatch):
     assert refused["exit_code"] == 6
 
 
-# ---- The command ------------------------------------------------------------------------
-
 # With patience, as the machine may be busy.
 DAAL = """
 from daal.__main__ import main
@@ -188,9 +179,6 @@ def test_a_cluster_that_is_not_there__exit_6_and_its_address(tmp_path):
     assert line.startswith("missing  Ray cluster") and "Connection refused" in line
     assert "no run can start here yet: Ray cluster" in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
-
-
-# ---- Configurations ---------------------------------------------------------------------
 
 
 def test_config_schema__what_editors_check_recipes_with():

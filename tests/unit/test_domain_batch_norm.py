@@ -78,9 +78,6 @@ def test_equals_a_batch_norm_for_each_domain(layout, dtype):
     assert not torch.equal(both.source.running_mean, both.target.running_mean)
 
 
-# ---- The network ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("config", [DOMAINS, ALL], ids=["alone", "with ibn and neck"])
 def test_every_layer_that_trains_is_separate_and_no_frozen_one(config):
     network = adapting(config.model_copy(update={"frozen_stages": 2}))
@@ -133,9 +130,6 @@ def test_stages__copies_of_the_source_then_the_targets_own():
         assert torch.equal(found[f"neck.norm.{name}"], target) and not torch.equal(source, target)
     features_BC = network.eval().extract(batch.images_BCHW)
     assert torch.equal(extraction.extract(batch.images_BCHW), features_BC)
-
-
-# ---- Real processes ---------------------------------------------------------------------
 
 
 def batch(rank):

@@ -4,12 +4,10 @@ import json
 import math
 import os
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from programs import python
-from recorded_graph import RecordedGraph
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,45 +140,3 @@ def test_no_time_left__rows_say_so(run, capfd):
     sections = json.loads(capfd.readouterr().out)["sections"]
     left_out = {row.get("left_out") for each in sections.values() for row in each["rows"]}
     assert left_out <= {"no time left", "a CUDA graph needs a GPU"} and "no time left" in left_out
-
-
-def test_the_captured_step_that_is_measured__trains_as_the_other_one(first, monkeypatch):
-    from benchmarks import gpu_checks, gpu_training
-
-    bench = first.Bench(Namespace(quick=True, points=None, json=True))
-    plain, captured = (gpu_training.Ours(bench, bench.sizes.check) for _ in range(2))
-
-    def state():
-        kept = captured.optimizer.state.values()
-        momentum = [each["momentum_buffer"] for each in kept if "momentum_buffer" in each]
-        return [*captured.network.state_dict().values(), *momentum, captured.diverged]
-
-    graph = RecordedGraph(state)
-    monkeypatch.setattr(gpu_training, "CudaGraph", lambda: graph)
-    step = gpu_training.after_its_capture(captured)
-    step()
-    for _ in range(gpu_training.WARM_UP + 2):
-        plain.step()
-    assert (graph.num_captures, graph.num_replays) == (1, 2)
-    assert gpu_checks._same_bits(gpu_checks._state(plain), gpu_checks._state(captured))
-
-
-def section(*rows, **more):
-    return {"device": "H200", "quick": False, "rows": list(rows), **more}
-
-
-@pytest.mark.parametrize(
-    ("found", "says"),
-    [
-        (section({"name": "check: step", "ok": False, "error": "waits"}),
-         "WRONG: check: step (waits). Mend it first."),
-        (section({"name": "step 32 x 384x128", "bound_by": "host"}),
-         "step 32 x 384x128 is bound by the host."),
-        (section({"name": "labels", "goal": "1 s", "reached": False}), "labels: 1 s: MISSED."),
-        (section(left_out="no package ray"), "Section it was left out: no package ray."),
-        (section(failed="no kernel"), "Section it BROKE, and is to be mended first: no kernel."),
-        (section(device="cpu"), "On a CPU or with tiny sizes: it."),
-    ],
-)  # fmt: skip
-def test_decisions(first, found, says):
-    assert says in "\n".join(first.decisions({"it": found}))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daal.data.plan import Plan, identity_passes
+from daal.data.plan import Plan
 
 
 def make(seed=0, num_source=50, num_target=70, **changes):
@@ -61,12 +61,6 @@ def test_fewer_images_than_a_batch_are_repeated():
     assert np.bincount(batch.target - 100).min() >= 2
 
 
-def test_pretraining_has_no_target():
-    plan = make(batch_target=0, target_rows=np.empty(0, np.int64))
-    assert plan.steps_per_epoch == 50 // 6
-    assert len(plan.batch(0).target) == 0
-
-
 def test_identity_batches__k_images_of_each():
     plan = make(images_per_id=4)
     for step in range(plan.num_steps):
@@ -89,12 +83,3 @@ def test_parts_of_identity_batches__all_images_of_an_identity_whatever_the_worke
     for part in np.split(batch.target, num_parts):
         ids, counts = np.unique((part - 100) // 5, return_counts=True)
         assert len(ids) > 1 and (counts % 3 == 0).all()
-
-
-@pytest.mark.parametrize("count", [1, 3, 11])
-def test_identity_passes__all_identities_before_any_twice(count):
-    rows, labels = np.arange(12), np.array([0] * 1 + [1] * 5 + [2] * 6)
-    order = identity_passes(np.random.default_rng(0), rows, labels, count, 3).reshape(count, 3)
-    assert all(len(set(labels[chosen])) == 1 for chosen in order)
-    first = [int(labels[chosen[0]]) for chosen in order[:3]]
-    assert len(set(first)) == min(count, 3)

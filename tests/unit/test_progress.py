@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from pipelines.show import progress as shown
-from pipelines.show.progress import Progress, clock
+from pipelines.show.progress import Progress
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
 TRAINING = {
@@ -17,23 +17,6 @@ TRAINING = {
 
 def terminal():
     return Console(file=io.StringIO(), force_terminal=True, width=150, _environ={"TERM": "xterm"})
-
-
-def test_the_bar_says_how_far_a_stage_is():
-    console = terminal()
-    progress = Progress(console=console)
-    with progress.stage("iteration-01/train"):
-        progress._show(TRAINING)
-    with progress.stage("[red]x[/red]"):  # no markup
-        extracted = {"extracted": 128, "num_images": 2728, "extracted_per_s": 311.0}
-        progress._show({"stage": "[red]x[/red]", **extracted})
-    text = console.file.getvalue()
-    for words in ("iteration-01/train: epoch 1/2  step 45/100", "149 images/s",
-                  "source 0.276  total 1.757", "[red]x[/red]: image 128/2728", "311 images/s",
-                  "[red]x[/red]: done in"):  # fmt: skip
-        assert words in text
-    assert "domain" not in text  # a term that the training doesn't use
-    assert (clock(65), clock(7265)) == ("1:05", "2:01:05")
 
 
 @pytest.mark.parametrize("ending", [None, RuntimeError, KeyboardInterrupt])

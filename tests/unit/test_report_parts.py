@@ -16,16 +16,14 @@ from daal.config import NetworkConfig
 from daal.errors import DataError
 from daal.evaluation import evaluate
 from daal.nn.network import DaalNetwork
-from daal.trained_model import TrainedModel
 from pipelines.cli import app
 from pipelines.commands.report import leave_report
 from pipelines.report import facts as report_data
 from pipelines.report.attention_and_clusters import attention_maps, clusters
-from pipelines.report.facts import doubts, read_facts, times, training_curves
-from pipelines.report.feature_map import feature_map
+from pipelines.report.facts import doubts, read_facts
 from pipelines.report.images import columns, features
-from pipelines.report.page import comparison, duration, report
-from pipelines.report.ranks import choose_queries, interval, retrieval
+from pipelines.report.page import comparison, report
+from pipelines.report.ranks import interval, retrieval
 from pipelines.run.folder import RunFolder
 from pipelines.run.stages import iteration_stage
 
@@ -231,35 +229,6 @@ def test_trained_on_other_workers__is_a_doubt(run):
     )
 
 
-def test_training_curves__steps_made_twice_count_once():
-    def event(stage, step, **loss):
-        return {"stage": stage, "epoch": 1, "epochs": 1, "step": step, "steps": 4, "loss": loss,
-                "lr": 0.1, "images_per_s": 50.0}  # fmt: skip
-
-    events = [
-        {"stage": "pretrain", "seconds": 3}, event("pretrain", 2, source=5.0, target=0.0),
-        event("pretrain", 4, source=4.0, target=0.0), event("pretrain", 2, source=5.0, target=0.0),
-        event("iteration-01", 4, source=2.0, domain=0.0), event("supervised", 4, source=9.0),
-    ]  # fmt: skip
-    found, begins = training_curves(events)
-    assert found == {"source": ([2, 4, 8], [5.0, 4.0, 2.0]), "lr": ([2, 4, 8], [0.1] * 3)}
-    assert begins == [4]
-    many = [event("pretrain", step, source=1.0) for step in range(1, 1002)]
-    assert 300 < len(training_curves(many)[0]["source"][0]) <= 400
-
-
-def test_times__the_last_making_counts():
-    seconds = {"ingest/source": 1, "pretrain/train": 50, "iteration-01/train": 25,
-               "supervised/train": 5, "pretrain/extract": 2}  # fmt: skip
-    made_twice = {"stage": "pretrain/train", "seconds": 100}
-    journal = [made_twice, *({"stage": name, "seconds": s} for name, s in seconds.items())]
-    assert times(journal) == [
-        ("training", 75), ("the supervised bound", 5), ("features of the target", 2),
-        ("reading the images", 1),
-    ]  # fmt: skip
-    assert [duration(s) for s in (3.21, 61, 3725)] == ["3.2 s", "1 min 01 s", "1 h 02 min"]
-
-
 def test_interval__is_over_people_and_not_over_queries():
     rng = np.random.default_rng(0)
     people = np.repeat(np.arange(20), 50)
@@ -269,15 +238,6 @@ def test_interval__is_over_people_and_not_over_queries():
     low, high = interval(good, np.arange(len(good)), seed=0)
     assert high - low < 0.1
     assert interval(np.ones(6), np.array([1, 1, 2, 2, 3, 3]), seed=0) == (1.0, 1.0)
-
-
-def test_choose_queries__the_worst_of_different_people():
-    ap = np.array([0.1, 0.11, np.nan, 0.2, 0.9, 0.5, 0.6, 0.7, 0.8, 0.4])
-    pids = np.array([1, 1, 2, 3, 4, 5, 6, 7, 8, 9])
-    worst, typical = choose_queries(ap, pids)
-    assert worst == [0, 3, 9, 5, 6]
-    assert 2 not in typical and not set(worst) & set(typical) and len(set(typical)) == len(typical)
-    assert choose_queries(ap[:1], pids[:1]) == ([0], [])
 
 
 def test_rank_lists__are_those_of_the_scores(whole):
@@ -323,14 +283,3 @@ def test_clusters__purity_by_counting(whole):
         assert (cluster.size, cluster.purity) in zip(sizes, purities, strict=True)
         assert len(cluster.photos) == min(cluster.size, 12)
         assert {photo.kind for photo in cluster.photos} <= {"right", "wrong"}
-
-
-def test_feature_map__outliers_are_crosses__the_source_is_only_in_its_own_plot(whole):
-    facts = read_facts(whole)
-    model = TrainedModel(facts.config, DaalNetwork(facts.config.network).state_dict())
-    found = feature_map(whole, facts, iteration_stage(2), model)
-    assert (found.num_target, found.num_source) == (48, 48)
-    assert [plot.title for plot in found.plots] == ["By pseudo-label", "By camera", "By domain"]
-    by_label, by_camera, by_domain = (plot.svg for plot in found.plots)
-    assert by_label.count("<use") == 48 and len(re.findall("<use.*opacity: 0.4", by_label)) == 5
-    assert by_camera.count("<use") == 48 + 2 and by_domain.count("<use") == 48 + 48 + 2

@@ -142,8 +142,3 @@ def test_cores_of_this_machine__as_many_as_this_process_may_use(monkeypatch):
 def test_runs_side_by_side_share_the_cores(given, config, number, threads, monkeypatch):
     cluster(monkeypatch, *given)
     assert room_on_cluster(RayConfig.model_validate(config)) == (number, threads)
-
-
-def test_gpus_that_no_worker_takes_are_named():
-    assert "this cluster has 8 GPUs" in str(planned([(64, 8)]))
-    assert "this cluster" not in str(planned([(64, 8)], num_workers=8))

@@ -10,16 +10,8 @@ from daal.available_cpus import available_cpus
 from daal.config import RayConfig
 from pipelines.workers import session
 from pipelines.workers.ray_environment import ALWAYS, OWN_RAY, worker_variables
-from pipelines.workers.session import reason
 
 ROOT = Path(__file__).parents[2]
-MISMATCH = """Version mismatch: The cluster was started with:
-    Ray: 2.50.0
-    Python: 3.12.1
-This process on 127.0.0.1 was started with:
-    Ray: 2.60.0
-    Python: 3.11.7
-"""
 
 
 def test_importing_pipelines_sets_no_variable():
@@ -54,13 +46,6 @@ def test_variables_of_workers__as_the_user_has_set_them(monkeypatch):
     assert worker_variables(deterministic=True)["NCCL_ALGO"] == "Ring"
     monkeypatch.setenv("NCCL_ALGO", "Tree")
     assert worker_variables(deterministic=True)["NCCL_ALGO"] == "Tree"
-
-
-def test_other_versions__in_one_line():
-    said = reason(RuntimeError(MISMATCH))
-    assert "\n" not in said and "RAY_AUTH" not in said
-    assert "Ray: 2.50.0" in said and "Python: 3.11.7" in said
-    assert "RAY_ADDRESS" in reason(RuntimeError("first\n    second"))
 
 
 def test_cpus__those_of_the_affinity_and_of_slurm(monkeypatch):

@@ -10,7 +10,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from daal.config import AdaptConfig, AttentionConfig, LossConfig, NetworkConfig, OptimConfig
 from daal.errors import TrainingDiverged
-from daal.host_copy import HostCopy
 from daal.losses import LossTerms
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer, set_learning_rate
@@ -36,9 +35,6 @@ def test_loss_weights_of_zero_leave_their_heads_alone():
     step(network, batch, optimizer, LossConfig(domain_weight=0))
     for name, tensor in network.domain_head.state_dict().items():
         assert torch.equal(tensor, before[name])
-
-
-# ---- Micro-batches ----------------------------------------------------------------------
 
 
 def halves(batch):
@@ -77,9 +73,6 @@ def test_micro_batches__gradients_travel_once(process_group):
     model.register_comm_hook(None, send)
     step(model, [*halves(batch), *halves(batch)], make_optimizer(network, SGD))
     assert sum(sent) == sum(parameter.numel() for parameter in network.parameters())
-
-
-# ---- Divergence -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_before", [0, 2])
@@ -127,16 +120,6 @@ def test_a_diverged_run_says_where_and_what_to_do():
         raise_if_diverged(torch.tensor(1.0), terms, 6)
 
 
-def test_host_copy__as_the_flag_was():
-    diverged = torch.zeros(())
-    before = HostCopy(diverged)
-    diverged.fill_(1.0)
-    assert (float(before), float(HostCopy(diverged))) == (0.0, 1.0)
-
-
-# ---- Optimizers -------------------------------------------------------------------------
-
-
 @pytest.fixture
 def dynamo():
     torch._dynamo.reset()
@@ -160,9 +143,6 @@ def test_compiled_steps__one_graph_and_the_same_numbers(mode, dynamo):
         results.append(torch.stack(terms))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
     assert counters["stats"]["unique_graphs"] == 1
-
-
-# ---- Schedule, precision, batches -------------------------------------------------------
 
 
 def test_bf16_on_cpus__no_garbage_gradient_on_maps_one_pixel_wide():

@@ -10,11 +10,9 @@ from tensorboardX.proto.event_pb2 import Event
 from daal.config import Config, TrackingConfig
 from daal.errors import ConfigError
 from daal.load_config import load_config
-from pipelines.run.events import event_of
 from pipelines.run.folder import RunFolder
 from pipelines.run.kept_config import keep_config
 from pipelines.show import trackers
-from pipelines.show.curves import AXES, Points
 from pipelines.show.trackers import check_tracking, tracked
 
 TERMS = {"source": 2.0, "total": 2.5}
@@ -89,22 +87,6 @@ def _events(data):
         at += 12 + length + 4
 
 
-def test_points__steps_of_all_iterations_in_a_row__each_once():
-    points = Points()
-    found = [point for line in FIRST + SECOND for point in points.of(event_of(line))]
-    assert [p.x for p in found if p.group == "adapt"] == STEPS
-    assert [p.x for p in found if p.group == "pretrain"] == [10, 20]
-    assert [(p.x, p.values["map"]) for p in found if "map" in p.values] == [
-        (0, 0.25), (1, 0.5), (2, 0.75)
-    ]  # fmt: skip
-    assert [(p.x, dict(p.values)) for p in found if p.group == "clusters"] == [
-        (1, {"num_clusters": 7, "outlier_share": 0.1, "eps": 0.4}),
-        (2, {"num_clusters": 7, "outlier_share": 0.1, "eps": 0.4, "one_camera_share": 0.5}),
-    ]
-    assert found[-1].values == {"supervised_map": 0.9, "supervised_rank1": 0.9}
-    assert {p.group for p in found} == set(AXES)
-
-
 def test_tensorboard__a_resumed_run_continues_its_series(tmp_path):
     config = config_of(tmp_path)
     assert follow(config, FIRST) == follow(config, SECOND) == []
@@ -176,16 +158,6 @@ def test_a_tracker_that_fails__is_noted_once__and_the_others_go_on(tmp_path, mon
     (note,) = follow(config_of(tmp_path, mlflow="http://127.0.0.1:9"), FIRST)
     assert note.startswith("MLflow gets no more of this run's figures (") and "\n" not in note
     assert len(tensorboard(tmp_path / "tensorboard")["adapt/loss/total"]) == 5
-
-
-def test_a_disk_that_is_full__is_noted_once(tmp_path, monkeypatch):
-    from tensorboardX import record_writer
-
-    with open("/dev/full", "wb", buffering=0) as full:
-        monkeypatch.setattr(record_writer, "open_file", lambda path: full)
-        notes = follow(config_of(tmp_path), FIRST)
-    assert len(notes) == 1 and "No space left on device" in notes[0]
-    assert len(RunFolder(str(tmp_path)).lines("metrics.jsonl")) == len(FIRST)
 
 
 def test_a_tracker_that_hangs__is_not_waited_for(tmp_path, monkeypatch):

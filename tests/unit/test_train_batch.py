@@ -1,15 +1,11 @@
 """What a step takes: drawn and looked up on the host, computed on the device."""
 
-import threading
-
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from cluster.soft_labels import hard_label_weights, lsr_weights, soft_label_weights
 from daal.config import Config
-from pipelines.images.prefetch import ahead
 from pipelines.images.stream import FedBatch
 from pipelines.training.train_batch import BatchMaker, Labels
 
@@ -68,13 +64,6 @@ def test_labels_of_each_kind(kind):
     np.testing.assert_array_equal(batch.target_weights_TK, expected)
 
 
-def test_pretraining_has_no_clusters():
-    maker = BatchMaker(Labels(np.arange(9), 9), config(), 0, CPU)
-    batch = maker.on_device(maker.on_host(fed(target=0), epoch=0))
-    assert batch.target_weights_TK is batch.target_labels_T is batch.stripe_labels_TS is None
-    assert batch.num_source == len(batch.images_BCHW) == 4
-
-
 def test_a_sample_is_drawn_by_its_row_domain_and_time_not_by_its_part():
     maker = BatchMaker(labels(), config(), 1, CPU)
     whole, again = maker.on_host(fed(), epoch=0), maker.on_host(fed(), epoch=1)
@@ -83,26 +72,3 @@ def test_a_sample_is_drawn_by_its_row_domain_and_time_not_by_its_part():
     assert torch.cat(source_and_target).equal(whole.table_BX)
     assert not again.table_BX.equal(whole.table_BX)
     assert len(whole.table_BX.unique(dim=0)) == len(whole.table_BX)
-
-
-@pytest.mark.parametrize("num_parts", [1, 2])
-def test_for_a_gpu__all_is_pinned_by_the_thread_that_runs_ahead(num_parts, monkeypatch):
-    """From other memory a copy waits for the GPU's queue, and so would each step."""
-    pinned = {}
-
-    def pin(tensor):
-        copy = tensor.clone()
-        pinned[copy.data_ptr()] = threading.get_ident()
-        return copy
-
-    monkeypatch.setattr(Tensor, "pin_memory", pin)
-    maker = BatchMaker(Labels(np.arange(9), 9), config(), 0, torch.device("cuda"))
-    steps = (fed(target=0, step=step) for step in range(3))
-    parts = (
-        maker.on_host(part.part(at, num_parts), 0) for part in steps for at in range(num_parts)
-    )
-    made = list(ahead(parts, 2))
-    tensors = [tensor for part in made for tensor in part if tensor is not None]
-    assert len(tensors) == 3 * 3 * num_parts
-    threads = {pinned[tensor.data_ptr()] for tensor in tensors}
-    assert len(threads) == 1 and threading.get_ident() not in threads

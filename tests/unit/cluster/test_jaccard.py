@@ -17,7 +17,7 @@ from cluster.near_pairs import inverted_index
 from cluster.neighbours import nearest_neighbours
 from cluster.pairs import NUM_BINS, Pairs, pairs_below, symmetric
 from cluster.refine import Search, fixed_point_scale
-from cluster.run import Threads, blocks_for, row_blocks
+from cluster.run import row_blocks
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,3 @@ def test_histogram_counts_the_distances_of_some_rows(runner, every, num_blocks):
     assert num_zero == (some.data <= 1e-6).sum()
     expected = np.histogram(some.data[some.data > 1e-6], NUM_BINS, (0, 1))[0]
     assert np.array_equal(counts, expected)
-
-
-@pytest.mark.parametrize(
-    ("num_samples", "num_workers", "expected"),
-    [(1, 8, 1), (255, 8, 1), (1024, 8, 4), (13_000, 2, 8), (1_000_000, 2, 16), (10**6, 32, 128)],
-)
-def test_default_blocks_keep_workers_busy_and_are_not_tiny(num_samples, num_workers, expected):
-    assert len(blocks_for(Threads(num_workers), num_samples)) == expected
