@@ -6,8 +6,6 @@ from recorded_graph import RecordedGraph
 from small_training import CASES, CPU, STEPS, Training, config_of, same
 
 from daal.captured_step import CapturedStep
-from daal.errors import ConfigError
-from daal.load_config import load_config
 
 WARM_UP = 2
 
@@ -66,12 +64,6 @@ def test_other_shapes_are_refused():
         step([parts[0]._replace(images_BHWC=parts[0].images_BHWC[1:])])
     with pytest.raises(ValueError, match="shapes it was captured with"):
         step([parts[0]._replace(features_TC=None)])
-
-
-def test_asked_for_without_a_gpu__is_refused():
-    with pytest.raises(ConfigError, match=r"ray\.cuda_graph=true needs ray\.use_gpu=true"):
-        load_config(None, ["ray.cuda_graph=true"])
-    assert load_config(None, ["ray.cuda_graph=true", "ray.use_gpu=true"]).ray.cuda_graph is True
 
 
 def test_what_waits_for_the_device__is_not_captured__but_trained_on():

@@ -13,10 +13,6 @@ from daal.nn.network import DaalNetwork
 SMALL = NetworkConfig(backbone="resnet18", weights="none", ibn="a")
 
 
-def images(*shape):
-    return 1 + 2 * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
 def batch_norm(channels):
     torch.manual_seed(1)
     norm = nn.BatchNorm2d(channels)
@@ -40,7 +36,7 @@ def test_each_half_has_its_own_statistics(training, layout):
     norm, plain = InstanceBatchNorm(7), batch_norm(7)
     norm.start_from(plain)
     norm.train(training)
-    input_BCHW = images(3, 7, 4, 2).contiguous(memory_format=layout)
+    input_BCHW = (1 + 2 * torch.randn(3, 7, 4, 2)).contiguous(memory_format=layout)
     means = [input_BCHW[:, :3].mean((2, 3), keepdim=True)]
     variances = [input_BCHW[:, :3].var((2, 3), correction=0, keepdim=True)]
     if training:
@@ -87,7 +83,6 @@ def test_weights_of_ibn_net__are_used_as_they_are(tmp_path):
         for name, tensor in resnet.state_dict().items()
         if not name.startswith("fc.") and "num_batches" not in name  # old files have none
     }
-    assert "layer1.0.bn1.IN.weight" in weights and "layer1.0.bn1.BN.running_var" in weights
     file = tmp_path / "resnet18_ibn_a.pth"
     torch.save(weights, file)
     config = SMALL.model_copy(update={"weights": str(file)})

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-import torchvision
-from safetensors.torch import save_file
 from torch import nn
 
 from daal.config import AttentionConfig, NetworkConfig
@@ -110,17 +108,6 @@ def test_load_matching__keeps_the_source_head_and_refuses_another_backbone():
     other = DaalNetwork(SMALL.model_copy(update={"backbone": "resnet34"}))
     with pytest.raises(CheckpointError, match="does not fit"):
         other.load_matching(first.state_dict())
-
-
-def test_weights_file__is_used_and_checked(tmp_path):
-    file = tmp_path / "r18.safetensors"
-    state = torchvision.models.resnet18().state_dict()
-    save_file({n: t.half() for n, t in state.items() if not n.startswith("fc.")}, file)
-    config = SMALL.model_copy(update={"weights": str(file)})
-    loaded = DaalNetwork(config).backbone.conv1.weight
-    assert torch.equal(loaded, state["conv1.weight"].half().float())
-    with pytest.raises(CheckpointError, match="does not hold a resnet50"):
-        DaalNetwork(config.model_copy(update={"backbone": "resnet50"}))
 
 
 @pytest.mark.parametrize(

@@ -66,16 +66,12 @@ def test_state_that_does_not_fit__is_refused_and_changes_nothing():
 
 
 def test_schedule__two_rates_warm_up_and_decay():
-    network, _ = setting()
     fit = PretrainConfig(optim=PretrainOptimConfig(warmup_steps=4, decay_at_epochs=[2, 4]))
-    optimizer = make_optimizer(network, fit.optim)
-    rates = []
-    for number in range(12):
+    optimizer = make_optimizer(setting()[0], fit.optim)
+    for number, factor in ((0, 1 / 4), (3, 1), (5, 1), (6, 0.1)):  # two epochs of three steps
         set_learning_rate(optimizer, fit, number, steps_per_epoch=3)
-        rates.append([group["lr"] for group in optimizer.param_groups])
-    assert rates[3] == [1.5e-4, 3e-5]
-    assert rates[0] == pytest.approx([1.5e-4 / 4, 3e-5 / 4])
-    assert rates[6] == pytest.approx([1.5e-5, 3e-6])  # after two epochs of three steps
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([factor * 1.5e-4, factor * 3e-5])
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,12 @@ import pytest
 import torch
 import yaml
 from drawn_run import SCRIPT, drawn_run
-from typer.testing import CliRunner
+from programs import daal
 
-from daal.config import NetworkConfig
+from daal.config import AttentionConfig, NetworkConfig
 from daal.errors import DataError
 from daal.evaluation import evaluate
 from daal.nn.network import DaalNetwork
-from pipelines.cli import app
 from pipelines.commands.report import leave_report
 from pipelines.report import facts as report_data
 from pipelines.report.attention_and_clusters import attention_maps, clusters
@@ -136,12 +135,9 @@ def test_without_a_test_split__a_source__attention(tmp_path):
 
 @pytest.mark.parametrize("mode", ["residual", "independent"])
 def test_attention_maps__one_and_its_rest__or_two_of_their_own(mode):
-    network = DaalNetwork(
-        NetworkConfig.model_validate({
-            "backbone": "resnet18", "weights": "none",
-            "attention": {"mode": mode, "zero_init": False},
-        })
-    ).eval()  # fmt: skip
+    attention = AttentionConfig(mode=mode, zero_init=False)
+    config = NetworkConfig(backbone="resnet18", weights="none", attention=attention)
+    network = DaalNetwork(config).eval()
     images_BCHW = torch.rand(2, 3, 64, 32, generator=torch.Generator().manual_seed(0)) * 9
     shared_Bhw, specific_Bhw = attention_maps(network, images_BCHW)
     _, _, attention_BCHW = network.feature_maps(images_BCHW)
@@ -177,16 +173,13 @@ def test_leave_report__never_fails(run, monkeypatch):
 
 
 def test_command__writes_into_the_run_or_to_out(run, tmp_path):
-    result = CliRunner().invoke(app, ["report", run.uri])
-    assert result.exit_code == 0 and f"{run.uri}/report.html" in result.stderr
+    code, _, err = daal("report", run.uri)
+    assert code == 0 and f"{run.uri}/report.html" in err
     assert b"What to be careful about" in run.read("report.html")
-    (tmp_path / "again").mkdir()
-    shutil.copytree(run.base, tmp_path / "again" / "run")
-    out = tmp_path / "both.html"
-    result = CliRunner().invoke(
-        app, ["report", run.uri, str(tmp_path / "again" / "run"), "--out", str(out)]
-    )
-    assert result.exit_code == 0 and "these runs have the same settings" in out.read_text()
+    again = shutil.copytree(run.base, tmp_path / "again/run")
+    code, _, _ = daal("report", run.uri, again, "--out", tmp_path / "both.html")
+    assert code == 0
+    assert "these runs have the same settings" in (tmp_path / "both.html").read_text()
 
 
 def test_comparison__names_that_tell_apart__differences_only__other_data(whole, tmp_path):
@@ -224,9 +217,8 @@ def test_trained_on_other_workers__is_a_doubt(run):
     for stage, workers in (("pretrain", 2), ("iteration-01", 2), ("iteration-02", 1)):
         line = {"workers": workers, "device": "CPU", "seconds": 1, "files": {}}
         run.append("journal.jsonl", {"stage": f"{stage}/train", **line})
-    assert "Trained on 2 workers on CPUs and on 1 worker on CPUs" in " ".join(
-        doubts(read_facts(run))
-    )
+    said = " ".join(doubts(read_facts(run)))
+    assert "Trained on 2 workers on CPUs and on 1 worker on CPUs" in said
 
 
 def test_interval__is_over_people_and_not_over_queries():

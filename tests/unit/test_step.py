@@ -5,10 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from one_step import OFF, OPTIMIZERS, SGD, assert_same_bits, everything, setting, step
-from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
-from daal.config import AdaptConfig, AttentionConfig, LossConfig, NetworkConfig, OptimConfig
+from daal.config import AdaptConfig, LossConfig, NetworkConfig, OptimConfig
 from daal.errors import TrainingDiverged
 from daal.losses import LossTerms
 from daal.nn.network import DaalNetwork
@@ -118,31 +117,6 @@ def test_a_diverged_run_says_where_and_what_to_do():
     raise_if_diverged(torch.tensor(0.0), terms, 6)
     with pytest.raises(TrainingDiverged, match=r"step 7 .*'target': inf.*lower optim.lr_backbone"):
         raise_if_diverged(torch.tensor(1.0), terms, 6)
-
-
-@pytest.fixture
-def dynamo():
-    torch._dynamo.reset()
-    counters.clear()
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("mode", ["residual", "independent", "none"])
-def test_compiled_steps__one_graph_and_the_same_numbers(mode, dynamo):
-    results = []
-    for compiled in (False, True):
-        network, batch = setting(attention=AttentionConfig(mode=mode))
-        names = list(network.state_dict())
-        if compiled:
-            network.compile(backend="aot_eager", fullgraph=True)
-        optimizer = make_optimizer(network, SGD)
-        terms = [step(network, halves(batch), optimizer).total for _ in range(3)]
-        assert list(network.state_dict()) == names
-        results.append(torch.stack(terms))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
-    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_bf16_on_cpus__no_garbage_gradient_on_maps_one_pixel_wide():

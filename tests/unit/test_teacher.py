@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from one_step import SGD, setting, step
+from one_step import SGD, assert_same_bits, setting, step
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from daal.config import LossConfig
@@ -21,28 +21,20 @@ def moved(network, seed):
     return network
 
 
-def averaged(network, momentum):
-    """What release 0.1 had for a teacher."""
-    mean = get_ema_multi_avg_fn(momentum)
-    return AveragedModel(network, multi_avg_fn=mean, use_buffers=True)
-
-
-def floats(tensors):
-    return {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-
-
 @pytest.mark.parametrize("momentum", [0.25, 0.75, 0.999])
 def test_the_bits_and_names_of_release_0_1(momentum):
     network, _ = setting()
-    teacher, reference = Teacher(network, momentum), averaged(network, momentum)
+    mean = get_ema_multi_avg_fn(momentum)
+    teacher = Teacher(network, momentum)
+    reference = AveragedModel(network, multi_avg_fn=mean, use_buffers=True)  # release 0.1's
     for seed in range(3):
         teacher.follow(moved(network, seed))
         reference.update_parameters(network)
         found, expected = teacher.state_dict(), reference.state_dict()
         assert list(found) == list(expected)
         assert bool(found["n_averaged"]) == bool(expected["n_averaged"])
-        for name, tensor in floats(expected).items():
-            assert found[name].equal(tensor), name
+        floats = {name: t for name, t in expected.items() if t.is_floating_point()}
+        assert_same_bits({name: found[name] for name in floats}, floats)
         teacher = Teacher(network, momentum)  # resumes from such a checkpoint
         teacher.load_state_dict(expected)
     assert not any(module.training for module in teacher.module.modules())

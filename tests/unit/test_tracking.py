@@ -71,20 +71,14 @@ def tensorboard(folder):
     """(step, value) by tag, of all event files in order."""
     found = {}
     for file in sorted(folder.iterdir()):
-        for event in _events(file.read_bytes()):
+        data, at = file.read_bytes(), 0
+        while at < len(data):  # records: length, its checksum, data, its checksum
+            (length,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + length])
             for value in event.summary.value:
                 found.setdefault(value.tag, []).append((event.step, value.simple_value))
+            at += 12 + length + 4
     return found
-
-
-def _events(data):
-    at = 0
-    while at < len(data):  # records: length, its checksum, data, its checksum
-        (length,) = struct.unpack_from("<Q", data, at)
-        event = Event()
-        event.ParseFromString(data[at + 12 : at + 12 + length])
-        yield event
-        at += 12 + length + 4
 
 
 def test_tensorboard__a_resumed_run_continues_its_series(tmp_path):
