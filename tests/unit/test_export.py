@@ -1,6 +1,5 @@
 """`daal export`: a file that computes what the checkpoint does, or none."""
 
-import os
 import pickle
 import sys
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from payload import Payload
 from PIL import Image
 from programs import daal
 from torch.nn import functional as F
@@ -61,16 +61,6 @@ def model(folder):
 def images(num):
     generator = torch.Generator().manual_seed(num)
     return torch.randint(0, 256, (num, 3, 64, 32), dtype=torch.uint8, generator=generator)
-
-
-class Payload:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return os.system, (f"touch '{self.mark}'",)
 
 
 @dataclass(frozen=True)

@@ -49,13 +49,11 @@ def test_kept_labels__say_so__and_are_no_convergence():
     assert converged(found, 0.95) and not converged(found, 0.96) and not converged(clusters(), 0.1)
 
 
-def by_camera(alone, alone_chance, cross, cross_chance):
-    return clusters(
-        one_camera_share=alone,
-        one_camera_chance=alone_chance,
-        cross_camera_share=cross,
-        cross_camera_chance=cross_chance,
-    )
+SHARES = ("one_camera_share", "one_camera_chance", "cross_camera_share", "cross_camera_chance")
+
+
+def by_camera(*figures):
+    return clusters(**dict(zip(SHARES, figures, strict=True)))
 
 
 @pytest.mark.parametrize(

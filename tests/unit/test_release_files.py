@@ -67,10 +67,7 @@ def test_a_setting_of_release_0_1__in_todays_words(given, key, value):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (
-            {"network": {"head_scale": 30}},
-            "head_scale=30 can't be set any more: it is 20.0",
-        ),
+        ({"network": {"head_scale": 30}}, "head_scale=30 can't be set any more: it is 20.0"),
         ({"adapt": {"accumulate": 2}}, "pretrain.accumulate and adapt.accumulate are one setting"),
     ],
 )

@@ -1,5 +1,7 @@
 """Errors that would come again end a run, with a remedy that fits."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -19,16 +21,16 @@ def given_up(failure):
     return error
 
 
-@pytest.mark.parametrize("error", [MISSING, ImportError("numpy.core failed to import")])
-def test_what_can_not_be_imported__is_final(error):
-    found = final(error)
-    assert isinstance(found, ClusterError)
-    assert str(error) in str(found) and "install the same daal-reid" in str(found)
-
-
-def test_a_gpu_that_torch_was_not_built_for__is_final():
-    found = final(RuntimeError("CUDA error: no kernel image is available for execution on the ..."))
-    assert "was built without" in str(found)
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MISSING, "install the same daal-reid"),
+        (ImportError("numpy.core failed to import"), "numpy.core failed.*install the same"),
+        (RuntimeError("CUDA error: no kernel image is available for exec..."), "was built without"),
+    ],
+)
+def test_what_would_come_again__is_final(error, says):
+    assert re.search(says, str(final(error)))
 
 
 @pytest.mark.parametrize(
@@ -59,10 +61,6 @@ def test_a_group_that_could_not_import__is_not_told_to_try_again(failure):
     assert "same command" not in said
 
 
-def test_a_group_lost_for_another_reason__is():
-    assert "the same command continues" in str(cause_of(given_up(RuntimeError("node died"))))
-
-
 def test_errors_of_tasks__keep_their_kind():
     """Ray's wrapper of a task's error is both its own and the task's kind."""
     for cause, kind in ((MISSING, ClusterError), (DataError("no query."), DataError)):
@@ -79,6 +77,7 @@ def test_errors_of_tasks__keep_their_kind():
     ("failure", "says"),
     [
         ("Gloo connectFullMesh failed with [..] connect [127.0.1.1]:34567", "GLOO_SOCKET_IFNAME"),
+        ("node died", "the same command continues"),
         ("ProcessGroupNCCL is only supported with GPUs, no GPUs found!", "daal doctor"),
     ],
 )
