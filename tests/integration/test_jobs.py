@@ -9,6 +9,7 @@ import pytest
 import yaml
 from heads import free_port, ray_head
 from programs import python
+from tiny_run import recipe_of
 from waiting import wait_until
 
 from daal.config import Config
@@ -20,13 +21,9 @@ WEIGHTS = "iteration-01/checkpoint/weights.safetensors"
 TOKEN = "0123456789abcdef" * 4
 
 
-def recipe_of(config, out):
+def recipe_in(out, config):
     """Its path; the run's folder is `out`."""
-    recipe = out.with_suffix(".yaml")
-    recipe.parent.mkdir(parents=True, exist_ok=True)
-    settings = config.model_copy(update={"out": str(out)}).model_dump(mode="json")
-    recipe.write_text(yaml.safe_dump(settings))
-    return str(recipe)
+    return recipe_of(config.model_copy(update={"out": str(out)}), out.with_suffix(".yaml"))
 
 
 def daal(head, *arguments, token=TOKEN):
@@ -68,7 +65,7 @@ class Watched(threading.Thread):
 
 @pytest.mark.ray
 def test_a_run_is_submitted_followed_and_seen(head, tiny_config, tmp_path):
-    recipe = recipe_of(tiny_config, tmp_path / "runs/Tiny")
+    recipe = recipe_in(tmp_path / "runs/Tiny", tiny_config)
     watched = Watched(head.metrics_port)
     watched.start()
     first = daal(head, "submit", recipe, "--ship-code", "--follow")
@@ -93,7 +90,7 @@ def test_a_run_is_submitted_followed_and_seen(head, tiny_config, tmp_path):
 def test_a_name_submitted_again_continues_the_run__an_exit_code_is_the_run_s(
     head, tiny_config, tmp_path
 ):
-    recipe = recipe_of(tiny_config, tmp_path / "runs/Twice")
+    recipe = recipe_in(tmp_path / "runs/Twice", tiny_config)
     first = daal(head, "submit", recipe, "--ship-code", "--follow")
     assert first.returncode == 0, first.stdout + first.stderr
     journal = (tmp_path / "runs/Twice/journal.jsonl").read_text()
@@ -122,7 +119,7 @@ def test_a_wrong_token_is_refused(head):
 def test_two_runs_that_fit_only_one_at_a_time(head, two_workers, tmp_path):
     names = ["left", "right"]
     for name in names:
-        submitted = daal(head, "submit", recipe_of(two_workers, tmp_path / name), "--ship-code")
+        submitted = daal(head, "submit", recipe_in(tmp_path / name, two_workers), "--ship-code")
         assert submitted.returncode == 0, submitted.stderr
     weights = []
     for name in names:

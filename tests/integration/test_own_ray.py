@@ -6,9 +6,9 @@ Runs that join a cluster: test_jobs.py.
 import stat
 
 import pytest
-import yaml
 from heads import free_port, without_ray
 from programs import python
+from tiny_run import recipe_of
 
 from daal.config import RayConfig
 from daal.errors import ClusterError
@@ -49,9 +49,7 @@ def daal(*arguments, cwd=None, **environment):
 
 @pytest.fixture
 def recipe(tiny_config, tmp_path):
-    file = tmp_path / "tiny.yaml"
-    file.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
-    return file
+    return recipe_of(tiny_config, tmp_path / "tiny.yaml")
 
 
 def test_a_local_ray_asks_for_a_token__beside_modules_named_like_ours(recipe, tmp_path):

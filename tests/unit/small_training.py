@@ -1,7 +1,6 @@
 """A training of the whole step on a CPU: a small network, drawn pixels, labels of five clusters."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from daal import checkpoint
-from daal.config import Config
+from daal.config import Config, FitConfig
 from daal.load_config import load_config
 from daal.losses import LossTerms
 from daal.optimizer import make_optimizer, set_learning_rate
@@ -20,6 +19,7 @@ from pipelines.images.stream import FedBatch
 from pipelines.tools.shipped import RECIPES
 from pipelines.training.train_batch import BatchMaker, HostBatch, Labels
 from pipelines.training.train_loop import build_network
+from pipelines.training.train_state import Weights
 
 CPU = torch.device("cpu")
 SMALL = [
@@ -56,21 +56,27 @@ def labels(num_stripes: int) -> Labels:
     )
 
 
-@dataclass
 class Training:
     """One worker's training, as `pipelines.training.train_loop` runs it."""
 
-    config: Config
-    terms: list[dict[str, float]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        config, known = self.config, labels(self.config.network.stripes)
-        self.maker = BatchMaker(known, config, 1, CPU)
-        self.network = build_network(config, known, {})
-        momentum = config.adapt.teacher_momentum
+    def __init__(
+        self,
+        config: Config,
+        known: Labels | None = None,
+        fit: FitConfig | None = None,
+        iteration: int = 1,
+        start: Weights | None = None,
+    ) -> None:
+        known = known or labels(config.network.stripes)
+        fit = fit or config.adapt
+        self.config = config
+        self.terms: list[dict[str, float]] = []
+        self.maker = BatchMaker(known, config, iteration, CPU)
+        self.network = build_network(config, known, start or {})
+        momentum = fit.teacher_momentum
         self.teacher = Teacher(self.network, momentum) if momentum else None
         self.network.train()
-        self.optimizer = make_optimizer(self.network, config.adapt.optim, capturable=True)
+        self.optimizer = make_optimizer(self.network, fit.optim, capturable=True)
         self.diverged = torch.zeros(())
 
     def take(self, parts: Sequence[HostBatch]) -> LossTerms:

@@ -5,17 +5,18 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.distributed as dist
+from one_step import step
 from pretended_kernels import pretended_kernels
 from several_workers import found_by_workers
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
-from daal.config import LossConfig, NetworkConfig, OptimConfig
+from daal.config import NetworkConfig, OptimConfig
 from daal.nn.batch_norm import BatchNorm2d, GroupBatchNorm2d, group_size, synchronise
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
-from daal.step import TrainBatch, train_step
+from daal.step import TrainBatch
 
 NUM_WORKERS = 4
 GROUPS = {"pairs": [[0, 1], [2, 3]], "all": [[0, 1, 2, 3]]}
@@ -130,7 +131,7 @@ def worker(rank):
                     found[name, kind, way] = results(norm, *share(rank, kind))
     for name, autocast in AUTOCASTS.items():  # the last group is all workers
         model = DistributedDataParallel(synchronise(small_network(), group))
-        found[name] = step(model, batch(rank), autocast)
+        found[name] = trained(model, batch(rank), autocast)
     return found
 
 
@@ -145,11 +146,9 @@ def batch(rank):
     return TrainBatch(torch.cat([source[mine], target[mine]]), labels[mine], weights[mine])
 
 
-def step(model, one, autocast):
-    network = getattr(model, "module", model)
-    optimizer = make_optimizer(network, OPTIM)
-    diverged = torch.zeros(())
-    train_step(model, [one], optimizer, LossConfig(), diverged, lambda _: None, autocast)
+def trained(model, batch, autocast):
+    network, diverged = getattr(model, "module", model), torch.zeros(())
+    step(model, batch, make_optimizer(network, OPTIM), diverged=diverged, autocast=autocast)
     assert float(diverged) == 0
     return network.state_dict()
 
@@ -188,7 +187,7 @@ def test_a_group_equals_one_worker_with_all_its_images(found, groups, kind, way)
 @pytest.mark.parametrize(("name", "tolerance"), [("fp32 step", 1e-4), ("bf16 step", 3e-2)])
 def test_step_of_four_workers_equals_that_of_one(found, name, tolerance):
     """The whole network under DDP, statistics over all workers."""
-    expected = step(small_network(), batch(None), AUTOCASTS[name])
+    expected = trained(small_network(), batch(None), AUTOCASTS[name])
     for key, tensor in expected.items():
         for rank in range(NUM_WORKERS):
             ours = found[rank][name][key]

@@ -5,17 +5,18 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.distributed as dist
+from one_step import step
 from pretended_kernels import pretended_kernels
 from several_workers import found_by_workers
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from daal.config import LossConfig, NetworkConfig, OptimConfig
+from daal.config import NetworkConfig, OptimConfig
 from daal.nn.batch_norm import BatchNorm2d, synchronise
 from daal.nn.domain_batch_norm import DomainBatchNorm2d, checkpoint_name
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
-from daal.step import TrainBatch, train_step
+from daal.step import TrainBatch
 
 NUM_WORKERS = 2
 PLAIN = NetworkConfig(backbone="resnet18", weights="none")
@@ -45,8 +46,7 @@ def adapting(config=DOMAINS):
 
 def train(model, batch, bf16=False):
     optimizer = make_optimizer(getattr(model, "module", model), OPTIM)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
-    train_step(model, [batch], optimizer, LossConfig(), torch.zeros(()), lambda _: None, autocast)
+    step(model, batch, optimizer, autocast=torch.autocast("cpu", torch.bfloat16, enabled=bf16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_training import Training
 
 from cluster.centroids import centroids
 from daal.data.augment import normalise
@@ -28,19 +29,14 @@ from daal.data.plan import Plan
 from daal.drawn.domains import draw_domains
 from daal.load_config import load_config
 from daal.nn.stripes import whole_and_stripes
-from daal.optimizer import make_optimizer, set_learning_rate
-from daal.precision import mixed_precision
-from daal.step import train_step
-from daal.teacher import Teacher
+from daal.optimizer import set_learning_rate
 from pipelines.images.stream import FedBatch
 from pipelines.tools.shipped import RECIPES, shipped_names
-from pipelines.training.train_batch import BatchMaker, Labels
-from pipelines.training.train_loop import build_network
+from pipelines.training.train_batch import Labels
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses"
 TOLERANCE = 5e-3  # relative; of terms below 1, absolute
 STEPS = 5
-CPU = torch.device("cpu")
 CUT = [
     "network.backbone=resnet18", "network.weights=none", "input.height=64", "input.width=32",
     "mixed_precision=false", "ray.num_workers=1", "pretrain.batch_source=8",
@@ -108,43 +104,23 @@ def train(config, fit, iteration, labels, source, target, start):
     clusters_N = NO_ROWS if labels.pseudo_labels_N is None else labels.pseudo_labels_N
     target_rows = np.flatnonzero(clusters_N >= 0)
     plan = Plan(
-        seed=config.seed,
-        iteration=iteration,
-        epochs=2,
-        batch_source=fit.batch_source,
-        batch_target=fit.batch_target,
-        source_rows=np.arange(len(labels.source_N)),
-        target_rows=target_rows,
-        target_labels=clusters_N[target_rows],
-        images_per_id=fit.images_per_id,
+        config.seed, iteration, 2, fit.batch_source, fit.batch_target,
+        np.arange(len(labels.source_N)), target_rows, clusters_N[target_rows], fit.images_per_id,
         steps_per_epoch=fit.steps_per_epoch or 0,
-    )
-    network = build_network(config, labels, start)
-    teacher = Teacher(network, fit.teacher_momentum) if fit.teacher_momentum else None
-    network.train().to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(network, fit.optim)
-    maker = BatchMaker(labels, config, iteration, CPU)
-    diverged = torch.zeros(())
+    )  # fmt: skip
+    training = Training(config, labels, fit, iteration, start)
+    training.network.to(memory_format=torch.channels_last)
     losses = []
     for step in range(STEPS):
-        set_learning_rate(optimizer, fit, step, plan.steps_per_epoch, iteration)
+        set_learning_rate(training.optimizer, fit, step, plan.steps_per_epoch, iteration)
         batch = plan.batch(step)
         images_BHWC = np.concatenate(
             [source.images_NHWC[batch.source], target.images_NHWC[batch.target]]
         )
         fed = FedBatch(step, torch.from_numpy(images_BHWC), batch.source, batch.target)
-        terms = train_step(
-            model=network,
-            batches=[maker.on_device(maker.on_host(fed, plan.epoch_of(step)))],
-            optimizer=optimizer,
-            weights=config.loss,
-            diverged=diverged,
-            agree=lambda _: None,
-            autocast=mixed_precision(CPU, wanted=False),
-            teacher=teacher,
-        )
+        terms = training.take([training.maker.on_host(fed, plan.epoch_of(step))])
         losses.append({name: float(f"{term:.7g}") for name, term in terms.as_dict().items()})
-    return network, losses
+    return training.network, losses
 
 
 class Domain:

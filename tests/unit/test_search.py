@@ -11,20 +11,17 @@ import pytest
 import torch
 from PIL import Image
 from programs import daal
+from tiny_run import save_model
 
 from daal import checkpoint
 from daal.data.images import decode
 from daal.errors import CheckpointError, ConfigError
-from daal.load_config import load_config
-from daal.nn.network import DaalNetwork
 from daal.trained_model import load_trained
 from pipelines.run.artefacts import json_bytes
 from pipelines.run.find_checkpoint import checkpoint_of
 from pipelines.run.folder import RunFolder
 from pipelines.search.nearest import nearest
 
-SETTINGS = ["input.height=32", "input.width=16", "network.backbone=resnet18",
-            "network.weights=none", "mixed_precision=false"]  # fmt: skip
 ODD_NAME = "[red]$x$ \u732b\n.jpg"
 
 
@@ -35,17 +32,9 @@ def picture(path, seed):
     return path
 
 
-def saved(folder, seed=0):
-    config = load_config(None, SETTINGS)
-    torch.manual_seed(seed)
-    network = DaalNetwork(config.network, 3)
-    checkpoint.save(folder, network.state_dict(), {"config": config.model_dump(mode="json")})
-    return folder
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return saved(tmp_path_factory.mktemp("run") / "checkpoint")
+    return save_model(tmp_path_factory.mktemp("run") / "checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +170,7 @@ def test_which_checkpoint_of_a_run(tmp_path):
             pass
     first_layers = {}
     for number, stage in enumerate(("pretrain", "iteration-01", "iteration-02", "supervised")):
-        folder = saved(tmp_path / "run" / stage / "checkpoint", seed=number)
+        folder = save_model(tmp_path / "run" / stage / "checkpoint", seed=number)
         first_layers[stage] = checkpoint.load(folder)[0]["backbone.conv1.weight"]
         run.append("journal.jsonl", {"stage": f"{stage}/train", "files": {}})
 
