@@ -132,23 +132,6 @@ def test_erased_pixels_are_the_mean_and_the_rest_is_untouched():
     assert found[~mask].equal(augmented(images, seeds, PLAIN)[~mask])
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 2)])
-def test_images_too_small_to_erase_from(size):
-    found = augmented(random_images(30, *size), seeds_of(30), AugmentConfig(erase=1))
-    assert found.isfinite().all()
-
-
-def test_refuses_other_inputs():
-    images, table = random_images(4), torch.from_numpy(draw_table(seeds_of(4), 48, 16, PLAIN))
-    with pytest.raises(ValueError, match="uint8"):
-        normalise(images[:, :2])
-    with pytest.raises(ValueError, match="uint8"):
-        augment(images.float(), table)
-    for other in (table[:2], table[:, 1:], table.long()):
-        with pytest.raises(ValueError, match="table"):
-            augment(images, other)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_gpu_equals_cpu():

@@ -2,13 +2,10 @@
 
 import os
 import shutil
-import tomllib
 from pathlib import Path
 
 import pytest
 from programs import python
-
-from daal import DISTRIBUTION
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,9 +40,3 @@ def test_a_foreign_package_installed_over_ours__is_one_sentence(tmp_path):
     assert started.returncode == 2
     (line,) = started.stderr.splitlines()
     assert "pip uninstall cluster" in line
-
-
-def test_the_script_starts_the_launcher():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"daal": "daal.__main__:main"}
-    assert project["name"] == DISTRIBUTION

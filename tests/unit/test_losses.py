@@ -54,12 +54,6 @@ def test_eq5__is_eq3_for_one_hot_weights_and_linear_in_them(case):
     )
 
 
-def test_terms_without_logits_are_zero():
-    terms = total_loss(LOGITS, torch.tensor([0, 1]), None, None, None, None)
-    assert terms.target.item() == terms.domain.item() == 0
-    assert terms.total.item() == terms.source.item()
-
-
 FEATURES, LABELS = torch.tensor([[0.0], [4.0], [1.0], [10.0]]), torch.tensor([0, 0, 1, 1])
 PAIRS = [(4, 1), (4, 3), (9, 1), (9, 6)]  # farthest of its own label, nearest of the others
 

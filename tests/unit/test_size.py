@@ -1,19 +1,15 @@
 """What a run needs: arithmetic by hand, and one real step."""
 
-from daal.load_config import apply_overrides, check_config
+from tiny_run import changed
+
 from daal.nn.network import DaalNetwork
 from pipelines.tools.size import StepSize, size_of, step_size
 
 STEP = StepSize(num_parameters=1000, num_features=16, bytes_per_image=1_000_000)
 
 
-def changed(config, *settings):
-    return check_config(apply_overrides(config.model_dump(), settings))
-
-
 def test_by_hand(tiny_config, tiny_world):
-    config = changed(tiny_config, "iterations=3", "adapt.batch_source=8", "adapt.batch_target=8",
-                     "pretrain.batch_source=16")  # fmt: skip
+    config = changed(tiny_config, "iterations=3")
     found = size_of(config, STEP)
     files = {domain: list((tiny_world / domain).rglob("*.jpg")) for domain in ("source", "target")}
     train = {d: [f for f in files[d] if "train" in str(f)] for d in files}

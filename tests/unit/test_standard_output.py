@@ -47,12 +47,6 @@ def test_a_benchmark__whatever_writes_beside_it():
     assert python("-c", NOISY, cwd=ROOT).stdout == "\nA table\nname  ratio\nx     0.500\n"
 
 
-def test_a_real_benchmark():
-    small = ["--queries", "40", "--gallery", "300", "--dim", "16", "--repeats", "1"]
-    done = python("-m", "benchmarks.evaluation", "--json", *small, cwd=ROOT)
-    assert len(json.loads(done.stdout)["rows"]) == 2, done.stderr
-
-
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
 def test_no_benchmark_writes_past_it(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
