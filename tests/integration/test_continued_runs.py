@@ -76,7 +76,7 @@ def test_more_iterations__are_those_of_a_run_that_had_them_from_the_start(
     assert stages(tmp_path / "longer") == finished
 
 
-@pytest.mark.nightly  # unit/test_train_state.py has the note
+@pytest.mark.nightly  # unit/test_report_parts.py has the doubt
 def test_other_workers__are_said_and_recorded(ray_cluster, tiny_world, tmp_path, capsys):
     config = tiny(tiny_world, tmp_path / "run", "ray.num_workers=2", "report=false")
     run_adaptation(config, quiet=True, pretrain_only=True)

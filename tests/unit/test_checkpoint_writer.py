@@ -1,4 +1,4 @@
-"""Checkpoints written beside the training: what is in them, and when their errors are told."""
+"""Checkpoints of a training: what is in them, when errors are told, which one it resumes from."""
 
 import errno
 import shutil
@@ -16,6 +16,7 @@ import torch
 from daal import checkpoint
 from daal.errors import StorageError
 from pipelines.training.checkpoint_writer import CheckpointWriter
+from pipelines.training.train_state import _last_checkpoint
 
 
 @dataclass
@@ -115,3 +116,46 @@ def test_other_workers_write_nothing(ray_train):
     writes.begin(1, *state(1.0))
     writes.finish()
     assert not ray_train.reports
+
+
+@pytest.fixture
+def worker():
+    said = []
+    return SimpleNamespace(
+        world_size=1, device=torch.device("cpu"), log=said.append, said=said, rank=0
+    )
+
+
+@pytest.fixture
+def reported(tmp_path, monkeypatch):
+    """A checkpoint that Ray Train names: of the stage pretrain, after its third step."""
+    folder = tmp_path / "checkpoint"
+    checkpoint.save(
+        folder, {"weight": torch.ones(2)}, {"stage": "pretrain", "next_step": 3},
+        optimizer={"weight.exp_avg": torch.zeros(2)},
+    )  # fmt: skip
+    named = ray.train.Checkpoint.from_directory(str(folder))
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: named)
+    return folder
+
+
+def test_of_this_training(worker, reported):
+    saved = _last_checkpoint("pretrain", worker)
+    assert saved is not None and saved[2] == 3
+    assert saved[0]["weight"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_of_another_one__nothing_is_said(worker, reported, is_deleted):
+    if is_deleted:
+        shutil.rmtree(reported)
+    assert _last_checkpoint("iteration-01", worker) is None
+    assert worker.said == []
+
+
+def test_damaged__its_file_is_named(worker, reported):
+    weights = reported / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert _last_checkpoint("pretrain", worker) is None
+    assert "starts from its first step again" in worker.said[0]["note"]
+    assert "weights.safetensors" in worker.said[0]["note"]
