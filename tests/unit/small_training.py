@@ -1,7 +1,6 @@
 """A training of the whole step on a CPU: a small network, drawn pixels, labels of five clusters."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +91,12 @@ class Training:
         )
 
     def everything(self) -> dict[str, Tensor]:
-        return kept_by(self)
+        """By reference, all that a step changes."""
+        tensors = dict(self.network.state_dict(keep_vars=True))
+        tensors |= checkpoint.optimizer_tensors(self.optimizer, self.network.named_parameters())
+        if self.teacher is not None:
+            tensors |= {f"teacher.{n}": t for n, t in self.teacher.state_dict().items()}
+        return tensors | {"diverged": self.diverged}
 
     def parts(self, step: int, poisoned: bool = False) -> list[HostBatch]:
         draw, fit = np.random.default_rng(step), self.config.adapt
@@ -115,15 +119,6 @@ class Training:
             set_learning_rate(self.optimizer, self.config.adapt, step, 3)
             kept.append(take(self.parts(step, step == poisoned)))
         self.terms = [terms.as_dict() for terms in kept]
-
-
-def kept_by(state: Any) -> dict[str, Tensor]:
-    """By reference, all that a step changes."""
-    tensors = dict(state.network.state_dict(keep_vars=True))
-    tensors |= checkpoint.optimizer_tensors(state.optimizer, state.network.named_parameters())
-    if state.teacher is not None:
-        tensors |= {f"teacher.{n}": t for n, t in state.teacher.state_dict().items()}
-    return tensors | {"diverged": state.diverged}
 
 
 def same(one: Tensor, other: Tensor) -> bool:

@@ -1,11 +1,52 @@
-"""Replayed steps equal steps that run as they are, to the bit; and what would show if not."""
+"""Which steps are captured, and that replayed ones equal steps that run as they are, to the bit."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from recorded_graph import RecordedGraph
 from small_training import CASES, CPU, STEPS, Training, config_of, same
 
 from daal.captured_step import CapturedStep
+from daal.errors import ClusterError
+from daal.load_config import load_config
+from pipelines.training import step_function as steps
+from pipelines.training.step_function import is_captured, step_function
+
+
+@pytest.mark.parametrize(
+    ("device", "world_size", "settings", "captured"),
+    [
+        ("cuda", 1, [], True),
+        ("cuda", 2, [], False),
+        ("cuda", 2, ["ray.cuda_graph=true", "ray.use_gpu=true"], True),
+        ("cuda", 1, ["ray.cuda_graph=false"], False),
+        ("cpu", 1, [], False),
+    ],
+)
+def test_which_workers_capture(device, world_size, settings, captured):
+    worker = SimpleNamespace(device=torch.device(device), world_size=world_size)
+    assert is_captured(worker, load_config(None, settings)) == captured
+
+
+def test_a_capture_that_fails__is_noted_by_auto__and_ends_what_asked_for_it(monkeypatch):
+    said = []
+    error = RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    def failed(config):
+        worker = SimpleNamespace(log=said.append, device=CPU, world_size=1)
+        state = SimpleNamespace(stage="pretrain", worker=worker, distributed=lambda: None)
+        step_function(state, None, config)
+
+    monkeypatch.setattr(steps, "is_captured", lambda *_: True)
+    monkeypatch.setattr(steps, "CudaGraph", lambda: RecordedGraph(list))
+    monkeypatch.setattr(steps, "CapturedStep", lambda *given: given[-1](error))
+    failed(load_config(None))
+    assert "can't be captured as a CUDA graph (operation not permitted)" in said[0]["note"]
+    with pytest.raises(ClusterError, match="not permitted.*set ray.cuda_graph=false"):
+        failed(load_config(None, ["ray.cuda_graph=true", "ray.use_gpu=true"]))
+
 
 WARM_UP = 2
 
