@@ -188,12 +188,7 @@ def test_integers_count_as_float32(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "rule"),
-    [
-        ([], "q"),
-        (["cluster={p: 1e-3}"], "p"),
-        (["cluster.eps=0.5"], "fixed"),
-    ],
+    ("settings", "rule"), [([], "q"), (["cluster={p: 1e-3}"], "p"), (["cluster.eps=0.5"], "fixed")]
 )
 def test_rule_of_eps_is_q_unless_something_else_is_given(settings, rule):
     assert labelling.label_config(settings).cluster.eps_rule == rule

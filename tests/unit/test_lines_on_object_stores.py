@@ -1,7 +1,10 @@
 """A run's lines on a file system that can't append: the last costs as much as the first."""
 
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -10,41 +13,41 @@ from pyarrow import fs
 from pipelines.run.folder import PART_BYTES, RunFolder
 
 
-class Counting(fs.FSSpecHandler):
+class Counting(fs.FSSpecHandler):  # type: ignore[misc]
     """A store in memory that counts what is asked of it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(MemoryFileSystem())
-        self.asked = Counter()
+        self.asked: Counter[str] = Counter()
 
-    def __getattribute__(self, name):
+    def __getattribute__(self, name: str) -> Any:
         if name in ("open_input_stream", "open_output_stream", "get_file_info", "move",
                     "get_file_info_selector", "create_dir", "delete_file"):  # fmt: skip
             self.asked[name] += 1
         return super().__getattribute__(name)
 
     @property
-    def num_requests(self):
+    def num_requests(self) -> int:
         return self.asked.total()
 
 
 @pytest.fixture
-def store():
+def store() -> Iterator[Counting]:
     MemoryFileSystem.store.clear()
     yield Counting()
     MemoryFileSystem.store.clear()
 
 
-def on(store, tmp_path):
+def on(store: Counting, tmp_path: Path) -> RunFolder:
     run = RunFolder(str(tmp_path), create=False)
     run.filesystem, run.base, run.is_local = fs.PyFileSystem(store), "/run", False
     return run
 
 
-def test_requests_and_bytes_grow_with_the_lines_alone(store, tmp_path):
+def test_requests_and_bytes_grow_with_the_lines_alone(store: Counting, tmp_path: Path) -> None:
     run, sent = on(store, tmp_path), Counter[int]()
     write, at = run.write, 0
-    run.write = lambda name, data: (sent.update({at // 500: len(data)}), write(name, data))[1]
+    run.write = lambda name, data: (sent.update({at // 500: len(data)}), write(name, data))[1]  # type: ignore[assignment]
     requests = [0]
     for at in range(2000):
         run.append("metrics.jsonl", {"number": at, "loss": {"total": 1.0}, "pad": "x" * 250})
@@ -60,7 +63,9 @@ def test_requests_and_bytes_grow_with_the_lines_alone(store, tmp_path):
     assert store.num_requests - before < 2000 / 20, "a part has many lines"
 
 
-def test_a_line_is_there_at_once__and_the_next_command_adds_to_it(store, tmp_path):
+def test_a_line_is_there_at_once__and_the_next_command_adds_to_it(
+    store: Counting, tmp_path: Path
+) -> None:
     for first in (0, 100):
         run = on(store, tmp_path)
         for number in range(first, first + 100):
@@ -69,7 +74,7 @@ def test_a_line_is_there_at_once__and_the_next_command_adds_to_it(store, tmp_pat
     assert len(run.lines("metrics.jsonl")) == 200
 
 
-def test_a_long_file_of_release_0_1__is_left_as_it_is(store, tmp_path):
+def test_a_long_file_of_release_0_1__is_left_as_it_is(store: Counting, tmp_path: Path) -> None:
     old = b'{"number": 0}\n' * 5000
     on(store, tmp_path).write("metrics.jsonl", old)
     run = on(store, tmp_path)
@@ -80,7 +85,7 @@ def test_a_long_file_of_release_0_1__is_left_as_it_is(store, tmp_path):
     assert len(lines) == 5002 and [line["number"] for line in lines[-2:]] == [1, 2]
 
 
-def test_parts_on_a_disk__as_after_a_copy__are_read_and_added_to(tmp_path):
+def test_parts_on_a_disk__as_after_a_copy__are_read_and_added_to(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_text('{"stage": "a", "files": {}}\n')
     (tmp_path / "journal.000002.jsonl").write_text('{"stage": "b", "files": {}}\n')
     (tmp_path / "journal.backup.jsonl").write_text('{"stage": "none of ours"}\n')
@@ -88,8 +93,8 @@ def test_parts_on_a_disk__as_after_a_copy__are_read_and_added_to(tmp_path):
     assert [line["stage"] for line in RunFolder(str(tmp_path)).journal()] == ["a", "b", "c"]
 
 
-def test_the_journal_is_read_once_for_all_stages(store, tmp_path):
-    def pass_through(num_stages):
+def test_the_journal_is_read_once_for_all_stages(store: Counting, tmp_path: Path) -> None:
+    def pass_through(num_stages: int) -> int:
         run, before = on(store, tmp_path), store.asked["open_input_stream"]
         for number in range(num_stages):
             run.once(f"{number}", [f"{number}.bin"], lambda: {f"{number}.bin": b"x"})  # noqa: B023

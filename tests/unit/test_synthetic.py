@@ -1,16 +1,19 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from daal.data.images import check
 from daal.data.layouts import load_records
-from daal.drawn.domain_style import SOURCE, TARGET
+from daal.drawn.domain_style import SOURCE, TARGET, DomainStyle
 from daal.drawn.domains import MARKER, draw_domains, draw_person
 from daal.errors import DataError
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "num_train_ids": 3,
     "num_test_ids": 2,
     "images_per_camera": 2,
@@ -18,11 +21,11 @@ SMALL = {
 }
 
 
-def contents(root):
+def contents(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*.jpg")}
 
 
-def test_an_image_repeats__and_every_part_of_its_key_changes_it():
+def test_an_image_repeats__and_every_part_of_its_key_changes_it() -> None:
     keys = [(3, 2, 25, 1), (4, 2, 25, 1), (3, 1, 25, 1), (3, 2, 50, 1), (3, 2, 25, 2)]
     images = [draw_person(TARGET, 3, 2, 25, 1), *(draw_person(SOURCE, *key) for key in keys)]
     assert {(image.shape, image.dtype.name) for image in images} == {((128, 64, 3), "uint8")}
@@ -33,16 +36,16 @@ def test_an_image_repeats__and_every_part_of_its_key_changes_it():
 
 @pytest.mark.parametrize("style", [SOURCE, TARGET])
 @pytest.mark.parametrize("pid", [-1, 0, 7])
-def test_junk_and_distractors_draw_too(style, pid):
+def test_junk_and_distractors_draw_too(style: DomainStyle, pid: int) -> None:
     for camid in range(1, len(style.cameras) + 1):
         for frame in range(25, 150, 25):
             assert draw_person(style, pid, camid, frame).std() > 3
 
 
-def test_an_identity_looks_more_like_itself_than_like_others():
+def test_an_identity_looks_more_like_itself_than_like_others() -> None:
     """Colours of the torso: a person's own pictures by one camera against other people's."""
 
-    def torso(pid, frame):
+    def torso(pid: int, frame: int) -> npt.NDArray[np.float64]:
         return np.asarray(draw_person(SOURCE, pid, 1, frame)[35:55, 26:38].mean((0, 1)))
 
     first = np.stack([torso(pid, 25) for pid in range(1, 31)])
@@ -51,7 +54,7 @@ def test_an_identity_looks_more_like_itself_than_like_others():
     assert np.median(np.diag(distance)) < 0.5 * np.median(distance)
 
 
-def test_domains_are_market_data_sets(tmp_path):
+def test_domains_are_market_data_sets(tmp_path: Path) -> None:
     draw_domains(tmp_path, **SMALL)
     for name in ("source", "target"):
         records = load_records("market1501", tmp_path / name)
@@ -69,7 +72,7 @@ def test_domains_are_market_data_sets(tmp_path):
         assert image.size == (16, 32) and image.format == "JPEG"
 
 
-def test_a_file_can_be_drawn_again_from_its_name(tmp_path):
+def test_a_file_can_be_drawn_again_from_its_name(tmp_path: Path) -> None:
     draw_domains(tmp_path / "all", seed=5, **SMALL)
     path = sorted((tmp_path / "all" / "target" / "bounding_box_test").glob("0004_c*"))[0]
     camid, frame = int(path.name[6]), int(path.name[10:16])
@@ -79,7 +82,7 @@ def test_a_file_can_be_drawn_again_from_its_name(tmp_path):
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_the_seed_decides_on_the_bytes__and_not_the_workers(tmp_path):
+def test_the_seed_decides_on_the_bytes__and_not_the_workers(tmp_path: Path) -> None:
     for name, options in (("a", {}), ("b", {"workers": 2}), ("c", {"seed": 1})):
         draw_domains(tmp_path / name, **SMALL, **options)
     a, b, c = (contents(tmp_path / name) for name in "abc")
@@ -87,7 +90,7 @@ def test_the_seed_decides_on_the_bytes__and_not_the_workers(tmp_path):
     assert all(a[name] != c[name] for name in a.keys() & c.keys())
 
 
-def test_finished_output_is_left_alone_and_interrupted_output_is_finished(tmp_path):
+def test_finished_output_is_left_alone_and_interrupted_output_is_finished(tmp_path: Path) -> None:
     draw_domains(tmp_path, **SMALL)
     victim = next((tmp_path / "source" / "query").iterdir())
     victim.unlink()
@@ -99,7 +102,7 @@ def test_finished_output_is_left_alone_and_interrupted_output_is_finished(tmp_pa
     assert victim.exists() and json.loads(marker.read_text())["complete"]
 
 
-def test_other_output_is_not_overwritten(tmp_path):
+def test_other_output_is_not_overwritten(tmp_path: Path) -> None:
     draw_domains(tmp_path / "mine", **SMALL)
     (tmp_path / "yours").mkdir()
     (tmp_path / "yours" / "thesis.tex").touch()
@@ -115,7 +118,7 @@ def test_other_output_is_not_overwritten(tmp_path):
     [{"num_test_ids": 0}, {"num_train_ids": 99999}, {"images_per_camera": 1}, {"size": (8, 8)},
      {"seed": -1}],
 )  # fmt: skip
-def test_impossible_requests(tmp_path, change):
+def test_impossible_requests(tmp_path: Path, change: dict[str, object]) -> None:
     with pytest.raises(DataError, match="Synthetic domains need"):
         draw_domains(tmp_path / "out", **{**SMALL, **change})
     assert not (tmp_path / "out").exists()

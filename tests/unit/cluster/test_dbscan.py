@@ -14,12 +14,7 @@ from sklearn.cluster import DBSCAN
 from support import CPU_BACKENDS, dense, sparse
 
 from cluster import core_samples
-from cluster.core_samples import (
-    join_by_components,
-    join_by_cuml,
-    join_by_sklearn,
-    join_cores_by,
-)
+from cluster.core_samples import join_by_components, join_by_cuml, join_by_sklearn, join_cores_by
 from cluster.dbscan import dbscan
 from cluster.estimate import estimate_pseudo_labels
 from cluster.jaccard import jaccard_distance
@@ -80,14 +75,6 @@ def test_all_backends_agree_on_any_small_graph_in_any_order(backends, graph, eps
         assert np.array_equal(dbscan(distance, eps, min_samples, join_cores), expected)
         found = dbscan(reordered, eps, min_samples, join_cores, order)
         assert np.array_equal(found, expected[order])
-
-
-@pytest.mark.parametrize("min_samples", [1, 4])
-@pytest.mark.parametrize("eps", [0.1, 0.25, 0.6])
-def test_all_backends_agree_on_features(backends, distance, eps, min_samples):
-    expected = reference.dbscan(dense(distance), eps, min_samples)
-    for join_cores in backends:
-        assert np.array_equal(dbscan(distance, eps, min_samples, join_cores), expected)
 
 
 def test_distance_equal_to_eps_is_near():
