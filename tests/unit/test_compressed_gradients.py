@@ -6,7 +6,6 @@ import pytest
 import torch
 from one_step import SGD, setting, step
 
-from daal.errors import ConfigError
 from daal.load_config import load_config
 from daal.optimizer import make_optimizer
 from pipelines.training.checkpoint_writer import CheckpointWriter
@@ -48,8 +47,3 @@ def test_gradients_are_rounded_to_bf16(process_group):
 def test_with_several_workers__also_if_they_may_become_one(workers):
     settings = ["compress_gradients=true", *(f"ray.{setting}" for setting in workers)]
     assert load_config(None, settings).compress_gradients
-
-
-def test_with_one_worker__it_is_refused():
-    with pytest.raises(ConfigError, match=r"compress_gradients=true has no effect with ray\.num_w"):
-        load_config(None, ["compress_gradients=true", "ray.num_workers=1"])

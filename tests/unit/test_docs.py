@@ -86,10 +86,6 @@ def test_python_blocks_run__one_after_the_other_and_without_ray(
         exec(compile(code, str(page), "exec"), names)
 
 
-def test_the_scan_finds_python():
-    assert {"README.md", "library.md"} <= {page.name for page in PAGES if blocks(page, "python")}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_commands_parse(page, tmp_path, monkeypatch):
     for info, code in FENCE.findall(text_of(page)):
@@ -98,13 +94,6 @@ def test_commands_parse(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in command_lines(page):
         check_line(line)
-
-
-def test_the_scan_finds_commands():
-    num_daal = sum(
-        bool(_of_daal(shlex.split(s, comments=True))) for p in PAGES for s in command_lines(p)
-    )
-    assert num_daal > 30
 
 
 @pytest.mark.parametrize(
@@ -174,7 +163,10 @@ def test_what_is_in_backticks_exists(page):
     assert wrong == [], "renamed, or misspelt"
 
 
-def test_the_look_up_finds():
+def test_the_scans_find():
+    assert {"README.md", "library.md"} <= {page.name for page in PAGES if blocks(page, "python")}
+    lines = [shlex.split(line, comments=True) for page in PAGES for line in command_lines(page)]
+    assert sum(bool(_of_daal(words)) for words in lines) > 30
     wrong = ["daal adopt", "cluster.epz=0.4", "daal.losses.no_loss", "tests/unit/test_none.py"]
     assert not any(map(is_there, wrong)) and not is_there("none.py")
     right = ["daal config show fast", "ray.*", "cluster.centroids.centroids", "plan.py"]

@@ -77,12 +77,6 @@ def test_all_backends_agree_on_any_small_graph_in_any_order(backends, graph, eps
         assert np.array_equal(found, expected[order])
 
 
-def test_distance_equal_to_eps_is_near():
-    distance = sparse({(0, 1): np.float32(0.1)}, 2)
-    assert dbscan(distance, 0.1, 2).tolist() == [0, 0]
-    assert dbscan(distance, 0.0999, 2).tolist() == [-1, -1]
-
-
 def test_eps_that_reaches_one_reaches_absent_pairs():
     distance = sparse({(0, 1): 0.5}, 5)
     assert dbscan(distance, 1.0, 5).tolist() == [0] * 5

@@ -12,10 +12,6 @@ def test_outliers_among_the_rows_are_numbered_after_the_clusters():
     assert labels.tolist() == [1, -1, 0, -1, -1, 1]
 
 
-def test_all_outliers():
-    assert with_singletons(np.full(3, -1), np.arange(3)).tolist() == [0, 1, 2]
-
-
 def test_an_outlier_of_any_part_is_one_of_all__and_clusters_are_renumbered():
     labels = np.array([[0, 2], [1, 0], [1, -1], [-1, 1], [2, 0]])
     found = in_all_parts(labels, "cluster.p").tolist()
