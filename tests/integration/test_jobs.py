@@ -3,6 +3,7 @@
 import threading
 import urllib.error
 import urllib.request
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -38,45 +39,39 @@ def head():
         yield started
 
 
-class Watched(threading.Thread):
-    """Names of our gauges seen on the metrics port until `stop` is called."""
+@contextmanager
+def gauges_seen(port):
+    """Lines of our gauges that the metrics port shows during the block."""
+    lines, over = set(), threading.Event()
 
-    def __init__(self, port):
-        super().__init__(daemon=True)
-        self.port, self.lines, self._stopped = port, set[str](), threading.Event()
+    def watch():
+        while not over.wait(1):
+            with (
+                suppress(OSError),
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as it,
+            ):
+                text = it.read().decode()
+                lines.update(line for line in text.splitlines() if line.startswith("ray_daal_"))
 
-    def run(self):
-        while not self._stopped.wait(1):
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{self.port}/metrics",
-                headers={"Authorization": f"Bearer {TOKEN}"},
-            )
-            try:
-                with urllib.request.urlopen(request) as answer:
-                    text = answer.read().decode()
-            except OSError:
-                continue
-            self.lines |= {line for line in text.splitlines() if line.startswith("ray_daal_")}
-
-    def stop(self):
-        self._stopped.set()
-        self.join()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield lines
+    over.set()
+    thread.join()
 
 
 @pytest.mark.ray
 def test_a_run_is_submitted_followed_and_seen(head, tiny_config, tmp_path):
     recipe = recipe_in(tmp_path / "runs/Tiny", tiny_config)
-    watched = Watched(head.metrics_port)
-    watched.start()
-    first = daal(head, "submit", recipe, "--ship-code", "--follow")
-    watched.stop()
+    with gauges_seen(head.metrics_port) as lines:
+        first = daal(head, "submit", recipe, "--ship-code", "--follow")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "Scores on the target's test images" in first.stdout
     assert (tmp_path / "runs/Tiny/summary.json").exists()
     assert TOKEN not in first.stdout + first.stderr
-    names = {line.partition("{")[0] for line in watched.lines}
+    names = {line.partition("{")[0] for line in lines}
     assert {"ray_daal_map", "ray_daal_loss", "ray_daal_clusters", "ray_daal_stage"} <= names
-    assert all('run="tiny"' in line for line in watched.lines)
+    assert all('run="tiny"' in line for line in lines)
 
     status = daal(head, "status", "tiny")
     assert "daal-tiny-1" in status.stdout and "SUCCEEDED" in status.stdout

@@ -1,6 +1,7 @@
 """What is shown on a terminal, elsewhere and when quiet."""
 
 import io
+from contextlib import suppress
 
 import pytest
 from rich.console import Console
@@ -23,13 +24,10 @@ def terminal():
 def test_the_terminal_is_as_before__however_a_stage_ends(ending):
     console = terminal()
     progress = Progress(console=console)
-    try:
-        with progress.stage("pretrain/train"):
-            progress.tasks("neighbours", 3, 8)
-            if ending is not None:
-                raise ending
-    except (RuntimeError, KeyboardInterrupt):
-        pass
+    with suppress(RuntimeError, KeyboardInterrupt), progress.stage("pretrain/train"):
+        progress.tasks("neighbours", 3, 8)
+        if ending is not None:
+            raise ending
     output = console.file.getvalue()
     assert output.count(HIDE) == output.count(SHOW) == 1
     assert output.index(HIDE) < output.index(SHOW)
