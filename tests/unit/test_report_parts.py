@@ -174,7 +174,7 @@ def test_leave_report__never_fails(run, monkeypatch):
 
 def test_command__writes_into_the_run_or_to_out(run, tmp_path):
     code, _, err = daal("report", run.uri)
-    assert code == 0 and f"{run.uri}/report.html" in err
+    assert code == 0 and f"{run.uri}/report.html" in err.replace("\n", "")
     assert b"What to be careful about" in run.read("report.html")
     again = shutil.copytree(run.base, tmp_path / "again/run")
     code, _, _ = daal("report", run.uri, again, "--out", tmp_path / "both.html")
