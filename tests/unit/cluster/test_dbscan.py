@@ -106,7 +106,8 @@ def test_cuml_without_gpu_says_so(runner):
 def test_a_package_that_fails_on_import_is_none(
     runner, device_runner, monkeypatch, tmp_path, broken
 ):
-    monkeypatch.delitem(sys.modules, "cuml", raising=False)
+    monkeypatch.setitem(sys.modules, "cuml", None)  # so that it is taken away at the end
+    monkeypatch.delitem(sys.modules, "cuml")
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "cuml.py").write_text("")
     assert can_import(device_runner, "cuml") and not can_import(runner, "cuml")
