@@ -3,18 +3,15 @@
 import io
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
-from pathlib import Path
 
 import hypothesis
 import pytest
 from heads import PATIENCE
 from tiny_run import FinishedRun, tiny
 
-from benchmarks.s3_server import S3Server, program, s3_server
-from daal.config import Config
+from benchmarks.s3_server import program, s3_server
 from pipelines.workers.ray_environment import set_for_process
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
@@ -30,7 +27,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure(config):
     """Hide the machine's GPUs, but for `pytest -m gpu`: a run takes all that it finds.
 
     Tests that want some pretend them, in the environment `LOGICAL_GPUS` of tests/heads.py.
@@ -40,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """Marked by what they use, so that `make test` can run them beside the others."""
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()):
@@ -48,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster():
     """Four logical CPUs and no GPU, whatever the machine has."""
     import logging
 
@@ -62,7 +59,7 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_world(tmp_path_factory):
     """Two drawn domains of 12 training and 6 test identities, 64x32 pixels."""
     from daal.drawn.domains import draw_domains
 
@@ -72,19 +69,19 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny_config(tiny_world: Path, tmp_path: Path) -> Config:
+def tiny_config(tiny_world, tmp_path):
     """A run of seconds with one worker."""
     return tiny(tiny_world, tmp_path / "run")
 
 
 @pytest.fixture
-def two_workers(tiny_world: Path, tmp_path: Path) -> Config:
+def two_workers(tiny_world, tmp_path):
     """A run of seconds with two."""
     return tiny(tiny_world, tmp_path / "run", "ray.num_workers=2")
 
 
 @pytest.fixture
-def s3() -> Iterator[S3Server]:
+def s3():
     """A server of our own with an empty bucket, and the way there in the environment."""
     if program() is None:
         pytest.skip("moto_server is not installed (pip install -r tests/faults/s3_server.txt)")
@@ -93,9 +90,7 @@ def s3() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def adapted(
-    ray_cluster: None, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory
-) -> FinishedRun:
+def adapted(ray_cluster, tiny_world, tmp_path_factory):
     """`daal adapt --json` on the tiny world, with two workers and a supervised bound."""
     from pipelines.commands.run import run_adaptation
 
@@ -108,7 +103,7 @@ def adapted(
 
 
 @pytest.fixture
-def finished_run(adapted: FinishedRun, tmp_path: Path) -> FinishedRun:
+def finished_run(adapted, tmp_path):
     """That run in a folder of this test's own."""
     out = shutil.copytree(adapted.out, tmp_path / "run")
     return replace(adapted, config=adapted.config.model_copy(update={"out": str(out)}))

@@ -1,14 +1,19 @@
 """The settings of a run of seconds, and a run that was brought to its end with them."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
+from rich.console import Console
 
 from daal import checkpoint
 from daal.config import Config
 from daal.load_config import apply_overrides, check_config, load_config
 from daal.nn.network import DaalNetwork
+from pipelines.show.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,23 @@ def changed(config: Config, *settings: str) -> Config:
     return check_config(apply_overrides(config.model_dump(), list(settings)))
 
 
-def save_model(folder: Path) -> None:
-    """A whole checkpoint of a small model with random weights."""
+def silent(*given: Any) -> Progress:
+    """Progress that nobody sees."""
+    return Progress(*given, console=Console(file=io.StringIO()))
+
+
+def recipe_of(config: Config, file: Path) -> Path:
+    """The file, which has the configuration now."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return file
+
+
+def save_model(folder: Path, seed: int = 0) -> Path:
+    """The folder, which has a whole checkpoint of a small model with random weights now."""
     config = load_config(None, ["input.height=32", "input.width=16", "network.backbone=resnet18",
                                 "network.weights=none", "mixed_precision=false"])  # fmt: skip
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     network = DaalNetwork(config.network)
     checkpoint.save(folder, network.state_dict(), {"config": config.model_dump(mode="json")})
+    return folder

@@ -5,7 +5,6 @@ import io
 import os
 import re
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
+from programs import daal
 
 REMEDIES = (
     "add|check|choose|convert|copy|correct|did you mean|extract|get|give|go back|lower|make|must|"
@@ -55,24 +55,12 @@ class Outcome:
 
 def run(case: Case, folder: Path) -> Outcome:
     """The case through daal's entry point, in this process, in the empty `folder`."""
-    from pipelines import cli
-
-    out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(folder), patch.dict(os.environ, {"COLUMNS": "200"}):
         arguments = case.make()
         before = set(folder.rglob("*"))
-        with (
-            patch.object(sys, "argv", ["daal", *arguments]),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            try:
-                cli.main()
-                code = 0
-            except SystemExit as stopped:
-                code = int(stopped.code or 0)
+        code, out, err = daal(*arguments)
         left = before ^ set(folder.rglob("*"))
-    return Outcome(code, out.getvalue(), err.getvalue().replace(str(folder), "DIR"), left)
+    return Outcome(code, out, err.replace(str(folder), "DIR"), left)
 
 
 def check(case: Case, outcome: Outcome) -> None:

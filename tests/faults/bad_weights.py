@@ -12,18 +12,12 @@ import safetensors.torch
 import torch
 import torchvision
 from bad_input import VALIDATE, Case, both_sets, case, market, nothing, write
+from payload import Payload
 
 from daal import checkpoint
 from daal.config import Config
 
 SMALL = {"conv1.weight": torch.ones(64, 3, 7, 7)}
-
-
-class MakesAFolder:
-    """What a hostile pickle does when it is loaded."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, ("made",)
 
 
 def pth(value: Any) -> bytes:
@@ -53,17 +47,15 @@ WEIGHTS: list[tuple[str, Callable[[], bytes]]] = [
     ("beyond_its_end.safetensors", beyond_its_end),
     ("pickle.safetensors", lambda: pth(SMALL)),
     ("prefixed.safetensors", lambda: safe({f"module.{n}": t for n, t in SMALL.items()})),
-    (
-        "instance_norm.safetensors",
-        lambda: safe({**SMALL, "layer1.0.bn1.IN.weight": torch.ones(32)}),
-    ),
+    ("instance_norm.safetensors",
+     lambda: safe({**SMALL, "layer1.0.bn1.IN.weight": torch.ones(32)})),
     ("nan.safetensors", with_nan),
-    ("folder_maker.pth", lambda: pth({"a": MakesAFolder()})),
+    ("folder_maker.pth", lambda: pth({"a": Payload("made")})),
     ("cut.pth", lambda: pth(SMALL)[:20_000]),
     ("nested.pth", lambda: pth({"state_dict": SMALL, "epoch": 3})),
     ("sparse.pth", lambda: pth({"conv1.weight": torch.eye(4).to_sparse()})),
     ("small.pth", lambda: pth(SMALL)),
-]
+]  # fmt: skip
 
 
 def weights(name: str, make: Callable[[], object]) -> Case:

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from tiny_run import recipe_of
 from waiting import wait_until
 
 from daal.config import Config
@@ -56,7 +56,5 @@ class Run:
 
 def run_of(config: Config, out: str) -> Run:
     """A run in `out`, whose recipe lies beside the configured folder."""
-    recipe = Path(f"{config.out}-{out.rpartition('/')[2]}.yaml")
-    settings = config.model_copy(update={"out": out}).model_dump(mode="json")
-    recipe.write_text(yaml.safe_dump(settings))
-    return Run(recipe, RunFolder(out))
+    file = Path(f"{config.out}-{out.rpartition('/')[2]}.yaml")
+    return Run(recipe_of(config.model_copy(update={"out": out}), file), RunFolder(out))

@@ -5,9 +5,6 @@ file writes (DAAL_WRITE_DOCS=1) or compares.
 """
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,44 +18,40 @@ import bad_verbs
 import bad_weights
 import pytest
 import ray
-from bad_input import PICTURE, VALIDATE, VICTIM, Case, Outcome, check, run
+from bad_input import PICTURE, VALIDATE, VICTIM, check, run
+from programs import python
 
 from daal.config import Config, DatasetConfig
 from daal.errors import DataError
 from pipelines.images.ingest import ingest
 
 PARTS = (bad_configs, bad_folders, bad_images, bad_features, bad_weights, bad_verbs)
-CASES: list[Case] = [case for part in PARTS for case in part.CASES]
-WRITE = bool(os.environ.get("DAAL_WRITE_DOCS"))
+CASES = [case for part in PARTS for case in part.CASES]
 LIST = Path(__file__).parents[2] / "docs" / "bad_input.md"
 
-OutcomeOf = Callable[[Case], Outcome]
 
-
-def named(case: Case) -> str:
+def named(case):
     return f"{case.subject}: {case.name}"
 
 
 @pytest.fixture(scope="module")
-def outcome_of(tmp_path_factory: pytest.TempPathFactory) -> OutcomeOf:
+def outcome_of(tmp_path_factory):
     """Each case is run once, for its own test and for the list."""
     return cache(lambda case: run(case, tmp_path_factory.mktemp("case")))
 
 
 @pytest.mark.parametrize("case", CASES, ids=named)
-def test_bad_input(case: Case, outcome_of: OutcomeOf) -> None:
+def test_bad_input(case, outcome_of):
     was_running = ray.is_initialized()
     outcome = outcome_of(case)
     check(case, outcome)
-    if not WRITE:
-        assert bad_input.row(case, outcome) in LIST.read_text(encoding="utf-8").splitlines()
     assert ray.is_initialized() == was_running
 
 
-def test_the_list_is_up_to_date(outcome_of: OutcomeOf) -> None:
+def test_the_list_is_up_to_date(outcome_of):
     assert len({named(case) for case in CASES}) == len(CASES)
     text = bad_input.as_markdown([(case, outcome_of(case)) for case in CASES])
-    if WRITE:
+    if os.environ.get("DAAL_WRITE_DOCS"):
         LIST.write_text(text, encoding="utf-8")
     assert LIST.read_text(encoding="utf-8") == text, (
         "docs/bad_input.md is old: DAAL_WRITE_DOCS=1 pytest tests/faults/test_bad_input.py; then "
@@ -66,12 +59,9 @@ def test_the_list_is_up_to_date(outcome_of: OutcomeOf) -> None:
     )
 
 
-def test_a_real_process_says_the_same(tmp_path: Path, outcome_of: OutcomeOf) -> None:
+def test_a_real_process_says_the_same(tmp_path, outcome_of):
     wrong = next(each for each in CASES if named(each) == "Settings: cluster.epz=0.4")
-    result = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *wrong.make()],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+    result = python("-m", "pipelines.cli", *wrong.make(), cwd=tmp_path)
     assert (result.returncode, result.stderr) == (wrong.code, outcome_of(wrong).err)
 
 
@@ -83,8 +73,8 @@ def test_a_real_process_says_the_same(tmp_path: Path, outcome_of: OutcomeOf) -> 
         ("target/query", "target/query can't be read (Permission denied)"),
     ],
 )
-def test_what_may_not_be_read(forbidden: str, says: str, tmp_path: Path) -> None:
-    def make() -> None:
+def test_what_may_not_be_read(forbidden, says, tmp_path):
+    def make():
         bad_input.both_sets()
         os.chmod(forbidden, 0)
 
@@ -95,9 +85,7 @@ def test_what_may_not_be_read(forbidden: str, says: str, tmp_path: Path) -> None
         os.chmod(tmp_path / forbidden, 0o700)
 
 
-def test_a_run_sets_aside_what_validate_names(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_sets_aside_what_validate_names(ray_cluster, tmp_path, monkeypatch):
     """The reader on Ray and `daal validate` give one image the same reason."""
     monkeypatch.chdir(tmp_path)
     bad_input.market("target")
@@ -124,7 +112,7 @@ def test_a_run_sets_aside_what_validate_names(
         ingest(config.model_copy(update={"max_bad_share": 0.2}), "target")
 
 
-def test_the_check_can_fail(tmp_path: Path) -> None:
+def test_the_check_can_fail(tmp_path):
     right = bad_input.case("", "", bad_input.nothing, "config show x", 2)
     outcome = run(right, tmp_path)
     check(right, outcome)

@@ -1,12 +1,10 @@
 """The driver or its cluster is gone: the same command continues, and does nothing twice."""
 
 import signal
-from pathlib import Path
 
 import pytest
-from heads import Head, processes_of, ray_folder, ray_head, without_ray
+from heads import processes_of, ray_folder, ray_head, without_ray
 from runs import Run, run_of
-from tiny_run import FinishedRun
 from waiting import wait_until
 
 from pipelines.run.folder import RunFolder
@@ -28,9 +26,7 @@ AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
         pytest.param({"pretrain/train": signal.SIGTERM}, marks=pytest.mark.nightly),
     ],
 )
-def test_ended__its_own_ray_ends_with_it__the_bits_of_an_undisturbed_run(
-    ends: dict[str, signal.Signals], adapted: FinishedRun, tmp_path: Path
-) -> None:
+def test_ended__its_own_ray_ends_with_it__the_bits_of_an_undisturbed_run(ends, adapted, tmp_path):
     run = run_of(adapted.config, f"{tmp_path}/run")
     with ray_folder() as folder:
         environment = without_ray() | {"RAY_TMPDIR": folder, "HOME": folder}
@@ -46,8 +42,8 @@ def test_ended__its_own_ray_ends_with_it__the_bits_of_an_undisturbed_run(
 
 @pytest.mark.nightly
 def test_killed_in_every_stage__and_the_cluster_lost__the_bits_of_an_undisturbed_run(
-    adapted: FinishedRun, tmp_path: Path
-) -> None:
+    adapted, tmp_path
+):
     run = run_of(adapted.config, f"{tmp_path}/run")
     with ray_head() as second:
         with ray_head() as first:
@@ -59,9 +55,7 @@ def test_killed_in_every_stage__and_the_cluster_lost__the_bits_of_an_undisturbed
     assert_the_same(run, adapted)
 
 
-def end_in(
-    run: Run, stage: str, environment: dict[str, str], end: signal.Signals = signal.SIGKILL
-) -> str:
+def end_in(run, stage, environment, end=signal.SIGKILL):
     """What the command said on standard error, ended in this stage."""
     process = run.start(environment)
     run.wait_for(stage, process)
@@ -71,7 +65,7 @@ def end_in(
     return stderr
 
 
-def lose_the_cluster(run: Run, head: Head) -> None:
+def lose_the_cluster(run, head):
     process = run.start(head.joined)
     run.wait_for("iteration-01/train", process)
     head.kill()
@@ -82,7 +76,7 @@ def lose_the_cluster(run: Run, head: Head) -> None:
     assert "Traceback" not in stderr
 
 
-def assert_the_same(killed: Run, adapted: FinishedRun) -> None:
+def assert_the_same(killed, adapted):
     undisturbed = Run(killed.recipe, RunFolder(adapted.config.out))
     assert killed.folder.read(WEIGHTS) == undisturbed.folder.read(WEIGHTS)
     assert killed.stages() == undisturbed.stages(), "a stage was done twice"

@@ -1,11 +1,7 @@
 """What workers compute together: as one process, and never learning from what isn't finite."""
 
-import io
 import json
 import math
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +9,8 @@ import numpy as np
 import pytest
 import ray
 import torch
-from rich.console import Console
-from tiny_run import tiny
+from programs import python
+from tiny_run import silent, tiny
 
 from daal import checkpoint
 from daal.config import Config
@@ -27,7 +23,6 @@ from pipelines.images.ingest import Images, ingest
 from pipelines.images.pixels import Pixels, decode_rows
 from pipelines.images.stream import FedBatch
 from pipelines.run.folder import RunFolder
-from pipelines.show.progress import Progress
 from pipelines.training.diverged_step import keep_step, replay
 from pipelines.training.fit import Trainer, class_labels
 from pipelines.training.train_batch import BatchMaker, Labels
@@ -48,8 +43,7 @@ class Pair:
     target: Images
     labels: Labels
 
-    def plan(self, steps: int) -> Plan:
-        assert self.labels.pseudo_labels_N is not None
+    def plan(self, steps):
         rows = self.target.rows("train")
         source_rows = class_labels(self.source)[1]
         labels = self.labels.pseudo_labels_N[rows]
@@ -59,9 +53,7 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(
-    ray_cluster: None, tiny_world: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pair]:
+def pair(ray_cluster, tiny_world, tmp_path_factory):
     config = tiny(
         tiny_world, tmp_path_factory.mktemp("pair") / "run", "ray.num_workers=2",
         "network.attention.zero_init=false",
@@ -69,7 +61,7 @@ def pair(
         # Training itself blows up differences of rounding, tenfold a step here.
         "adapt.steps_per_epoch=1",
     )  # fmt: skip
-    progress = Progress(console=Console(file=io.StringIO()))
+    progress = silent()
     with ray_session(config.ray) as resources:
         source, target = (ingest(config, domain)[0] for domain in ("source", "target"))
         features = np.random.default_rng(0).standard_normal((len(target.table), 512))
@@ -90,10 +82,9 @@ def pair(
 
 
 @pytest.mark.ray
-def test_two_workers__equal_one_process_on_the_same_batches(pair: Pair) -> None:
+def test_two_workers__equal_one_process_on_the_same_batches(pair):
     """DDP averages gradients, and BatchNorm is over both workers' 8 images: one batch of 16."""
     config, labels, fit = pair.config, pair.labels, pair.config.adapt
-    assert labels.features_NC is not None and labels.pseudo_labels_N is not None
     trained = pair.trainer.adapt(
         "ddp", 1, pair.source, pair.target,
         labels.features_NC[pair.target.rows("train")], labels.pseudo_labels_N[:, None], start={},
@@ -123,10 +114,9 @@ def test_two_workers__equal_one_process_on_the_same_batches(pair: Pair) -> None:
 
 
 @pytest.mark.ray
-def test_one_rank_meets_a_nan__all_stop_before_the_weights_change(pair: Pair) -> None:
+def test_one_rank_meets_a_nan__all_stop_before_the_weights_change(pair):
     bad_step = 2
     plan = pair.plan(steps=4)
-    assert pair.labels.features_NC is not None
     features_NC = pair.labels.features_NC.copy()
     features_NC[plan.batch(bad_step).target[-1], 0] = math.nan  # of the step's last image: rank 1's
     labels = replace(pair.labels, features_NC=features_NC)
@@ -145,7 +135,7 @@ def test_one_rank_meets_a_nan__all_stop_before_the_weights_change(pair: Pair) ->
         assert not torch.equal(first, untrained[name]), "the good steps before it were made"
 
 
-def test_replay__names_the_layer_where_it_begins(tiny_config: Config, tmp_path: Path) -> None:
+def test_replay__names_the_layer_where_it_begins(tiny_config, tmp_path):
     labels = Labels(np.arange(2), 2, centroids_KC=np.eye(3, 512, dtype=np.float32))
     network = build_network(tiny_config, labels, {})
     with torch.no_grad():
@@ -154,9 +144,7 @@ def test_replay__names_the_layer_where_it_begins(tiny_config: Config, tmp_path: 
     batch = TrainBatch(images, torch.tensor([0, 1]), torch.eye(3)[:2], torch.tensor([0, 1]))
     folder = RunFolder(str(tmp_path))
     kept = keep_step(folder, "pretrain/diverged-rank-0", network, [batch], tiny_config)
-    printed = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "replay", kept], capture_output=True, text=True
-    )
+    printed = python("-m", "pipelines.cli", "replay", kept)
     assert printed.returncode == 0, printed.stderr
     answer = json.loads(printed.stdout)
     assert answer["first"] == "backbone.layer2.0.conv1" and answer["loss"]["source"] == "nan"

@@ -3,15 +3,13 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from heads import RAY, Head, another_node, ray_head
-from runs import Run, run_of
+from heads import RAY, another_node, ray_head
+from runs import run_of
 from tiny_run import changed
 from waiting import wait_until
 
-from daal.config import Config
 from pipelines.workers.planned_faults import FAULTS
 
 pytestmark = [pytest.mark.ray, pytest.mark.nightly]
@@ -19,9 +17,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 WEIGHTS = "pretrain/checkpoint/weights.safetensors"
 
 
-def test_saved_at_the_end_of_the_epoch__and_continued_on_another_node(
-    two_workers: Config, tmp_path: Path
-) -> None:
+def test_saved_at_the_end_of_the_epoch__and_continued_on_another_node(two_workers, tmp_path):
     config = changed(
         two_workers, "pretrain.epochs=25", "pretrain.steps_per_epoch=8",
         "checkpoint_every_epochs=1000",
@@ -45,14 +41,14 @@ def test_saved_at_the_end_of_the_epoch__and_continued_on_another_node(
     assert any(line.get("first_step", 0) > 0 for line in lines), "nothing was saved"
 
 
-def wait_for_training(run: Run) -> None:
-    def has_begun() -> bool:
+def wait_for_training(run):
+    def has_begun():
         return any("loss" in line for line in run.folder.lines("metrics.jsonl"))
 
     wait_until(has_begun, "no training begins")
 
 
-def the_other_node(head: Head) -> str:
+def the_other_node(head):
     """The one that is not the head's, once it has joined."""
     code = (
         "import ray, time; ray.init()\n"
@@ -66,7 +62,7 @@ def the_other_node(head: Head) -> str:
     return done.stdout.split()[-1]
 
 
-def announce_the_end_of(node: str, head: Head) -> None:
+def announce_the_end_of(node, head):
     """It is to be reclaimed in two hours, which is later than any end of this test."""
     subprocess.run(
         [

@@ -1,24 +1,18 @@
 """The same seed and number of workers give the same bits, whatever dies on the way."""
 
-import io
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
-from tiny_run import changed
+from tiny_run import changed, silent
 
-from daal.config import Config
 from daal.nn.network import DaalNetwork
-from pipelines.images.ingest import Images, ingest
+from pipelines.images.ingest import ingest
 from pipelines.images.pixels import Pixels
 from pipelines.run.folder import RunFolder, entry_of
-from pipelines.show.progress import Progress
 from pipelines.training.extract import extract
 from pipelines.training.fit import Trainer
-from pipelines.training.train_state import Weights
 from pipelines.workers.group import Workers
 from pipelines.workers.planned_faults import FAULTS
 from pipelines.workers.session import ray_session
@@ -62,12 +56,8 @@ BEYOND = [
     ],
 )  # fmt: skip
 def test_killed__the_bits_of_an_undisturbed_training(
-    ray_cluster: None,
-    tiny_config: Config,
-    monkeypatch: pytest.MonkeyPatch,
-    settings: list[str],
-    faults: list[dict[str, Any]],
-) -> None:
+    ray_cluster, tiny_config, monkeypatch, settings, faults
+):
     config = changed(
         tiny_config, "pretrain.epochs=3", "pretrain.batch_source=12", "pretrain.steps_per_epoch=6",
         "ray.data_cpus=1", *settings,
@@ -80,14 +70,14 @@ def test_killed__the_bits_of_an_undisturbed_training(
 
 
 def test_an_extraction_killed__the_files_of_an_undisturbed_one_by_one_worker(
-    ray_cluster: None, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    ray_cluster, tiny_config, monkeypatch
+):
     monkeypatch.setenv(FAULTS, json.dumps([{"stage": "killed", "step": 1, "rank": 1}]))
     torch.manual_seed(0)
     network = DaalNetwork(tiny_config.network)
     weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     images, _ = ingest(tiny_config, "target")
-    progress, found = Progress(console=Console(file=io.StringIO())), []
+    progress, found = silent(), []
     for stage, number in (("undisturbed", 1), ("killed", 2)):
         config = changed(tiny_config, f"ray.num_workers={number}", "ray.data_cpus=1")
         folder = RunFolder(f"{config.out}-{stage}")
@@ -103,15 +93,13 @@ def test_an_extraction_killed__the_files_of_an_undisturbed_one_by_one_worker(
     assert found[0] == found[1] and len(found[0]) > 2
 
 
-def train_twice(
-    config: Config, monkeypatch: pytest.MonkeyPatch, faults: list[dict[str, Any]]
-) -> tuple[Weights, Weights]:
+def train_twice(config, monkeypatch, faults):
     """Undisturbed, and with the faults."""
     # Ray Train counts a checkpoint as made when its controller next looks, by default each 2 s.
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     monkeypatch.setenv(FAULTS, json.dumps([{"stage": "interrupted", **fault} for fault in faults]))
-    figures: list[dict] = []
-    progress = Progress(figures.append, Console(file=io.StringIO()))
+    figures = []
+    progress = silent(figures.append)
     with ray_session(config.ray) as resources:
         images, _ = ingest(config, "target")
         with Workers(config, RunFolder(config.out), resources, progress) as workers:
@@ -127,7 +115,7 @@ def train_twice(
     return undisturbed, interrupted
 
 
-def train(trainer: Trainer, stage: str, images: Images) -> Weights:
+def train(trainer, stage, images):
     """On the target's identities, or on drawn clusters where there is no source."""
     if not trainer.config.target_only:
         return trainer.supervised(stage, images)

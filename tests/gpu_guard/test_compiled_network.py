@@ -3,8 +3,6 @@
 What Inductor makes of it needs a GPU.
 """
 
-from collections.abc import Callable
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -18,10 +16,10 @@ from daal.nn.network import DaalNetwork
 from daal.precision import mixed_precision
 
 
-def num_graphs(recipe: str) -> int:
+def num_graphs(recipe):
     graphs = []
 
-    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+    def backend(graph, inputs):
         graphs.append(graph)
         return graph.forward
 
@@ -44,11 +42,11 @@ def num_graphs(recipe: str) -> int:
 
 # The other recipes' networks are the paper's, with a head of modern's.
 @pytest.mark.parametrize("recipe", ["modern", "paper", "ssg", "udap"])
-def test_one_graph(recipe: str) -> None:
+def test_one_graph(recipe):
     assert num_graphs(recipe) == 1
 
 
-def test_planted_bug__a_branch_on_a_value() -> None:
+def test_planted_bug__a_branch_on_a_value():
     branch = "self.pool(shared_BCHW if shared_BCHW.sum() > 0 else specific_BCHW)"
     with planted(DaalNetwork, "forward", "self.pool(shared_BCHW)", branch):
         with pytest.raises(torch._dynamo.exc.Unsupported):

@@ -1,40 +1,34 @@
 """Pseudo-labels on tensors that say "cuda": the CPU's, by the branches of a GPU."""
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
 from planted import planted
 from sklearn.cluster import DBSCAN
 
 from benchmarks.pretended_cuda import PretendedTensor, pretended_cuda
 from cluster import core_samples, device, neighbours, refine, search_on_device
-from cluster.estimate import PseudoLabels, estimate_pseudo_labels
+from cluster.estimate import estimate_pseudo_labels
 from cluster.run import Threads
 from daal.config import ClusterConfig
 
 ROWS, COLUMNS = 200, 250  # of a block, and of a tile
 MOST_UPLOADED = 1.02  # times the features: they go up once, whatever the number of blocks
-SETTINGS: dict[str, dict[str, Any]] = {
+SETTINGS = {
     "as printed": {},
     "faiss's dialect": {"dialect": "faiss"},
     "cameras apart": {"camera_aware": True},
     "cameras' own mean": {"camera_norm": True},
 }
-Estimate = Callable[..., PseudoLabels]
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_blocks(monkeypatch):
     monkeypatch.setattr(neighbours, "ROWS_ON_DEVICE", ROWS)
     monkeypatch.setattr(search_on_device, "COLUMNS_ON_DEVICE", COLUMNS)
 
 
 @pytest.fixture(scope="module")
-def features_ND() -> NDArray[np.float32]:
+def features_ND():
     """40 people and some noise. Some images have copies."""
     rng = np.random.default_rng(0)
     centres_KD = rng.standard_normal((40, 64))
@@ -44,10 +38,10 @@ def features_ND() -> NDArray[np.float32]:
 
 
 @pytest.fixture
-def estimate(features_ND: NDArray[np.float32]) -> Estimate:
+def estimate(features_ND):
     camids_N = np.arange(len(features_ND)) % 4
 
-    def run(device: str, **settings: Any) -> PseudoLabels:
+    def run(device, **settings):
         config = ClusterConfig(**{"backend": "components", "q": 6, **settings})
         with Threads(1, device) as runner:
             return estimate_pseudo_labels(
@@ -57,7 +51,7 @@ def estimate(features_ND: NDArray[np.float32]) -> Estimate:
     return run
 
 
-def assert_same(found: PseudoLabels, expected: PseudoLabels) -> None:
+def assert_same(found, expected):
     np.testing.assert_array_equal(found.labels, expected.labels)
     np.testing.assert_array_equal(found.centroids, expected.centroids)
     assert (found.eps, found.notes) == (expected.eps, expected.notes)
@@ -65,9 +59,7 @@ def assert_same(found: PseudoLabels, expected: PseudoLabels) -> None:
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_same_labels(
-    estimate: Estimate, features_ND: NDArray[np.float32], settings: dict[str, Any]
-) -> None:
+def test_same_labels(estimate, features_ND, settings):
     expected = estimate("cpu", **settings)
     with pretended_cuda() as cuda:
         found = estimate("cuda", **settings)
@@ -80,10 +72,8 @@ def test_same_labels(
     assert cuda.waits.total() <= 8 * num_blocks
 
 
-def test_cuml__only_edges_go_up(
-    estimate: Estimate, features_ND: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def by_sklearn(distance_BB: torch.Tensor, min_samples: int) -> NDArray[np.integer]:
+def test_cuml__only_edges_go_up(estimate, features_ND, monkeypatch):
+    def by_sklearn(distance_BB, min_samples):
         assert isinstance(distance_BB, PretendedTensor)
         fitted = DBSCAN(eps=0.5, min_samples=min_samples, metric="precomputed")
         return fitted.fit(distance_BB.held.numpy()).labels_
@@ -99,7 +89,7 @@ def test_cuml__only_edges_go_up(
     assert "dbscan: cuml" in found.stages
 
 
-def test_planted_bug(estimate: Estimate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_bug(estimate, monkeypatch):
     monkeypatch.setattr(refine, "rounding_bound", lambda *_: 0.01)  # rows are in doubt
     old = "num_rows, device=features.device)"
     with pretended_cuda(), planted(search_on_device, "_refined", old, "num_rows)"):
@@ -107,16 +97,14 @@ def test_planted_bug(estimate: Estimate, monkeypatch: pytest.MonkeyPatch) -> Non
             estimate("cuda")
 
 
-def test_planted_bug__features_that_go_up_for_each_block(
-    estimate: Estimate, features_ND: NDArray[np.float32]
-) -> None:
+def test_planted_bug__features_that_go_up_for_each_block(estimate, features_ND):
     bug = planted(device, "kept_on_device", "if key not in _kept:", "if True:")
     with pretended_cuda() as cuda, bug:
         estimate("cuda")
     assert cuda.bytes_up >= MOST_UPLOADED * features_ND.nbytes
 
 
-def test_planted_bug__a_look_at_each_sample(estimate: Estimate) -> None:
+def test_planted_bug__a_look_at_each_sample(estimate):
     new = "    [float(row.sum()) for row in features[:50]]; itself_first, scale"
     bug = planted(search_on_device, "_refined", "    itself_first, scale", new)
     with pretended_cuda() as cuda, bug:

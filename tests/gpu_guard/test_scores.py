@@ -2,18 +2,15 @@
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from planted import planted
 
 from benchmarks.pretended_cuda import pretended_cuda
 from daal import evaluation, match_ranks
-from daal.evaluation import EvaluationResult, evaluate
-
-Set = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]
+from daal.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
-def drawn() -> tuple[Set, Set]:
+def drawn():
     """Queries and a gallery: features, identities and cameras. Some features are equal."""
     rng = np.random.default_rng(0)
     features_ND = rng.standard_normal((700, 16)).astype(np.float32)
@@ -25,13 +22,13 @@ def drawn() -> tuple[Set, Set]:
     return queries, gallery
 
 
-def assert_same(found: EvaluationResult, expected: EvaluationResult) -> None:
+def assert_same(found, expected):
     np.testing.assert_array_equal(found.first_match_rank, expected.first_match_rank)
     np.testing.assert_array_equal(found.ap, expected.ap)
     np.testing.assert_array_equal(found.cmc, expected.cmc)
 
 
-def test_same_figures(drawn: tuple[Set, Set]) -> None:
+def test_same_figures(drawn):
     expected = evaluate(*drawn[0], *drawn[1])
     with pretended_cuda() as cuda:
         found = evaluate(*drawn[0], *drawn[1], device="cuda")
@@ -52,9 +49,7 @@ BUGS = [
 
 
 @pytest.mark.parametrize(("owner", "function", "old", "new"), BUGS)
-def test_planted_bug(
-    drawn: tuple[Set, Set], owner: object, function: str, old: str, new: str
-) -> None:
+def test_planted_bug(drawn, owner, function, old, new):
     with pretended_cuda(), planted(owner, function, old, new):
         with pytest.raises((RuntimeError, TypeError), match=r"two different devices|cuda:0"):
             evaluate(*drawn[0], *drawn[1], device="cuda")

@@ -6,15 +6,13 @@ in its graph. Bugs that are planted one at a time show that each of these can fa
 """
 
 from functools import cache
-from typing import Any
 
 import pytest
 from planted import planted
 
 from benchmarks.fake_cuda import HostWaits
-from benchmarks.fake_steps import Stage, by_phase, watched_step
+from benchmarks.fake_steps import by_phase, watched_step
 from daal import losses, step
-from daal.config import Config
 from daal.data import augment
 from daal.nn import batch_norm, batch_norm_kernels
 from daal.nn.heads import ClusterMemory
@@ -44,53 +42,50 @@ TECHNIQUES = {
 }
 
 
-def config_of(recipe: str, *settings: str, workers: int = 1) -> Config:
+def config_of(recipe, *settings, workers=1):
     """Without a CUDA graph, unless `settings` ask for it."""
     given = ["source.root=x", "target.root=x", f"ray.num_workers={workers}"]
     return read_config(recipe, [*given, "ray.cuda_graph=false", *settings])
 
 
 @cache
-def launches(recipe: str, stage: Stage, workers: int = 1) -> int:
+def launches(recipe, stage, workers=1):
     # With several workers, the first step also makes constants for each layer.
     watch = watched_step(config_of(recipe, workers=workers), stage, number=int(workers > 1))
     return by_phase(watch.launches)["all"]
 
 
-def test_every_recipe_has_a_budget() -> None:
+def test_every_recipe_has_a_budget():
     assert sorted(BUDGETS) == shipped_names()
 
 
 @pytest.mark.parametrize(
     ("recipe", "stage"), [("paper", "pretrain"), *((recipe, "adapt") for recipe in BUDGETS)]
 )
-def test_recipe(recipe: str, stage: Stage) -> None:
+def test_recipe(recipe, stage):
     assert launches(recipe, stage) <= BUDGETS[recipe]
 
 
 @pytest.mark.parametrize("recipe", ["paper", "modern"])
-def test_eight_workers_that_share_statistics(recipe: str) -> None:
+def test_eight_workers_that_share_statistics(recipe):
     assert launches(recipe, "adapt", 8) <= EIGHT_WORKERS * launches(recipe, "adapt")
 
 
-def test_eight_workers_that_compare_images() -> None:
+def test_eight_workers_that_compare_images():
     watched_step(config_of("ssg", *SMALL, workers=8), "adapt")
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
-def test_technique(technique: str) -> None:
+def test_technique(technique):
     recipe, settings = TECHNIQUES[technique]
     watched_step(config_of(recipe, *settings, *SMALL), "adapt")
 
 
-def test_streamed_images() -> None:
+def test_streamed_images():
     watched_step(config_of("paper", "accumulate=2", *SMALL), "adapt", streamed=True)
 
 
-# As a CUDA graph
-
-
-def captured(recipe: str, *settings: str) -> Config:
+def captured(recipe, *settings):
     return config_of(recipe, "ray.cuda_graph=auto", "ray.use_gpu=true", *settings, *SMALL)
 
 
@@ -102,17 +97,15 @@ def captured(recipe: str, *settings: str) -> Config:
         TECHNIQUES["accumulated"],
     ],
 )
-def test_a_captured_step__is_one_launch(recipe: str, settings: list[str]) -> None:
+def test_a_captured_step__is_one_launch(recipe, settings):
     watch = watched_step(captured(recipe, *settings), "adapt", streamed=not settings, number=1)
     assert watch.launches["replay"]["cuda_graph"] == 1
     assert sum(found.total() for found in watch.launches.values()) <= BESIDE_THE_GRAPH
 
 
-# Each bug with what is said of it
-
 TO_CHANNELS_FIRST = "normalise(pixels_BHWC.permute(0, 3, 1, 2))"
 COUNT = "torch.zeros_like(sums_KC[:, :1]).index_add_(0, labels_T, ones_T1)"
-BUGS: list[tuple[Any, str, str, str, str]] = [
+BUGS = [
     (ClusterMemory, "update", COUNT, "torch.bincount(labels_T, minlength=len(sums_KC))[:, None]",
      "update: bincount looks at values"),
     (step, "train_step", "is_bad =", "float(norm); is_bad =",
@@ -137,14 +130,14 @@ BUGS: list[tuple[Any, str, str, str, str]] = [
 @pytest.mark.parametrize(
     ("owner", "function", "old", "new", "found"), BUGS, ids=[bug[-1] for bug in BUGS]
 )
-def test_planted_bug(owner: Any, function: str, old: str, new: str, found: str) -> None:
+def test_planted_bug(owner, function, old, new, found):
     recipe = "modern" if owner is ClusterMemory else "paper"
     with planted(owner, function, old, new), pytest.raises(Exception, match=found) as raised:
         watched_step(config_of(recipe, *SMALL), "adapt", streamed=True)
     assert raised.type in (HostWaits, AssertionError)
 
 
-def test_planted_bug__workers_that_tell_each_other_how_many_images_they_have() -> None:
+def test_planted_bug__workers_that_tell_each_other_how_many_images_they_have():
     new = "int(torch.ones((), device=images_BCHW.device)); num_workers = "
     with planted(batch_norm_kernels._Normalise, "forward", "num_workers = ", new):
         with pytest.raises(HostWaits, match="forward: _local_scalar_dense looks at values"):
@@ -161,7 +154,7 @@ def test_planted_bug__workers_that_tell_each_other_how_many_images_they_have() -
     ],
     ids=["a loop over images", "layers that count their batches"],
 )  # fmt: skip
-def test_planted_bug__over_budget(owner: Any, function: str, old: str, new: str) -> None:
+def test_planted_bug__over_budget(owner, function, old, new):
     with planted(owner, function, old, new):
         watch = watched_step(config_of("paper"), "adapt")
     assert by_phase(watch.launches)["all"] > BUDGETS["paper"]
@@ -177,7 +170,7 @@ def test_planted_bug__over_budget(owner: Any, function: str, old: str, new: str)
     ],
     ids=["a copy that none waits for", "a constant of the host"],
 )  # fmt: skip
-def test_planted_bug__host_memory_in_a_graph(owner: Any, function: str, old: str, new: str) -> None:
+def test_planted_bug__host_memory_in_a_graph(owner, function, old, new):
     with planted(owner, function, old, new):
         with pytest.raises(HostWaits, match="in a CUDA graph reads the host's memory"):
             watched_step(captured("paper"), "adapt")

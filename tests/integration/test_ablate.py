@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from daal.config import Config
 from daal.errors import ConfigError, DaalError
 from pipelines.run.folder import RunFolder
 from pipelines.tools.ablate import (
@@ -36,9 +35,9 @@ SUITE = Suite(
 
 @pytest.mark.ray
 def test_rows_share_runs_and_pretraining__what_fails_is_named__nothing_is_repeated(
-    ray_cluster: None, tiny_config: Config, tmp_path: Path
-) -> None:
-    said: list[str] = []
+    ray_cluster, tiny_config, tmp_path
+):
+    said = []
     say = said.append
     out = str(tmp_path / "suite")
     bad = Row(name="no cluster", settings=["cluster.eps=1e-9"])
@@ -78,7 +77,7 @@ def test_rows_share_runs_and_pretraining__what_fails_is_named__nothing_is_repeat
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in SUITES.glob("*.yaml")))
-def test_every_row_of_the_shipped_suites_is_a_run(name: str) -> None:
+def test_every_row_of_the_shipped_suites_is_a_run(name):
     suite = read_suite(name)
     folders = {"market": "a", "duke": "b", "msmt17": "c"}
     configs = configurations(suite, read_config, ["seed=0"], suite.seeds, "out", folders)
@@ -93,7 +92,7 @@ def test_every_row_of_the_shipped_suites_is_a_run(name: str) -> None:
             assert config.iterations > 0
 
 
-def test_table_4_has_eight_runs_on_three_pretrainings() -> None:
+def test_table_4_has_eight_runs_on_three_pretrainings():
     suite = read_suite("table4")
     configs = configurations(suite, read_config, [], 1, "out")
     assert len({config.out for config in configs.values()}) == 8  # two rows are one run
@@ -101,7 +100,7 @@ def test_table_4_has_eight_runs_on_three_pretrainings() -> None:
     assert suite.rows[-1].paper == {"Duke to Market": (67.8, 86.4), "Market to Duke": (63.9, 77.6)}
 
 
-def test_rows_may_name_their_data_and_recipe() -> None:
+def test_rows_may_name_their_data_and_recipe():
     rows = [Row(name="D to M", source="duke", target="market", recipe="fast", settings=["seed=5"])]
     suite = SUITE.model_copy(update={"rows": rows})
     folders = {"duke": "/d", "market": "/m"}
@@ -116,11 +115,11 @@ def test_rows_may_name_their_data_and_recipe() -> None:
         configurations(other, read_config, [], 1, "out", folders)
 
 
-def test_a_rows_rule_for_eps_takes_the_place_of_the_suites__and_the_users_of_both() -> None:
+def test_a_rows_rule_for_eps_takes_the_place_of_the_suites__and_the_users_of_both():
     rows = [Row(name="q", settings=["cluster.q=8"]), Row(name="the suite's")]
     suite = Suite(title="eps", settings=["cluster.eps=0.45"], rows=rows)
 
-    def rules(*settings: str) -> list[tuple[str, float]]:
+    def rules(*settings):
         found = configurations(suite, read_config, settings, 1, "out").values()
         return [(c.cluster.eps_rule, getattr(c.cluster, c.cluster.eps_rule, 0)) for c in found]
 
@@ -128,7 +127,7 @@ def test_a_rows_rule_for_eps_takes_the_place_of_the_suites__and_the_users_of_bot
     assert rules("cluster.p=1e-3") == [("p", 1e-3)] * 2
 
 
-def test_a_row_without_a_source_has_none__whatever_the_user_gives() -> None:
+def test_a_row_without_a_source_has_none__whatever_the_user_gives():
     given = ["source.root=/drawn", "target.root=/real"]
     configs = configurations(read_suite("beyond"), read_config, given, 1, "out")
     assert configs["modern, without a source", 0].target_only

@@ -1,11 +1,8 @@
 """ray.use_gpu=auto on a cluster whose autoscaler has node types with GPUs, pretended here."""
 
-import subprocess
-import sys
-from typing import Any
-
 import pytest
 from heads import ray_head
+from programs import python
 
 pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 CODE = """
@@ -16,7 +13,7 @@ with ray_session(RayConfig(num_workers=2, data_cpus=1, wait_minutes=3), False, 6
 """
 
 
-def node_type(most: int, **resources: int) -> dict[str, Any]:
+def node_type(most, **resources):
     return {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": most}
 
 
@@ -29,12 +26,8 @@ def node_type(most: int, **resources: int) -> dict[str, Any]:
     ],
     ids=["enough", "enough, version 2", "none"],
 )
-def test_auto__asks_for_gpu_nodes_where_there_are_such(
-    autoscaler: int, node_types: dict[str, Any], says: str
-) -> None:
+def test_auto__asks_for_gpu_nodes_where_there_are_such(autoscaler, node_types, says):
     with ray_head(num_cpus=4, node_types=node_types, autoscaler=autoscaler) as head:
-        done = subprocess.run(
-            [sys.executable, "-c", CODE], env=head.joined, text=True, capture_output=True
-        )
+        done = python("-c", CODE, env=head.joined)
         assert done.returncode == 0 and done.stdout.startswith(says), (done.stdout, done.stderr)
         assert "waiting for GPUs for 2 workers" in done.stderr.replace("\n", " ")

@@ -8,43 +8,24 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-
-from pipelines import cli
-
-Daal = Callable[..., tuple[int, str, str]]
+from programs import daal, python
 
 
 @pytest.fixture
-def data(tiny_world: Path) -> list[str]:
+def data(tiny_world):
     return [f"source.root={tiny_world}/source", f"target.root={tiny_world}/target"]
 
 
-@pytest.fixture
-def daal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Daal:
-    """The command in this process, in an empty folder: exit code, standard output and error."""
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["daal", *arguments])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        output = capsys.readouterr()
-        return code, output.out, output.err
 
-    return run
-
-
-def test_validate__counts_what_a_run_would_read(daal: Daal, data: list[str]) -> None:
+def test_validate__counts_what_a_run_would_read(data):
     code, out, err = daal("validate", "demo", *data)
     assert code == 0, err
     rows = [re.findall(r"[\w,]+", line) for line in out.splitlines()]
@@ -53,7 +34,7 @@ def test_validate__counts_what_a_run_would_read(daal: Daal, data: list[str]) -> 
     assert "nothing was started" in out
 
 
-def test_dry_run__leaves_no_folder(daal: Daal, data: list[str], tmp_path: Path) -> None:
+def test_dry_run__leaves_no_folder(data, tmp_path):
     code, out, _ = daal("adapt", "demo", *data, f"out={tmp_path}/run", "--dry-run", "--json")
     assert code == 0 and json.loads(out)["counts"]["source"]["train"] > 0
     assert not (tmp_path / "run").exists()
@@ -72,9 +53,7 @@ def test_dry_run__leaves_no_folder(daal: Daal, data: list[str], tmp_path: Path) 
         ("ablate table1 --data market=~/m --data duke=~/d", "root HOME/"),
     ],
 )
-def test_a_home_folder_that_no_shell_has_expanded(
-    daal: Daal, command: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_folder_that_no_shell_has_expanded(command, says, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     code, _, err = daal(*command.split())
     said = err.replace(str(tmp_path / "home"), "HOME")
@@ -82,33 +61,29 @@ def test_a_home_folder_that_no_shell_has_expanded(
     assert not (tmp_path / "~").exists()
 
 
-def test_nothing_given__the_help_and_no_error(daal: Daal) -> None:
+def test_nothing_given__the_help_and_no_error():
     code, out, err = daal("config")
     assert code == 2 and "Usage" in out and "error" not in err
 
 
-def test_completion__is_what_a_shell_can_take() -> None:
-    result = subprocess.run(
-        [str(Path(sys.executable).with_name("daal"))],
-        env={**os.environ, "_DAAL_COMPLETE": "complete_bash", "COMP_WORDS": "daal ad",
-             "COMP_CWORD": "1"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+def test_completion__is_what_a_shell_can_take():
+    asked = {"_DAAL_COMPLETE": "complete_bash", "COMP_WORDS": "daal ad", "COMP_CWORD": "1"}
+    script = Path(sys.executable).with_name("daal")
+    result = subprocess.run([script], env=os.environ | asked, capture_output=True, text=True)
     assert result.stdout.split() == ["adapt"], result.stderr
 
 
-def test_ablate_dry_run__starts_nothing_and_draws_nothing(daal: Daal, tmp_path: Path) -> None:
+def test_ablate_dry_run__starts_nothing_and_draws_nothing(tmp_path):
     code, out, _ = daal("ablate", "table4", "--seeds", "1", "--dry-run")
     assert code == 0 and len(out.splitlines()) == 9
     assert list(tmp_path.iterdir()) == []
 
 
-def test_config_show__is_the_whole_resolved_recipe(daal: Daal) -> None:
+def test_config_show__is_the_whole_resolved_recipe():
     code, out, _ = daal("config", "show", "paper", "seed=5")
     assert code == 0 and "seed: 5" in out and "epsilon: 0.9" in out
 
 
-def test_version() -> None:
-    command = [sys.executable, "-m", "pipelines.cli", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True)
+def test_version():
+    done = python("-m", "pipelines.cli", "--version")
     assert done.stdout == f"daal {version('daal-reid')}\n"

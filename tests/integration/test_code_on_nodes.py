@@ -11,9 +11,7 @@ pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_same_code__other_code__and_a_package_that_isn_t_there(
-    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_code__other_code__and_a_package_that_isn_t_there(ray_cluster, monkeypatch):
     ours = code_found(PACKAGES)
     assert {Path(str(place)).parents[1] for place in ours["places"].values()} == {ROOT}
     check_code_on_nodes(ours)
@@ -24,9 +22,7 @@ def test_the_same_code__other_code__and_a_package_that_isn_t_there(
         check_code_on_nodes({**ours, "digest": "of one more package"})
 
 
-def test_a_changed_file__changes_the_digest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_file__changes_the_digest(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "wares").mkdir()
     for text in ("", "one = 1\n", "one = 2\n"):

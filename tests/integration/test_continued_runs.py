@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from tiny_run import changed, tiny
@@ -25,7 +24,7 @@ OF_THE_MAKING = (
 )
 
 
-def results(out: Path) -> dict[str, str]:
+def results(out):
     return {
         str(file.relative_to(out)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(out.rglob("*"))
@@ -33,13 +32,13 @@ def results(out: Path) -> dict[str, str]:
     }
 
 
-def stages(out: Path) -> list[str]:
+def stages(out):
     return [line["stage"] for line in RunFolder(str(out)).journal()]
 
 
 def test_more_iterations__are_those_of_a_run_that_had_them_from_the_start(
-    ray_cluster: None, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    ray_cluster, tiny_world, tmp_path, capsys
+):
     world = shutil.copytree(tiny_world, tmp_path / "world")
     settings = ("select=silhouette", "report=false")
     whole = tiny(world, tmp_path / "whole", *settings, "iterations=2")
@@ -77,10 +76,8 @@ def test_more_iterations__are_those_of_a_run_that_had_them_from_the_start(
     assert stages(tmp_path / "longer") == finished
 
 
-@pytest.mark.nightly  # unit/test_train_state.py has the note
-def test_other_workers__are_said_and_recorded(
-    ray_cluster: None, tiny_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.nightly  # unit/test_report_parts.py has the doubt
+def test_other_workers__are_said_and_recorded(ray_cluster, tiny_world, tmp_path, capsys):
     config = tiny(tiny_world, tmp_path / "run", "ray.num_workers=2", "report=false")
     run_adaptation(config, quiet=True, pretrain_only=True)
     assert "is trained on" not in capsys.readouterr().err

@@ -1,16 +1,16 @@
 """A run as a job: a head that asks for a token, on its own ports and folder, gone afterwards."""
 
-import subprocess
-import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import yaml
-from heads import Head, free_port, ray_head
+from heads import free_port, ray_head
+from programs import python
+from tiny_run import recipe_of
 from waiting import wait_until
 
 from daal.config import Config
@@ -22,71 +22,56 @@ WEIGHTS = "iteration-01/checkpoint/weights.safetensors"
 TOKEN = "0123456789abcdef" * 4
 
 
-def recipe_of(config: Config, out: Path) -> str:
+def recipe_in(out, config):
     """Its path; the run's folder is `out`."""
-    recipe = out.with_suffix(".yaml")
-    recipe.parent.mkdir(parents=True, exist_ok=True)
-    settings = config.model_copy(update={"out": str(out)}).model_dump(mode="json")
-    recipe.write_text(yaml.safe_dump(settings))
-    return str(recipe)
+    return recipe_of(config.model_copy(update={"out": str(out)}), out.with_suffix(".yaml"))
 
 
-def daal(head: Head, *arguments: str, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "daal", *arguments, f"--address={head.dashboard}"],
-        capture_output=True, text=True,
-        env=head.environment | {"RAY_AUTH_TOKEN": token},
-    )  # fmt: skip
+def daal(head, *arguments, token=TOKEN):
+    environment = head.environment | {"RAY_AUTH_TOKEN": token}
+    return python("-m", "daal", *arguments, f"--address={head.dashboard}", env=environment)
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+def head():
     with ray_head(TOKEN) as started:
         wait_until(lambda: daal(started, "status").returncode == 0, "the job API doesn't answer")
         yield started
 
 
-class Watched(threading.Thread):
-    """Names of our gauges seen on the metrics port until `stop` is called."""
+@contextmanager
+def gauges_seen(port):
+    """Lines of our gauges that the metrics port shows during the block."""
+    lines, over = set(), threading.Event()
 
-    def __init__(self, port: int) -> None:
-        super().__init__(daemon=True)
-        self.port, self.lines, self._stopped = port, set[str](), threading.Event()
+    def watch():
+        while not over.wait(1):
+            with (
+                suppress(OSError),
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as it,
+            ):
+                text = it.read().decode()
+                lines.update(line for line in text.splitlines() if line.startswith("ray_daal_"))
 
-    def run(self) -> None:
-        while not self._stopped.wait(1):
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{self.port}/metrics",
-                headers={"Authorization": f"Bearer {TOKEN}"},
-            )
-            try:
-                with urllib.request.urlopen(request) as answer:
-                    text = answer.read().decode()
-            except OSError:
-                continue
-            self.lines |= {line for line in text.splitlines() if line.startswith("ray_daal_")}
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self.join()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield lines
+    over.set()
+    thread.join()
 
 
 @pytest.mark.ray
-def test_a_run_is_submitted_followed_and_seen(
-    head: Head, tiny_config: Config, tmp_path: Path
-) -> None:
-    recipe = recipe_of(tiny_config, tmp_path / "runs/Tiny")
-    watched = Watched(head.metrics_port)
-    watched.start()
-    first = daal(head, "submit", recipe, "--ship-code", "--follow")
-    watched.stop()
+def test_a_run_is_submitted_followed_and_seen(head, tiny_config, tmp_path):
+    recipe = recipe_in(tmp_path / "runs/Tiny", tiny_config)
+    with gauges_seen(head.metrics_port) as lines:
+        first = daal(head, "submit", recipe, "--ship-code", "--follow")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "Scores on the target's test images" in first.stdout
     assert (tmp_path / "runs/Tiny/summary.json").exists()
     assert TOKEN not in first.stdout + first.stderr
-    names = {line.partition("{")[0] for line in watched.lines}
+    names = {line.partition("{")[0] for line in lines}
     assert {"ray_daal_map", "ray_daal_loss", "ray_daal_clusters", "ray_daal_stage"} <= names
-    assert all('run="tiny"' in line for line in watched.lines)
+    assert all('run="tiny"' in line for line in lines)
 
     status = daal(head, "status", "tiny")
     assert "daal-tiny-1" in status.stdout and "SUCCEEDED" in status.stdout
@@ -98,9 +83,9 @@ def test_a_run_is_submitted_followed_and_seen(
 @pytest.mark.ray
 @pytest.mark.nightly
 def test_a_name_submitted_again_continues_the_run__an_exit_code_is_the_run_s(
-    head: Head, tiny_config: Config, tmp_path: Path
-) -> None:
-    recipe = recipe_of(tiny_config, tmp_path / "runs/Twice")
+    head, tiny_config, tmp_path
+):
+    recipe = recipe_in(tmp_path / "runs/Twice", tiny_config)
     first = daal(head, "submit", recipe, "--ship-code", "--follow")
     assert first.returncode == 0, first.stdout + first.stderr
     journal = (tmp_path / "runs/Twice/journal.jsonl").read_text()
@@ -116,7 +101,7 @@ def test_a_name_submitted_again_continues_the_run__an_exit_code_is_the_run_s(
 
 
 @pytest.mark.ray
-def test_a_wrong_token_is_refused(head: Head) -> None:
+def test_a_wrong_token_is_refused(head):
     refused = daal(head, "status", token="f" * 64)
     assert refused.returncode == 6, refused.stdout + refused.stderr
     assert "refuses the token" in refused.stderr and "Traceback" not in refused.stderr
@@ -126,12 +111,10 @@ def test_a_wrong_token_is_refused(head: Head) -> None:
 
 @pytest.mark.ray
 @pytest.mark.nightly
-def test_two_runs_that_fit_only_one_at_a_time(
-    head: Head, two_workers: Config, tmp_path: Path
-) -> None:
+def test_two_runs_that_fit_only_one_at_a_time(head, two_workers, tmp_path):
     names = ["left", "right"]
     for name in names:
-        submitted = daal(head, "submit", recipe_of(two_workers, tmp_path / name), "--ship-code")
+        submitted = daal(head, "submit", recipe_in(tmp_path / name, two_workers), "--ship-code")
         assert submitted.returncode == 0, submitted.stderr
     weights = []
     for name in names:
@@ -144,14 +127,14 @@ def test_two_runs_that_fit_only_one_at_a_time(
 
 
 @pytest.mark.ray
-def test_the_shipped_settings_for_prometheus_find_the_node(head: Head) -> None:
+def test_the_shipped_settings_for_prometheus_find_the_node(head):
     config = yaml.safe_load((ROOT / "pipelines/deploy/prometheus.yml").read_text())
     (scraped,) = config["scrape_configs"]
     assert scraped["authorization"]["credentials_file"]
     (nodes,) = scraped["file_sd_configs"]
     listed = Path(head.folder, Path(nodes["files"][0]).name)
 
-    def is_listed() -> bool:  # by the node's address, whichever of the machine's that is
+    def is_listed():  # by the node's address, whichever of the machine's that is
         return listed.exists() and f':{head.metrics_port}"' in listed.read_text()
 
     wait_until(is_listed, "the node isn't listed")
@@ -160,7 +143,7 @@ def test_the_shipped_settings_for_prometheus_find_the_node(head: Head) -> None:
         assert it.status == 200
 
 
-def test_nobody_listens_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_listens_there(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     for name in ("RAY_API_SERVER_ADDRESS", "no_proxy"):
         monkeypatch.setenv(name, "")  # put back after the test
@@ -170,10 +153,10 @@ def test_nobody_listens_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../x", "A", "a b", "-a", "x" * 64, "a/b", "a\n"])
-def test_names_that_are_none(name: str) -> None:
+def test_names_that_are_none(name):
     with pytest.raises(ConfigError, match="can't name a run"):
         check_name(name)
 
 
-def test_the_default_name_is_the_folder_s() -> None:
+def test_the_default_name_is_the_folder_s():
     assert Config(out="s3://bucket/runs/Mine_2/").run_name == "mine_2"

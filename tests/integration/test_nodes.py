@@ -3,11 +3,10 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from programs import python
 
 from benchmarks.s3_server import program
 
@@ -23,19 +22,17 @@ print([ray.get(ray.remote(num_cpus=0, num_gpus=n)(seen).remote()) for n in (0, 1
 pytestmark = pytest.mark.ray
 
 
-def last_line(*arguments: str, gpus: bool) -> str:
+def last_line(*arguments, gpus):
     """The last line that Python prints, in a process of its own, for clusters of its own."""
     environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
     if gpus:  # Ray counts no more of them than this variable shows
         environment.pop("CUDA_VISIBLE_DEVICES", None)
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
+    done = python(*arguments, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout.splitlines()[-1]
 
 
-def measure(benchmark: str, *arguments: str) -> list[dict[str, Any]]:
+def measure(benchmark, *arguments):
     """Rows of the benchmark's last table."""
     module = f"benchmarks.{benchmark}"
     line = last_line("-m", module, "--json", *arguments, gpus=benchmark == "logical_gpus")
@@ -45,15 +42,13 @@ def measure(benchmark: str, *arguments: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "layouts", [["4+2"], pytest.param(["8", "4+4", "8+1"], marks=pytest.mark.nightly)]
 )
-def test_workers_are_placed__one_on_each_gpu_of_every_node(layouts: list[str]) -> None:
+def test_workers_are_placed__one_on_each_gpu_of_every_node(layouts):
     assert [row["workers on nodes"] for row in measure("logical_gpus", *layouts)] == layouts
 
 
 @pytest.mark.nightly  # unit/test_jobs_on_gpus.py has the jobs of the workers
 @pytest.mark.parametrize("layout", ["1+1", "4+4", "8+1"])
-def test_two_iterations__a_worker_on_each_gpu_does_all_and_no_process_is_started_later(
-    layout: str,
-) -> None:
+def test_two_iterations__a_worker_on_each_gpu_does_all_and_no_process_is_started_later(layout):
     (row,) = measure("logical_gpus", "--run", layout)
     assert row["workers on nodes"] == layout and row["a GPU each"]
     assert row["same processes"], "the workers were restarted"
@@ -62,7 +57,7 @@ def test_two_iterations__a_worker_on_each_gpu_does_all_and_no_process_is_started
     assert 0 < row["mAP"] <= 1
 
 
-def test_a_task_without_a_gpu_sees_none() -> None:
+def test_a_task_without_a_gpu_sees_none():
     assert last_line("-c", SEEN, gpus=True) == "['', '0']"
 
 
@@ -87,7 +82,7 @@ def test_one_to_four_nodes_and_a_bucket__everything_comes_once_and_the_same_bits
 
 
 @pytest.mark.nightly
-def test_hosts_joined_by_a_network__the_same_bits_as_nodes_of_one_machine() -> None:
+def test_hosts_joined_by_a_network__the_same_bits_as_nodes_of_one_machine():
     if os.geteuid() != 0 or subprocess.run(["unshare", "-n", "true"], check=False).returncode:
         pytest.skip("network namespaces can't be made here (they need root)")
     (row,) = measure("hosts")

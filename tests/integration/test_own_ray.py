@@ -4,15 +4,13 @@ Runs that join a cluster: test_jobs.py.
 """
 
 import stat
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import yaml
 from heads import free_port, without_ray
+from programs import python
+from tiny_run import recipe_of
 
-from daal.config import Config, RayConfig
+from daal.config import RayConfig
 from daal.errors import ClusterError
 from pipelines.workers.session import ray_session
 
@@ -45,28 +43,23 @@ print(f"started: {any(started)}, left: {left}")
 """
 
 
-def daal(
-    *arguments: str, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "daal", *arguments], cwd=cwd,
-        capture_output=True, text=True, env=without_ray() | environment,
-    )  # fmt: skip
+def daal(*arguments, cwd=None, **environment):
+    return python("-P", "-m", "daal", *arguments, cwd=cwd, env=without_ray() | environment)
 
 
-def test_a_local_ray_asks_for_a_token__beside_modules_named_like_ours(
-    tiny_config: Config, tmp_path: Path
-) -> None:
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
+@pytest.fixture
+def recipe(tiny_config, tmp_path):
+    return recipe_of(tiny_config, tmp_path / "tiny.yaml")
 
+
+def test_a_local_ray_asks_for_a_token__beside_modules_named_like_ours(recipe, tmp_path):
     # A folder of the user's own, whose modules are named like ours.
     project = tmp_path / "project"
     (project / "pipelines").mkdir(parents=True)
     (project / "pipelines/__init__.py").touch()
     (project / "cluster.py").write_text("def kmeans(x): return x\n")
 
-    local = daal("pretrain", str(recipe), HOME=str(tmp_path), cwd=project)
+    local = daal("pretrain", recipe, HOME=str(tmp_path), cwd=project)
     assert local.returncode == 0, local.stderr
     assert "Scores on the target's test images" in local.stdout
     assert "1 worker on CPUs" in local.stderr
@@ -76,9 +69,7 @@ def test_a_local_ray_asks_for_a_token__beside_modules_named_like_ours(
     assert token.read_text().strip() not in local.stdout + local.stderr
 
 
-def test_a_cluster_that_does_not_grow__is_given_up(
-    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cluster_that_does_not_grow__is_given_up(ray_cluster, monkeypatch, capsys):
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # as if it were joined
     with pytest.raises(ClusterError, match="has 4 CPUs, but the run needs 9"):
         with ray_session(RayConfig(num_workers=8, data_cpus=1, wait_minutes=0.02)):
@@ -86,21 +77,17 @@ def test_a_cluster_that_does_not_grow__is_given_up(
     assert "for up to 0.02 minutes (ray.wait_minutes)" in capsys.readouterr().err
 
 
-def test_no_cluster_at_the_address__exit_6(tiny_config: Config, tmp_path: Path) -> None:
-    recipe = tmp_path / "tiny.yaml"
-    recipe.write_text(yaml.safe_dump(tiny_config.model_dump(mode="json")))
+def test_no_cluster_at_the_address__exit_6(recipe):
     result = daal(
-        "pretrain", str(recipe), RAY_ADDRESS=f"127.0.0.1:{free_port()}", RAY_AUTH_MODE="disabled",
+        "pretrain", recipe, RAY_ADDRESS=f"127.0.0.1:{free_port()}", RAY_AUTH_MODE="disabled",
     )  # fmt: skip
     assert result.returncode == 6, result.stderr
     assert "can't be used" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_a_machine_too_busy_for_ray_to_start__is_said__and_nothing_is_left_running() -> None:
+def test_a_machine_too_busy_for_ray_to_start__is_said__and_nothing_is_left_running():
     environment = without_ray() | {"RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, "-c", BUSY], capture_output=True, text=True, env=environment
-    )
+    done = python("-c", BUSY, env=environment)
     said, processes = done.stdout.splitlines()
     assert "didn't start in time (1 tries): this machine is too busy" in said, done.stderr
     assert processes == "started: True, left: []", done.stderr

@@ -4,13 +4,11 @@ import json
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 from drawn_run import NAME, ROOT, SCRIPT, drawn_run
 from PIL import Image
-from tiny_run import FinishedRun
 
 from pipelines.commands.run import run_adaptation
 from pipelines.report.page import report
@@ -19,14 +17,14 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     path = folder / "report.html"
     path.write_text(report(drawn_run(folder)).html, encoding="utf-8")
     return path
 
 
-def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def browse(page, *options):
     """Chromium without a window; no host name resolves, and it says what scripts would say."""
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
@@ -45,20 +43,20 @@ def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
 class Elements(HTMLParser):
     """What a browser has made of a page: elements with attributes, and all text."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html):
         super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.elements = []
         self.text = ""
         self.feed(html)
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.elements.append((tag, {name: value or "" for name, value in attrs}))
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         self.text += data
 
 
-def test_page__offline__no_scripts__names_are_text(page: Path) -> None:
+def test_page__offline__no_scripts__names_are_text(page):
     result = browse(page, "--dump-dom")
     assert result.returncode == 0, result.stderr
     assert "CONSOLE" not in result.stderr, result.stderr  # script errors, what the policy refused
@@ -83,7 +81,7 @@ def test_page__offline__no_scripts__names_are_text(page: Path) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_page__light_and_dark(page: Path, tmp_path: Path, dark: bool) -> None:
+def test_page__light_and_dark(page, tmp_path, dark):
     picture = tmp_path / "page.png"
     options = ["--blink-settings=preferredColorScheme=0"] if dark else []
     result = browse(page, f"--screenshot={picture}", "--window-size=1200,1500", *options)
@@ -94,7 +92,7 @@ def test_page__light_and_dark(page: Path, tmp_path: Path, dark: bool) -> None:
     assert 0.01 < (abs(pixels - paper) > 80).mean() < 0.5  # letters, and no blank page
 
 
-def test_page__fits_a_phone(page: Path) -> None:
+def test_page__fits_a_phone(page):
     around = page.with_name("phone.html")  # a window can't be as narrow; a frame can
     around.write_text(
         f"""<iframe src="{page.name}" style="width: 390px; height: 800px; border: 0" onload="
@@ -106,7 +104,7 @@ def test_page__fits_a_phone(page: Path) -> None:
 
 
 @pytest.mark.ray
-def test_adapt__leaves_a_report__once__unless_switched_off(finished_run: FinishedRun) -> None:
+def test_adapt__leaves_a_report__once__unless_switched_off(finished_run):
     config, out = finished_run.config, finished_run.out
     page = out / "report.html"
     html = page.read_text(encoding="utf-8")

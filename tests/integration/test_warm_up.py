@@ -1,11 +1,9 @@
 """After `python -m cluster.warm_up`, neither this process nor a Ray task compiles a loop again."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from programs import python
 
 pytestmark = [pytest.mark.ray, pytest.mark.nightly]
 LABELS = """
@@ -28,13 +26,11 @@ for camera_aware in (False, True):
 """
 
 
-def test_nothing_is_compiled_again(tmp_path: Path) -> None:
+def test_nothing_is_compiled_again(tmp_path):
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     for command in (["-m", "cluster.warm_up"], ["-c", LABELS]):
         before = set(tmp_path.rglob("*.nbc"))
-        done = subprocess.run(
-            [sys.executable, *command], env=environment, capture_output=True, text=True
-        )
+        done = python(*command, env=environment)
         assert done.returncode == 0, done.stderr
     assert len(before) > 20
     assert sorted(path.name for path in set(tmp_path.rglob("*.nbc")) - before) == []

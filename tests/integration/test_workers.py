@@ -6,20 +6,18 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
 import torch
 from rich.console import Console
+from tiny_run import silent
 from torch import distributed
 
-from daal.config import Config
 from daal.errors import ClusterError, DataError
 from pipelines.run.folder import RunFolder
 from pipelines.show.progress import Progress
-from pipelines.workers.group import Worker, Workers
+from pipelines.workers.group import Workers
 from pipelines.workers.planned_faults import FAULTS
 from pipelines.workers.ray_environment import worker_variables
 from pipelines.workers.session import ray_session
@@ -31,7 +29,7 @@ pytestmark = pytest.mark.ray
 
 @dataclass(frozen=True)
 class WhoAmI:
-    def run(self, worker: Worker) -> tuple[int, int, int]:
+    def run(self, worker):
         worker.reach("who", 0)
         return worker.rank, worker.world_size, os.getpid()
 
@@ -40,7 +38,7 @@ class WhoAmI:
 class OneFails:
     """Rank 1 finds bad data while rank 0 waits for it."""
 
-    def run(self, worker: Worker) -> None:
+    def run(self, worker):
         if worker.rank == 1:
             raise DataError("row 7 is not an image.")
         distributed.all_reduce(torch.zeros(1))
@@ -50,13 +48,13 @@ class OneFails:
 class Mistaken:
     """A mistake in a program, which every attempt makes again."""
 
-    def run(self, worker: Worker) -> None:
+    def run(self, worker):
         raise ValueError("as ever")
 
 
 @dataclass(frozen=True)
 class Crash:
-    def run(self, worker: Worker) -> None:
+    def run(self, worker):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -64,7 +62,7 @@ class Crash:
 class Meet:
     """All ranks meet in a collective; a test may have one of them hang on the way there."""
 
-    def run(self, worker: Worker) -> int:
+    def run(self, worker):
         worker.reach("meeting", 3)
         number = torch.ones(1)
         distributed.all_reduce(number)
@@ -75,19 +73,19 @@ class Meet:
 class Libraries:
     """What is set of their variables, as seen from a job."""
 
-    def run(self, worker: Worker) -> dict[str, str | None]:
+    def run(self, worker):
         return {name: os.environ.get(name) for name in worker_variables(deterministic=True)}
 
 
-def group(config: Config, folder: Path, **ray_settings: Any) -> Any:
+def group(config, folder, **ray_settings):
     config = config.model_copy(update={"ray": config.ray.model_copy(update=ray_settings)})
-    return config, RunFolder(str(folder)), Progress(console=Console(file=io.StringIO()))
+    return config, RunFolder(str(folder)), silent()
 
 
 def test_one_group_for_many_jobs__a_hang_starts_it_again__and_an_error_ends_it(
-    ray_cluster: None, two_workers: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[dict[str, Any]] = []
+    ray_cluster, two_workers, tmp_path, monkeypatch
+):
+    events = []
     output = io.StringIO()
     config, folder, _ = group(two_workers, tmp_path, stall_minutes=20 / 60)
     progress = Progress(events.append, Console(file=output, width=1000))
@@ -123,8 +121,8 @@ def test_one_group_for_many_jobs__a_hang_starts_it_again__and_an_error_ends_it(
 
 @pytest.mark.nightly  # unit/test_retries.py has which errors are final
 def test_workers_that_die_again_and_again__and_a_gpu_without_memory_left__are_given_up(
-    ray_cluster: None, tiny_config: Config, tmp_path: Path
-) -> None:
+    ray_cluster, tiny_config, tmp_path
+):
     config, folder, progress = group(tiny_config, tmp_path, max_failures=1, num_workers=1)
     with ray_session(config.ray) as resources, pytest.raises(ClusterError, match="same command"):
         with Workers(config, folder, resources, progress) as workers:

@@ -6,18 +6,18 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grpc
 import psutil
 import pytest
 from heads import ray_folder, without_ray
+from programs import python
 
 pytestmark = pytest.mark.ray
 
@@ -68,7 +68,7 @@ class OwnRay:
     session: Path
     environment: dict[str, str]
 
-    def listening(self) -> list[Listening]:
+    def listening(self):
         found = []
         for pid in self.pids:
             with suppress(psutil.Error):  # it has ended
@@ -79,20 +79,17 @@ class OwnRay:
         return found
 
     @property
-    def metrics_port(self) -> int:
+    def metrics_port(self):
         (file,) = self.session.glob("metrics_export_port_*")
         return int(file.read_text())
 
-    def join(self, **environment: str) -> subprocess.CompletedProcess[str]:
+    def join(self, **environment):
         """Join it as another driver."""
-        return subprocess.run(
-            [sys.executable, "-c", JOIN, self.gcs],
-            capture_output=True, text=True, env=self.environment | environment,
-        )  # fmt: skip
+        return python("-c", JOIN, self.gcs, env=self.environment | environment)
 
 
 @pytest.fixture(scope="module")
-def own_ray() -> Iterator[OwnRay]:
+def own_ray():
     with ray_folder() as scratch:
         home = Path(scratch) / "home"
         home.mkdir()
@@ -123,19 +120,19 @@ def own_ray() -> Iterator[OwnRay]:
             process.wait()
 
 
-def content_of(path: Path) -> bytes:
+def content_of(path):
     with suppress(FileNotFoundError):  # Ray removes what it no longer needs
         return path.read_bytes()
     return b""
 
 
-def command_line(pid: int) -> str:
+def command_line(pid):
     with suppress(psutil.Error):
         return " ".join(psutil.Process(pid).cmdline())
     return ""  # it has ended
 
 
-def status_of(url: str, token: str | None) -> int:
+def status_of(url, token):
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as it:
@@ -144,13 +141,13 @@ def status_of(url: str, token: str | None) -> int:
         return error.code
 
 
-def answers(target: str, token: str | None) -> dict[str, str]:
+def answers(target, token):
     """What a port says to each of Ray's calls that it knows; none if it isn't gRPC."""
     metadata = [("authorization", f"Bearer {token}")] if token else []
-    said: dict[str, str] = {}
+    said = {}
     with grpc.insecure_channel(target) as channel:
         for call in CALLS:
-            ask: Any = channel.unary_unary(f"/ray.rpc.{call}")
+            ask = channel.unary_unary(f"/ray.rpc.{call}")
             try:
                 ask(b"", metadata=metadata)
                 said[call] = "OK"
@@ -161,7 +158,7 @@ def answers(target: str, token: str | None) -> dict[str, str]:
     return {call: code for call, code in said.items() if code != "UNIMPLEMENTED"}
 
 
-def test_s4_all_ports_listen_on_loopback_only(own_ray: OwnRay) -> None:
+def test_s4_all_ports_listen_on_loopback_only(own_ray):
     found = own_ray.listening()
     assert own_ray.dashboard in {f"http://127.0.0.1:{each.port}" for each in found}
     assert len(found) > 5
@@ -170,9 +167,7 @@ def test_s4_all_ports_listen_on_loopback_only(own_ray: OwnRay) -> None:
 
 
 @pytest.mark.parametrize("token", [None, WRONG], ids=["none", "wrong"])
-def test_s4_every_port_but_the_metrics_asks_for_the_token(
-    own_ray: OwnRay, token: str | None
-) -> None:
+def test_s4_every_port_but_the_metrics_asks_for_the_token(own_ray, token):
     host = own_ray.gcs.rpartition(":")[0]
     open_to_all = {own_ray.metrics_port, *FIXED_METRICS_PORTS}
     asked = set()
@@ -194,14 +189,14 @@ def test_s4_every_port_but_the_metrics_asks_for_the_token(
     assert status_of(f"http://{host}:{own_ray.metrics_port}/metrics", token) == 200
 
 
-def test_s4_the_job_api_refuses_a_wrong_token_and_none(own_ray: OwnRay) -> None:
+def test_s4_the_job_api_refuses_a_wrong_token_and_none(own_ray):
     for path in ("/api/jobs/", "/api/version", "/nodes?view=summary", "/api/v0/tasks"):
         url = own_ray.dashboard + path
         assert {token: status_of(url, token) for token in REFUSED} == REFUSED, path
     assert status_of(f"{own_ray.dashboard}/api/jobs/", own_ray.token.read_text()) == 200
 
 
-def test_s4_nobody_joins_without_the_token(own_ray: OwnRay) -> None:
+def test_s4_nobody_joins_without_the_token(own_ray):
     tries = [
         {"RAY_AUTH_MODE": "token"},
         {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": WRONG},
@@ -215,7 +210,7 @@ def test_s4_nobody_joins_without_the_token(own_ray: OwnRay) -> None:
         assert "token" in refused.stderr.lower()
 
 
-def test_s5_the_token_is_in_its_file_alone(own_ray: OwnRay) -> None:
+def test_s5_the_token_is_in_its_file_alone(own_ray):
     assert stat.S_IMODE(own_ray.token.stat().st_mode) == 0o600
     token = own_ray.token.read_bytes()
     contents = {path: content_of(path) for path in own_ray.session.rglob("*") if path.is_file()}

@@ -19,7 +19,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 
 
 @pytest.mark.parametrize("text", [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["gpu"]])
-def test_s11_every_package_is_pinned(text: str) -> None:
+def test_s11_every_package_is_pinned(text):
     wanted = Requirement(text)
     pins = {canonicalize_name(name): version for name, version in PINS.items()}
     assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)])
@@ -32,12 +32,12 @@ def test_s11_every_package_is_pinned(text: str) -> None:
         ("ray", "2.54"),  # 2.49-2.54 unpickled what Parquet files say of their columns
     ],
 )
-def test_s1_s3_releases_that_unpickle_are_not_allowed(name: str, unsafe: str) -> None:
+def test_s1_s3_releases_that_unpickle_are_not_allowed(name, unsafe):
     (wanted,) = (each for each in map(Requirement, PROJECT["dependencies"]) if each.name == name)
     assert not wanted.specifier.contains(unsafe)
 
 
-def test_s11_both_installations_follow_the_pins() -> None:
+def test_s11_both_installations_follow_the_pins():
     for file in ("Makefile", "pipelines/deploy/Dockerfile"):
         commands = re.findall(r"^.*pip install.*$", (ROOT / file).read_text(), re.MULTILINE)
         others = [each for each in commands if "--constraint constraints.txt" not in each]

@@ -1,15 +1,13 @@
 """A training of the whole step on a CPU: a small network, drawn pixels, labels of five clusters."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from daal import checkpoint
-from daal.config import Config
+from daal.config import Config, FitConfig
 from daal.load_config import load_config
 from daal.losses import LossTerms
 from daal.optimizer import make_optimizer, set_learning_rate
@@ -20,6 +18,7 @@ from pipelines.images.stream import FedBatch
 from pipelines.tools.shipped import RECIPES
 from pipelines.training.train_batch import BatchMaker, HostBatch, Labels
 from pipelines.training.train_loop import build_network
+from pipelines.training.train_state import Weights
 
 CPU = torch.device("cpu")
 SMALL = [
@@ -56,21 +55,27 @@ def labels(num_stripes: int) -> Labels:
     )
 
 
-@dataclass
 class Training:
     """One worker's training, as `pipelines.training.train_loop` runs it."""
 
-    config: Config
-    terms: list[dict[str, float]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        config, known = self.config, labels(self.config.network.stripes)
-        self.maker = BatchMaker(known, config, 1, CPU)
-        self.network = build_network(config, known, {})
-        momentum = config.adapt.teacher_momentum
+    def __init__(
+        self,
+        config: Config,
+        known: Labels | None = None,
+        fit: FitConfig | None = None,
+        iteration: int = 1,
+        start: Weights | None = None,
+    ) -> None:
+        known = known or labels(config.network.stripes)
+        fit = fit or config.adapt
+        self.config = config
+        self.terms: list[dict[str, float]] = []
+        self.maker = BatchMaker(known, config, iteration, CPU)
+        self.network = build_network(config, known, start or {})
+        momentum = fit.teacher_momentum
         self.teacher = Teacher(self.network, momentum) if momentum else None
         self.network.train()
-        self.optimizer = make_optimizer(self.network, config.adapt.optim, capturable=True)
+        self.optimizer = make_optimizer(self.network, fit.optim, capturable=True)
         self.diverged = torch.zeros(())
 
     def take(self, parts: Sequence[HostBatch]) -> LossTerms:
@@ -86,7 +91,12 @@ class Training:
         )
 
     def everything(self) -> dict[str, Tensor]:
-        return kept_by(self)
+        """By reference, all that a step changes."""
+        tensors = dict(self.network.state_dict(keep_vars=True))
+        tensors |= checkpoint.optimizer_tensors(self.optimizer, self.network.named_parameters())
+        if self.teacher is not None:
+            tensors |= {f"teacher.{n}": t for n, t in self.teacher.state_dict().items()}
+        return tensors | {"diverged": self.diverged}
 
     def parts(self, step: int, poisoned: bool = False) -> list[HostBatch]:
         draw, fit = np.random.default_rng(step), self.config.adapt
@@ -109,15 +119,6 @@ class Training:
             set_learning_rate(self.optimizer, self.config.adapt, step, 3)
             kept.append(take(self.parts(step, step == poisoned)))
         self.terms = [terms.as_dict() for terms in kept]
-
-
-def kept_by(state: Any) -> dict[str, Tensor]:
-    """By reference, all that a step changes."""
-    tensors = dict(state.network.state_dict(keep_vars=True))
-    tensors |= checkpoint.optimizer_tensors(state.optimizer, state.network.named_parameters())
-    if state.teacher is not None:
-        tensors |= {f"teacher.{n}": t for n, t in state.teacher.state_dict().items()}
-    return tensors | {"diverged": state.diverged}
 
 
 def same(one: Tensor, other: Tensor) -> bool:

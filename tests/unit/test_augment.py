@@ -8,8 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from torch import Tensor
 
 from daal.config import AugmentConfig
 from daal.data.augment import Draw, augment, draw_table, normalise, sample_seeds, uniforms
@@ -18,24 +16,24 @@ PLAIN = AugmentConfig(pad=0, erase=0)
 ERASED = PLAIN.model_copy(update={"erase": 1.0})
 
 
-def random_images(num: int, height: int = 48, width: int = 16) -> Tensor:
+def random_images(num, height=48, width=16):
     generator = torch.Generator().manual_seed(num)
     return torch.randint(1, 256, (num, 3, height, width), generator=generator, dtype=torch.uint8)
 
 
-def seeds_of(num: int, step: int = 0) -> NDArray[np.uint64]:
+def seeds_of(num, step=0):
     return sample_seeds(7, 1, 2, step, np.arange(num))
 
 
-def augmented(images: Tensor, seeds: NDArray[np.uint64], config: AugmentConfig) -> Tensor:
+def augmented(images, seeds, config):
     return augment(images, torch.from_numpy(draw_table(seeds, *images.shape[2:], config)))
 
 
-def is_mirrored(seeds: NDArray[np.uint64]) -> NDArray[np.bool_]:
+def is_mirrored(seeds):
     return uniforms(seeds, Draw.FLIP)[0] < 0.5
 
 
-def erased(num: int, height: int, width: int, probability: float) -> NDArray[np.bool_]:
+def erased(num, height, width, probability):
     """Where pixels are erased: (num, height, width)."""
     config = PLAIN.model_copy(update={"erase": probability})
     table = draw_table(seeds_of(num), height, width, config)
@@ -43,7 +41,7 @@ def erased(num: int, height: int, width: int, probability: float) -> NDArray[np.
     return rows[:, :, None] & columns[:, None, :]
 
 
-def test_seeds_depend_on_every_part() -> None:
+def test_seeds_depend_on_every_part():
     ids = np.arange(8)
     parts = itertools.product((0, 1, 2**40), range(3), range(3), range(3))
     seeds = np.stack([sample_seeds(*part, ids) for part in parts])
@@ -51,7 +49,7 @@ def test_seeds_depend_on_every_part() -> None:
     assert len(np.unique(seeds)) == seeds.size
 
 
-def test_what_is_drawn_stays() -> None:
+def test_what_is_drawn_stays():
     """The numbers of release 0.1, which are the same on every machine."""
     digest = hashlib.sha256()
     for config in (AugmentConfig(), AugmentConfig(pad=40, erase=0.2)):
@@ -63,7 +61,7 @@ def test_what_is_drawn_stays() -> None:
 
 @settings(max_examples=20)
 @given(order=st.permutations(range(12)), cut=st.integers(1, 11))
-def test_does_not_depend_on_the_batch(order: list[int], cut: int) -> None:
+def test_does_not_depend_on_the_batch(order, cut):
     images, seeds = random_images(12), seeds_of(12)
     whole = augmented(images, seeds, AugmentConfig())
     for part in (order[:cut], order[cut:]):
@@ -71,20 +69,20 @@ def test_does_not_depend_on_the_batch(order: list[int], cut: int) -> None:
     assert not augmented(images, seeds_of(12, step=1), AugmentConfig()).equal(whole)
 
 
-def test_normalise_by_hand() -> None:
+def test_normalise_by_hand():
     images = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
     expected = [(0 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
     np.testing.assert_allclose(normalise(images).flatten(), expected, rtol=1e-6)
 
 
-def test_half_of_the_images_are_mirrored_and_nothing_else_is_done_to_them() -> None:
+def test_half_of_the_images_are_mirrored_and_nothing_else_is_done_to_them():
     images, seeds = random_images(40), seeds_of(40)
     expected = images.clone()
     expected[is_mirrored(seeds)] = images.flip(3)[is_mirrored(seeds)]
     assert augmented(images, seeds, PLAIN).equal(normalise(expected))
 
 
-def test_crop_is_a_window_of_the_padded_image() -> None:
+def test_crop_is_a_window_of_the_padded_image():
     pad, (height, width) = 3, (12, 6)
     seeds = seeds_of(900)
     seeds = seeds[~is_mirrored(seeds)][:400]
@@ -103,7 +101,7 @@ def test_crop_is_a_window_of_the_padded_image() -> None:
     assert len(set(windows)) == (2 * pad + 1) ** 2  # 400 draws of 49: each is there
 
 
-def test_erased_rectangles() -> None:
+def test_erased_rectangles():
     height, width, num = 96, 32, 3000
     mask = erased(num, height, width, 1.0)
     areas, aspects, tops, lefts = [], [], [], []
@@ -126,7 +124,7 @@ def test_erased_rectangles() -> None:
     assert erased(num, 24, 8, 0.3).any((1, 2)).mean() == pytest.approx(0.3, abs=0.03)
 
 
-def test_erased_pixels_are_the_mean_and_the_rest_is_untouched() -> None:
+def test_erased_pixels_are_the_mean_and_the_rest_is_untouched():
     images, seeds = random_images(20), seeds_of(20)
     found = augmented(images, seeds, ERASED)
     mask = torch.from_numpy(erased(20, 48, 16, 1.0))[:, None].expand_as(found)
@@ -134,26 +132,9 @@ def test_erased_pixels_are_the_mean_and_the_rest_is_untouched() -> None:
     assert found[~mask].equal(augmented(images, seeds, PLAIN)[~mask])
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 2)])
-def test_images_too_small_to_erase_from(size: tuple[int, int]) -> None:
-    found = augmented(random_images(30, *size), seeds_of(30), AugmentConfig(erase=1))
-    assert found.isfinite().all()
-
-
-def test_refuses_other_inputs() -> None:
-    images, table = random_images(4), torch.from_numpy(draw_table(seeds_of(4), 48, 16, PLAIN))
-    with pytest.raises(ValueError, match="uint8"):
-        normalise(images[:, :2])
-    with pytest.raises(ValueError, match="uint8"):
-        augment(images.float(), table)
-    for other in (table[:2], table[:, 1:], table.long()):
-        with pytest.raises(ValueError, match="table"):
-            augment(images, other)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_gpu_equals_cpu() -> None:
+def test_gpu_equals_cpu():
     images = random_images(256, 384, 128)
     table = torch.from_numpy(draw_table(seeds_of(256), 384, 128, AugmentConfig()))
     assert augment(images.cuda(), table.cuda()).cpu().equal(augment(images, table))

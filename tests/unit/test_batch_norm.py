@@ -1,22 +1,22 @@
 """Statistics over a group of workers equal those of one worker with all the group's images."""
 
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from one_step import step
 from pretended_kernels import pretended_kernels
 from several_workers import found_by_workers
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
-from daal.config import LossConfig, NetworkConfig, OptimConfig
+from daal.config import NetworkConfig, OptimConfig
 from daal.nn.batch_norm import BatchNorm2d, GroupBatchNorm2d, group_size, synchronise
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
-from daal.step import TrainBatch, train_step
+from daal.step import TrainBatch
 
 NUM_WORKERS = 4
 GROUPS = {"pairs": [[0, 1], [2, 3]], "all": [[0, 1, 2, 3]]}
@@ -33,21 +33,21 @@ AUTOCASTS = {
     ("images", "workers", "at_least", "expected"),
     [(16, 4, 16, 1), (8, 4, 16, 2), (5, 4, 16, 4), (1, 4, 16, 4), (6, 6, 16, 3), (1, 1, 9, 1)],
 )
-def test_group_size(images: int, workers: int, at_least: int, expected: int) -> None:
+def test_group_size(images, workers, at_least, expected):
     assert group_size(images, workers, at_least) == expected
 
 
-def small_network(frozen_stages: int = 0) -> DaalNetwork:
+def small_network(frozen_stages=0):
     torch.manual_seed(0)
     config = NetworkConfig(backbone="resnet18", weights="none", frozen_stages=frozen_stages)
     return DaalNetwork(config, 3, 4, True).train()
 
 
-def test_synchronise__names_tensors_and_frozen_layers_stay() -> None:
+def test_synchronise__names_tensors_and_frozen_layers_stay():
     network = small_network(frozen_stages=2)
     before = network.state_dict(keep_vars=True)
     parameters = list(network.parameters())
-    assert synchronise(network, None) is network  # type: ignore[arg-type]
+    assert synchronise(network, None) is network
     after = network.state_dict(keep_vars=True)
     assert list(after) == list(before)
     assert all(after[name] is before[name] for name in before)
@@ -61,7 +61,7 @@ def test_synchronise__names_tensors_and_frozen_layers_stay() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_torchs_own_without_its_count(training: bool) -> None:
+def test_torchs_own_without_its_count(training):
     ours, theirs = layer(), nn.BatchNorm2d(5)
     theirs.load_state_dict(ours.state_dict())
     assert list(ours.state_dict()) == list(theirs.state_dict())
@@ -74,10 +74,7 @@ def test_torchs_own_without_its_count(training: bool) -> None:
         assert found[name].equal(tensor), name
 
 
-def test_compiled__one_graph_and_the_same_numbers(tmp_path: Path) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
+def test_compiled__one_graph_and_the_same_numbers(process_group):
     norm = GroupBatchNorm2d(layer(), dist.group.WORLD)
     torch._dynamo.reset()
     counters.clear()
@@ -86,17 +83,13 @@ def test_compiled__one_graph_and_the_same_numbers(tmp_path: Path) -> None:
         for _ in range(2):
             found = results(norm, *share(0, "channels_last"))
             norm.zero_grad()
-    dist.destroy_process_group()
     assert counters["stats"]["unique_graphs"] == 1
     expected = results(layer(), *share(0, "channels_last"))
     for name in ("out", "input gradient"):
         torch.testing.assert_close(found[name], expected[name])
 
 
-# ---- Real processes ---------------------------------------------------------------------
-
-
-def share(rank: int, kind: str) -> tuple[Tensor, Tensor]:
+def share(rank, kind):
     """A worker's images, and the gradient of its loss in the result: (3, 5, 4, 2) each."""
     generator = torch.Generator().manual_seed(rank)
     images_BCHW, gradient_BCHW = torch.randn(2, 3, 5, 4, 2, generator=generator)
@@ -108,7 +101,7 @@ def share(rank: int, kind: str) -> tuple[Tensor, Tensor]:
     return (x.bfloat16() if kind == "bf16" else x for x in (images_BCHW, gradient_BCHW))
 
 
-def layer() -> nn.BatchNorm2d:
+def layer():
     torch.manual_seed(1)
     norm = BatchNorm2d(5)
     nn.init.uniform_(norm.weight)
@@ -116,7 +109,7 @@ def layer() -> nn.BatchNorm2d:
     return norm
 
 
-def results(norm: nn.BatchNorm2d, images_BCHW: Tensor, gradient_BCHW: Tensor) -> dict[str, Tensor]:
+def results(norm, images_BCHW, gradient_BCHW):
     images_BCHW = images_BCHW.detach().requires_grad_()
     out_BCHW = norm(images_BCHW)
     assert out_BCHW.dtype == images_BCHW.dtype and out_BCHW.stride() == images_BCHW.stride()
@@ -124,11 +117,11 @@ def results(norm: nn.BatchNorm2d, images_BCHW: Tensor, gradient_BCHW: Tensor) ->
     assert images_BCHW.grad is not None and images_BCHW.grad.dtype == images_BCHW.dtype
     found = {"out": out_BCHW.detach(), "input gradient": images_BCHW.grad}
     gradients = {f"{name} gradient": p.grad for name, p in norm.named_parameters()}
-    return {**found, **gradients, **dict(norm.named_buffers())}  # type: ignore[dict-item]
+    return {**found, **gradients, **dict(norm.named_buffers())}
 
 
-def worker(rank: int) -> dict[object, dict[str, Tensor]]:
-    found: dict[object, dict[str, Tensor]] = {}
+def worker(rank):
+    found = {}
     for name, members in GROUPS.items():
         group, _ = dist.new_subgroups_by_enumeration(members)
         for kind in KINDS:
@@ -138,11 +131,11 @@ def worker(rank: int) -> dict[object, dict[str, Tensor]]:
                     found[name, kind, way] = results(norm, *share(rank, kind))
     for name, autocast in AUTOCASTS.items():  # the last group is all workers
         model = DistributedDataParallel(synchronise(small_network(), group))
-        found[name] = step(model, batch(rank), autocast)
+        found[name] = trained(model, batch(rank), autocast)
     return found
 
 
-def batch(rank: int | None) -> TrainBatch:
+def batch(rank):
     """A worker's two source and two target images, or all of them."""
     generator = torch.Generator().manual_seed(0)
     num = 2 * NUM_WORKERS
@@ -153,17 +146,15 @@ def batch(rank: int | None) -> TrainBatch:
     return TrainBatch(torch.cat([source[mine], target[mine]]), labels[mine], weights[mine])
 
 
-def step(model: nn.Module, one: TrainBatch, autocast: torch.autocast) -> dict[str, Tensor]:
-    network: DaalNetwork = getattr(model, "module", model)
-    optimizer = make_optimizer(network, OPTIM)
-    diverged = torch.zeros(())
-    train_step(model, [one], optimizer, LossConfig(), diverged, lambda _: None, autocast)
+def trained(model, batch, autocast):
+    network, diverged = getattr(model, "module", model), torch.zeros(())
+    step(model, batch, make_optimizer(network, OPTIM), diverged=diverged, autocast=autocast)
     assert float(diverged) == 0
     return network.state_dict()
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def found(tmp_path_factory):
     """What each worker found."""
     return found_by_workers(worker, NUM_WORKERS, tmp_path_factory.mktemp("workers"))
 
@@ -171,9 +162,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("groups", GROUPS)
-def test_a_group_equals_one_worker_with_all_its_images(
-    found: list[dict], groups: str, kind: str, way: str
-) -> None:
+def test_a_group_equals_one_worker_with_all_its_images(found, groups, kind, way):
     for members in GROUPS[groups]:
         images_BCHW, gradient_BCHW = (
             torch.cat(parts).double()
@@ -196,11 +185,9 @@ def test_a_group_equals_one_worker_with_all_its_images(
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("fp32 step", 1e-4), ("bf16 step", 3e-2)])
-def test_step_of_four_workers_equals_that_of_one(
-    found: list[dict], name: str, tolerance: float
-) -> None:
+def test_step_of_four_workers_equals_that_of_one(found, name, tolerance):
     """The whole network under DDP, statistics over all workers."""
-    expected = step(small_network(), batch(None), AUTOCASTS[name])
+    expected = trained(small_network(), batch(None), AUTOCASTS[name])
     for key, tensor in expected.items():
         for rank in range(NUM_WORKERS):
             ours = found[rank][name][key]

@@ -1,33 +1,66 @@
-"""Replayed steps equal steps that run as they are, to the bit; and what would show if not."""
+"""Which steps are captured, and that replayed ones equal steps that run as they are, to the bit."""
 
-from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from recorded_graph import RecordedGraph
 from small_training import CASES, CPU, STEPS, Training, config_of, same
 
 from daal.captured_step import CapturedStep
-from daal.errors import ConfigError
+from daal.errors import ClusterError
 from daal.load_config import load_config
-from daal.losses import LossTerms
-from pipelines.training.train_batch import HostBatch
+from pipelines.training import step_function as steps
+from pipelines.training.step_function import is_captured, step_function
+
+
+@pytest.mark.parametrize(
+    ("device", "world_size", "settings", "captured"),
+    [
+        ("cuda", 1, [], True),
+        ("cuda", 2, [], False),
+        ("cuda", 2, ["ray.cuda_graph=true", "ray.use_gpu=true"], True),
+        ("cuda", 1, ["ray.cuda_graph=false"], False),
+        ("cpu", 1, [], False),
+    ],
+)
+def test_which_workers_capture(device, world_size, settings, captured):
+    worker = SimpleNamespace(device=torch.device(device), world_size=world_size)
+    assert is_captured(worker, load_config(None, settings)) == captured
+
+
+def test_a_capture_that_fails__is_noted_by_auto__and_ends_what_asked_for_it(monkeypatch):
+    said = []
+    error = RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    def failed(config):
+        worker = SimpleNamespace(log=said.append, device=CPU, world_size=1)
+        state = SimpleNamespace(stage="pretrain", worker=worker, distributed=lambda: None)
+        step_function(state, None, config)
+
+    monkeypatch.setattr(steps, "is_captured", lambda *_: True)
+    monkeypatch.setattr(steps, "CudaGraph", lambda: RecordedGraph(list))
+    monkeypatch.setattr(steps, "CapturedStep", lambda *given: given[-1](error))
+    failed(load_config(None))
+    assert "can't be captured as a CUDA graph (operation not permitted)" in said[0]["note"]
+    with pytest.raises(ClusterError, match="not permitted.*set ray.cuda_graph=false"):
+        failed(load_config(None, ["ray.cuda_graph=true", "ray.use_gpu=true"]))
+
 
 WARM_UP = 2
 
 
-def never(error: RuntimeError) -> None:
+def never(error):
     raise AssertionError("the capture has failed") from error
 
 
-def captured(
-    training: Training, on_failure: Callable[[RuntimeError], None] = never
-) -> tuple[CapturedStep[HostBatch], RecordedGraph]:
+def captured(training, on_failure=never):
     graph = RecordedGraph(lambda: list(training.everything().values()))
     return CapturedStep(training.take, CPU, graph, WARM_UP, on_failure), graph
 
 
-def differences(one: Training, other: Training) -> list[str]:
+def differences(one, other):
     """Names of what isn't the same to the bit."""
     ours, theirs = one.everything(), other.everything()
     assert ours.keys() == theirs.keys()
@@ -40,7 +73,7 @@ def differences(one: Training, other: Training) -> list[str]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_replayed_steps_equal_eager_ones_to_the_bit(case: str) -> None:
+def test_replayed_steps_equal_eager_ones_to_the_bit(case):
     eager, replayed = (Training(config_of(case)) for _ in range(2))
     start = {name: tensor.detach().clone() for name, tensor in eager.everything().items()}
     eager.run(eager.take)
@@ -53,7 +86,7 @@ def test_replayed_steps_equal_eager_ones_to_the_bit(case: str) -> None:
     assert "backbone.conv1.weight" not in unchanged and "backbone.bn1.running_mean" not in unchanged
 
 
-def test_a_step_that_diverges__leaves_the_weights_and_its_own_terms() -> None:
+def test_a_step_that_diverges__leaves_the_weights_and_its_own_terms():
     eager, replayed = (Training(config_of("paper")) for _ in range(2))
     eager.run(eager.take, poisoned=5)
     step, graph = captured(replayed)
@@ -63,7 +96,7 @@ def test_a_step_that_diverges__leaves_the_weights_and_its_own_terms() -> None:
     assert [np.isnan(terms["total"]) for terms in replayed.terms] == [False] * 5 + [True, False]
 
 
-def test_other_shapes_are_refused() -> None:
+def test_other_shapes_are_refused():
     training = Training(config_of("paper"))
     step, _ = captured(training)
     training.run(step)
@@ -74,26 +107,17 @@ def test_other_shapes_are_refused() -> None:
         step([parts[0]._replace(features_TC=None)])
 
 
-def test_asked_for_without_a_gpu__is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"ray\.cuda_graph=true needs ray\.use_gpu=true"):
-        load_config(None, ["ray.cuda_graph=true"])
-    assert load_config(None, ["ray.cuda_graph=true", "ray.use_gpu=true"]).ray.cuda_graph is True
-
-
-# ---- What must not be -------------------------------------------------------------------
-
-
-def test_what_waits_for_the_device__is_not_captured__but_trained_on() -> None:
+def test_what_waits_for_the_device__is_not_captured__but_trained_on():
     eager, replayed = (Training(config_of("paper")) for _ in range(2))
     eager.run(eager.take)
     take, told = replayed.take, list[RuntimeError]()
 
-    def waiting(parts: Sequence[HostBatch]) -> LossTerms:
+    def waiting(parts):
         terms = take(parts)
         assert not np.isnan(terms.total.item())
         return terms
 
-    replayed.take = waiting  # type: ignore[method-assign]
+    replayed.take = waiting
     step, graph = captured(replayed, told.append)
     replayed.run(step)
     assert "waits for the device" in str(told[0]) and len(told) == 1

@@ -6,12 +6,10 @@ import json
 import os
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from daal import checkpoint
 from daal.checkpoint import load, load_optimizer, save
@@ -22,7 +20,7 @@ METADATA = {"iteration": 2, "step": 17, "note": "é", "rates": [0.1, 1e-300], "n
 FILES = ("weights.safetensors", "optimizer.safetensors", "checkpoint.json")
 
 
-def some_tensors(seed: int = 0) -> dict[str, Tensor]:
+def some_tensors(seed=0):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(4, 3, 2, 2, generator=generator)
     return {
@@ -36,52 +34,42 @@ def some_tensors(seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    def bits(tensor: Tensor) -> Tensor:
-        return (
-            tensor.detach().clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8)
-        )
+OPTIMIZER = {"a.momentum_buffer": torch.ones(3)}
 
-    return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype
-        and one[name].shape == other[name].shape
-        and bits(one[name]).equal(bits(other[name]))
-        for name in one
-    )
+
+def bits(tensors):
+    return {name: (t.dtype, t.shape, t.contiguous().flatten().view(torch.uint8).tolist())
+            for name, t in tensors.items()}  # fmt: skip
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def saved(tmp_path):
     directory = tmp_path / "run" / "checkpoint"
-    save(directory, some_tensors(), METADATA, optimizer={"a.momentum_buffer": torch.ones(3)})
+    save(directory, some_tensors(), METADATA, optimizer=OPTIMIZER)
     return directory
 
 
-def test_comes_back_bit_for_bit(saved: Path) -> None:
+def test_comes_back_bit_for_bit(saved):
     tensors, metadata = load(saved)
-    assert same_bits(tensors, some_tensors())
+    assert bits(tensors) == bits(some_tensors())
     assert metadata == METADATA
-    assert same_bits(load_optimizer(saved), {"a.momentum_buffer": torch.ones(3)})
+    assert bits(load_optimizer(saved)) == bits(OPTIMIZER)
     assert sorted(os.listdir(saved)) == sorted(FILES)
     assert os.listdir(saved.parent) == ["checkpoint"]
 
 
-def test_equal_input_gives_equal_bytes(saved: Path, tmp_path: Path) -> None:
-    save(
-        tmp_path / "again", some_tensors(), METADATA, optimizer={"a.momentum_buffer": torch.ones(3)}
-    )
+def test_equal_input_gives_equal_bytes(saved, tmp_path):
+    save(tmp_path / "again", some_tensors(), METADATA, optimizer=OPTIMIZER)
     for name in FILES:
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
 
 
-def test_a_writer_that_fails__leaves_nothing(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writer_that_fails__leaves_nothing(saved, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"can't be saved .*not empty.* bytes"):
         save(saved, some_tensors(1), {})
     assert load(saved)[1] == METADATA
 
-    def fail(path: Path, payload: bytes) -> int:
+    def fail(path, payload):
         if path.name == "checkpoint.json":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(path, payload)
@@ -94,7 +82,7 @@ def test_a_writer_that_fails__leaves_nothing(
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_missing_cut_off_or_changed(saved: Path, name: str) -> None:
+def test_a_file_that_is_missing_cut_off_or_changed(saved, name):
     whole, draw = (saved / name).read_bytes(), random.Random(0)
     (saved / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name} doesn't exist"):
@@ -113,11 +101,11 @@ def test_a_file_that_is_missing_cut_off_or_changed(saved: Path, name: str) -> No
             assert name in str(error)
         else:  # white space between the words of checkpoint.json
             assert name == "checkpoint.json" and whole[position : position + 1].isspace()
-            assert metadata == METADATA and same_bits(tensors, some_tensors())
+            assert metadata == METADATA and bits(tensors) == bits(some_tensors())
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"sha256": 1}', "[" * 100_000, "\udcff"])
-def test_strange_manifest(saved: Path, text: str) -> None:
+def test_strange_manifest(saved, text):
     (saved / "checkpoint.json").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=r"checkpoint\.json is damaged"):
         load(saved)
@@ -130,9 +118,7 @@ def test_strange_manifest(saved: Path, text: str) -> None:
         ({"files": {"weights.safetensors": {}, "../secret": {}}}, r"checkpoint\.json is damaged"),
     ],
 )
-def test_a_manifest_that_is_consistent_in_itself(
-    saved: Path, changes: dict[str, Any], said: str
-) -> None:
+def test_a_manifest_that_is_consistent_in_itself(saved, changes, said):
     """As an attacker or a later release would write it."""
     manifest = json.loads((saved / "checkpoint.json").read_text()) | changes
     del manifest["sha256"]
@@ -142,14 +128,7 @@ def test_a_manifest_that_is_consistent_in_itself(
         load(saved)
 
 
-@pytest.mark.parametrize("value", [float("nan"), object()])
-def test_metadata_that_json_cannot_hold(saved: Path, value: object) -> None:
-    with pytest.raises((TypeError, ValueError)):
-        save(saved, {}, {"value": value})
-    assert load(saved)[1] == METADATA
-
-
-def resnet_state() -> dict[str, Tensor]:
+def resnet_state():
     return {
         "conv1.weight": torch.randn(2, 3, 1, 1).half(),
         "bn1.running_mean": torch.randn(2).half(),
@@ -162,7 +141,7 @@ def resnet_state() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth", "weights.pt"])
-def test_backbone_weights(tmp_path: Path, name: str) -> None:
+def test_backbone_weights(tmp_path, name):
     state = resnet_state()
     if name.endswith(".safetensors"):
         safetensors.torch.save_file(state, tmp_path / name)

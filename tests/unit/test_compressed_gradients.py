@@ -1,35 +1,20 @@
 """Gradients that are sent as bf16 (`compress_gradients`)."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from one_step import SGD, setting, step
-from torch import Tensor, distributed
 
-from daal.config import Config
-from daal.errors import ConfigError
 from daal.load_config import load_config
 from daal.optimizer import make_optimizer
 from pipelines.training.checkpoint_writer import CheckpointWriter
 from pipelines.training.train_state import TrainState
 
 
-@pytest.fixture
-def process_group(tmp_path: Path) -> Iterator[None]:
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
-    yield
-    distributed.destroy_process_group()
-
-
-def state(compressed: bool) -> TrainState:
+def state(compressed):
     """One worker's of two, whose partner is left out."""
-    worker: Any = SimpleNamespace(world_size=2, rank=0, device=torch.device("cpu"))
+    worker = SimpleNamespace(world_size=2, rank=0, device=torch.device("cpu"))
     network, _ = setting()
     return TrainState(
         stage="",
@@ -44,35 +29,21 @@ def state(compressed: bool) -> TrainState:
     )
 
 
-def gradients(trained: TrainState) -> dict[str, Tensor]:
+def gradients(trained):
     _, batch = setting()
     step(trained.distributed(), batch, trained.optimizer)
     found = {name: p.grad for name, p in trained.network.named_parameters()}
     return {name: gradient for name, gradient in found.items() if gradient is not None}
 
 
-def test_gradients_are_rounded_to_bf16(process_group: None) -> None:
+def test_gradients_are_rounded_to_bf16(process_group):
     exact, rounded = gradients(state(False)), gradients(state(True))
     for name, gradient in rounded.items():
         assert gradient.equal(exact[name].bfloat16().float()), name
     assert not all(gradient.equal(exact[name]) for name, gradient in rounded.items())
 
 
-def test_it_trains(process_group: None) -> None:
-    trained = state(True)
-    model, (_, batch) = trained.distributed(), setting()
-    first = step(model, batch, trained.optimizer).as_dict()
-    for _ in range(10):
-        last = step(model, batch, trained.optimizer).as_dict()
-    assert last["total"] < first["total"]
-
-
 @pytest.mark.parametrize("workers", [["num_workers=2"], ["num_workers=4", "min_workers=1"]])
-def test_with_several_workers__also_if_they_may_become_one(workers: list[str]) -> None:
+def test_with_several_workers__also_if_they_may_become_one(workers):
     settings = ["compress_gradients=true", *(f"ray.{setting}" for setting in workers)]
-    assert isinstance(load_config(None, settings), Config)
-
-
-def test_with_one_worker__it_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"compress_gradients=true has no effect with ray\.num_w"):
-        load_config(None, ["compress_gradients=true", "ray.num_workers=1"])
+    assert load_config(None, settings).compress_gradients

@@ -3,7 +3,7 @@
 import ast
 import re
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import yaml
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "pipelines" / "recipes").glob("*.yaml"))
 
 
-def test_recipe_paper__is_the_printed_text() -> None:
+def test_recipe_paper__is_the_printed_text():
     config = load_config(next(path for path in RECIPES if path.stem == "paper"))
     assert (config.input.height, config.input.width) == (384, 128)
     assert config.adapt.epochs == 260
@@ -28,7 +28,7 @@ def test_recipe_paper__is_the_printed_text() -> None:
     assert config.network.backbone == "resnet50"
 
 
-def test_overrides__win_over_the_file_and_are_typed(tmp_path: Path) -> None:
+def test_overrides__win_over_the_file_and_are_typed(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("seed: 3\ncluster: {eps: 0.4, k1: 30}\n")
     config = load_config(file, ["cluster.eps=0.6", "adapt.steps_per_epoch=null"])
@@ -37,9 +37,7 @@ def test_overrides__win_over_the_file_and_are_typed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", PATHS)
-def test_a_home_folder_that_no_shell_expanded(
-    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_folder_that_no_shell_expanded(key, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(apply_overrides({}, [f"{key}=~/a b"])))
@@ -51,20 +49,9 @@ def test_a_home_folder_that_no_shell_expanded(
         load_config(None, [f"{key}=~nobody-of-this-name/x"])
 
 
-@pytest.mark.parametrize(("text", "means"), [("010", 8), ("-0_7", -7), ("1:30.5", 90.5)])
-def test_numbers_that_yaml_reads_as_others(text: str, means: float, tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text(f"ray: {{wait_minutes: {text}}}\n")
-    with pytest.raises(ConfigError, match=rf"{text} means {means} there"):
-        load_config(file)
-
-
-@pytest.mark.parametrize("value", ["/data/run #1", "'a' # b"])
-def test_the_end_of_a_value_is_no_comment(value: str) -> None:
-    with pytest.raises(ConfigError, match="with which YAML begins a comment"):
-        load_config(None, [f"target.root={value}"])
-    assert load_config(None, ["target.root='/data/run #1'"]).target.root == "/data/run #1"
-    assert load_config(None, ["target.root=/data/run#1"]).target.root == "/data/run#1"
+@pytest.mark.parametrize("given", ["'/data/run #1'", "/data/run#1"])
+def test_what_is_no_comment(given):
+    assert load_config(None, [f"target.root={given}"]).target.root == given.strip("'")
 
 
 @pytest.mark.parametrize(
@@ -76,24 +63,8 @@ def test_the_end_of_a_value_is_no_comment(value: str) -> None:
         ("fast", ["ray.min_workers=1", "ray.num_workers=7"], 16),
     ],
 )
-def test_batches_of_any_range_of_workers__and_parts_of_whole_identities(
-    recipe: str, overrides: list[str], common: int
-) -> None:
+def test_batches_of_any_range_of_workers__and_parts_of_whole_identities(recipe, overrides, common):
     assert read_config(recipe, overrides).common_batch == common
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["accumulate=16"],  # two images an identity and part
-        ["adapt.batch_target=40", "accumulate=4"],
-        ["accumulate=8", "adapt.images_per_id=4"],  # one identity a part
-    ],
-)
-def test_parts_in_which_the_triplet_loss_would_be_0__are_refused(overrides: list[str]) -> None:
-    small = ["ray.num_workers=1", "adapt.batch_target=32", "pretrain.batch_source=32"]
-    with pytest.raises(ConfigError, match=r"adapt\.batch_target=.*adapt\.images_per_id=4"):
-        read_config("udap", [*small, *overrides])
 
 
 @pytest.mark.parametrize(
@@ -112,32 +83,13 @@ def test_parts_in_which_the_triplet_loss_would_be_0__are_refused(overrides: list
         ("cluster: {eps_rule: p, p: 1.0e-3, q: 8, eps: 0.6}", [], ("p", 1e-3)),
     ],
 )
-def test_one_of_p_q_and_eps(
-    tmp_path: Path, recipe: str, settings: list[str], rule: tuple[str, float]
-) -> None:
+def test_one_of_p_q_and_eps(tmp_path, recipe, settings, rule):
     (tmp_path / "mine.yaml").write_text(recipe)
     found = load_config(tmp_path / "mine.yaml", settings).cluster
     name, value = rule
     assert (found.eps_rule, getattr(found, VALUE_OF_RULE[found.eps_rule])) == rule
-    assert found == ClusterConfig(**{VALUE_OF_RULE[name]: value}, k1=found.k1)  # type: ignore[index]
+    assert found == ClusterConfig(**{VALUE_OF_RULE[name]: value}, k1=found.k1)
 
-
-@pytest.mark.parametrize(
-    ("recipe", "settings", "said"),
-    [
-        ("cluster: {eps_rule: fixed, q: 8}", [], r"cluster\.q=8 has no effect with cluster\.eps_r"),
-        ("", ["cluster.q=8", "cluster.p=1e-3"], r"cluster\.p and cluster\.q are different rules"),
-    ],
-)
-def test_two_rules_for_eps_are_refused(
-    tmp_path: Path, recipe: str, settings: list[str], said: str
-) -> None:
-    (tmp_path / "mine.yaml").write_text(recipe)
-    with pytest.raises(ConfigError, match=said):
-        load_config(tmp_path / "mine.yaml", settings)
-
-
-# ---- Settings without an effect ---------------------------------------------------------
 
 # What else a value needs, beside the condition that is looked at.
 COMPANIONS = {
@@ -151,7 +103,7 @@ CONDITIONS = [
 ]
 
 
-def another(key: str) -> Any:
+def another(key):
     """A value of the key that isn't its default."""
     field = fields()[key]
     if isinstance(field.default, bool) or bool in get_args(field.annotation):
@@ -164,11 +116,11 @@ def another(key: str) -> Any:
     )
 
 
-def as_text(value: Any) -> str:
+def as_text(value):
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def without(key: str, name: str, sign: str, wanted: str) -> tuple[str, str]:
+def without(key, name, sign, wanted):
     """The other key, and a value with which this one has no effect."""
     other = name if "." in name else f"{key.rpartition('.')[0]}.{name}"
     if sign == "!=":
@@ -180,8 +132,8 @@ def without(key: str, name: str, sign: str, wanted: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize(("key", "name", "sign", "wanted"), CONDITIONS)
 def test_a_setting_without_effect_is_refused__and_a_recipes_is_dropped(
-    key: str, name: str, sign: str, wanted: str, tmp_path: Path
-) -> None:
+    key, name, sign, wanted, tmp_path
+):
     other, value = without(key, name, sign, wanted)
     changed = f"{key}={as_text(another(key))}"
     together = [changed, f"{other}={value}", *COMPANIONS.get(key, [])]
@@ -210,8 +162,8 @@ ALIASES = {
 }
 
 
-def test_every_key_is_read_somewhere() -> None:
-    reads: dict[str, set[str]] = {}
+def test_every_key_is_read_somewhere():
+    reads = {}
     for package in ("daal", "cluster", "pipelines"):
         for file in (ROOT / package).rglob("*.py"):
             if file.stem in ("config", "load_config", "old_config"):
@@ -229,17 +181,17 @@ def test_every_key_is_read_somewhere() -> None:
     assert unread == []
 
 
-def test_there_are_at_most_101_keys__each_with_words() -> None:
+def test_there_are_at_most_101_keys__each_with_words():
     assert len(fields()) <= 101
     assert [key for key, field in fields().items() if not field.description] == []
 
 
-def test_resolved_config_reads_back_the_same() -> None:
+def test_resolved_config_reads_back_the_same():
     config = load_config(RECIPES[0])
     assert check_config(config.model_dump(mode="json")) == config
 
 
-def test_an_old_key_beside_the_one_of_today__is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_old_key_beside_the_one_of_today__is_said(caplog):
     config = load_config(None, ["accumulate=2", "pretrain.accumulate=4", "adapt.accumulate=4"])
     assert config.accumulate == 2
     assert "pretrain.accumulate and adapt.accumulate are not read" in caplog.text

@@ -1,10 +1,8 @@
 """bf16 on CPUs: not by AMX, whose convolutions give other numbers each time."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from programs import python
 
 from daal.precision import cpu_multiplies_bf16
 
@@ -21,15 +19,13 @@ VARIABLE = "ONEDNN_MAX_CPU_ISA"
         ({"avx512_bf16": True, "amx_bf16": True}, "avx512_core_bf16", True),
     ],
 )
-def test_amx_is_not_relied_on(
-    has: dict[str, bool], limit: str, native: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_amx_is_not_relied_on(has, limit, native, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     monkeypatch.setenv(VARIABLE, limit)
     assert cpu_multiplies_bf16() is native
 
 
-def test_a_step_of_bf16_repeats_its_bits() -> None:
+def test_a_step_of_bf16_repeats_its_bits():
     """In a process of its own, as oneDNN is set up once."""
     code = (
         "import torch\n"
@@ -49,5 +45,5 @@ def test_a_step_of_bf16_repeats_its_bits() -> None:
         "    sums.add(tuple(float(p.grad.double().sum()) for p in network.parameters()))\n"
         "print(len(sums))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python("-c", code)
     assert done.stdout == "1\n", done.stdout + done.stderr

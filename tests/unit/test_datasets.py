@@ -3,19 +3,17 @@
 Folders that are refused: tests/faults/bad_folders.py.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from daal.config import Layout
 from daal.data.layout_checks import PUBLISHED, check_counts, check_names
 from daal.data.layouts import NAMES, load_records
 from daal.data.records import Split, of_split, records_of
 
 
-def touch(root: Path, *names: str) -> Path:
+def touch(root, *names):
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +29,7 @@ def rows_of(records: pa.Table) -> list[Row]:
 
 
 # As they come back: by split, then by path.
-MARKET: list[Row] = [
+MARKET = [
     ("bounding_box_train/0002_c1s1_000451_03.jpg", 2, 1, "train"),
     ("bounding_box_train/0007_c3s2_000451_01.jpg", 7, 3, "train"),
     ("query/0010_c2s1_000100_00.jpg", 10, 2, "query"),
@@ -39,19 +37,19 @@ MARKET: list[Row] = [
     ("bounding_box_test/0000_c1s1_000200_01.jpg", 0, 1, "gallery"),
     ("bounding_box_test/0010_c1s1_000200_01.jpg", 10, 1, "gallery"),
 ]
-DUKE: list[Row] = [
+DUKE = [
     ("bounding_box_train/0001_c2_f0046182.jpg", 1, 2, "train"),
     ("query/0005_c2_f0046985.jpg", 5, 2, "query"),
     ("bounding_box_test/0005_c8_f0046985.jpg", 5, 8, "gallery"),
 ]
-PLAIN: list[Row] = [
+PLAIN = [
     ("train/-_c3_b.png", -2, 3, "train"),
     ("train/7_2_a.JPG", 7, 2, "train"),
     ("query/9_1.jpg", 9, 1, "query"),
     ("gallery/-1_2_x.jpg", -1, 2, "gallery"),
     ("gallery/0009_c2s1_000451_03.jpg", 9, 2, "gallery"),
 ]
-IN_THE_ROOT: list[Row] = [("-_1_a.jpg", -2, 1, "train"), ("-_2_b.jpg", -2, 2, "train")]
+IN_THE_ROOT = [("-_1_a.jpg", -2, 1, "train"), ("-_2_b.jpg", -2, 2, "train")]
 LITTER = ("Thumbs.db", ".DS_Store", "._0002_c1s1_000451_03.jpg", "readme.txt")
 
 
@@ -60,14 +58,14 @@ LITTER = ("Thumbs.db", ".DS_Store", "._0002_c1s1_000451_03.jpg", "readme.txt")
     [("market1501", MARKET), ("market1501", MARKET[:2]), ("dukemtmc", DUKE), ("folder", PLAIN),
      ("folder", IN_THE_ROOT)],
 )  # fmt: skip
-def test_names_become_records_in_order(layout: Layout, rows: list[Row], tmp_path: Path) -> None:
+def test_names_become_records_in_order(layout, rows, tmp_path):
     folder = rows[0][0].rpartition("/")[0]
     touch(tmp_path, *(path for path, *_ in reversed(rows)), *(f"{folder}/{x}" for x in LITTER))
     assert rows_of(load_records(layout, str(tmp_path))) == rows
 
 
 @pytest.mark.parametrize(("train", "test"), [("train", "test"), ("mask_train_v2", "mask_test_v2")])
-def test_msmt17_lists_of_both_versions(tmp_path: Path, train: str, test: str) -> None:
+def test_msmt17_lists_of_both_versions(tmp_path, train, test):
     lists = {
         "list_train": (train, "0000/0000_000_01_0303morning_0008_0.jpg 0"),
         "list_val": (train, "0000/0000_001_14_0303noon_0009_1.jpg 0"),
@@ -85,14 +83,14 @@ def test_msmt17_lists_of_both_versions(tmp_path: Path, train: str, test: str) ->
     ]
 
 
-def test_links_inside_the_root__and_a_root_that_is_one(tmp_path: Path) -> None:
+def test_links_inside_the_root__and_a_root_that_is_one(tmp_path):
     root = touch(tmp_path / "data", *(path for path, *_ in MARKET))
     (root / "bounding_box_train" / "0009_c1s1_000451_03.jpg").symlink_to(root / MARKET[0][0])
     (tmp_path / "link").symlink_to(tmp_path / "data")
     assert len(load_records("market1501", tmp_path / "link")) == len(MARKET) + 1
 
 
-def published(layout: Layout) -> pa.Table:
+def published(layout):
     num_train, num_pids, num_query, num_gallery, num_junk = PUBLISHED[layout]
     return pa.concat_tables(
         [
@@ -109,7 +107,7 @@ def images(number: int, **known: Any) -> pa.Table:
 
 
 @pytest.mark.parametrize("layout", PUBLISHED)
-def test_published_counts_give_no_warning(layout: Layout) -> None:
+def test_published_counts_give_no_warning(layout):
     assert check_counts(layout, published(layout)) == []
 
 
@@ -149,7 +147,7 @@ GRID = [(pid, cam, n) for pid in range(1, 7) for cam in (1, 2) for n in range(3)
         ("-_{cam}_{t}.jpg", []),
     ],
 )
-def test_names_whose_numbers_are_others(name: str, says: list[str]) -> None:
+def test_names_whose_numbers_are_others(name, says):
     names = [
         name.format(pid=pid, cam=cam, n=n, t=100 * pid + 10 * cam + n, frame=3 * cam + n)
         for pid, cam, n in GRID
@@ -160,7 +158,7 @@ def test_names_whose_numbers_are_others(name: str, says: list[str]) -> None:
         assert words in warning and ("is read as " in warning or "pid 0" in words)
 
 
-def test_cameras_of_one_image() -> None:
+def test_cameras_of_one_image():
     many = [f"{pid}_1_{n}.jpg" for pid in (1, 2, 3, 4) for n in range(10)]
     few = [f"{pid}_{camid}_0.jpg" for pid, camid in ((1, 2), (2, 3))]
     (warning,) = check_names(named(*many, *few))

@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -18,20 +17,20 @@ CLUSTERS = [ROOT / "ray_cluster.yaml", DEPLOY / "on_premise.yaml"]
 MANIFESTS = [DEPLOY / "rayjob.yaml", DEPLOY / "raycluster.yaml"]
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path):
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(params=CLUSTERS, ids=lambda path: path.name)
-def cluster(request: pytest.FixtureRequest) -> dict[str, Any]:
+def cluster(request):
     return read(request.param)
 
 
-def test_ray_accepts_it(cluster: dict[str, Any]) -> None:
+def test_ray_accepts_it(cluster):
     validate_config(prepare_config(cluster))
 
 
-def test_no_one_gets_in(cluster: dict[str, Any]) -> None:
+def test_no_one_gets_in(cluster):
     head, worker = (" ".join(cluster[f"{kind}_start_ray_commands"]) for kind in ("head", "worker"))
     assert "--dashboard-host=127.0.0.1" in head and "0.0.0.0" not in head + worker
     for commands in (head, worker):
@@ -45,7 +44,7 @@ def test_no_one_gets_in(cluster: dict[str, Any]) -> None:
         assert all(each["CidrIp"] != "0.0.0.0/0" for each in rule["IpRanges"])
 
 
-def test_the_head_has_no_gpu_and_workers_come_and_go() -> None:
+def test_the_head_has_no_gpu_and_workers_come_and_go():
     types = read(ROOT / "ray_cluster.yaml")["available_node_types"]
     assert "GPU" not in types["head"]["resources"]
     worker = types["gpu_worker"]
@@ -54,13 +53,13 @@ def test_the_head_has_no_gpu_and_workers_come_and_go() -> None:
 
 
 @pytest.mark.parametrize("path", [*CLUSTERS, *MANIFESTS], ids=lambda path: path.name)
-def test_the_image_is_this_version(path: Path) -> None:
+def test_the_image_is_this_version(path):
     images = set(re.findall(r"REGISTRY/daal:(\S+)", path.read_text(encoding="utf-8")))
     assert images == {f"{daal.__version__}-gpu"}
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
-def test_kubernetes(path: Path) -> None:
+def test_kubernetes(path):
     manifest = read(path)
     assert manifest["apiVersion"] == "ray.io/v1" and manifest["kind"] in ("RayJob", "RayCluster")
     spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
@@ -82,7 +81,7 @@ def test_kubernetes(path: Path) -> None:
         assert manifest["spec"]["shutdownAfterJobFinishes"] is True
 
 
-def test_the_image_is_pinned_and_not_root() -> None:
+def test_the_image_is_pinned_and_not_root():
     text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
     assert "--constraint constraints.txt" in text
     assert text.index("USER ray") > text.index("pip install")
@@ -92,7 +91,7 @@ def test_the_image_is_pinned_and_not_root() -> None:
         assert f"!{name}" in ignored and (ROOT / name).exists(), name
 
 
-def test_the_image_has_its_loops_compiled__by_the_user_who_may_compile_more() -> None:
+def test_the_image_has_its_loops_compiled__by_the_user_who_may_compile_more():
     text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
     (folder,) = re.findall(r"^ENV NUMBA_CACHE_DIR=(\S+)$", text, re.MULTILINE)
     assert text.index(f"install --directory --owner=ray {folder}") < text.index("USER ray")
@@ -101,7 +100,7 @@ def test_the_image_has_its_loops_compiled__by_the_user_who_may_compile_more() ->
     assert (ROOT / "cluster/warm_up.py").exists()
 
 
-def test_panels_show_gauges_that_exist() -> None:
+def test_panels_show_gauges_that_exist():
     dashboard = json.loads((DEPLOY / "grafana_dashboard.json").read_text())
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     shown = set(re.findall(r"ray_(daal_\w+)", " ".join(queries)))

@@ -1,22 +1,22 @@
 """Each domain's BatchNorm sees that domain alone, in every stage and among several workers."""
 
 from contextlib import nullcontext
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from one_step import step
 from pretended_kernels import pretended_kernels
 from several_workers import found_by_workers
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from daal.config import LossConfig, NetworkConfig, OptimConfig
+from daal.config import NetworkConfig, OptimConfig
 from daal.nn.batch_norm import BatchNorm2d, synchronise
 from daal.nn.domain_batch_norm import DomainBatchNorm2d, checkpoint_name
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
-from daal.step import TrainBatch, train_step
+from daal.step import TrainBatch
 
 NUM_WORKERS = 2
 PLAIN = NetworkConfig(backbone="resnet18", weights="none")
@@ -25,11 +25,11 @@ ALL = DOMAINS.model_copy(update={"ibn": "a", "pooling": "gem", "neck": "bnneck"}
 OPTIM = OptimConfig(lr_backbone=0.02, lr_new=0.02)
 
 
-def images(num: int, *shape: int) -> Tensor:
+def images(num, *shape):
     return torch.randn(num, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def layer(num_source: int) -> DomainBatchNorm2d:
+def layer(num_source):
     torch.manual_seed(1)
     norm = BatchNorm2d(5)
     nn.init.uniform_(norm.weight)
@@ -39,22 +39,19 @@ def layer(num_source: int) -> DomainBatchNorm2d:
     return both
 
 
-def adapting(config: NetworkConfig = DOMAINS) -> DaalNetwork:
+def adapting(config=DOMAINS):
     torch.manual_seed(0)
     return DaalNetwork(config, 3, 4, domain_head=True).train()
 
 
-def train(model: nn.Module, batch: TrainBatch, bf16: bool = False) -> None:
+def train(model, batch, bf16=False):
     optimizer = make_optimizer(getattr(model, "module", model), OPTIM)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16)
-    train_step(model, [batch], optimizer, LossConfig(), torch.zeros(()), lambda _: None, autocast)
+    step(model, batch, optimizer, autocast=torch.autocast("cpu", torch.bfloat16, enabled=bf16))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_equals_a_batch_norm_for_each_domain(
-    layout: torch.memory_format, dtype: torch.dtype
-) -> None:
+def test_equals_a_batch_norm_for_each_domain(layout, dtype):
     both = layer(num_source=3)
     nn.init.normal_(both.target.weight)
     alone = {name: BatchNorm2d(5) for name in ("source", "target")}
@@ -81,11 +78,8 @@ def test_equals_a_batch_norm_for_each_domain(
     assert not torch.equal(both.source.running_mean, both.target.running_mean)
 
 
-# ---- The network ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("config", [DOMAINS, ALL], ids=["alone", "with ibn and neck"])
-def test_every_layer_that_trains_is_separate_and_no_frozen_one(config: NetworkConfig) -> None:
+def test_every_layer_that_trains_is_separate_and_no_frozen_one(config):
     network = adapting(config.model_copy(update={"frozen_stages": 2}))
     inside = {
         f"{name}.{domain}"
@@ -98,16 +92,16 @@ def test_every_layer_that_trains_is_separate_and_no_frozen_one(config: NetworkCo
     parents = {name.rpartition(".")[0].split(".")[0] for name in inside}
     assert parents == {"backbone", "attention"} | ({"neck"} if config is ALL else set())
     assert not network.backbone.bn1.training
-    assert network.backbone.layer2[0].bn2.source.training  # type: ignore[index,union-attr]
+    assert network.backbone.layer2[0].bn2.source.training
 
 
-def test_pretraining_and_extraction_are_plain() -> None:
+def test_pretraining_and_extraction_are_plain():
     for heads in ((3, 0), (0, 0)):
         names = list(DaalNetwork(DOMAINS, *heads).state_dict())
         assert names == list(DaalNetwork(PLAIN, *heads).state_dict())
 
 
-def test_stages__copies_of_the_source_then_the_targets_own() -> None:
+def test_stages__copies_of_the_source_then_the_targets_own():
     torch.manual_seed(0)
     pretrained = DaalNetwork(ALL, 3).train()
     batch = TrainBatch(images(8, 3, 64, 32), torch.arange(8) % 3, torch.softmax(images(4, 4), 1))
@@ -138,10 +132,7 @@ def test_stages__copies_of_the_source_then_the_targets_own() -> None:
     assert torch.equal(extraction.extract(batch.images_BCHW), features_BC)
 
 
-# ---- Real processes ---------------------------------------------------------------------
-
-
-def batch(rank: int | None) -> TrainBatch:
+def batch(rank):
     """A worker's share of four source and four target images, or all of them."""
     mine = slice(None) if rank is None else slice(rank, None, NUM_WORKERS)
     source, target = images(8, 3, 64, 64).split(4)
@@ -152,10 +143,10 @@ def batch(rank: int | None) -> TrainBatch:
     )
 
 
-def worker(rank: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def worker(rank):
+    found = {}
     for name in ("fp32", "bf16", "kernels"):
-        network = adapting(ALL).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = adapting(ALL).to(memory_format=torch.channels_last)
         model = DistributedDataParallel(synchronise(network, dist.group.WORLD))
         with pretended_kernels() if name == "kernels" else nullcontext():
             train(model, batch(rank), bf16=name == "bf16")
@@ -164,15 +155,13 @@ def worker(rank: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def found(tmp_path_factory):
     """What each worker found."""
     return found_by_workers(worker, NUM_WORKERS, tmp_path_factory.mktemp("workers"))
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("fp32", 1e-3), ("bf16", 3e-2), ("kernels", 1e-3)])
-def test_step_of_two_workers_equals_that_of_one(
-    found: list[dict[str, Any]], name: str, tolerance: float
-) -> None:
+def test_step_of_two_workers_equals_that_of_one(found, name, tolerance):
     """Everything at once under DDP: each domain's statistics over both workers."""
     network = adapting(ALL)
     train(network, batch(None), bf16=name == "bf16")

@@ -1,32 +1,27 @@
 """`daal export`: a file that computes what the checkpoint does, or none."""
 
-import contextlib
-import io
-import os
 import pickle
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from payload import Payload
 from PIL import Image
+from programs import daal
 from torch.nn import functional as F
 
 from daal import checkpoint, export
-from daal.config import Config
 from daal.data.augment import normalise
 from daal.data.images import decode
 from daal.errors import CheckpointError, ConfigError
 from daal.load_config import load_config
 from daal.nn.network import DaalNetwork
-from daal.trained_model import TrainedModel, load_trained
-from pipelines import cli
+from daal.trained_model import load_trained
 
 PLACE = "/where/nobody/looks"
 SETTINGS = [
@@ -36,7 +31,7 @@ SETTINGS = [
 ]  # fmt: skip
 
 
-def saved(folder: Path, config: Config, seed: int = 0) -> Path:
+def saved(folder, config, seed=0):
     """A checkpoint as an adaptation leaves it: heads, domains, statistics that are not 0 and 1."""
     torch.manual_seed(seed)
     network = DaalNetwork(config.network, 7, 5, domain_head=True).train()
@@ -49,53 +44,23 @@ def saved(folder: Path, config: Config, seed: int = 0) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     config = load_config(None, [*SETTINGS, "flip_test=true"])
     return saved(tmp_path_factory.mktemp("run") / "checkpoint", config)
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> TrainedModel:
+def model(folder):
     return load_trained(folder)
 
 
-def images(num: int) -> torch.Tensor:
+def images(num):
     generator = torch.Generator().manual_seed(num)
     return torch.randint(0, 256, (num, 3, 64, 32), dtype=torch.uint8, generator=generator)
-
-
-def daal(*arguments: object) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    code = 0
-    with (
-        patch.object(sys, "argv", ["daal", *map(str, arguments)]),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            cli.main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-    return code, out.getvalue(), err.getvalue()
-
-
-class Payload:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch '{self.mark}'",)
 
 
 @dataclass(frozen=True)
@@ -107,9 +72,7 @@ class Exported:
 
 
 @pytest.fixture(scope="module", params=export.SUFFIXES)
-def exported(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Exported:
+def exported(folder, tmp_path_factory, request):
     """The command, once for each format; onto a file that would leave a mark if it were read."""
     where = tmp_path_factory.mktemp(request.param)
     file = where / f"model{export.SUFFIXES[request.param]}"
@@ -118,7 +81,7 @@ def exported(
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_features_are_the_network_s(tmp_path: Path, flip: bool) -> None:
+def test_features_are_the_network_s(tmp_path, flip):
     config = load_config(None, [*SETTINGS, f"flip_test={flip}".lower()])
     folder = saved(tmp_path / "checkpoint", config)
     network = DaalNetwork(config.network)
@@ -134,7 +97,7 @@ def test_features_are_the_network_s(tmp_path: Path, flip: bool) -> None:
     assert torch.allclose(found_BC.norm(dim=1), torch.ones(3), atol=1e-5)
 
 
-def run_again(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+def run_again(file):
     """The exported file, read here by what its users have."""
     if file.suffix == ".onnx":
         onnx.checker.check_model(onnx.load(file), full_check=True)
@@ -145,9 +108,7 @@ def run_again(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     return export.read_safetensors(file)
 
 
-def test_the_file_agrees_with_the_checkpoint(
-    exported: Exported, folder: Path, model: TrainedModel
-) -> None:
+def test_the_file_agrees_with_the_checkpoint(exported, folder, model):
     assert exported.code == 0, exported.message
     assert "batches of 1, 2, 5 images: largest difference" in exported.message
     assert list(exported.file.parent.iterdir()) == [exported.file]
@@ -163,23 +124,19 @@ def test_the_file_agrees_with_the_checkpoint(
         assert text.encode() not in data, "names a folder of this machine"
 
 
-def test_the_lines_that_are_printed_work(
-    exported: Exported, model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_lines_that_are_printed_work(exported, model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (90, 50, 3), dtype=np.uint8)
     Image.fromarray(noise).save("person.jpg")
     assert len(exported.usage.splitlines()) == 3
-    names: dict = {}
+    names = {}
     exec(exported.usage, names)
     pixels = torch.from_numpy(decode(Path("person.jpg").read_bytes(), 64, 32)).permute(2, 0, 1)
     found = torch.as_tensor(names["features"])
     assert float((found - model(pixels[None])).abs().max()) <= 1e-4
 
 
-def test_one_that_computes_something_else_is_refused(
-    model: TrainedModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_computes_something_else_is_refused(model, folder, tmp_path, monkeypatch):
     out = tmp_path / "model.safetensors"
     out.write_text("of last week")
     other = load_trained(folder)
@@ -194,7 +151,7 @@ def test_one_that_computes_something_else_is_refused(
     assert out.read_text() == "of last week" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_that_is_none_is_refused(model: TrainedModel, tmp_path: Path) -> None:
+def test_a_file_that_is_none_is_refused(model, tmp_path):
     whole, _ = export.safetensors_file(model)
     file, mark = tmp_path / "model.safetensors", tmp_path / "mark"
     for data in (whole[:-1], whole[:1000], b"", pickle.dumps(Payload(mark))):
@@ -206,9 +163,7 @@ def test_a_file_that_is_none_is_refused(model: TrainedModel, tmp_path: Path) -> 
     assert not mark.exists()
 
 
-def test_without_the_packages__what_to_install(
-    model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_packages__what_to_install(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match=r"pip install 'daal-reid\[export\]'"):
         export.export(model, "onnx", tmp_path / "model.onnx")

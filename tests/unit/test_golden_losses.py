@@ -13,17 +13,15 @@ it differs by 0.002 at most.
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from small_training import Training
 
 from cluster.centroids import centroids
-from daal.config import Config, FitConfig
 from daal.data.augment import normalise
 from daal.data.images import decode
 from daal.data.layouts import load_records
@@ -31,48 +29,34 @@ from daal.data.plan import Plan
 from daal.data.records import of_split
 from daal.drawn.domains import draw_domains
 from daal.load_config import load_config
-from daal.nn.network import DaalNetwork
 from daal.nn.stripes import whole_and_stripes
-from daal.optimizer import make_optimizer, set_learning_rate
-from daal.precision import mixed_precision
-from daal.step import train_step
-from daal.teacher import Teacher
+from daal.optimizer import set_learning_rate
 from pipelines.images.stream import FedBatch
 from pipelines.tools.shipped import RECIPES, shipped_names
-from pipelines.training.train_batch import BatchMaker, Labels
-from pipelines.training.train_loop import build_network
+from pipelines.training.train_batch import Labels
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses"
 TOLERANCE = 5e-3  # relative; of terms below 1, absolute
 STEPS = 5
-CPU = torch.device("cpu")
 CUT = [
     "network.backbone=resnet18", "network.weights=none", "input.height=64", "input.width=32",
     "mixed_precision=false", "ray.num_workers=1", "pretrain.batch_source=8",
     "pretrain.steps_per_epoch=3", "pretrain.optim.warmup_steps=2", "adapt.batch_target=8",
     "adapt.steps_per_epoch=3",
 ]  # fmt: skip
-Losses = list[dict[str, float]]
 NO_ROWS = np.empty(0, np.int64)
 
 
 @pytest.fixture(scope="module")
-def domains(tmp_path_factory: pytest.TempPathFactory) -> tuple["Domain", "Domain"]:
+def domains(tmp_path_factory):
     root = tmp_path_factory.mktemp("drawn")
     draw_domains(root, num_train_ids=5, num_test_ids=1, images_per_camera=2, size=(64, 32))
     return Domain(root / "source"), Domain(root / "target")
 
 
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("recipe", shipped_names())
-def test_losses_of_a_recipe(recipe: str, domains: tuple["Domain", "Domain"]) -> None:
+def test_losses_of_a_recipe(recipe, domains):
     found = losses_of(recipe, *domains)
     file = GOLDEN / f"{recipe}.json"
     if os.environ.get("DAAL_WRITE_GOLDEN"):
@@ -83,7 +67,7 @@ def test_losses_of_a_recipe(recipe: str, domains: tuple["Domain", "Domain"]) -> 
             assert found[stage][step] == pytest.approx(terms, TOLERANCE, TOLERANCE), (stage, step)
 
 
-def losses_of(recipe: str, source: "Domain", target: "Domain") -> dict[str, Losses]:
+def losses_of(recipe, source, target):
     config = load_config(RECIPES / f"{recipe}.yaml", CUT)
     batch_source = min(4, config.adapt.batch_source)
     settings = [*CUT, f"adapt.batch_source={batch_source}"]
@@ -116,56 +100,28 @@ def losses_of(recipe: str, source: "Domain", target: "Domain") -> dict[str, Loss
     return {"pretrain": pretraining, "adapt": adaptation}
 
 
-def train(
-    config: Config,
-    fit: FitConfig,
-    iteration: int,
-    labels: Labels,
-    source: "Domain",
-    target: "Domain",
-    start: dict[str, NDArray[np.float32]],
-) -> tuple[DaalNetwork, Losses]:
+def train(config, fit, iteration, labels, source, target, start):
     """Five steps as `pipelines.training.train_loop` takes them on one worker."""
     clusters_N = NO_ROWS if labels.pseudo_labels_N is None else labels.pseudo_labels_N
     target_rows = np.flatnonzero(clusters_N >= 0)
     plan = Plan(
-        seed=config.seed,
-        iteration=iteration,
-        epochs=2,
-        batch_source=fit.batch_source,
-        batch_target=fit.batch_target,
-        source_rows=np.arange(len(labels.source_N)),
-        target_rows=target_rows,
-        target_labels=clusters_N[target_rows],
-        images_per_id=fit.images_per_id,
+        config.seed, iteration, 2, fit.batch_source, fit.batch_target,
+        np.arange(len(labels.source_N)), target_rows, clusters_N[target_rows], fit.images_per_id,
         steps_per_epoch=fit.steps_per_epoch or 0,
-    )
-    network = build_network(config, labels, start)
-    teacher = Teacher(network, fit.teacher_momentum) if fit.teacher_momentum else None
-    network.train().to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(network, fit.optim)
-    maker = BatchMaker(labels, config, iteration, CPU)
-    diverged = torch.zeros(())
+    )  # fmt: skip
+    training = Training(config, labels, fit, iteration, start)
+    training.network.to(memory_format=torch.channels_last)
     losses = []
     for step in range(STEPS):
-        set_learning_rate(optimizer, fit, step, plan.steps_per_epoch, iteration)
+        set_learning_rate(training.optimizer, fit, step, plan.steps_per_epoch, iteration)
         batch = plan.batch(step)
         images_BHWC = np.concatenate(
             [source.images_NHWC[batch.source], target.images_NHWC[batch.target]]
         )
         fed = FedBatch(step, torch.from_numpy(images_BHWC), batch.source, batch.target)
-        terms = train_step(
-            model=network,
-            batches=[maker.on_device(maker.on_host(fed, plan.epoch_of(step)))],
-            optimizer=optimizer,
-            weights=config.loss,
-            diverged=diverged,
-            agree=lambda _: None,
-            autocast=mixed_precision(CPU, wanted=False),
-            teacher=teacher,
-        )
+        terms = training.take([training.maker.on_host(fed, plan.epoch_of(step))])
         losses.append({name: float(f"{term:.7g}") for name, term in terms.as_dict().items()})
-    return network, losses
+    return training.network, losses
 
 
 class Domain:
@@ -178,5 +134,5 @@ class Domain:
         self.classes_N = np.unique(records["pid"].to_numpy(), return_inverse=True)[1]
         self.camids_N = records["camid"].to_numpy().astype(np.int64)
 
-    def images_BCHW(self) -> torch.Tensor:
+    def images_BCHW(self):
         return torch.from_numpy(self.images_NHWC).permute(0, 3, 1, 2)

@@ -3,69 +3,51 @@
 import json
 import math
 import os
-import subprocess
 import sys
-from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
-from recorded_graph import RecordedGraph
-from torch import Tensor
+from programs import python
+
+from benchmarks import gpu_checks, gpu_features, gpu_first, gpu_training
 
 ROOT = Path(__file__).parents[2]
-Run = Callable[..., int]
 
 
 @pytest.fixture
-def first(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT))
-    from benchmarks import gpu_first
-
-    return gpu_first
-
-
-@pytest.fixture
-def run(first: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+def run(monkeypatch, tmp_path):
     """Its exit code; what it found is in found.json."""
 
-    def run(*arguments: str) -> int:
+    def run(*arguments):
         out = ["--out", str(tmp_path / "found.json")]
         monkeypatch.setattr(sys, "argv", ["gpu_first.py", "--quick", "--json", *out, *arguments])
         with pytest.raises(SystemExit) as end:
-            first.main()
+            gpu_first.main()
         return int(end.value.code or 0)
 
     return run
 
 
-def as_a_program(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            sys.executable, "-m", "benchmarks.gpu_first", "--quick", "--budget", "3600",
-            "--out", str(tmp_path / "found.json"), *arguments,
-        ],
-        cwd=ROOT, capture_output=True, text=True,
-        # Two threads on cores that others use too mostly wait for each other.
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def as_a_program(tmp_path, *arguments):
+    # Two threads on cores that others use too mostly wait for each other.
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    given = ["--quick", "--budget", "3600", "--out", tmp_path / "found.json", *arguments]
+    return python("-m", "benchmarks.gpu_first", *given, cwd=ROOT, env=environment)
 
 
-def rows_of(found: dict[str, Any], section: str) -> dict[str, dict[str, Any]]:
+def rows_of(found, section):
     return {row["name"]: row for row in found["sections"][section]["rows"]}
 
 
 @pytest.mark.nightly
-def test_phases_one_and_two__every_section_has_its_rows(tmp_path: Path, first: ModuleType) -> None:
+def test_phases_one_and_two__every_section_has_its_rows(tmp_path):
     for phase in ("1", "2"):
         done = as_a_program(tmp_path, phase, "--json")
         assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert json.loads(done.stdout) == found
     sections = found["sections"]
-    assert list(sections) == [*first.PHASES["1"], *first.PHASES["2"]]
+    assert list(sections) == [*gpu_first.PHASES["1"], *gpu_first.PHASES["2"]]
     assert not any("failed" in each or "left_out" in each for each in sections.values())
 
     rows = {name: row for section in sections for name, row in rows_of(found, section).items()}
@@ -78,8 +60,6 @@ def test_phases_one_and_two__every_section_has_its_rows(tmp_path: Path, first: M
     kinds = ("step ", "goal ", "pseudo-labels ", "evaluation ", "extraction ")
     measured = [row for name, row in rows.items() if name.startswith(kinds)]
     assert all(0 < row["ratio"] < math.inf for row in measured if "left_out" not in row)
-    # The table of what each section found goes to the other stream.
-    assert all(name in done.stderr for name in rows_of(found, "labels"))
     # ResNet-18: 3.6 GFLOP forward at 224x224, thrice that with backward.
     step = rows["step 4 x 64x64"]
     flops = step["tflop_per_s"] * 1e12 * 4 / step["images_per_s"]
@@ -90,7 +70,7 @@ def test_phases_one_and_two__every_section_has_its_rows(tmp_path: Path, first: M
 
 @pytest.mark.nightly
 @pytest.mark.ray
-def test_phase_three__whole_runs(tmp_path: Path) -> None:
+def test_phase_three__whole_runs(tmp_path):
     done = as_a_program(tmp_path, "3")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
@@ -101,14 +81,10 @@ def test_phase_three__whole_runs(tmp_path: Path) -> None:
         assert rows[f"  {images} iteration-02/estimate"]["seconds"] > 0
 
 
-def test_a_check_that_fails__exit_status_and_a_sentence(
-    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from benchmarks import gpu_checks
-
+def test_a_check_that_fails__exit_status_and_a_sentence(run, monkeypatch, capfd):
     monkeypatch.setattr(gpu_checks, "_group_error", lambda *_: 0.5)
 
-    def _broken(_: object) -> None:
+    def _broken(_):
         raise RuntimeError("no kernel for this device")
 
     checks = [gpu_checks._group_batch_norm, _broken, gpu_checks._left_out_step]
@@ -120,12 +96,8 @@ def test_a_check_that_fails__exit_status_and_a_sentence(
     assert any(text.startswith("WRONG: check: group batch norm") for text in found["decides"])
 
 
-def test_calls_write_into_one_file__and_what_is_missing_is_named(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from benchmarks import gpu_features, gpu_training
-
-    def half_done(bench: Any) -> None:
+def test_calls_write_into_one_file__and_what_is_missing_is_named(run, monkeypatch, tmp_path):
+    def half_done(bench):
         bench.add("evaluation of a few", seconds=1.0, ratio=2.0)
         raise ValueError("a kernel is missing")
 
@@ -151,52 +123,8 @@ def test_calls_write_into_one_file__and_what_is_missing_is_named(
     assert list(again) == list(sections) and "failed" not in again["evaluation"]
 
 
-def test_no_time_left__rows_say_so(run: Run, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_time_left__rows_say_so(run, capfd):
     assert run("steps", "goal", "labels", "--budget", "0") == 0
     sections = json.loads(capfd.readouterr().out)["sections"]
     left_out = {row.get("left_out") for each in sections.values() for row in each["rows"]}
     assert left_out <= {"no time left", "a CUDA graph needs a GPU"} and "no time left" in left_out
-
-
-def test_the_captured_step_that_is_measured__trains_as_the_other_one(
-    first: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from benchmarks import gpu_checks, gpu_training
-
-    bench = first.Bench(Namespace(quick=True, points=None, json=True))
-    plain, captured = (gpu_training.Ours(bench, bench.sizes.check) for _ in range(2))
-
-    def state() -> list[Tensor]:
-        kept = captured.optimizer.state.values()
-        momentum = [each["momentum_buffer"] for each in kept if "momentum_buffer" in each]
-        return [*captured.network.state_dict().values(), *momentum, captured.diverged]
-
-    graph = RecordedGraph(state)
-    monkeypatch.setattr(gpu_training, "CudaGraph", lambda: graph)
-    step = gpu_training.after_its_capture(captured)
-    step()
-    for _ in range(gpu_training.WARM_UP + 2):
-        plain.step()
-    assert (graph.num_captures, graph.num_replays) == (1, 2)
-    assert gpu_checks._same_bits(gpu_checks._state(plain), gpu_checks._state(captured))
-
-
-def section(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"device": "H200", "quick": False, "rows": list(rows), **more}
-
-
-@pytest.mark.parametrize(
-    ("found", "says"),
-    [
-        (section({"name": "check: step", "ok": False, "error": "waits"}),
-         "WRONG: check: step (waits). Mend it first."),
-        (section({"name": "step 32 x 384x128", "bound_by": "host"}),
-         "step 32 x 384x128 is bound by the host."),
-        (section({"name": "labels", "goal": "1 s", "reached": False}), "labels: 1 s: MISSED."),
-        (section(left_out="no package ray"), "Section it was left out: no package ray."),
-        (section(failed="no kernel"), "Section it BROKE, and is to be mended first: no kernel."),
-        (section(device="cpu"), "On a CPU or with tiny sizes: it."),
-    ],
-)  # fmt: skip
-def test_decisions(first: ModuleType, found: dict[str, Any], says: str) -> None:
-    assert says in "\n".join(first.decisions({"it": found}))

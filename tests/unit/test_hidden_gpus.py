@@ -1,11 +1,10 @@
 """On a machine with GPUs the tests see none of them, unless they are asked for."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import python
 
 ROOT = Path(__file__).parents[2]
 # Two GPUs, as Ray counts those of a machine; loaded before anything is collected.
@@ -32,17 +31,21 @@ def test_what_is_seen():
     [([], "0 0"), (["-m", "gpu or not gpu"], "2 64")],
     ids=["ordinary", "asked for"],
 )
-def test_gpus_of_the_machine(given: list[str], seen: str, tmp_path: Path) -> None:
+def test_gpus_of_the_machine(given, seen, tmp_path):
     (tmp_path / "machine.py").write_text(MACHINE)
     (tmp_path / "test_inside.py").write_text(TEST)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}/tests:{ROOT}"}
     environment.pop("CUDA_VISIBLE_DEVICES", None)
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "pytest", "-c", f"{ROOT}/pyproject.toml", "-s", "-p", "machine",
-            "-p", "conftest", "-p", "no:cacheprovider", str(tmp_path / "test_inside.py"), *given,
-        ],
-        env=environment, cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+    plugins = ["-p", "machine", "-p", "conftest", "-p", "no:cacheprovider"]
+    command = [
+        "pytest",
+        "-c",
+        "pyproject.toml",
+        "-s",
+        *plugins,
+        tmp_path / "test_inside.py",
+        *given,
+    ]
+    done = python("-m", *command, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stdout
     assert f"seen: {seen}" in done.stderr, done.stderr

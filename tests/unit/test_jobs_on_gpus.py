@@ -1,7 +1,6 @@
 """Pseudo-labels and scores as jobs of workers, by workers that are pretended here."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ FULL = [
 ]
 
 
-def features() -> np.ndarray:
+def features():
     rng = np.random.default_rng(0)
     drawn = rng.standard_normal((20, 16))[PIDS] + 0.5 * rng.standard_normal((300, 16))
     return drawn.astype(np.float32)
@@ -42,8 +41,8 @@ class Pretended:
     """Workers of one process, on a device that need not be there; they run a job one after
     the other."""
 
-    def __init__(self, number: int, device: str = "cpu") -> None:
-        self.events: list[dict[str, Any]] = []
+    def __init__(self, number, device="cpu"):
+        self.events = []
         log = SimpleNamespace(remote=self.events.append)
         queue, watchdog = SimpleNamespace(log=log), Watchdog(0, self.events.append)
         self.all = [
@@ -51,33 +50,33 @@ class Pretended:
             for rank in range(number)
         ]
 
-    def run(self, job: Any) -> list[Any]:
+    def run(self, job):
         return [job.run(worker) for worker in self.all]
 
 
 @pytest.fixture(autouse=True)
-def values_are_references(monkeypatch: pytest.MonkeyPatch) -> None:
+def values_are_references(monkeypatch):
     for name in ("get", "put"):
         monkeypatch.setattr(ray, name, lambda given: given)
 
 
 @pytest.mark.parametrize("number", [1, 2, 8])
-def test_blocks_are_dealt_out__values_come_in_their_order(number: int) -> None:
+def test_blocks_are_dealt_out__values_come_in_their_order(number):
     blocks = [(7 * block, 7 * block + 7) for block in range(5)]
 
-    def stage(shared: list[int], device: str, start: int, stop: int) -> tuple[Any, ...]:
+    def stage(shared, device, start, stop):
         return shared, device, start, stop
 
     workers = Pretended(number, "cuda:1")
-    found = stages_on(workers)("x", stage, blocks, [3])  # type: ignore[arg-type]
+    found = stages_on(workers)("x", stage, blocks, [3])
     assert found == [([3], "cuda", *block) for block in blocks]
 
 
-def test_labels_on_workers__those_of_this_process_alone() -> None:
+def test_labels_on_workers__those_of_this_process_alone():
     workers, threads = Pretended(2), torch.get_num_threads()
     found = estimate_on_ray(
         features(), CONFIG, camids_N=CAMIDS, num_threads=threads + 1,
-        on_gpus=stages_on(workers),  # type: ignore[arg-type]
+        on_gpus=stages_on(workers),
     )  # fmt: skip
     alone = estimate_pseudo_labels(features(), CONFIG, camids_N=CAMIDS)
     assert np.array_equal(found.labels, alone.labels) and found.eps == alone.eps
@@ -85,22 +84,22 @@ def test_labels_on_workers__those_of_this_process_alone() -> None:
     assert torch.get_num_threads() == threads, "the next training would have others"
 
 
-def test_an_error_of_ours_is_a_result__and_raised_by_the_driver() -> None:
-    def stage(device: str, start: int, stop: int) -> None:
+def test_an_error_of_ours_is_a_result__and_raised_by_the_driver():
+    def stage(device, start, stop):
         raise LabelError("no pair")
 
     assert isinstance(Pretended(1).run(StageJob("x", stage, ((0, 1),), ()))[0], LabelError)
     with pytest.raises(LabelError, match="no pair"):
-        stages_on(Pretended(2))("x", stage, [(0, 1), (1, 2)])  # type: ignore[arg-type]
+        stages_on(Pretended(2))("x", stage, [(0, 1), (1, 2)])
 
 
 @pytest.mark.parametrize("error", FULL, ids=repr)
-def test_what_a_full_gpu_says(error: Exception) -> None:
+def test_what_a_full_gpu_says(error):
     assert is_out_of_memory(error)
 
 
-def test_a_full_gpu__the_cpu_finds_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*sides: Any, device: str) -> Any:
+def test_a_full_gpu__the_cpu_finds_the_same_scores(monkeypatch):
+    def full(*sides, device):
         if device == "cuda":
             raise FULL[0]
         return evaluate(*sides, device=device)

@@ -2,12 +2,10 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from daal.config import Config
 from daal.data.layouts import records_to_read
 from daal.data.records import IMAGE_TABLE, QUARANTINE_TABLE
 from daal.data.sources import load_set
@@ -22,14 +20,14 @@ from pipelines.tools.validate import validate
 UNREADABLE = "0002_1_000002.jpg"
 
 
-def config_of(folder: Path, *settings: str) -> Config:
+def config_of(folder, *settings):
     return load_config(None, [
         f"out={folder}/run", f"target.root={folder}/images", "target.layout=folder",
         "adapt.batch_source=0", *settings,
     ])  # fmt: skip
 
 
-def begun(folder: Path, *settings: str) -> tuple[RunFolder, Config]:
+def begun(folder, *settings):
     """A run that has read a folder of ten images, one of which was set aside."""
     images = folder / "images"
     images.mkdir()
@@ -58,11 +56,11 @@ def begun(folder: Path, *settings: str) -> tuple[RunFolder, Config]:
     return RunFolder(config.out), config
 
 
-def notes(run: RunFolder, config: Config) -> str:
+def notes(run, config):
     return "\n".join(notes_on_images(run, config))
 
 
-def test_the_same_images__nothing_is_said(tmp_path: Path) -> None:
+def test_the_same_images__nothing_is_said(tmp_path):
     run, config = begun(tmp_path)
     assert notes(run, config) == ""
     for file in (tmp_path / "images").iterdir():
@@ -71,7 +69,7 @@ def test_the_same_images__nothing_is_said(tmp_path: Path) -> None:
     assert notes(run, config) == ""
 
 
-def test_new_gone_and_changed_images__are_named(tmp_path: Path) -> None:
+def test_new_gone_and_changed_images__are_named(tmp_path):
     run, config = begun(tmp_path)
     images = tmp_path / "images"
     for number in range(8):
@@ -87,7 +85,7 @@ def test_new_gone_and_changed_images__are_named(tmp_path: Path) -> None:
     assert "another out= reads the set again" in said
 
 
-def test_a_random_choice_of_images__is_compared_as_a_choice(tmp_path: Path) -> None:
+def test_a_random_choice_of_images__is_compared_as_a_choice(tmp_path):
     run, config = begun(tmp_path, "max_train_images=5")
     assert notes(run, config) == "", "images that were not chosen are not new"
     for number in range(30):
@@ -95,13 +93,13 @@ def test_a_random_choice_of_images__is_compared_as_a_choice(tmp_path: Path) -> N
     assert "max_train_images would choose others" in notes(run, config)
 
 
-def test_a_folder_that_can_no_longer_be_read__is_said(tmp_path: Path) -> None:
+def test_a_folder_that_can_no_longer_be_read__is_said(tmp_path):
     run, config = begun(tmp_path)
     (tmp_path / "images" / "holiday.jpg").write_bytes(b"x")
     assert "'holiday.jpg') can't be read as folder names" in notes(run, config)
 
 
-def test_images_that_were_moved__are_the_runs_own_or_refused(tmp_path: Path) -> None:
+def test_images_that_were_moved__are_the_runs_own_or_refused(tmp_path):
     run, config = begun(tmp_path)
     moved = config_of(tmp_path, f"target.root={tmp_path}/moved")
     shutil.move(tmp_path / "images", tmp_path / "moved")
@@ -120,7 +118,7 @@ def test_images_that_were_moved__are_the_runs_own_or_refused(tmp_path: Path) -> 
     assert f"root: {tmp_path}/moved" in (tmp_path / "run/config.yaml").read_text()
 
 
-def test_images_that_were_read__their_folder_is_not_looked_at(tmp_path: Path) -> None:
+def test_images_that_were_read__their_folder_is_not_looked_at(tmp_path):
     run, config = begun(tmp_path)
     shutil.rmtree(tmp_path / "images")
     finished = {line["stage"] for line in run.journal()}
@@ -134,7 +132,7 @@ def test_images_that_were_read__their_folder_is_not_looked_at(tmp_path: Path) ->
         validate(config)
 
 
-def test_before_images_are_read__the_root_may_change(tmp_path: Path) -> None:
+def test_before_images_are_read__the_root_may_change(tmp_path):
     run = RunFolder(str(tmp_path / "run"))
     keep_config(run, config_of(tmp_path))
     keep_config(run, config_of(tmp_path, f"target.root={tmp_path}/elsewhere"))

@@ -2,27 +2,26 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 import yaml
 from kubernetes import client
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, ValidationError, create_model
 
 DEPLOY = Path(__file__).parents[2] / "pipelines/deploy"
 MANIFESTS = [DEPLOY / "rayjob.yaml", DEPLOY / "raycluster.yaml"]
 FIELDS = json.loads(Path(__file__).with_name("kuberay_fields.json").read_text(encoding="utf-8"))
 
 
-def classes() -> dict[str, Any]:
+def classes():
     """KubeRay's types as classes like those of Kubernetes' client: strict, nothing unknown."""
     text = json.dumps(FIELDS["types"])
     types = {name: getattr(client, name) for name in re.findall(r"\bV1\w+", text)}
-    ours: dict[str, type[BaseModel]] = {}
+    ours = {}
     for name, fields in FIELDS["types"].items():
-        annotations: dict[str, Any] = {
+        annotations = {
             field.rstrip("!"): (kind, ...) if field.endswith("!") else (f"{kind} | None", None)
             for field, kind in fields.items()
         }
@@ -36,11 +35,11 @@ def classes() -> dict[str, Any]:
 CLASSES = classes()
 
 
-def path_of(keys: tuple[str | int, ...]) -> str:
+def path_of(keys):
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
 
 
-def leaves(value: Any, *keys: str | int) -> Iterator[tuple[str, Any]]:
+def leaves(value, *keys):
     if not isinstance(value, dict | list) or not value:
         yield path_of(keys), value
         return
@@ -48,7 +47,7 @@ def leaves(value: Any, *keys: str | int) -> Iterator[tuple[str, Any]]:
         yield from leaves(inner, *keys, key)
 
 
-def problems(text: str) -> list[str]:
+def problems(text):
     """What the API server would refuse or leave out of a manifest, each with its path."""
     manifest = yaml.safe_load(text)
     try:
@@ -62,7 +61,7 @@ def problems(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
-def test_manifest_is_as_published(path: Path) -> None:
+def test_manifest_is_as_published(path):
     assert problems(path.read_text(encoding="utf-8")) == []
 
 
@@ -81,7 +80,7 @@ WORKERS = "spec.rayClusterSpec.workerGroupSpecs[0]"
         ("K8sJobMode", "K8SJobMode", "spec.submissionMode: Input should be 'K8sJobMode'"),
     ],
 )
-def test_a_slip_is_found(right: str, wrong: str, problem: str) -> None:
+def test_a_slip_is_found(right, wrong, problem):
     text = MANIFESTS[0].read_text(encoding="utf-8")
     assert right in text
     found = problems(text.replace(right, wrong))

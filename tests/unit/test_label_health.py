@@ -14,11 +14,11 @@ KEPT = ["kept the previous labels: DBSCAN found 0 cluster(s) at eps=0.5"]
 QUALITY = cluster_quality(np.array([0, 0, 1, 1])).as_dict()
 
 
-def clusters(num_clusters: int = 100, **figures: object) -> Clusters:
+def clusters(num_clusters=100, **figures):
     return Clusters.from_json({"eps": [0.5], **QUALITY, "num_clusters": num_clusters, **figures})
 
 
-def test_warnings() -> None:
+def test_warnings():
     assert warnings(clusters(), None, CONFIG) == []
     assert warnings(clusters(60, agreement=0.5), clusters(100), CONFIG) == []
     (undoing,) = warnings(clusters(agreement=0.05), clusters(), CONFIG)
@@ -33,14 +33,12 @@ def test_warnings() -> None:
         (ClusterConfig(q=8), "cluster.q"),
     ],
 )
-def test_merging_clusters__the_setting_that_decides_on_eps(
-    config: ClusterConfig, setting: str
-) -> None:
+def test_merging_clusters__the_setting_that_decides_on_eps(config, setting):
     (merging,) = warnings(clusters(49, agreement=0.5), clusters(100), config)
     assert "49 clusters after 100" in merging and f"use a smaller {setting}," in merging
 
 
-def test_kept_labels__say_so__and_are_no_convergence() -> None:
+def test_kept_labels__say_so__and_are_no_convergence():
     kept = clusters(agreement=1.0, notes=KEPT)  # as release 0.1 wrote: agreeing with themselves
     assert kept.kept and kept.agreement is None and not converged(kept, 0.95)
     assert Clusters.from_json(kept.as_dict()) == kept
@@ -51,13 +49,11 @@ def test_kept_labels__say_so__and_are_no_convergence() -> None:
     assert converged(found, 0.95) and not converged(found, 0.96) and not converged(clusters(), 0.1)
 
 
-def by_camera(alone: float, alone_chance: float, cross: float, cross_chance: float) -> Clusters:
-    return clusters(
-        one_camera_share=alone,
-        one_camera_chance=alone_chance,
-        cross_camera_share=cross,
-        cross_camera_chance=cross_chance,
-    )
+SHARES = ("one_camera_share", "one_camera_chance", "cross_camera_share", "cross_camera_chance")
+
+
+def by_camera(*figures):
+    return clusters(**dict(zip(SHARES, figures, strict=True)))
 
 
 @pytest.mark.parametrize(
@@ -70,9 +66,7 @@ def by_camera(alone: float, alone_chance: float, cross: float, cross_chance: flo
         ({"camera_norm": True, "camera_aware": True}, "use a better source model"),
     ],
 )  # fmt: skip
-def test_clusters_that_follow_cameras__have_a_remedy_that_is_left(
-    changed: dict, remedy: str
-) -> None:
+def test_clusters_that_follow_cameras__have_a_remedy_that_is_left(changed, remedy):
     config = ClusterConfig(eps=0.5, **changed)
     (warning,) = warnings(by_camera(0.76, 0.07, 0.3, 0.5), None, config)
     assert "76% of them are of one camera (by chance 7%)" in warning and remedy in warning
@@ -88,9 +82,7 @@ def test_clusters_that_follow_cameras__have_a_remedy_that_is_left(
         ((None, None, None, None), False),  # cameras unknown, or one
     ],
 )
-def test_clusters_follow_cameras__by_far_more_than_chance_would(
-    figures: tuple, follow: bool
-) -> None:
+def test_clusters_follow_cameras__by_far_more_than_chance_would(figures, follow):
     assert len(warnings(by_camera(*figures), None, CONFIG)) == follow
 
 
@@ -105,9 +97,7 @@ def test_clusters_follow_cameras__by_far_more_than_chance_would(
         ((0.4, 0.5, 0.6), (None, 0.0, -0.1), 3),
     ],
 )
-def test_best_model_is_the_one_whose_features_cluster_best(
-    plain: tuple, across: tuple, best: int
-) -> None:
+def test_best_model_is_the_one_whose_features_cluster_best(plain, across, best):
     models = [iteration_stage(number) for number in (1, 2, 3)]
     labellings = [
         clusters(silhouette=one, cross_camera_silhouette=other)
@@ -124,9 +114,7 @@ def test_best_model_is_the_one_whose_features_cluster_best(
         (ClusterConfig(eps=0.5), None),  # as given
     ],
 )
-def test_kept_eps__is_the_first_iterations_before_steps_back(
-    config: ClusterConfig, expected: list[float] | None
-) -> None:
+def test_kept_eps__is_the_first_iterations_before_steps_back(config, expected):
     first, second = clusters(eps=[0.4], first_eps=[0.5]), clusters(eps=[0.3], first_eps=[0.45])
     assert kept_eps([], config) is None
     assert kept_eps([first, second], config) == expected

@@ -2,28 +2,21 @@
 
 import os
 import shutil
-import subprocess
-import sys
-import tomllib
 from pathlib import Path
 
 import pytest
-
-from daal import DISTRIBUTION
+from programs import python
 
 ROOT = Path(__file__).parents[2]
 
 
-def daal(cwd: Path, *path: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "daal", "--version"],
-        cwd=cwd, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))},
-    )  # fmt: skip
+def daal(cwd, *path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))}
+    return python("-P", "-m", "daal", "--version", cwd=cwd, env=environment)
 
 
 @pytest.mark.parametrize("foreign", ["cluster.py", "pipelines/__init__.py"])
-def test_a_foreign_package_in_front__is_one_sentence(foreign: str, tmp_path: Path) -> None:
+def test_a_foreign_package_in_front__is_one_sentence(foreign, tmp_path):
     (tmp_path / foreign).parent.mkdir(exist_ok=True)
     (tmp_path / foreign).touch()
     started = daal(tmp_path, tmp_path, ROOT)
@@ -33,12 +26,12 @@ def test_a_foreign_package_in_front__is_one_sentence(foreign: str, tmp_path: Pat
     assert f"another {name}, {tmp_path}" in line and "PYTHONPATH" in line
 
 
-def test_a_folder_of_our_name_without_an_init__hides_nothing(tmp_path: Path) -> None:
+def test_a_folder_of_our_name_without_an_init__hides_nothing(tmp_path):
     (tmp_path / "cluster").mkdir()
     assert daal(tmp_path, tmp_path, ROOT).returncode == 0
 
 
-def test_a_foreign_package_installed_over_ours__is_one_sentence(tmp_path: Path) -> None:
+def test_a_foreign_package_installed_over_ours__is_one_sentence(tmp_path):
     for package in ("daal", "cluster", "pipelines"):
         shutil.copytree(ROOT / package, tmp_path / package)
     assert daal(tmp_path, tmp_path).returncode == 0
@@ -47,9 +40,3 @@ def test_a_foreign_package_installed_over_ours__is_one_sentence(tmp_path: Path) 
     assert started.returncode == 2
     (line,) = started.stderr.splitlines()
     assert "pip uninstall cluster" in line
-
-
-def test_the_script_starts_the_launcher() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["scripts"] == {"daal": "daal.__main__:main"}
-    assert project["name"] == DISTRIBUTION

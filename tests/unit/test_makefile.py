@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+def checkout(tmp_path):
     for name in FILES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -34,22 +34,20 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def setup(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def setup(checkout, **environment):
     return subprocess.run(
         ["make", "setup", "PYTHON=./python", "VENV=elsewhere/env"], cwd=checkout, text=True,
         capture_output=True, env={**os.environ, "MAKEFLAGS": "", **environment},
     )  # fmt: skip
 
 
-def told(checkout: Path) -> list[str]:
+def told(checkout):
     lines = (checkout / "told").read_text().splitlines()
     (checkout / "told").write_text("")
     return lines
 
 
-def test_a_python_that_is_too_old_or_has_no_venv__is_named_and_nothing_is_made(
-    checkout: Path,
-) -> None:
+def test_a_python_that_is_too_old_or_has_no_venv__is_named_and_nothing_is_made(checkout):
     done = setup(checkout, UNUSABLE="1")
     assert done.returncode != 0
     assert "error: ./python can't be used (Python 3.9.2): Python 3.11 or newer" in done.stderr
@@ -57,7 +55,7 @@ def test_a_python_that_is_too_old_or_has_no_venv__is_named_and_nothing_is_made(
     assert not (checkout / "elsewhere").exists()
 
 
-def test_an_installation_that_was_interrupted__is_made_again_in_whole(checkout: Path) -> None:
+def test_an_installation_that_was_interrupted__is_made_again_in_whole(checkout):
     assert setup(checkout, KILLED="1").returncode != 0
     (interrupted,) = told(checkout)
     assert "--ignore-installed" not in interrupted

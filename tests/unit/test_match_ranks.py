@@ -1,11 +1,9 @@
 """Ranks without sorting: exact for hard cases, whatever the products round."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 import torch
-from evaluation_by_loops import Arrays, check_against_loops, evaluate_by_loops, random_sides
+from evaluation_by_loops import check_against_loops, evaluate_by_loops, random_sides
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,12 +11,12 @@ from daal import match_ranks
 from daal.evaluation import evaluate
 
 
-def exact_sides(kind: str, seed: int) -> tuple[Arrays, Arrays]:
+def exact_sides(kind, seed):
     """Features whose squared distances hold no rounding in float64, in whatever order they add."""
     generator = np.random.default_rng(seed)
     channels = int(generator.integers(1, 40))
 
-    def side(n: int) -> Arrays:
+    def side(n):
         steps = generator.integers(-2, 3, (n, channels)).astype(np.float64)
         fine = generator.integers(-2, 3, (n, channels)) * 2.0**-20
         features = {
@@ -49,9 +47,7 @@ def exact_sides(kind: str, seed: int) -> tuple[Arrays, Arrays]:
     direct_share=st.sampled_from([0, 0.1, 1]),  # float64 whenever anything is open, or never
     rows=st.sampled_from([1, 7, 1024]),
 )
-def test_any_round_of_products_equals_plain_loops(
-    kind: str, seed: int, direct_share: float, rows: int
-) -> None:
+def test_any_round_of_products_equals_plain_loops(kind, seed, direct_share, rows):
     query, gallery = exact_sides(kind, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(match_ranks, "DIRECT_SHARE", direct_share)
@@ -66,7 +62,7 @@ def test_any_round_of_products_equals_plain_loops(
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
     exponent=st.sampled_from([0, -3, 3]),
 )
-def test_any_dtype_equals_plain_loops(seed: int, dtype: torch.dtype, exponent: int) -> None:
+def test_any_dtype_equals_plain_loops(seed, dtype, exponent):
     query, gallery = random_sides(seed, 12, 90, 24)
     sides = [
         (torch.from_numpy(side[0]).to(dtype) * 2.0**exponent, *side[1:])
@@ -80,7 +76,7 @@ def test_any_dtype_equals_plain_loops(seed: int, dtype: torch.dtype, exponent: i
 
 
 @pytest.mark.parametrize("factor", [1e18, 1e-17])
-def test_features_whose_squares_overflow_or_vanish_in_float32(factor: float) -> None:
+def test_features_whose_squares_overflow_or_vanish_in_float32(factor):
     query, gallery = random_sides(7, 10, 80, 20)
     query[0][:] *= np.float32(factor)
     gallery[0][:] *= np.float32(factor)
@@ -88,47 +84,7 @@ def test_features_whose_squares_overflow_or_vanish_in_float32(factor: float) -> 
         check_against_loops(query, gallery)
 
 
-def test_float32_is_enough__for_features_that_lie_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    dtypes: Counter[torch.dtype] = Counter()
-    tile = match_ranks._tile
-
-    def watched(queries: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
-        dtypes[queries.dtype] += 1
-        return tile(queries, *rest)
-
-    monkeypatch.setattr(match_ranks, "_tile", watched)
-    query, gallery = random_sides(8, 30, 400, 64)
-    check_against_loops(query, gallery)
-    assert set(dtypes) == {torch.float32}
-    query[0][:], gallery[0][:] = 4 + 2.0**-10 * query[0], 4 + 2.0**-10 * gallery[0]
-    gallery[0][0] = 40  # beside it, float32 can't tell the others apart
-    check_against_loops(query, gallery)
-    assert set(dtypes) == {torch.float32, torch.float64}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_products_stay_within_the_error_bound(dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    same_sign = torch.rand(30, 700, generator=generator, dtype=torch.float64) + 1
-    signs = torch.randint(0, 2, (30, 700), generator=generator) * 2 - 1
-    for features in (same_sign, same_sign * signs, same_sign * same_sign[0], same_sign**30):
-        queries, others = features[:12], features[12:] / 3
-        squares = others.square().sum(1)
-        tile = match_ranks._tile((-2 * queries).to(dtype), others.to(dtype), squares)
-        # In whole numbers of 2^-60, which Python adds without rounding.
-        whole = [[[int(x * 2.0**60) for x in row] for row in side.tolist()]
-                 for side in (queries, others)]  # fmt: skip
-        exact = torch.tensor(
-            [[float(sum(b * b - 2 * a * b for a, b in zip(q, g, strict=True))) for g in whole[1]]
-             for q in whole[0]], dtype=torch.float64) * 2.0**-120  # fmt: skip
-        radius = float(torch.stack([queries.norm(dim=1).max(), squares.max().sqrt()]).max())
-        bound = match_ranks._error_bound(dtype, radius, 700)
-        assert float((tile.double() - exact).abs().max()) <= bound
-        # And it is of use: no more than twice the roundings of a sum in order.
-        assert bound < 4 * torch.finfo(dtype).eps * 700 * radius**2
-
-
-def test_settings_for_training_and_threads_change_nothing() -> None:
+def test_settings_for_training_and_threads_change_nothing():
     query, gallery = random_sides(11, 20, 300, 64)
     gallery[0][150:] = gallery[0][:150]
     expected = evaluate(*query, *gallery)
@@ -147,7 +103,7 @@ def test_settings_for_training_and_threads_change_nothing() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_gpu_equals_cpu() -> None:
+def test_gpu_equals_cpu():
     query, gallery = random_sides(6, 50, 2000, 256)
     gallery[0][1000:] = gallery[0][:1000]
     cpu, gpu = evaluate(*query, *gallery), evaluate(*query, *gallery, device="cuda")

@@ -1,7 +1,5 @@
 """Optimizers that can leave a step out, their state, and the learning rate of each step."""
 
-from typing import Any
-
 import pytest
 import torch
 from one_step import OPTIMIZERS, assert_same_bits, everything, setting, step
@@ -13,12 +11,11 @@ from daal.optimizer import make_optimizer, set_learning_rate
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_fused_optimizers_equal_the_plain_ones(name: str) -> None:
+def test_fused_optimizers_equal_the_plain_ones(name):
     config = OPTIMIZERS[name]
     networks = [setting()[0].to(memory_format=torch.channels_last) for _ in range(2)]
     fused = make_optimizer(networks[0], config, weight_decay=0.1)
     settings = {"lr": config.lr_new, "weight_decay": 0.1, "foreach": False}
-    plain: torch.optim.Optimizer
     if name == "adam":
         plain = torch.optim.Adam(networks[1].parameters(), **settings)
     else:
@@ -36,7 +33,7 @@ def test_fused_optimizers_equal_the_plain_ones(name: str) -> None:
 
 @pytest.mark.parametrize("num_before", [0, 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_restored_optimizers_continue_to_the_bit(name: str, num_before: int) -> None:
+def test_restored_optimizers_continue_to_the_bit(name, num_before):
     network, batch = setting()
     optimizer = make_optimizer(network, OPTIMIZERS[name])
     for _ in range(num_before):
@@ -55,7 +52,7 @@ def test_restored_optimizers_continue_to_the_bit(name: str, num_before: int) -> 
     assert_same_bits(everything(again, restored), everything(network, optimizer))
 
 
-def test_state_that_does_not_fit__is_refused_and_changes_nothing() -> None:
+def test_state_that_does_not_fit__is_refused_and_changes_nothing():
     network, batch = setting()
     optimizer = make_optimizer(network, OPTIMIZERS["adam"])
     step(network, batch, optimizer)
@@ -68,17 +65,13 @@ def test_state_that_does_not_fit__is_refused_and_changes_nothing() -> None:
         assert_same_bits(everything(network, optimizer), before)
 
 
-def test_schedule__two_rates_warm_up_and_decay() -> None:
-    network, _ = setting()
+def test_schedule__two_rates_warm_up_and_decay():
     fit = PretrainConfig(optim=PretrainOptimConfig(warmup_steps=4, decay_at_epochs=[2, 4]))
-    optimizer = make_optimizer(network, fit.optim)
-    rates = []
-    for number in range(12):
+    optimizer = make_optimizer(setting()[0], fit.optim)
+    for number, factor in ((0, 1 / 4), (3, 1), (5, 1), (6, 0.1)):  # two epochs of three steps
         set_learning_rate(optimizer, fit, number, steps_per_epoch=3)
-        rates.append([group["lr"] for group in optimizer.param_groups])
-    assert rates[3] == [1.5e-4, 3e-5]
-    assert rates[0] == pytest.approx([1.5e-4 / 4, 3e-5 / 4])
-    assert rates[6] == pytest.approx([1.5e-5, 3e-6])  # after two epochs of three steps
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([factor * 1.5e-4, factor * 3e-5])
 
 
 @pytest.mark.parametrize(
@@ -89,9 +82,7 @@ def test_schedule__two_rates_warm_up_and_decay() -> None:
         ({"decay_at_iterations": [3, 5]}, {(2, 60): 1, (3, 60): 2, (4, 60): 2, (5, 60): 3}),
     ],
 )
-def test_schedule__listed_epochs_and_iterations(
-    optim: dict[str, Any], decays: dict[tuple[int, int], int]
-) -> None:
+def test_schedule__listed_epochs_and_iterations(optim, decays):
     fit = AdaptConfig(optim=AdaptOptimConfig(**optim))
     optimizer = make_optimizer(setting()[0], fit.optim)
     for (iteration, epoch), number in decays.items():

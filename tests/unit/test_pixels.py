@@ -18,20 +18,18 @@ from pipelines.images.stream import FedBatch
 BYTES = 32 * 16 * 3  # of an image
 
 
-def images(num_train: int, num_gallery: int) -> Images:
+def images(num_train, num_gallery):
     splits = ["gallery"] * num_gallery + ["train"] * num_train
     table = pa.table({"split": splits, "domain": ["target"] * len(splits)})
-    return Images(table, "store")  # type: ignore[arg-type]
+    return Images(table, "store")
 
 
 @pytest.mark.parametrize(
     ("mode", "room", "kept"),
     [("auto", 8, 8), ("auto", 7, 3), ("auto", 2, 0), ("jpeg", 99, 0), ("decoded", 0, 8)],
 )
-def test_kept_images__training_first_and_within_the_room(
-    monkeypatch: pytest.MonkeyPatch, mode: str, room: int, kept: int
-) -> None:
-    decoded: list[int] = []
+def test_kept_images__training_first_and_within_the_room(monkeypatch, mode, room, kept):
+    decoded = []
     task = SimpleNamespace(remote=lambda table, rows, size: decoded.extend(rows.tolist()))
     monkeypatch.setattr(
         "pipelines.images.pixels._decode_block", SimpleNamespace(options=lambda **_: task)
@@ -40,8 +38,8 @@ def test_kept_images__training_first_and_within_the_room(
         {"input": {"height": 32, "width": 16}, "mixed_precision": False, "ray": {"images": mode}}
     )
     resources = SimpleNamespace(node_store_bytes=int(room * BYTES / STORE_SHARE) + 1)
-    said: list[str] = []
-    source = Pixels(config, resources, said.append).source(images(3, 5))  # type: ignore[arg-type]
+    said = []
+    source = Pixels(config, resources, said.append).source(images(3, 5))
     assert len(decoded) == kept == (source.places_N >= 0).sum()
     assert source.keeps(np.array([5, 6, 7])) == (kept >= 3)  # the training rows
     assert decoded[:3] == [5, 6, 7][: min(kept, 3)]
@@ -61,8 +59,8 @@ def test_kept_images__training_first_and_within_the_room(
     ],
 )
 def test_pixels_on_the_device__a_quarter_of_its_free_memory_for_all_sets(
-    mode: str, others: int, sizes: list[int], kept: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    mode, others, sizes, kept, monkeypatch
+):
     """Memory is counted in blocks: 100 of them in all, `others` held by other processes."""
     held = others
     monkeypatch.setattr(
@@ -74,14 +72,14 @@ def test_pixels_on_the_device__a_quarter_of_its_free_memory_for_all_sets(
     with FakeTensorMode():
         for number, size in enumerate(sizes):
             blocks = tuple([np.zeros((BLOCK, 32, 16, 3), np.uint8)] * size)
-            source = ImageSource(number, blocks, np.arange(BLOCK * size))  # type: ignore[arg-type]
-            reader = pixel_reader(worker, source, config)  # type: ignore[arg-type]
+            source = ImageSource(number, blocks, np.arange(BLOCK * size))
+            reader = pixel_reader(worker, source, config)
             assert reader.on_device == kept[number]
-            assert pixel_reader(worker, source, config) is reader  # type: ignore[arg-type]
+            assert pixel_reader(worker, source, config) is reader
             held += size * kept[number]
 
 
-def test_parts_of_a_batch__hold_each_image_once_and_both_domains() -> None:
+def test_parts_of_a_batch__hold_each_image_once_and_both_domains():
     pixels = torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1).expand(10, 2, 2, 3)
     batch = FedBatch(7, pixels, np.arange(6), np.arange(100, 104))
     parts = [batch.part(at, 2) for at in range(2)]
@@ -93,10 +91,10 @@ def test_parts_of_a_batch__hold_each_image_once_and_both_domains() -> None:
     assert batch.part(0, 1) is batch
 
 
-def test_ahead__keeps_order_passes_errors_on_and_stops_when_unwanted() -> None:
-    made: list[int] = []
+def test_ahead__keeps_order_passes_errors_on_and_stops_when_unwanted():
+    made = []
 
-    def numbers(fails_at: int) -> "object":
+    def numbers(fails_at):
         for number in range(1000):
             if number == fails_at:
                 raise ValueError("broken image")
@@ -105,9 +103,9 @@ def test_ahead__keeps_order_passes_errors_on_and_stops_when_unwanted() -> None:
 
     assert list(ahead(iter(range(50)), 2)) == list(range(50))
     with pytest.raises(ValueError, match="broken image"):
-        list(ahead(numbers(5), 2))  # type: ignore[arg-type]
+        list(ahead(numbers(5), 2))
     made.clear()
-    some = ahead(numbers(-1), 2)  # type: ignore[arg-type]
+    some = ahead(numbers(-1), 2)
     assert next(some) == 0
     some.close()
     assert len(made) <= 5

@@ -2,7 +2,6 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import pytest
@@ -11,15 +10,13 @@ from pipelines.workers.ray_token import ensure_private_token, token_refused
 
 
 @pytest.fixture
-def no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_token(monkeypatch):
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         monkeypatch.setenv(name, "")  # so that it is restored at the end
         monkeypatch.delenv(name)
 
 
-def test_a_machine_without_a_home__its_own_ray_has_a_token(
-    no_token: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_without_a_home__its_own_ray_has_a_token(no_token, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file/home"))
     ensure_private_token()
@@ -27,8 +24,8 @@ def test_a_machine_without_a_home__its_own_ray_has_a_token(
 
 
 def test_a_user_without_a_home_in_passwd__makes_no_folder_of_that_name(
-    no_token: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    no_token, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as of an unknown user
     ensure_private_token()
@@ -36,8 +33,8 @@ def test_a_user_without_a_home_in_passwd__makes_no_folder_of_that_name(
 
 
 def test_a_place_that_was_asked_for_and_can_t_be_written__is_an_error(
-    no_token: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    no_token, tmp_path, monkeypatch
+):
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file/token"))
     with pytest.raises(OSError, match="file"):
@@ -47,15 +44,15 @@ def test_a_place_that_was_asked_for_and_can_t_be_written__is_an_error(
 class Gcs(grpc.GenericRpcHandler):
     """A cluster's first port, as far as the token goes."""
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token):
         self.token = token
-        self.heard: list[str | None] = []
+        self.heard = []
 
-    def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+    def service(self, call):
         given = dict(call.invocation_metadata).get("authorization")
         self.heard.append(given)
 
-        def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+        def answer(request, context):
             if self.token and given != f"Bearer {self.token}":
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, "no")
             return b""
@@ -73,10 +70,7 @@ class Gcs(grpc.GenericRpcHandler):
         (None, "token", "right", None, [None]),  # not sent
     ],
 )
-def test_a_cluster_s_token(
-    asks_for: str | None, mode: str, given: str, refused: str | None, sent: list[str | None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+def test_a_cluster_s_token(asks_for, mode, given, refused, sent, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
     monkeypatch.setenv("RAY_AUTH_TOKEN", given)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/no/where")

@@ -11,44 +11,43 @@ import pytest
 import torch
 import yaml
 from drawn_run import SCRIPT, drawn_run
-from typer.testing import CliRunner
+from programs import daal
 
-from daal.config import NetworkConfig
+from daal.config import AttentionConfig, NetworkConfig
 from daal.errors import DataError
 from daal.evaluation import evaluate
 from daal.nn.network import DaalNetwork
 from daal.trained_model import TrainedModel
-from pipelines.cli import app
 from pipelines.commands.report import leave_report
 from pipelines.report import facts as report_data
 from pipelines.report.attention_and_clusters import attention_maps, clusters
-from pipelines.report.facts import doubts, read_facts, times, training_curves
+from pipelines.report.facts import doubts, read_facts
 from pipelines.report.feature_map import feature_map
 from pipelines.report.images import columns, feature_files, features
-from pipelines.report.page import comparison, duration, report
-from pipelines.report.ranks import choose_queries, interval, retrieval
+from pipelines.report.page import comparison, report
+from pipelines.report.ranks import interval, retrieval
 from pipelines.run.feature_files import read_features
 from pipelines.run.folder import RunFolder, entry_of
 from pipelines.run.stages import iteration_stage
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def whole(tmp_path_factory):
     return drawn_run(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
-def run(whole: RunFolder, tmp_path: Path) -> RunFolder:
+def run(whole, tmp_path):
     """A copy that a test may damage."""
     shutil.copytree(whole.base, tmp_path / "run")
     return RunFolder(str(tmp_path / "run"))
 
 
-def missing(html: str) -> list[str]:
+def missing(html):
     return [" ".join(text.split()) for text in re.findall(r"Not shown: ([^<]*)", html)]
 
 
-def test_a_whole_run__every_part_is_shown(whole: RunFolder) -> None:
+def test_a_whole_run__every_part_is_shown(whole):
     made = report(whole)
     assert made.failures == [] and missing(made.html) == []
     scores = json.loads(whole.read("iteration-02/evaluation.json"))
@@ -60,7 +59,7 @@ def test_a_whole_run__every_part_is_shown(whole: RunFolder) -> None:
     assert "&lt;b&gt;merged&lt;/b&gt;" in made.html
 
 
-def test_figures_of_cameras__and_labels_of_release_0_1_without_them(run: RunFolder) -> None:
+def test_figures_of_cameras__and_labels_of_release_0_1_without_them(run):
     assert "Clusters and cameras" in report(run).html
     file = "iteration-02/clusters.json"
     figures = json.loads(run.read(file))
@@ -87,9 +86,7 @@ def test_figures_of_cameras__and_labels_of_release_0_1_without_them(run: RunFold
         ("metrics.jsonl", "metrics.jsonl has no training step", 1),
     ],
 )
-def test_what_is_gone__is_said_in_its_place(
-    run: RunFolder, gone: str, said: str, times: int
-) -> None:
+def test_what_is_gone__is_said_in_its_place(run, gone, said, times):
     path = Path(run.path(gone))
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     made = report(run)
@@ -112,7 +109,7 @@ def test_a_damaged_file__takes_only_its_own_part_along(run: RunFolder) -> None:
     assert not any("target could not" in failure for failure in made.failures)
 
 
-def test_unfinished__is_said_first(run: RunFolder) -> None:
+def test_unfinished__is_said_first(run):
     Path(run.path("summary.json")).unlink()
     lines = run.read("journal.jsonl").decode().splitlines(keepends=True)
     place = next(i for i, line in enumerate(lines) if '"iteration-02/extract"' in line)
@@ -127,7 +124,7 @@ def test_unfinished__is_said_first(run: RunFolder) -> None:
     assert "Scored so far: direct transfer" in html and "supervised bound" not in html.lower()
 
 
-def test_without_a_test_split__a_source__attention(tmp_path: Path) -> None:
+def test_without_a_test_split__a_source__attention(tmp_path):
     settings = ('source.root=""', "adapt.batch_source=0", "network.attention.mode=none")
     run = drawn_run(tmp_path, *settings, iterations=1)
     for stage in ("pretrain", "iteration-01", "supervised"):
@@ -141,13 +138,10 @@ def test_without_a_test_split__a_source__attention(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["residual", "independent"])
-def test_attention_maps__one_and_its_rest__or_two_of_their_own(mode: str) -> None:
-    network = DaalNetwork(
-        NetworkConfig.model_validate({
-            "backbone": "resnet18", "weights": "none",
-            "attention": {"mode": mode, "zero_init": False},
-        })
-    ).eval()  # fmt: skip
+def test_attention_maps__one_and_its_rest__or_two_of_their_own(mode):
+    attention = AttentionConfig(mode=mode, zero_init=False)
+    config = NetworkConfig(backbone="resnet18", weights="none", attention=attention)
+    network = DaalNetwork(config).eval()
     images_BCHW = torch.rand(2, 3, 64, 32, generator=torch.Generator().manual_seed(0)) * 9
     shared_Bhw, specific_Bhw = attention_maps(network, images_BCHW)
     _, _, attention_BCHW = network.feature_maps(images_BCHW)
@@ -165,16 +159,14 @@ def test_attention_maps__one_and_its_rest__or_two_of_their_own(mode: str) -> Non
         ("metrics.jsonl", '{"loss": 3, "stage": []}\n'),
     ],
 )
-def test_small_files_that_say_nonsense__are_refused_in_a_sentence(
-    run: RunFolder, file: str, content: str
-) -> None:
+def test_small_files_that_say_nonsense__are_refused_in_a_sentence(run, file, content):
     run.write(file, content.encode())
     with pytest.raises(DataError, match="damaged or of another version"):
         report(run)
 
 
-def test_leave_report__never_fails(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    notes: list[str] = []
+def test_leave_report__never_fails(run, monkeypatch):
+    notes = []
     leave_report(run, notes.append)
     assert notes == [] and run.read("report.html").startswith(b"<!DOCTYPE html>")
     Path(run.path("report.html")).unlink()
@@ -184,22 +176,17 @@ def test_leave_report__never_fails(run: RunFolder, monkeypatch: pytest.MonkeyPat
     assert not run.exists("report.html")
 
 
-def test_command__writes_into_the_run_or_to_out(run: RunFolder, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["report", run.uri])
-    assert result.exit_code == 0 and f"{run.uri}/report.html" in result.stderr
+def test_command__writes_into_the_run_or_to_out(run, tmp_path):
+    code, _, err = daal("report", run.uri)
+    assert code == 0 and f"{run.uri}/report.html" in err.replace("\n", "")
     assert b"What to be careful about" in run.read("report.html")
-    (tmp_path / "again").mkdir()
-    shutil.copytree(run.base, tmp_path / "again" / "run")
-    out = tmp_path / "both.html"
-    result = CliRunner().invoke(
-        app, ["report", run.uri, str(tmp_path / "again" / "run"), "--out", str(out)]
-    )
-    assert result.exit_code == 0 and "these runs have the same settings" in out.read_text()
+    again = shutil.copytree(run.base, tmp_path / "again/run")
+    code, _, _ = daal("report", run.uri, again, "--out", tmp_path / "both.html")
+    assert code == 0
+    assert "these runs have the same settings" in (tmp_path / "both.html").read_text()
 
 
-def test_comparison__names_that_tell_apart__differences_only__other_data(
-    whole: RunFolder, tmp_path: Path
-) -> None:
+def test_comparison__names_that_tell_apart__differences_only__other_data(whole, tmp_path):
     other = drawn_run(tmp_path, "cluster.eps=0.7", iterations=1)
     html = comparison([whole, other]).html
     assert "cluster.eps" in html and ">0.7<" in html and "network.backbone" not in html
@@ -215,10 +202,10 @@ def test_comparison__names_that_tell_apart__differences_only__other_data(
     assert "did not read the same target images" in html and "ray.num_workers" not in html
 
 
-def test_a_last_labelling__counts_until_the_run_is_given_more_iterations(run: RunFolder) -> None:
+def test_a_last_labelling__counts_until_the_run_is_given_more_iterations(run):
     clusters = json.loads(run.read("iteration-02/clusters.json"))
 
-    def finish(stage: str) -> list[str]:
+    def finish(stage):
         run.write(f"{stage}/clusters.json", json.dumps(clusters).encode())
         run.append("journal.jsonl", {"stage": f"{stage}/estimate", "seconds": 1, "files": {}})
         return [stage.name for stage in read_facts(run).labellings]
@@ -229,46 +216,16 @@ def test_a_last_labelling__counts_until_the_run_is_given_more_iterations(run: Ru
     assert finish("final") == [*made, "iteration-03", "final"]
 
 
-def test_trained_on_other_workers__is_a_doubt(run: RunFolder) -> None:
+def test_trained_on_other_workers__is_a_doubt(run):
     assert "Trained on" not in " ".join(doubts(read_facts(run)))
     for stage, workers in (("pretrain", 2), ("iteration-01", 2), ("iteration-02", 1)):
         line = {"workers": workers, "device": "CPU", "seconds": 1, "files": {}}
         run.append("journal.jsonl", {"stage": f"{stage}/train", **line})
-    assert "Trained on 2 workers on CPUs and on 1 worker on CPUs" in " ".join(
-        doubts(read_facts(run))
-    )
+    said = " ".join(doubts(read_facts(run)))
+    assert "Trained on 2 workers on CPUs and on 1 worker on CPUs" in said
 
 
-def test_training_curves__steps_made_twice_count_once() -> None:
-    def event(stage: str, step: int, **loss: float) -> dict:
-        return {"stage": stage, "epoch": 1, "epochs": 1, "step": step, "steps": 4, "loss": loss,
-                "lr": 0.1, "images_per_s": 50.0}  # fmt: skip
-
-    events = [
-        {"stage": "pretrain", "seconds": 3}, event("pretrain", 2, source=5.0, target=0.0),
-        event("pretrain", 4, source=4.0, target=0.0), event("pretrain", 2, source=5.0, target=0.0),
-        event("iteration-01", 4, source=2.0, domain=0.0), event("supervised", 4, source=9.0),
-    ]  # fmt: skip
-    found, begins = training_curves(events)
-    assert found == {"source": ([2, 4, 8], [5.0, 4.0, 2.0]), "lr": ([2, 4, 8], [0.1] * 3)}
-    assert begins == [4]
-    many = [event("pretrain", step, source=1.0) for step in range(1, 1002)]
-    assert 300 < len(training_curves(many)[0]["source"][0]) <= 400
-
-
-def test_times__the_last_making_counts() -> None:
-    seconds = {"ingest/source": 1, "pretrain/train": 50, "iteration-01/train": 25,
-               "supervised/train": 5, "pretrain/extract": 2}  # fmt: skip
-    made_twice = {"stage": "pretrain/train", "seconds": 100}
-    journal = [made_twice, *({"stage": name, "seconds": s} for name, s in seconds.items())]
-    assert times(journal) == [
-        ("training", 75), ("the supervised bound", 5), ("features of the target", 2),
-        ("reading the images", 1),
-    ]  # fmt: skip
-    assert [duration(s) for s in (3.21, 61, 3725)] == ["3.2 s", "1 min 01 s", "1 h 02 min"]
-
-
-def test_interval__is_over_people_and_not_over_queries() -> None:
+def test_interval__is_over_people_and_not_over_queries():
     rng = np.random.default_rng(0)
     people = np.repeat(np.arange(20), 50)
     good = np.repeat(rng.random(20) < 0.5, 50).astype(float)  # a person's queries all do as well
@@ -279,16 +236,7 @@ def test_interval__is_over_people_and_not_over_queries() -> None:
     assert interval(np.ones(6), np.array([1, 1, 2, 2, 3, 3]), seed=0) == (1.0, 1.0)
 
 
-def test_choose_queries__the_worst_of_different_people() -> None:
-    ap = np.array([0.1, 0.11, np.nan, 0.2, 0.9, 0.5, 0.6, 0.7, 0.8, 0.4])
-    pids = np.array([1, 1, 2, 3, 4, 5, 6, 7, 8, 9])
-    worst, typical = choose_queries(ap, pids)
-    assert worst == [0, 3, 9, 5, 6]
-    assert 2 not in typical and not set(worst) & set(typical) and len(set(typical)) == len(typical)
-    assert choose_queries(ap[:1], pids[:1]) == ([0], [])
-
-
-def test_rank_lists__are_those_of_the_scores(whole: RunFolder) -> None:
+def test_rank_lists__are_those_of_the_scores(whole):
     model = iteration_stage(1)
     found = retrieval(whole, read_facts(whole).config, model)
     about = columns(whole, feature_files(whole, model), ("split", "pid", "camid", "path"))
@@ -317,7 +265,7 @@ def test_rank_lists__are_those_of_the_scores(whole: RunFolder) -> None:
     assert low <= scored.map <= high and "rank1_gain" in found.intervals
 
 
-def test_clusters__purity_by_counting(whole: RunFolder) -> None:
+def test_clusters__purity_by_counting(whole):
     found = clusters(whole, read_facts(whole))
     pids = columns(whole, "images/target.parquet", ["pid"])["pid"]
     name = "pseudo_label"

@@ -1,5 +1,7 @@
 """Errors that would come again end a run, with a remedy that fits."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -12,30 +14,30 @@ from pipelines.workers.retries import cause_of, final
 MISSING = ModuleNotFoundError("No module named 'cluster.soft_labels'")
 
 
-def given_up(failure: Exception) -> RuntimeError:
+def given_up(failure):
     """As Ray Train raises it, once a group has failed too often."""
     error = RuntimeError("Worker group failed")
-    error.worker_failures = {0: failure}  # type: ignore[attr-defined]
+    error.worker_failures = {0: failure}
     return error
 
 
-@pytest.mark.parametrize("error", [MISSING, ImportError("numpy.core failed to import")])
-def test_what_can_not_be_imported__is_final(error: ImportError) -> None:
-    found = final(error)
-    assert isinstance(found, ClusterError)
-    assert str(error) in str(found) and "install the same daal-reid" in str(found)
-
-
-def test_a_gpu_that_torch_was_not_built_for__is_final() -> None:
-    found = final(RuntimeError("CUDA error: no kernel image is available for execution on the ..."))
-    assert "was built without" in str(found)
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MISSING, "install the same daal-reid"),
+        (ImportError("numpy.core failed to import"), "numpy.core failed.*install the same"),
+        (RuntimeError("CUDA error: no kernel image is available for exec..."), "was built without"),
+    ],
+)
+def test_what_would_come_again__is_final(error, says):
+    assert re.search(says, str(final(error)))
 
 
 @pytest.mark.parametrize(
     "full",
     [torch.OutOfMemoryError("CUDA full.\nTried"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")],
 )
-def test_a_full_gpu__in_a_job_or_a_task(full: Exception) -> None:
+def test_a_full_gpu__in_a_job_or_a_task(full):
     assert "double accumulate" in str(final(full))
     with pytest.raises(ClusterError, match=r"GPU's memory ran out \(C[^\n]*use_gpu=false"):
         with ray_errors("the same command continues it."):
@@ -62,17 +64,13 @@ def test_what_may_pass__is_tried_again() -> None:
     [MISSING, RayTaskError("serve", f"Traceback ...\nModuleNotFoundError: {MISSING}", MISSING),
      RuntimeError(f"Traceback ...\nModuleNotFoundError: {MISSING}\n\nThe above ...")],
 )  # fmt: skip
-def test_a_group_that_could_not_import__is_not_told_to_try_again(failure: Exception) -> None:
+def test_a_group_that_could_not_import__is_not_told_to_try_again(failure):
     said = str(cause_of(given_up(failure)))
     assert "No module named 'cluster.soft_labels'" in said and "install the same daal-reid" in said
     assert "same command" not in said
 
 
-def test_a_group_lost_for_another_reason__is() -> None:
-    assert "the same command continues" in str(cause_of(given_up(RuntimeError("node died"))))
-
-
-def test_errors_of_tasks__keep_their_kind() -> None:
+def test_errors_of_tasks__keep_their_kind():
     """Ray's wrapper of a task's error is both its own and the task's kind."""
     for cause, kind in ((MISSING, ClusterError), (DataError("no query."), DataError)):
         wrapped = RayTaskError("evaluate", "Traceback ...", cause).as_instanceof_cause()
@@ -88,8 +86,9 @@ def test_errors_of_tasks__keep_their_kind() -> None:
     ("failure", "says"),
     [
         ("Gloo connectFullMesh failed with [..] connect [127.0.1.1]:34567", "GLOO_SOCKET_IFNAME"),
+        ("node died", "the same command continues"),
         ("ProcessGroupNCCL is only supported with GPUs, no GPUs found!", "daal doctor"),
     ],
 )
-def test_failures_whose_cause_is_known(failure: str, says: str) -> None:
+def test_failures_whose_cause_is_known(failure, says):
     assert says in str(cause_of(given_up(RuntimeError(failure))))

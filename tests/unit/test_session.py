@@ -1,45 +1,62 @@
-"""What a session finds around it: variables, the token's place, versions, CPUs."""
+"""What a session finds around it: the cluster's address, variables, the token's place, CPUs."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import joblib
 import pytest
+from programs import python
 
 from daal.available_cpus import available_cpus
 from daal.config import RayConfig
+from daal.errors import ClusterError
 from pipelines.workers import session
-from pipelines.workers.ray_environment import ALWAYS, OWN_RAY, worker_variables
-from pipelines.workers.session import reason
+from pipelines.workers.cluster_address import cluster_address
+from pipelines.workers.ray_environment import ALWAYS, OWN_RAY, set_for_session, worker_variables
+
+
+@pytest.mark.parametrize(
+    "given, address",
+    [("", None), ("local", None), (" ", None), ("auto", "auto"), ("10.0.0.1:6379", "10.0.0.1:6379"),
+     ("[fe80::1]:6379", "[fe80::1]:6379"), (" head:6379\n", "head:6379")],
+)  # fmt: skip
+def test_addresses(given, address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    assert cluster_address() == address
+    # A Ray of one's own is started with its own variables, and no other is.
+    for name in OWN_RAY:
+        monkeypatch.delenv(name, raising=False)
+    with set_for_session():
+        assert ("RAY_worker_niceness" in os.environ) == (address is None)
+
+
+@pytest.mark.parametrize(
+    "given, why",
+    [("ray://head:10001", r"no address that a run can join.*RAY_ADDRESS=auto.*daal submit"),
+     ("localhost", r"has no port; give HOST:PORT.*localhost:6379"),
+     ("10.0.0.1:", r"has no port.*10\.0\.0\.1:6379")],
+)  # fmt: skip
+def test_addresses_that_a_run_can_t_join_by(given, why, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    with pytest.raises(ClusterError, match=why):
+        cluster_address()
+
 
 ROOT = Path(__file__).parents[2]
-MISMATCH = """Version mismatch: The cluster was started with:
-    Ray: 2.50.0
-    Python: 3.12.1
-This process on 127.0.0.1 was started with:
-    Ray: 2.60.0
-    Python: 3.11.7
-"""
 
 
-def test_importing_pipelines_sets_no_variable() -> None:
+def test_importing_pipelines_sets_no_variable():
     code = (
         "import os, pipelines.report.page, pipelines.workers.session, pipelines.adapt\n"
         "from pipelines.workers.ray_environment import ALWAYS, OWN_RAY\n"
         "print({*ALWAYS, *OWN_RAY} & {*os.environ})"
     )
     kept = {name: value for name, value in os.environ.items() if name not in {*ALWAYS, *OWN_RAY}}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=kept, capture_output=True, text=True
-    )
+    done = python("-c", code, cwd=ROOT, env=kept)
     assert done.stdout == "set()\n", done.stderr
 
 
-def test_a_relative_place_of_the_token__is_of_the_users_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_place_of_the_token__is_of_the_users_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "secrets/token")
@@ -52,7 +69,7 @@ def test_a_relative_place_of_the_token__is_of_the_users_folder(
     assert given == [str(tmp_path / "secrets/token")] and Path(given[0]).is_file()
 
 
-def test_variables_of_workers__as_the_user_has_set_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_workers__as_the_user_has_set_them(monkeypatch):
     for name in worker_variables(deterministic=True):
         monkeypatch.delenv(name, raising=False)
     assert worker_variables(deterministic=False)["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_BF16"
@@ -62,14 +79,7 @@ def test_variables_of_workers__as_the_user_has_set_them(monkeypatch: pytest.Monk
     assert worker_variables(deterministic=True)["NCCL_ALGO"] == "Tree"
 
 
-def test_other_versions__in_one_line() -> None:
-    said = reason(RuntimeError(MISMATCH))
-    assert "\n" not in said and "RAY_AUTH" not in said
-    assert "Ray: 2.50.0" in said and "Python: 3.11.7" in said
-    assert "RAY_ADDRESS" in reason(RuntimeError("first\n    second"))
-
-
-def test_cpus__those_of_the_affinity_and_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpus__those_of_the_affinity_and_of_slurm(monkeypatch):
     monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
     before = os.sched_getaffinity(0)
     monkeypatch.setattr(os, "cpu_count", lambda: 128)  # what a big shared node has

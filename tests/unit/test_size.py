@@ -1,22 +1,15 @@
 """What a run needs: arithmetic by hand, and one real step."""
 
-from pathlib import Path
+from tiny_run import changed
 
-from daal.config import Config
-from daal.load_config import apply_overrides, check_config
 from daal.nn.network import DaalNetwork
 from pipelines.tools.size import StepSize, size_of, step_size
 
 STEP = StepSize(num_parameters=1000, num_features=16, bytes_per_image=1_000_000)
 
 
-def changed(config: Config, *settings: str) -> Config:
-    return check_config(apply_overrides(config.model_dump(), settings))
-
-
-def test_by_hand(tiny_config: Config, tiny_world: Path) -> None:
-    config = changed(tiny_config, "iterations=3", "adapt.batch_source=8", "adapt.batch_target=8",
-                     "pretrain.batch_source=16")  # fmt: skip
+def test_by_hand(tiny_config, tiny_world):
+    config = changed(tiny_config, "iterations=3")
     found = size_of(config, STEP)
     files = {domain: list((tiny_world / domain).rglob("*.jpg")) for domain in ("source", "target")}
     train = {d: [f for f in files[d] if "train" in str(f)] for d in files}
@@ -40,7 +33,7 @@ def test_by_hand(tiny_config: Config, tiny_world: Path) -> None:
     assert size_of(alone, STEP).num_source == 0
 
 
-def test_a_real_step(tiny_config: Config) -> None:
+def test_a_real_step(tiny_config):
     config = changed(tiny_config, "input.height=64", "input.width=32")
     found = step_size(config)
     network = DaalNetwork(config.network, 512, 512, True)

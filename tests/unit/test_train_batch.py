@@ -1,23 +1,19 @@
 """What a step takes: drawn and looked up on the host, computed on the device."""
 
-import threading
-
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from cluster.soft_labels import hard_label_weights, lsr_weights, soft_label_weights
 from daal.config import Config
-from pipelines.images.prefetch import ahead
 from pipelines.images.stream import FedBatch
-from pipelines.training.train_batch import BatchMaker, HostBatch, Labels
+from pipelines.training.train_batch import BatchMaker, Labels
 
 CPU = torch.device("cpu")
 SIZE = (64, 32)
 
 
-def labels(stripes: int = 0) -> Labels:
+def labels(stripes=0):
     draw = np.random.default_rng(0)
     return Labels(
         np.arange(9) % 3,
@@ -29,38 +25,37 @@ def labels(stripes: int = 0) -> Labels:
     )
 
 
-def config(**soft_labels: object) -> Config:
+def config(**soft_labels):
     return Config.model_validate({
         "input": {"height": SIZE[0], "width": SIZE[1]}, "soft_labels": soft_labels,
     })  # fmt: skip
 
 
-def fed(source: int = 4, target: int = 6, step: int = 2) -> FedBatch:
+def fed(source=4, target=6, step=2):
     draw = np.random.default_rng(step)
     images = torch.from_numpy(draw.integers(0, 256, (source + target, *SIZE, 3), np.uint8))
     return FedBatch(step, images, np.arange(source), np.arange(target) + 10)
 
 
 @pytest.mark.parametrize("kind", ["soft", "soft-literal", "hard", "lsr"])
-def test_labels_of_each_kind(kind: str) -> None:
+def test_labels_of_each_kind(kind):
     known, settings = labels(stripes=2), config(target_labels=kind)
     maker = BatchMaker(known, settings, 1, CPU)
     made = maker.on_host(fed(), epoch=0)
     assert (made.features_TC is None) == (kind in ("hard", "lsr"))
     batch = maker.on_device(made)
     assert batch.source_labels_S.tolist() == [0, 1, 2, 0]
-    assert batch.target_labels_T is not None and batch.stripe_labels_TS is not None
     assert batch.target_labels_T.tolist() == [2, 3, 0, 1, 2, 3]
-    assert np.array_equal(batch.stripe_labels_TS, known.stripe_labels_NS[10:16])  # type: ignore[index]
-    pseudo_labels = torch.from_numpy(known.pseudo_labels_N)[10:16]  # type: ignore[arg-type]
+    assert np.array_equal(batch.stripe_labels_TS, known.stripe_labels_NS[10:16])
+    pseudo_labels = torch.from_numpy(known.pseudo_labels_N)[10:16]
     if kind == "hard":
         expected = hard_label_weights(pseudo_labels, 4)
     elif kind == "lsr":
         expected = lsr_weights(pseudo_labels, 4)
     else:
         expected = soft_label_weights(
-            torch.from_numpy(known.features_NC)[10:16],  # type: ignore[arg-type]
-            torch.from_numpy(known.centroids_KC),  # type: ignore[arg-type]
+            torch.from_numpy(known.features_NC)[10:16],
+            torch.from_numpy(known.centroids_KC),
             pseudo_labels,
             epsilon=settings.soft_labels.epsilon,
             form="literal" if kind == "soft-literal" else "normalized",
@@ -69,14 +64,7 @@ def test_labels_of_each_kind(kind: str) -> None:
     np.testing.assert_array_equal(batch.target_weights_TK, expected)
 
 
-def test_pretraining_has_no_clusters() -> None:
-    maker = BatchMaker(Labels(np.arange(9), 9), config(), 0, CPU)
-    batch = maker.on_device(maker.on_host(fed(target=0), epoch=0))
-    assert batch.target_weights_TK is batch.target_labels_T is batch.stripe_labels_TS is None
-    assert batch.num_source == len(batch.images_BCHW) == 4
-
-
-def test_a_sample_is_drawn_by_its_row_domain_and_time_not_by_its_part() -> None:
+def test_a_sample_is_drawn_by_its_row_domain_and_time_not_by_its_part():
     maker = BatchMaker(labels(), config(), 1, CPU)
     whole, again = maker.on_host(fed(), epoch=0), maker.on_host(fed(), epoch=1)
     parts = [maker.on_host(fed().part(at, 2), epoch=0).table_BX for at in range(2)]
@@ -84,28 +72,3 @@ def test_a_sample_is_drawn_by_its_row_domain_and_time_not_by_its_part() -> None:
     assert torch.cat(source_and_target).equal(whole.table_BX)
     assert not again.table_BX.equal(whole.table_BX)
     assert len(whole.table_BX.unique(dim=0)) == len(whole.table_BX)
-
-
-@pytest.mark.parametrize("num_parts", [1, 2])
-def test_for_a_gpu__all_is_pinned_by_the_thread_that_runs_ahead(
-    num_parts: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From other memory a copy waits for the GPU's queue, and so would each step."""
-    pinned: dict[int, int] = {}
-
-    def pin(tensor: Tensor) -> Tensor:
-        copy = tensor.clone()
-        pinned[copy.data_ptr()] = threading.get_ident()
-        return copy
-
-    monkeypatch.setattr(Tensor, "pin_memory", pin)
-    maker = BatchMaker(Labels(np.arange(9), 9), config(), 0, torch.device("cuda"))
-    steps = (fed(target=0, step=step) for step in range(3))
-    parts = (
-        maker.on_host(part.part(at, num_parts), 0) for part in steps for at in range(num_parts)
-    )
-    made: list[HostBatch] = list(ahead(parts, 2))
-    tensors = [tensor for part in made for tensor in part if tensor is not None]
-    assert len(tensors) == 3 * 3 * num_parts
-    threads = {pinned[tensor.data_ptr()] for tensor in tensors}
-    assert len(threads) == 1 and threading.get_ident() not in threads

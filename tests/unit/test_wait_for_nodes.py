@@ -1,6 +1,5 @@
 """How long a run waits for nodes, and for which, on clusters that aren't here."""
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -20,38 +19,38 @@ class Cluster:
     It says nothing in its first `silent` seconds, and starts what it has of what is asked for.
     """
 
-    def __init__(self, has: int, starts: int | None, seconds: float, silent: float = 0.0) -> None:
+    def __init__(self, has, starts, seconds, silent=0.0):
         self.has, self.starts, self.seconds, self.silent = has, starts, seconds, silent
         self.now, self.asked_at, self.started = 0.0, float("inf"), 0
-        self.asked: list[int] = []  # workers with GPUs
+        self.asked = []  # workers with GPUs
 
-    def nodes(self) -> list[Node]:
+    def nodes(self):
         there = self.now - self.asked_at >= self.seconds
         return [HEAD] + [GPU_NODE] * (self.has + self.started * there)
 
-    def ask(self, bundles: list[dict[str, float]]) -> None:
+    def ask(self, bundles):
         gpus = sum("GPU" in bundle for bundle in bundles)
         self.asked.append(gpus)
         if gpus > self.has and self.starts:
             self.started, self.asked_at = min(self.starts, gpus - self.has), self.now
 
-    def report(self) -> AutoscalerReport:
+    def report(self):
         types = ["node_1f3"] if self.starts is None else ["head"]
         coming = 5 < self.now - self.asked_at < self.seconds
         return AutoscalerReport(types if self.now >= self.silent else [], coming)
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Cluster]]:
+def made(monkeypatch):
     """The cluster that is put in here is joined."""
-    some: list[Cluster] = []
+    some = []
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(module, "cluster_nodes", lambda: some[0].nodes())
     monkeypatch.setattr("pipelines.workers.resources.cluster_nodes", lambda: some[0].nodes())
     monkeypatch.setattr(module, "autoscaler_report", lambda: some[0].report())
     monkeypatch.setattr(module, "request_resources", lambda bundles: some[0].ask(bundles))
 
-    def sleep(seconds: float) -> None:
+    def sleep(seconds):
         some[0].now += seconds
 
     clock = SimpleNamespace(monotonic=lambda: some[0].now, sleep=sleep)
@@ -80,15 +79,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Cluster]]:
     ],
 )
 def test_auto__waits_for_gpus_where_nodes_with_some_are_started(
-    cluster: Cluster,
-    config: dict[str, int],
-    workers: int,
-    on_gpu: bool,
-    asked: list[int],
-    waited: float,
-    made: list[Cluster],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    cluster, config, workers, on_gpu, asked, waited, made, capsys
+):
     made.append(cluster)
     given = RayConfig.model_validate({"cpus_per_worker": 0.5, **config})
     found = place_in_time(given, 64)
@@ -100,9 +92,7 @@ def test_auto__waits_for_gpus_where_nodes_with_some_are_started(
     assert ("so the run takes CPUs" in said) == (bool(asked) and not on_gpu)
 
 
-def test_too_few_cpus__are_asked_for_until_the_time_is_over(
-    made: list[Cluster], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_few_cpus__are_asked_for_until_the_time_is_over(made, capsys):
     made.append(Cluster(0, None, 0))
     with pytest.raises(ClusterError, match="has 8 CPUs, but the run needs 34"):
         place_in_time(RayConfig(num_workers=32, wait_minutes=1))

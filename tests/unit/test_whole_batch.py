@@ -1,10 +1,8 @@
 """Losses over all workers' images: the gradient of one worker that has them all."""
 
-from pathlib import Path
-
 import torch
 from several_workers import found_by_workers
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from daal.losses import triplet_loss
@@ -15,25 +13,25 @@ LABELS = torch.arange(12) // 4
 IMAGES = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
 
 
-def layer() -> nn.Module:
+def layer():
     torch.manual_seed(1)
     return nn.Linear(5, 4)
 
 
-def found_by(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def found_by(model, images, labels):
     features = whole_batch(model(images))
     loss = triplet_loss(features, whole_batch(labels))
     loss.backward()
     gradients = {name: p.grad for name, p in getattr(model, "module", model).named_parameters()}
-    return {"features": features.detach(), "loss": loss.detach(), **gradients}  # type: ignore[dict-item]
+    return {"features": features.detach(), "loss": loss.detach(), **gradients}
 
 
-def worker(rank: int) -> dict[str, Tensor]:
+def worker(rank):
     mine = slice(rank, None, NUM_WORKERS)
     return found_by(DistributedDataParallel(layer()), IMAGES[mine], LABELS[mine])
 
 
-def test_every_worker_has_the_batch_in_its_order__and_the_gradient_of_one(tmp_path: Path) -> None:
+def test_every_worker_has_the_batch_in_its_order__and_the_gradient_of_one(tmp_path):
     expected = found_by(layer(), IMAGES, LABELS)
     assert float(expected["weight"].abs().max()) > 0.01
     for found in found_by_workers(worker, NUM_WORKERS, tmp_path):

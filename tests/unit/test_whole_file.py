@@ -1,7 +1,6 @@
 """Files that commands write: whole, or as they were."""
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -11,11 +10,8 @@ from daal.whole_file import write_whole
 
 @pytest.mark.parametrize("error, told", [(KeyboardInterrupt, KeyboardInterrupt),
                                          (OSError, StorageError)])  # fmt: skip
-def test_an_interrupted_write_leaves_the_old_file(
-    error: type[BaseException], told: type[BaseException], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    def fail(descriptor: int) -> None:
+def test_an_interrupted_write_leaves_the_old_file(error, told, tmp_path, monkeypatch):
+    def fail(descriptor):
         raise error
 
     out = tmp_path / "labels.parquet"
@@ -27,7 +23,7 @@ def test_an_interrupted_write_leaves_the_old_file(
     assert out.read_bytes() == b"old"
 
 
-def test_through_a_link(tmp_path: Path) -> None:
+def test_through_a_link(tmp_path):
     (tmp_path / "there").mkdir()
     link = tmp_path / "labels.parquet"
     link.symlink_to(tmp_path / "there" / "labels.parquet")

@@ -28,16 +28,12 @@ def camera_ranking(features, camids):
     sq, _ = ranking(features)
     samples = range(len(camids))
     own = [
-        sorted(
-            (j for j in samples if camids[j] == camids[i]),
-            key=lambda j: (j != i, sq[i, j], j),
-        )
+        sorted((j for j in samples if camids[j] == camids[i]), key=lambda j: (j != i, sq[i, j], j))
         for i in samples
     ]
     others = [
         sorted(
-            (j for j in samples if camids[j] != camids[i]),
-            key=lambda j: (sq[i, j], camids[j], j),
+            (j for j in samples if camids[j] != camids[i]), key=lambda j: (sq[i, j], camids[j], j)
         )
         for i in samples
     ]

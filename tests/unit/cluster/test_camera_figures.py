@@ -7,12 +7,12 @@ import pytest
 from scipy.sparse import csr_array
 
 from cluster.camera_figures import CameraFigures, camera_figures
-from cluster.estimate import PseudoLabels, estimate_pseudo_labels
+from cluster.estimate import estimate_pseudo_labels
 from cluster.quality import cluster_quality, graph_silhouette
 from daal.config import ClusterConfig
 
 
-def test_figures_by_hand() -> None:
+def test_figures_by_hand():
     # Clusters: three images of camera 0; two of cameras 0 and 1; one image alone; an outlier.
     labels = np.array([0, 0, 0, 1, 1, 2, -1])
     camids = np.array([0, 0, 0, 0, 1, 1, 1])
@@ -29,7 +29,7 @@ def test_figures_by_hand() -> None:
     assert cluster_quality(labels, pids, camids).one_camera_share == 1 / 2
 
 
-def test_chances_are_the_means_of_random_clusters() -> None:
+def test_chances_are_the_means_of_random_clusters():
     rng = np.random.default_rng(0)
     camids = rng.choice(4, 90, p=[0.6, 0.2, 0.1, 0.1])
     labels = np.repeat(np.arange(-1, 29), 3)
@@ -51,17 +51,17 @@ def test_chances_are_the_means_of_random_clusters() -> None:
     ],
     ids=["one camera", "unknown", "one that is known", "outliers", "no pair"],
 )
-def test_nothing_is_said_where_there_is_nothing_to_say(labels: list, camids: list) -> None:
+def test_nothing_is_said_where_there_is_nothing_to_say(labels, camids):
     assert camera_figures(np.array(labels), np.array(camids)) == CameraFigures()
 
 
-def test_images_of_unknown_cameras_count_nowhere() -> None:
+def test_images_of_unknown_cameras_count_nowhere():
     labels, camids = np.array([0, 0, 1, 1, 0, 1]), np.array([0, 1, 1, 1, -1, -1])
     found = camera_figures(labels, camids)
     assert astuple(found) == astuple(camera_figures(labels[:4], camids[:4]))
 
 
-def test_silhouette_across_cameras_by_hand() -> None:
+def test_silhouette_across_cameras_by_hand():
     dense = np.zeros((5, 5))
     for i, j, distance in ((0, 1, 0.1), (0, 2, 0.2), (1, 2, 0.4), (3, 4, 0.1), (2, 3, 0.8)):
         dense[i, j] = dense[j, i] = distance
@@ -72,7 +72,7 @@ def test_silhouette_across_cameras_by_hand() -> None:
     assert graph_silhouette(csr_array(dense), labels, 1.0, camids) == pytest.approx(expected)
 
 
-def drawn(camera: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def drawn(camera):
     """Features of 60 people by 4 cameras, three images by each, pids and camids; `camera`: how
     large a camera's offset and its share in each person's look are."""
     rng = np.random.default_rng(0)
@@ -83,13 +83,13 @@ def drawn(camera: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return features, pids, camids
 
 
-def labelled(camera: float) -> tuple[PseudoLabels, CameraFigures]:
+def labelled(camera):
     features, pids, camids = drawn(camera)
     found = estimate_pseudo_labels(features, ClusterConfig(k1=15, k2=4, eps=0.5), camids_N=camids)
     return found, camera_figures(found.labels, camids, pids)
 
 
-def test_clusters_that_follow_cameras_raise_the_silhouette__not_the_one_across_cameras() -> None:
+def test_clusters_that_follow_cameras_raise_the_silhouette__not_the_one_across_cameras():
     (good, by_person), (mixed, _), (worst, by_camera) = map(labelled, (0.5, 0.8, 3))
     assert by_person.one_camera_share == 0 and by_camera.one_camera_share > 0.95
     assert by_camera.one_camera_chance < 0.01
@@ -102,7 +102,7 @@ def test_clusters_that_follow_cameras_raise_the_silhouette__not_the_one_across_c
     assert mixed.cross_camera_silhouette > worst.cross_camera_silhouette
 
 
-def test_cameras_change_no_label_and_may_be_unknown() -> None:
+def test_cameras_change_no_label_and_may_be_unknown():
     features, _, camids = drawn(1)
     config = ClusterConfig(k1=15, k2=4, q=8)
     without = estimate_pseudo_labels(features, config)

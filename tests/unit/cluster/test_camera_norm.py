@@ -9,7 +9,7 @@ from cluster.quality import agreement
 from daal.config import ClusterConfig
 
 
-def test_every_camera_has_mean_0_and_spread_1_in_every_channel() -> None:
+def test_every_camera_has_mean_0_and_spread_1_in_every_channel():
     rng = np.random.default_rng(0)
     camids = rng.integers(0, 3, 300)
     features = rng.standard_normal((300, 8)) * (1 + camids[:, None]) + 5 * camids[:, None]
@@ -22,7 +22,7 @@ def test_every_camera_has_mean_0_and_spread_1_in_every_channel() -> None:
         np.testing.assert_allclose(some.std(0), 1, atol=1e-4)
 
 
-def test_rare_cameras_use_all_images_and_unusable_rows_are_left_alone() -> None:
+def test_rare_cameras_use_all_images_and_unusable_rows_are_left_alone():
     rng = np.random.default_rng(1)
     features = rng.standard_normal((60, 4)).astype(np.float32)
     features[3] = np.nan
@@ -38,7 +38,7 @@ def test_rare_cameras_use_all_images_and_unusable_rows_are_left_alone() -> None:
     assert np.isnan(standardised_by_camera(np.full((2, 3), np.nan), np.zeros(2, int))).all()
 
 
-def test_clusters_no_longer_follow_cameras() -> None:
+def test_clusters_no_longer_follow_cameras():
     features = reference.drawn(400, 24, 20, seed=3, noise=0.3)
     pids = estimate_pseudo_labels(features, ClusterConfig(k1=10, k2=3, p=0.02)).labels
     rng = np.random.default_rng(0)

@@ -2,11 +2,10 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from programs import python
 
 ROOT = Path(__file__).parents[3]
 LOOP = """
@@ -21,7 +20,7 @@ print(twice(21), compiled_code_folder())
 
 
 @pytest.fixture
-def read_only(tmp_path: Path) -> Path:
+def read_only(tmp_path):
     """A copy of the code where no __pycache__ can be made, also by root."""
     for package in ("daal", "cluster"):
         shutil.copytree(
@@ -32,25 +31,20 @@ def read_only(tmp_path: Path) -> Path:
     return tmp_path / "code"
 
 
-def run(code: Path, scratch: Path) -> tuple[str, str]:
+def run(code, scratch):
     nowhere = str(code / "cluster/__pycache__/home")
     environment = os.environ | {
         "HOME": nowhere, "XDG_CACHE_HOME": nowhere, "PYTHONPATH": str(code),
         "TMPDIR": str(scratch), "PYTHONDONTWRITEBYTECODE": "1",
     }  # fmt: skip
     environment.pop("NUMBA_CACHE_DIR", None)
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "cluster.loop"], cwd=scratch, env=environment,
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = python("-P", "-m", "cluster.loop", cwd=scratch, env=environment)
     assert done.returncode == 0, done.stderr
     answer, _, folder = done.stdout.strip().partition(" ")
     return answer, folder
 
 
-def test_no_home_and_read_only_code__a_private_temporary_folder(
-    read_only: Path, tmp_path: Path
-) -> None:
+def test_no_home_and_read_only_code__a_private_temporary_folder(read_only, tmp_path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     answer, folder = run(read_only, scratch)
@@ -60,7 +54,7 @@ def test_no_home_and_read_only_code__a_private_temporary_folder(
     assert list(Path(folder).glob("*.nbi"))
 
 
-def test_a_folder_that_others_may_write__is_not_used(read_only: Path, tmp_path: Path) -> None:
+def test_a_folder_that_others_may_write__is_not_used(read_only, tmp_path):
     kept = tmp_path / "scratch" / f"daal-compiled-{os.getuid()}"
     kept.mkdir(parents=True)
     kept.chmod(0o777)

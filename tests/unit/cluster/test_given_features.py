@@ -26,7 +26,7 @@ FEATURES = reference.drawn(120, 16, 10, seed=1, noise=0.1)
     ],
     ids=["lists", "list of tensors", "with gradient", "bf16", "half", "strided"],
 )
-def test_forms_of_features(given) -> None:
+def test_forms_of_features(given):
     expected = estimate_pseudo_labels(FEATURES, CONFIG)
     assert np.array_equal(estimate_pseudo_labels(given, CONFIG).labels, expected.labels)
 
@@ -43,18 +43,18 @@ def test_forms_of_features(given) -> None:
     ],
     ids=["maps", "one row", "ragged", "words", "complex", "nothing"],
 )
-def test_what_is_no_matrix_of_numbers_is_told_in_a_sentence(given, said: str) -> None:
+def test_what_is_no_matrix_of_numbers_is_told_in_a_sentence(given, said):
     with pytest.raises(LabelError, match=said):
         number_matrix(given)
 
 
-def test_cameras_of_other_images_are_refused() -> None:
+def test_cameras_of_other_images_are_refused():
     with pytest.raises(ConfigError, match=r"camids of shape \(3,\) for 120 features"):
         estimate_pseudo_labels(FEATURES, CONFIG, camids_N=[1, 2, 3])
 
 
 @pytest.mark.parametrize("name", ["camera_norm", "camera_aware"])
-def test_an_unknown_camera_is_refused_where_cameras_are_needed(name: str) -> None:
+def test_an_unknown_camera_is_refused_where_cameras_are_needed(name):
     config = CONFIG.model_copy(update={name: True})
     camids = np.arange(120) % 2
     camids[7] = -1

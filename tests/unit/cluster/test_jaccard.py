@@ -10,14 +10,10 @@ from support import CPU_BACKENDS, dense, lattice, same_bits
 
 from cluster.arrays import ONE
 from cluster.dbscan import dbscan
-from cluster.encoding import Reciprocity, encode
 from cluster.eps import estimate_eps
 from cluster.jaccard import jaccard_distance
 from cluster.near_pairs import inverted_index
-from cluster.neighbours import nearest_neighbours
-from cluster.pairs import NUM_BINS, Pairs, pairs_below, symmetric
-from cluster.refine import Search, fixed_point_scale
-from cluster.run import Threads, blocks_for, row_blocks
+from cluster.pairs import pairs_below
 
 
 @pytest.mark.parametrize(
@@ -111,32 +107,3 @@ def test_samples_that_share_a_rough_sum_are_told_apart(max_distance):
         row = found[[i - start]]
         assert np.array_equal(row.indices, near)
         assert np.array_equal(row.data, distance[near])
-
-
-def pairs_of(runner, features, num_blocks):
-    counts = Reciprocity.of(20, "zhong")
-    search, blocks = Search(21, fixed_point_scale(features)), row_blocks(200, num_blocks)
-    neighbours = nearest_neighbours(runner, features, search, row_blocks(len(features), 2))
-    encodings, order = encode(runner, features, search.scale, neighbours, counts, 6, blocks)
-    return Pairs.of(runner, encodings, order, blocks)
-
-
-@pytest.mark.parametrize("every", [1, 2, 7, 199, 1000])
-@pytest.mark.parametrize("num_blocks", [1, 3, 17])
-def test_histogram_counts_the_distances_of_some_rows(runner, every, num_blocks):
-    pairs = pairs_of(runner, reference.drawn(200, 16, 12, seed=10, num_copies=4), num_blocks)
-    upper = pairs.jaccard_below(1.0)
-    assert upper.nnz == (dense(symmetric(upper))[np.triu_indices(200, 1)] < 1).sum()
-    some = upper[::every]
-    num_zero, counts = pairs.jaccard_histogram(every)
-    assert num_zero == (some.data <= 1e-6).sum()
-    expected = np.histogram(some.data[some.data > 1e-6], NUM_BINS, (0, 1))[0]
-    assert np.array_equal(counts, expected)
-
-
-@pytest.mark.parametrize(
-    ("num_samples", "num_workers", "expected"),
-    [(1, 8, 1), (255, 8, 1), (1024, 8, 4), (13_000, 2, 8), (1_000_000, 2, 16), (10**6, 32, 128)],
-)
-def test_default_blocks_keep_workers_busy_and_are_not_tiny(num_samples, num_workers, expected):
-    assert len(blocks_for(Threads(num_workers), num_samples)) == expected

@@ -59,7 +59,7 @@ def test_nothing_but_outliers():
     assert cluster_quality(np.full(2, -1), np.array([-1, -1])).ari is None
 
 
-def test_agreement_counts_outliers_as_clusters_of_their_own() -> None:
+def test_agreement_counts_outliers_as_clusters_of_their_own():
     labels = np.array([0, 0, 1, 1, -1, -1])
     assert agreement(labels, np.array([5, 5, 2, 2, -1, -1])) == pytest.approx(1)
     assert agreement(labels, np.array([0, 0, 1, 1, 2, 2])) < 1
@@ -67,7 +67,7 @@ def test_agreement_counts_outliers_as_clusters_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_graph_silhouette_equals_sklearn_on_the_dense_matrix(seed: int) -> None:
+def test_graph_silhouette_equals_sklearn_on_the_dense_matrix(seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 4, 40)
     dense = np.where(labels[:, None] == labels, 0.3, 0.8) + 0.3 * rng.random((40, 40))
@@ -80,7 +80,7 @@ def test_graph_silhouette_equals_sklearn_on_the_dense_matrix(seed: int) -> None:
     assert graph_silhouette(csr_array(kept), labels) == pytest.approx(expected)
 
 
-def test_graph_silhouette_leaves_outliers_out_but_not_their_absence() -> None:
+def test_graph_silhouette_leaves_outliers_out_but_not_their_absence():
     distance = csr_array(np.array([[0, 0.2, 0.4], [0.2, 0, 0], [0.4, 0, 0]]))
     # Of the two in the cluster: a = 0.2, and no other cluster is near.
     assert graph_silhouette(distance, np.array([0, 0, -1])) == pytest.approx(0.8)

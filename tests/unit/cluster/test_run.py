@@ -8,7 +8,7 @@ import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 from waiting import wait_until
 
-from cluster.run import FULL, TaskTime, Threads, by_stage, row_blocks
+from cluster.run import FULL, Threads, by_stage
 
 
 def fail(*_):
@@ -94,28 +94,3 @@ def test_blocks_without_memory_are_none_and_a_note():
         assert runner.notes == [FULL]
         with pytest.raises(ValueError, match="broken stage"):
             runner.on_device("block", fail, [(0, 3)])
-
-
-def test_by_stage_counts_time_that_tasks_share_once():
-    times = [
-        TaskTime("b", 5, 6, 0.5),
-        TaskTime("a", 3, 4, 1),  # after a gap
-        TaskTime("a", 0, 2, 1),
-        TaskTime("a", 1, 1.5, 0.25),  # within the first
-        TaskTime("a", 1.5, 2.5, 0.5),  # reaches beyond it
-    ]
-    stages = by_stage(times)
-    assert list(stages) == ["a", "b"]
-    assert (stages["a"].wall, stages["a"].cpu, stages["a"].num_tasks) == (3.5, 2.75, 4)
-    assert (stages["b"].wall, stages["b"].cpu, stages["b"].num_tasks) == (1, 0.5, 1)
-    assert by_stage([]) == {}
-
-
-@pytest.mark.parametrize("num_rows", [1, 2, 7, 100])
-@pytest.mark.parametrize("num_blocks", [1, 2, 3, 17, 1000])
-def test_row_blocks_cover_all_rows_in_order_and_are_nearly_equal(num_rows, num_blocks):
-    blocks = row_blocks(num_rows, num_blocks)
-    assert [row for start, stop in blocks for row in range(start, stop)] == list(range(num_rows))
-    assert len(blocks) == min(num_blocks, num_rows)
-    sizes = {stop - start for start, stop in blocks}
-    assert max(sizes) - min(sizes) <= 1

@@ -110,11 +110,7 @@ def test_an_array_is_uploaded_once_and_let_go_with_it(monkeypatch):
 
 # ---- All of it --------------------------------------------------------------------------
 
-CONFIGS = {
-    "zhong": {},
-    "faiss": {"dialect": "faiss"},
-    "cameras": {"camera_aware": True},
-}
+CONFIGS = {"zhong": {}, "faiss": {"dialect": "faiss"}, "cameras": {"camera_aware": True}}
 
 
 def estimated(changes, device, backend="components"):

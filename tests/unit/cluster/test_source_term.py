@@ -12,7 +12,7 @@ from daal.config import ClusterConfig
 from daal.errors import ConfigError
 
 
-def test_source_distance_is_the_formula() -> None:
+def test_source_distance_is_the_formula():
     rng = np.random.default_rng(0)
     target, source = rng.standard_normal((ROWS + 7, 6)), 3 * rng.standard_normal((50, 6))
     target[3] = source[5] / 2  # the same direction as a source image
@@ -25,7 +25,7 @@ def test_source_distance_is_the_formula() -> None:
 
 
 @pytest.mark.parametrize("rule", [{"p": 0.02}, {"eps": 0.6}])
-def test_labels_are_those_of_the_dense_matrix(rule: dict) -> None:
+def test_labels_are_those_of_the_dense_matrix(rule):
     features = reference.drawn(300, 24, 20, seed=4, noise=0.4)
     w = np.random.default_rng(1).random(300).astype(np.float32)
     config = ClusterConfig(k1=10, k2=3, source_weight=0.1, **rule)
@@ -43,6 +43,6 @@ def test_labels_are_those_of_the_dense_matrix(rule: dict) -> None:
     assert found.num_clusters > 5
 
 
-def test_the_distance_to_the_source_must_be_given() -> None:
+def test_the_distance_to_the_source_must_be_given():
     with pytest.raises(ConfigError, match="there is no source here"):
         estimate_pseudo_labels(np.eye(30), ClusterConfig(source_weight=0.1))
