@@ -110,7 +110,7 @@ def test_a_captured_step__is_one_launch(recipe: str, settings: list[str]) -> Non
 
 # Each bug with what is said of it
 
-TO_CHANNELS_FIRST = "normalise(pixels_BHWC.permute(0, 3, 1, 2))"
+TO_CHANNELS_FIRST = "normalise(pixels_BHWC.permute(0, 3, 1, 2), statistics)"
 COUNT = "torch.zeros_like(sums_KC[:, :1]).index_add_(0, labels_T, ones_T1)"
 BUGS: list[tuple[Any, str, str, str, str]] = [
     (ClusterMemory, "update", COUNT, "torch.bincount(labels_T, minlength=len(sums_KC))[:, None]",
@@ -155,7 +155,8 @@ def test_planted_bug__workers_that_tell_each_other_how_many_images_they_have() -
     ("owner", "function", "old", "new"),
     [
         (augment, "augment", TO_CHANNELS_FIRST,
-         "torch.cat([normalise(x_HWC[None].permute(0, 3, 1, 2)) for x_HWC in pixels_BHWC])"),
+         "torch.cat([normalise(x_HWC[None].permute(0, 3, 1, 2), statistics) "
+         "for x_HWC in pixels_BHWC])"),
         (batch_norm.BatchNorm2d, "forward", "return F.batch_norm(",
          "self.num_batches_tracked.add_(self.training); return F.batch_norm("),
     ],
@@ -172,8 +173,8 @@ def test_planted_bug__over_budget(owner: Any, function: str, old: str, new: str)
     [
         (step, "train_step", "optimizer.step()",
          'terms.total.to("cpu", non_blocking=True); optimizer.step()'),
-        (augment, "normalise", "channel_statistics(images_BCHW.device)",
-         "channel_statistics.__wrapped__(images_BCHW.device)"),
+        (augment, "normalise", "channel_statistics(images_BCHW.device, statistics)",
+         "channel_statistics.__wrapped__(images_BCHW.device, statistics)"),
     ],
     ids=["a copy that none waits for", "a constant of the host"],
 )  # fmt: skip

@@ -68,7 +68,7 @@ def test_on_a_cluster_other_machines_have_the_gpus(monkeypatch: pytest.MonkeyPat
         (lambda: checks.check_storage("o", DISK | {"free": 1e9}), "warning", 0, "1.0 GB free"),
         (lambda: checks.check_storage("o", DISK | {"free": 1e6}), "missing", 8, "make room"),
         (lambda: checks.check_storage("o", LATE), "missing", 8, "choose another out="),
-        (lambda: checks.check_weights("imagenet", "/no/r.pth"), "warning", 0, "downloads it"),
+        (lambda: checks.check_weights(None, "/no/r.pth"), "warning", 0, "downloads it"),
         (lambda: checks.check_weights("/no/w.pth", None), "missing", 4, "network.weights"),
     ],
 )  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_line(line: Any, status: str, code: int, said: str) -> None:
 
 
 def test_weights_that_nobody_could_look_for__no_line() -> None:
-    assert list(checks.check_weights("imagenet", None)) == []
+    assert list(checks.check_weights(None, None)) == []
 
 
 def test_packages() -> None:
@@ -99,7 +99,9 @@ def test_a_login_in_the_uri_is_neither_printed_nor_passed_on(
 
     def ask_all(questions: dict[str, Any], tell: Any) -> dict[str, Any]:
         asked.append(questions)
-        return {name: {"version": "1"} for name in ("Ray", "cuML", "faiss")} | {"torch": TORCH}
+        return {name: {"version": "1"} for name in ("Ray", "cuML", "faiss", "timm")} | {
+            "torch": TORCH
+        }
 
     monkeypatch.setattr(checks, "ask_all", ask_all)
     lines = checks.examine(load_config(None, ["out=s3://KEY:hush@bucket/run"]), True, str)
