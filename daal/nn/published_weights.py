@@ -5,6 +5,7 @@ A checkpoint is recognised by its tensors' names, whatever stands before them: `
 
     ResNets               torchvision and timm, MoCo and LUPerson, fast-reid, torchreid, SpCL and
                           Cluster Contrast, MMT, reid-strong-baseline
+    OSNet                 torchreid, and the trackers that take its weights
     vision transformers   timm and DINO, TransReID, TransReID-SSL; Hugging Face's DINOv2 and ViT
 
 Shapes: C channels.
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from daal.errors import CheckpointError
+from daal.nn.backbones.osnet import CHANNELS as OSNETS
 from daal.nn.weights_file import as_float32, largest_state, read_any
 
 Tensors = dict[str, Tensor]
@@ -111,6 +113,18 @@ def _resnet(found: Tensors, path: Path) -> Published:
     return Published(tensors, backbone, "", [n for n in found if n not in tensors], ibn)
 
 
+def _osnet(found: Tensors, path: Path) -> Published:
+    tensors = {n: t for n, t in found.items() if re.match(r"conv[1-5]\.", n)}
+    width = tensors["conv1.conv.weight"].shape[0]
+    names = [name for name, channels in OSNETS.items() if channels[0] == width]
+    if not names:
+        raise CheckpointError(
+            f"{path} holds an OSNet of width {width}, which is not known; give the checkpoint of "
+            "another network."
+        )
+    return Published(tensors, f"osnet:{names[0]}", "", [n for n in found if n not in tensors])
+
+
 # ---- Vision transformers ----------------------------------------------------------------
 
 _WIDTHS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 1536: "giant"}
@@ -176,4 +190,5 @@ KINDS: dict[str, Callable[[Tensors, Path], Published]] = {
     "embeddings.patch_embeddings.projection.weight": _hugging_face,
     "patch_embed.proj.weight": _timm_transformer,
     "layer1.0.conv1.weight": _resnet,
+    "conv2.0.conv2a.conv1.weight": _osnet,
 }

@@ -16,6 +16,7 @@ SGD = OptimConfig(lr_backbone=0.02, lr_new=0.02)
 OPTIMIZERS = {
     "sgd": SGD,
     "adam": OptimConfig(optimizer="adam", lr_backbone=1e-3, lr_new=1e-3),
+    "adamw": OptimConfig(optimizer="adamw", lr_backbone=1e-3, lr_new=1e-3),
 }
 
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from daal.config import InputConfig, NetworkConfig
 from daal.errors import CheckpointError, ConfigError
 from daal.nn.backbone import build_backbone
+from daal.nn.published_weights import read_published
 
 INPUT = InputConfig(height=256, width=128)
 SMALL = NetworkConfig(backbone="osnet:x0_25", weights="none")
@@ -37,6 +38,17 @@ def test_size_and_cost__as_published(name: str, millions: float, mult_adds: floa
 
 def test_a_step__and_an_export(tmp_path: Path) -> None:
     trains_and_exports("osnet:x0_25", tmp_path)
+
+
+def test_a_checkpoint_of_torchreid__is_converted(tmp_path: Path) -> None:
+    state = build_backbone(SMALL, INPUT).layers.state_dict()
+    heads = {"module.classifier.weight": torch.ones(3, 512), "module.fc.0.bias": torch.ones(512)}
+    under = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": under | heads, "epoch": 60}, tmp_path / "model.pth.tar-60")
+    found = read_published(tmp_path / "model.pth.tar-60")
+    assert (found.backbone, found.prefix) == ("osnet:x0_25", "state_dict.module.")
+    assert found.tensors.keys() == state.keys()
+    assert found.left_out == list(heads)
 
 
 def test_weights__under_the_authors_names(tmp_path: Path) -> None:

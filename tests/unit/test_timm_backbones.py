@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from daal.config import AdaptOptimConfig, Config, InputConfig, NetworkConfig
 from daal.errors import CheckpointError, ConfigError
 from daal.nn.backbone import Backbone, build_backbone
+from daal.nn.backbones import timm as timm_file
 from daal.nn.batch_norm import BatchNorm2d
 from daal.nn.network import DaalNetwork
 from daal.optimizer import make_optimizer
@@ -206,3 +207,12 @@ def test_pretrained__asks_the_hub_for_timms_own(monkeypatch: pytest.MonkeyPatch)
     assert asked[0].startswith("timm/vit_tiny_patch16_224.")
     with pytest.raises(CheckpointError, match=r"can't be had \(no network\)"):
         build_backbone(config, INPUT)
+
+
+def test_looking_at_a_network__changes_nothing_that_is_drawn_after_it() -> None:
+    timm_file._look_at.cache_clear()
+    networks = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        networks.append(DaalNetwork(of("vit_tiny_patch16_224"), 3, 4, True, INPUT).state_dict())
+    assert all(torch.equal(networks[1][name], tensor) for name, tensor in networks[0].items())

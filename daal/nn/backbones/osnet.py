@@ -122,7 +122,8 @@ class ChannelGate(nn.Module):
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
         hidden_BC11 = self.fc1(features_BCHW.mean((2, 3), keepdim=True)).relu()
-        return features_BCHW * self.fc2(hidden_BC11).sigmoid()
+        weights_BC11: Tensor = self.fc2(hidden_BC11).sigmoid()
+        return features_BCHW * weights_BC11
 
 
 class OmniScaleBlock(nn.Module):
@@ -145,7 +146,8 @@ class OmniScaleBlock(nn.Module):
         x = self.conv1(features_BCHW)
         streams = (self.conv2a, self.conv2b, self.conv2c, self.conv2d)
         x = torch.stack([self.gate(stream(x)) for stream in streams]).sum(0)
-        return (self.conv3(x) + self.downsample(features_BCHW)).relu()
+        output_BCHW: Tensor = (self.conv3(x) + self.downsample(features_BCHW)).relu()
+        return output_BCHW
 
 
 def _linear(inputs: int, outputs: int) -> nn.Sequential:

@@ -95,11 +95,7 @@ class TimmLayers(nn.Module):
 # ---- Making a network -------------------------------------------------------------------
 
 
-def _create(
-    name: str,
-    input: InputConfig,
-    weights: str = "none",
-) -> Any:
+def _create(name: str, input: InputConfig, weights: str = "none") -> Any:
     """timm's network without its classifier, with weights: `network.weights`.
 
     Raises ConfigError if there is no such network or it can't take such images, and
@@ -113,8 +109,8 @@ def _create(
             "pip install 'daal-reid[timm]'."
         ) from error
     if not timm.is_model(name):  # such names as hf-hub:..., which would be downloaded, neither
-        hint = did_you_mean(name, timm.list_models()) or "see timm.list_models()"
-        raise ConfigError(f"network.backbone=timm:{name} is no network of timm; {hint}.")
+        hint = did_you_mean(name, timm.list_models()) or "see timm.list_models()."
+        raise ConfigError(f"network.backbone=timm:{name} is no network of timm; {hint}")
     settings: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
     if weights not in (PRETRAINED, "none"):
         classifier = timm.get_pretrained_cfg_value(name, "classifier") or ()
@@ -184,17 +180,20 @@ def _take_own_batch_norms(model: nn.Module) -> None:
 
 
 @lru_cache
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _look_at(name: str, height: int, width: int, class_token: bool, last_stride: int) -> _Facts:
     """Run the network on images without memory.
 
     Raises ConfigError if it gives no map, or can't have a last stride of 1.
     """
     input = InputConfig(height=height, width=width)
-    with torch.device("meta"):
+    # What is drawn after this is the same, whether the network was looked at before or not.
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = _create(name, input)
     for module in model.modules():
-        share = getattr(module, "p", 0) or getattr(module, "drop_prob", 0)
-        if share and "drop" in type(module).__name__.lower():
+        is_dropout = "drop" in type(module).__name__.lower()
+        if is_dropout and any(getattr(module, name, None) for name in ("p", "drop_prob")):
             raise ConfigError(
                 f"network.backbone=timm:{name} draws random numbers in training "
                 f"({type(module).__name__}), so that a run could not resume to the same bits; "
