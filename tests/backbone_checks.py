@@ -28,9 +28,8 @@ def drawn_images(folder: Path) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
-def trains_and_exports(backbone: str, folder: Path) -> None:
-    """Two steps move all that isn't frozen, with a gradient for each parameter; then files of the
-    model agree with it to 1e-4."""
+def trained(backbone: str, folder: Path) -> TrainedModel:
+    """Two steps move all that isn't frozen, with a gradient for each parameter."""
     config = load_config(None, [
         f"network.backbone={backbone}", "network.weights=none", "network.neck=bnneck",
         "network.domain_batch_norm=true", "network.frozen_stages=1",
@@ -50,17 +49,21 @@ def trains_and_exports(backbone: str, folder: Path) -> None:
             network, [batch], optimizer, LossConfig(), torch.zeros(()), lambda flag: None, off
         )
     assert torch.isfinite(terms.total)
-    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    assert [n for n, p in trained.items() if p.grad is None] == []  # DDP waits for each
+    trains = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    assert [n for n, p in trains.items() if p.grad is None] == []  # DDP waits for each
     moved = {n for n, p in network.named_parameters() if not torch.equal(p, before[n])}
-    assert moved <= trained.keys()
-    assert len(moved) > 0.9 * len(trained)  # some gradients are 0, as of a key's shift
-    assert len(trained) < len(before)
+    assert moved <= trains.keys()
+    assert len(moved) > 0.9 * len(trains)  # some gradients are 0, as of a key's shift
+    assert len(trains) < len(before)
 
     torch.manual_seed(1)
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
-    model = TrainedModel(config, network.state_dict())
+    return TrainedModel(config, network.state_dict())
+
+
+def exports(model: TrainedModel, folder: Path) -> None:
+    """Files of each format agree with the model to 1e-4."""
     for format, suffix in SUFFIXES.items():
         assert export(model, format, folder / f"model{suffix}").largest <= 1e-4

@@ -22,7 +22,10 @@ from pipelines.tools.shipped import read_config, shipped_names
 from pipelines.training.train_batch import BatchMaker, HostBatch
 
 # Launches of a step at most, in either stage.
-BUDGETS = {"demo": 480, "fast": 670, "modern": 1150, "paper": 780, "ssg": 860, "udap": 710}
+BUDGETS = {
+    "demo": 480, "edge": 960, "fast": 670, "modern": 1150, "paper": 780, "ssg": 860, "udap": 710,
+    "vit": 1260,
+}  # fmt: skip
 EIGHT_WORKERS = 1.5  # times the launches of one, at most
 # Beside a captured step: copies of a batch's tensors, rates, loss terms and the flag.
 BESIDE_THE_GRAPH = 20

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from backbone_checks import trains_and_exports
+from backbone_checks import exports, trained
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,8 +36,13 @@ def test_size_and_cost__as_published(name: str, millions: float, mult_adds: floa
     assert map_BCHW.shape == (1, backbone.channels, backbone.num_rows, 8)
 
 
-def test_a_step__and_an_export(tmp_path: Path) -> None:
-    trains_and_exports("osnet:x0_25", tmp_path)
+def test_a_step(tmp_path: Path) -> None:
+    trained("osnet:x0_25", tmp_path)
+
+
+@pytest.mark.nightly
+def test_an_export(tmp_path: Path) -> None:
+    exports(trained("osnet:x0_25", tmp_path), tmp_path)
 
 
 def test_a_checkpoint_of_torchreid__is_converted(tmp_path: Path) -> None:

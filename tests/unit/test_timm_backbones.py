@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from backbone_checks import trains_and_exports
+from backbone_checks import exports, trained
 from safetensors.torch import save_file
 from timm_networks import EVERY_DAY, NIGHTLY
 from torch import Tensor
@@ -46,7 +46,7 @@ def built(name: str, input: InputConfig = INPUT, **changes: Any) -> Backbone:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step__and_an_export(name: str, tmp_path: Path) -> None:
-    trains_and_exports(f"timm:{name}", tmp_path)
+    exports(trained(f"timm:{name}", tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
