@@ -21,6 +21,7 @@ from benchmarks.fake_cuda import CUDA, FakeGraph, Watch, backward, fake_cuda
 from daal.config import Config
 from daal.data.plan import Plan
 from daal.host_copy import HostCopy
+from daal.nn.backbone import build_backbone
 from daal.nn.network import DaalNetwork
 from daal.optimizer import set_learning_rate
 from pipelines.images.stream import FedBatch
@@ -195,8 +196,9 @@ def _drawn_labels(config: Config, stage: Stage, has_source: bool) -> Labels:
 
 def _memory_only(config: Config, labels: Labels) -> DaalNetwork:
     """The network with memory that nobody fills, as fake tensors have no values anyway."""
-    channels = 2048 if config.network.backbone == "resnet50" else 512
-    labels = replace(labels, centroids_KC=np.zeros((NUM_CLUSTERS, channels), np.float32))
     with unset_fake_temporarily(), torch.device("meta"):
+        without_weights = config.network.model_copy(update={"weights": "none"})
+        channels = build_backbone(without_weights, config.input).channels
+        labels = replace(labels, centroids_KC=np.zeros((NUM_CLUSTERS, channels), np.float32))
         built = build_network(config, labels, {})
         return built.to_empty(device="cpu")

@@ -8,6 +8,7 @@ can be checked anywhere in milliseconds.
 
 from functools import cache
 from math import gcd
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import (
@@ -37,6 +38,11 @@ IMAGENET_WEIGHTS = {"imagenet": "IMAGENET1K_V1", "imagenet-v2": "IMAGENET1K_V2"}
 # of release 0.1 meant without that value. 10.35 pairs an image are p=1.6e-3 at N=12,936.
 VALUE_OF_RULE: dict[EpsRuleName, str] = {"p": "p", "q": "q", "fixed": "eps"}
 VALUE_OF_RULE_0_1 = {"p": 1.6e-3, "q": 10.35, "fixed": 0.5}
+
+PRETRAINED = "pretrained"  # network.weights: those that timm has for its network
+
+# Networks of daal/nn/backbones/torchvision.py, which stand without that name in front.
+RESNETS = ("resnet18", "resnet34", "resnet50")
 
 # Marks of fields, for `marked`.
 MODEL = "part of the model"  # all others say how, where and on what it was trained
@@ -129,26 +135,30 @@ class AttentionConfig(Section):
 class NetworkConfig(Section):
     """The network of Fig. 2, and what the field has added to it since."""
 
-    backbone: Literal["resnet18", "resnet34", "resnet50"] = setting("resnet50")
-    """Which of torchvision's ResNets makes the feature map. Paper: ResNet-50."""
+    backbone: str = setting("resnet50")
+    """What makes the feature map: torchvision's resnet18, resnet34 or resnet50; osnet:NAME; or
+    timm:NAME, one of timm's networks (pip install daal-reid[timm]). Paper: ResNet-50."""
     last_stride: Literal[1, 2] = setting(2)
-    """Stride of layer4. Not given. 2 was usual in 2019; 1 came later, and gives a feature map of
-    twice the height and width."""
+    """Stride of the layers that halve the map last (layer4 of a ResNet). Not given. 2 was usual in
+    2019; 1 came later, and gives a feature map of twice the height and width."""
     weights: str = setting("imagenet")
     """What the backbone starts from. imagenet: torchvision's IMAGENET1K_V1, as the field in 2019;
     the text only says pretrained on ImageNet. imagenet-v2: IMAGENET1K_V2 of 2021, a ResNet-50 after
-    a longer training. none: random weights. Otherwise a local .safetensors or .pth file with
-    torchvision's names, of which only tensors are read."""
-    frozen_stages: int = setting(0, ge=0, le=4)
-    """How many of conv1, layer1, layer2 and layer3, in this order, are not trained, nor their
-    BatchNorms."""
+    a longer training. pretrained: those that timm has for its network, from the Hugging Face Hub.
+    none: random weights. Otherwise a local .safetensors or .pth file with torchvision's names, or
+    timm's for one of its networks, of which only tensors are read."""
+    frozen_stages: int = setting(0, ge=0)
+    """How many stages, from the image on, are not trained, nor their BatchNorms. ResNets: conv1,
+    layer1, layer2, layer3. Transformers: the patch projection (which steadies their training, Chen
+    et al. 2021), then blocks. Others: the stem, then stages."""
     attention: AttentionConfig = AttentionConfig()
     ibn: Literal["none", "a"] = setting("none")
     """a: half the channels of each block's first BatchNorm in layer1-3 are normalised image by
     image (IBN-a, Pan et al. 2018). Weights: a ResNet's or ResNet-IBN's."""
-    pooling: Literal["gap", "gem"] = setting("gap")
+    pooling: Literal["gap", "gem", "cls"] = setting("gap")
     """From the feature map to one feature. gap: average (paper). gem: generalised mean with a
-    learned exponent that starts at 3 (Radenovic et al. 2019)."""
+    learned exponent that starts at 3 (Radenovic et al. 2019). cls: a transformer's class token in
+    place of its map."""
     neck: Literal["none", "bnneck"] = setting("none")
     """bnneck: a BatchNorm without shift between the shared feature and the identity heads. Images
     are matched by the feature after it (Luo et al. 2019)."""
@@ -167,8 +177,39 @@ class NetworkConfig(Section):
     """classifier: an FC that learns (paper). memory: the class weights are the clusters' features,
     which follow those of the batches (ClusterNCE of Cluster Contrast, Dai et al. 2022)."""
 
+    @property
+    def weights_file(self) -> str | None:
+        """The file that `weights` names, if it names one."""
+        return None if self.weights in (*IMAGENET_WEIGHTS, PRETRAINED, "none") else self.weights
+
+    @field_validator("backbone")
+    @classmethod
+    def _family_is_there(cls, value: str) -> str:
+        files = (Path(__file__).parent / "nn" / "backbones").glob("[a-z]*.py")
+        families = sorted(file.stem for file in files if file.stem != "torchvision")
+        family, colon, _ = value.partition(":")
+        if value not in RESNETS and not (colon and family in families):
+            known = ", ".join([*RESNETS, *(f"{each}:NAME" for each in families)])
+            raise ValueError(f"network.backbone={value} should be one of {known}")
+        return value
+
     @model_validator(mode="after")
     def _parts_fit(self) -> "NetworkConfig":
+        if self.pooling == "cls" and self.attention.mode != "none":
+            raise ValueError(
+                "network.pooling=cls needs network.attention.mode=none; the attention module "
+                "weighs the places of a map, and a class token has none"
+            )
+        if self.weights in IMAGENET_WEIGHTS and self.backbone not in RESNETS:
+            raise ValueError(
+                f"network.weights={self.weights} names weights of torchvision's ResNets; with "
+                f"network.backbone={self.backbone} set network.weights={PRETRAINED}, or give a file"
+            )
+        if self.weights == PRETRAINED and family_and_name(self.backbone)[0] != "timm":
+            raise ValueError(
+                f"network.weights={PRETRAINED} names weights of timm's networks; with "
+                f"network.backbone={self.backbone} set network.weights=imagenet, or give a file"
+            )
         if self.weights == "imagenet-v2" and self.backbone != "resnet50":
             raise ValueError(
                 "network.weights=imagenet-v2 needs network.backbone=resnet50; torchvision has one "
@@ -185,10 +226,14 @@ class NetworkConfig(Section):
 class OptimConfig(Section):
     """Optimizer and learning rates of one training."""
 
-    optimizer: Literal["sgd", "adam"] = setting("sgd")
-    """Paper: SGD, momentum 0.9."""
+    optimizer: Literal["sgd", "adam", "adamw"] = setting("sgd")
+    """Paper: SGD, momentum 0.9. adamw: weight decay 0.05 apart from the gradients, of the weights
+    of layers alone (Loshchilov and Hutter 2019), as transformers and ConvNeXts are trained."""
     lr_backbone: float = setting(1.5e-4, gt=0)
-    """Learning rate of the ResNet's layers, as printed."""
+    """Learning rate of the backbone's layers, as printed."""
+    layer_decay: float = setting(1.0, gt=0, le=1)
+    """Below 1, the backbone's last stage has this share of its learning rate, the stage before it
+    the share's square, and so on (BEiT, Bao et al. 2022). Stages are those of frozen_stages."""
     lr_new: float = setting(3e-5, gt=0)
     """Learning rate of all other layers, as printed. The field usually gives them the higher."""
     decay_at_epochs: list[int] = setting([60, 120, 180, 240])
@@ -593,12 +638,6 @@ class Config(Section):
                 "network.stripes needs cluster.outliers=drop; an image has no singleton cluster "
                 "that is the same in each part"
             )
-        rows = self.input.height // (16 if network.last_stride == 1 else 32)
-        if network.stripes > rows:
-            raise ValueError(
-                f"network.stripes={network.stripes} needs a feature map of as many rows; "
-                f"input.height={self.input.height} gives {rows}: use fewer stripes or larger images"
-            )
         if self.mixed_precision and min(self.input.width, self.input.height) < 32:
             raise ValueError(
                 "input.width and input.height below 32 need mixed_precision=false: on maps one "
@@ -646,6 +685,12 @@ class Config(Section):
     @property
     def _parts(self) -> str:
         return f" x accumulate={self.accumulate}" if self.accumulate > 1 else ""
+
+
+def family_and_name(backbone: str) -> tuple[str, str]:
+    """The file of daal/nn/backbones that makes a backbone, and what it is called there."""
+    family, colon, name = backbone.partition(":")
+    return (family, name) if colon else ("torchvision", backbone)
 
 
 @cache

@@ -29,7 +29,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from daal.config import MODEL, marked
-from daal.data.augment import MEAN_C, STD_C
 from daal.errors import CheckpointError, ConfigError, first_line
 from daal.load_config import check_config
 from daal.trained_model import TrainedModel
@@ -141,8 +140,8 @@ def facts(model: TrainedModel) -> dict[str, str]:
         "config": json.dumps(config),
         "input": json.dumps(["B", 3, size.height, size.width]),
         "input_values": "uint8 RGB, 0-255; normalised by (x / 255 - mean) / std",
-        "mean": json.dumps(MEAN_C),
-        "std": json.dumps(STD_C),
+        "mean": json.dumps(model.network.statistics.mean_C),
+        "std": json.dumps(model.network.statistics.std_C),
     }
 
 

@@ -21,7 +21,7 @@ from daal.nn.network import DaalNetwork
 class TrainedModel(nn.Module):
     """uint8 RGB images (B, 3, H, W), 0-255, to the features that `daal extract` gives: (B, C).
 
-    ImageNet's normalisation is inside, and so is the flip test (`flip_test`) where the
+    The backbone's normalisation is inside, and so is the flip test (`flip_test`) where the
     configuration has it: then the feature is that of the image and its mirror image together.
     Features are float32, and of unit length. Images are to have the network's size already,
     as `daal.data.images.decode` gives them (bilinear, by Pillow).
@@ -36,10 +36,12 @@ class TrainedModel(nn.Module):
         super().__init__()
         self.config = config
         # The tensors are all there is, so the backbone's own weights are not read again.
-        self.network = DaalNetwork(config.network.model_copy(update={"weights": "none"}))
+        self.network = DaalNetwork(
+            config.network.model_copy(update={"weights": "none"}), input=config.input
+        )
         self.network.load_matching(dict(tensors))
         # Buffers move with the model and are exported, which the cached tensors can't be.
-        mean_C11, std_C11 = channel_statistics(torch.device("cpu"))
+        mean_C11, std_C11 = channel_statistics(torch.device("cpu"), self.network.statistics)
         self.register_buffer("mean_C11", mean_C11.clone(), persistent=False)
         self.register_buffer("std_C11", std_C11.clone(), persistent=False)
         self.requires_grad_(False).eval()

@@ -55,6 +55,7 @@ for command in (
     model.evaluate,
     model.search,
     model.export,
+    model.convert,
     label.label,
     jobs.submit,
     jobs.status,

@@ -12,6 +12,7 @@ integers and does with it what is exact everywhere: a look-up, a subtraction, a 
 
 from enum import IntEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +21,16 @@ from torch import Tensor
 
 from daal.config import AugmentConfig
 
-# ImageNet's channel means and standard deviations, as torchvision's ResNet weights expect.
-MEAN_C = (0.485, 0.456, 0.406)
-STD_C = (0.229, 0.224, 0.225)
+
+class ChannelStatistics(NamedTuple):
+    """Means and standard deviations of the channels, R, G, B, of pixels from 0 to 1."""
+
+    mean_C: tuple[float, ...]
+    std_C: tuple[float, ...]
+
+
+# As torchvision's ResNet weights expect.
+IMAGENET = ChannelStatistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 # Random erasing (Zhong et al. 2017, "Random Erasing Data Augmentation"): share of the image's area,
 # and height over width, both uniform as in that paper's Algorithm 1.
@@ -92,13 +100,15 @@ def draw_table(
     return np.concatenate(columns, axis=1, dtype=np.int16, casting="same_kind")
 
 
-def augment(images_BCHW: Tensor, table_BX: Tensor) -> Tensor:
+def augment(
+    images_BCHW: Tensor, table_BX: Tensor, statistics: ChannelStatistics = IMAGENET
+) -> Tensor:
     """Flip, pad and crop, normalise, erase: float32 (B, 3, H, W) in channels_last layout.
 
     `images_BCHW` is uint8, `table_BX` the int16 of `draw_table`; both on the same device. The
     crop is of the images' own size, out of the image with `config.pad` black pixels on each
     side; black is before normalisation, as torchvision's Pad does it. Erased pixels are 0
-    after normalisation, that is ImageNet's mean colour, one of the fills of the erasing paper
+    after normalisation, that is the statistics' mean colour, one of the fills of the erasing paper
     (random pixels do slightly better there; the mean is what re-ID code uses).
 
     With no padding and both probabilities 0 this equals `normalise`.
@@ -122,29 +132,31 @@ def augment(images_BCHW: Tensor, table_BX: Tensor) -> Tensor:
     padding_BHW = is_padding_BH[:, :, None] | is_padding_BW[:, None, :]
     pixels_BHWC.masked_fill_(padding_BHW[..., None], 0)
     erased_BHW = is_erased_BH[:, :, None] & is_erased_BW[:, None, :]
-    return normalise(pixels_BHWC.permute(0, 3, 1, 2)).masked_fill_(erased_BHW[:, None], 0.0)
+    normalised_BCHW = normalise(pixels_BHWC.permute(0, 3, 1, 2), statistics)
+    return normalised_BCHW.masked_fill_(erased_BHW[:, None], 0.0)
 
 
-def normalise(images_BCHW: Tensor) -> Tensor:
-    """uint8 RGB images (B, 3, H, W) to float32 with ImageNet's mean and deviation, same layout.
+def normalise(images_BCHW: Tensor, statistics: ChannelStatistics = IMAGENET) -> Tensor:
+    """uint8 RGB images (B, 3, H, W) to float32, less the mean, over the deviation; same layout.
 
     Raises ValueError for anything but uint8 of that shape.
     """
     _check(images_BCHW)
-    mean_C11, std_C11 = channel_statistics(images_BCHW.device)
+    mean_C11, std_C11 = channel_statistics(images_BCHW.device, statistics)
     return images_BCHW.float().sub_(mean_C11).div_(std_C11)
 
 
 @lru_cache
-def channel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """ImageNet's mean and deviation (3, 1, 1) on the scale of uint8.
+def channel_statistics(
+    device: torch.device, statistics: ChannelStatistics
+) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (3, 1, 1) on the scale of uint8.
 
     Made once for each device, because the host waits for a GPU meanwhile. Not to be changed.
     """
     with torch.inference_mode(False):
         mean_C11, std_C11 = (
-            torch.tensor(values_C, device=device).mul(255)[:, None, None]
-            for values_C in (MEAN_C, STD_C)
+            torch.tensor(values_C, device=device).mul(255)[:, None, None] for values_C in statistics
         )
     return mean_C11, std_C11
 

@@ -1,17 +1,18 @@
-"""The network of Fig. 2: ResNet backbone, attention module, shared and specific branches.
+"""The network of Fig. 2: backbone, attention module, shared and specific branches.
 
 Shapes: B images, H x W pixels, C channels of the last feature map (the feature's size),
 S source identities, K pseudo-label clusters.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from daal.config import NetworkConfig
-from daal.errors import CheckpointError
+from daal.config import InputConfig, NetworkConfig
+from daal.errors import CheckpointError, ConfigError
 from daal.nn.attention import IndependentAttention, attention_module
 from daal.nn.backbone import build_backbone
 from daal.nn.domain_batch_norm import checkpoint_name, separate_domains
@@ -47,9 +48,14 @@ class DaalNetwork(nn.Module):
         num_source_ids: int = 0,
         num_clusters: int = 0,
         domain_head: bool = False,
+        input: InputConfig | None = None,
     ) -> None:
+        """`input`: the images' size, by default the paper's. Only some backbones depend on it."""
         super().__init__()
-        self.backbone, channels, stages = build_backbone(config)
+        backbone = build_backbone(config, input or InputConfig())
+        self.backbone, channels = backbone.layers, backbone.channels
+        self.statistics = backbone.statistics  # images are normalised by these
+        self._stages = backbone.stages
         self.attention = attention_module(channels, config.attention)
         # One for both maps: pretraining, which pools no specific map, trains the whole of it.
         self.pool = GeneralizedMeanPooling() if config.pooling == "gem" else AveragePooling()
@@ -67,11 +73,20 @@ class DaalNetwork(nn.Module):
         self.domain_head = nn.Linear(channels, 2) if domain_head else None
         if isinstance(self.attention, IndependentAttention) and not domain_head:
             self.attention.specific.requires_grad_(False)  # nothing would train it, and DDP waits
-        self._frozen = [module for stage in stages[: config.frozen_stages] for module in stage]
-        for module in self._frozen:
-            module.requires_grad_(False)
+        modules, parameters = dict(self.backbone.named_modules()), dict(self.named_parameters())
+        self._frozen: list[nn.Module] = []
+        for name in chain(*self._stages[: config.frozen_stages]):
+            if name in modules:
+                self._frozen.append(modules[name].requires_grad_(False))
+            else:
+                parameters[f"backbone.{name}"].requires_grad_(False)
         both_domains = config.domain_batch_norm and num_clusters and num_source_ids
         self._domain_norms = separate_domains(self) if both_domains else []
+        if both_domains and not self._domain_norms:
+            raise ConfigError(
+                "network.domain_batch_norm=true has no effect: no BatchNorm of "
+                f"{config.backbone} or after it is trained; leave it out."
+            )
 
     def train(self, mode: bool = True) -> "DaalNetwork":
         super().train(mode)
@@ -121,12 +136,15 @@ class DaalNetwork(nn.Module):
             ),
         )
 
-    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """Trainable parameters of the backbone, and of everything else (the paper's two rates)."""
-        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
-        known = {id(p) for p in self.backbone.parameters()}
-        new = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
-        return backbone, new
+    def stages_after(self, name: str) -> int | None:
+        """How many stages of the backbone follow that of its parameter `name`; None for others."""
+        if not name.startswith("backbone."):
+            return None
+        inner = name.removeprefix("backbone.")
+        for number, parts in enumerate(reversed(self._stages)):
+            if any(f"{inner}.".startswith(f"{part}.") for part in parts):
+                return number
+        raise AssertionError(f"{name} is in no stage of the backbone")
 
     def load_matching(self, tensors: dict[str, Tensor]) -> None:
         """Take over a checkpoint of an earlier stage; heads of another size start again.

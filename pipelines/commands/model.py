@@ -186,3 +186,32 @@ def replay(
     # JSON has no NaN and no infinity; they are printed as text.
     loss = {name: x if math.isfinite(x) else str(x) for name, x in found.terms.items()}
     print(json.dumps({"diverged": found.diverged, "first": found.module, "loss": loss}))
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A checkpoint that another project published.")],
+    out: Annotated[Path, typer.Option(help="The weights to write, for network.weights.")] = Path(
+        "weights.safetensors"
+    ),
+) -> None:
+    """Write the backbone's weights of a published checkpoint to a file for network.weights.
+
+    Nothing is unpickled. It says what the file holds, and what is left out of it.
+    """
+    import safetensors.torch
+
+    from daal.errors import ConfigError
+    from daal.nn.published_weights import read_published
+
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out {out}: the file must end in .safetensors.")
+    check_file_to_write(out)
+    found = read_published(file)
+    write_whole(out, safetensors.torch.save(found.tensors))
+    under = f" under {found.prefix}" * bool(found.prefix)
+    errors.print(plain(f"{file}: {len(found.tensors)} tensors{under} are written to {out}"))
+    if names := found.left_out:
+        more = ", ..." if len(names) > 5 else ""
+        show("yellow", "left out", f"{len(names)} tensors: {', '.join(names[:5])}{more}")
+    settings = f"network.backbone={found.backbone} network.weights={out}"
+    print(f"{settings} network.ibn=a" if found.ibn else settings)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from packaging.requirements import Requirement
 
 from daal import DISTRIBUTION
-from daal.config import IMAGENET_WEIGHTS, Config
+from daal.config import Config, family_and_name
 from daal.errors import (
     CheckpointError,
     ClusterError,
@@ -60,6 +60,7 @@ def examine(config: Config, write_out: bool, tell: Callable[[str], None]) -> lis
         "Ray": ("import", "ray"),
         "cuML": ("import", "cuml", "cupy"),
         "faiss": ("import", "faiss"),
+        "timm": ("import", "timm"),
     }
     answers: dict[str, Facts] = {}
     if not is_own_ray():
@@ -72,16 +73,18 @@ def examine(config: Config, write_out: bool, tell: Callable[[str], None]) -> lis
     answers |= ask_all(questions, tell)
     needs_cuml = config.cluster.backend == "cuml"
     needs_faiss = config.cluster.search == "approximate"
+    needs_timm = family_and_name(config.network.backbone)[0] == "timm"
     return [
         *check_packages(),
         check_import("torch", answers["torch"], "install torch again", needed=True),
         *check_gpus(answers["torch"], nvidia_smi(), config),
         check_import("cuML", answers["cuML"], _if_needed("gpu"), needs_cuml),
         check_import("faiss", answers["faiss"], _if_needed("faiss"), needs_faiss),
+        check_import("timm", answers["timm"], _if_needed("timm"), needs_timm),
         check_import("Ray", answers["Ray"], "install ray again", needed=True),
         check_cluster(answers.get("Ray cluster")),
         *check_storage(config.out, answers["run folder"]),
-        *check_weights(config.network.weights, answers["torch"].get("weights")),
+        *check_weights(config.network.weights_file, answers["torch"].get("weights")),
     ]
 
 
@@ -219,15 +222,16 @@ def check_storage(out: str, storage: Facts) -> Iterator[Check]:
         yield _missing("run folder", f"out={out}: {_why(storage)}", remedy, StorageError)
 
 
-def check_weights(weights: str, file: str | None) -> Iterator[Check]:
-    """file: where torch keeps the ImageNet weights that `weights` names, if it could be asked."""
-    path = file or weights
-    if os.path.isfile(path):
+def check_weights(given: str | None, kept: str | None) -> Iterator[Check]:
+    """given: a file of the user's. kept: where torch keeps the ImageNet weights that are named, if
+    it could be asked."""
+    path = given or kept
+    if path and os.path.isfile(path):
         yield _ok("weights", path)
-    elif file:
+    elif kept:
         found = f"{path} doesn't exist: the first run downloads it"
         yield _warning("weights", found, "without a network, set network.weights=FILE")
-    elif weights not in (*IMAGENET_WEIGHTS, "none"):
+    elif given:
         remedy = "correct network.weights"
         yield _missing("weights", f"{path} doesn't exist", remedy, CheckpointError)
 

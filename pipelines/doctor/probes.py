@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from daal.config import IMAGENET_WEIGHTS, RayConfig
+from daal.config import IMAGENET_WEIGHTS, RESNETS, RayConfig
 from daal.errors import DaalError, StorageError, first_line
 
 # cuML alone takes 6 to 11 s to import, and more from a cold disk. A cluster: imports, Ray, and a
@@ -73,7 +73,7 @@ def torch_facts(backbone: str, weights: str) -> Facts:
     usable = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     devices = [torch.cuda.get_device_properties(number) for number in usable]
     file = None
-    if weights in IMAGENET_WEIGHTS:
+    if weights in IMAGENET_WEIGHTS and backbone in RESNETS:
         url = torchvision.models.get_model_weights(backbone)[IMAGENET_WEIGHTS[weights]].url
         file = str(Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2])
     return {

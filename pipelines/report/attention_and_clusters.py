@@ -62,7 +62,7 @@ def triplets(run: RunFolder, model: TrainedModel, domain: Domain) -> list[Triple
     if isinstance(model.network.attention, NoAttention):
         raise DataError("This network has no attention (network.attention.mode=none).")
     rows, images_BCHW = training_images(run, model, domain, NUM_ATTENDED)
-    maps = attention_maps(model.network, normalise(images_BCHW))
+    maps = attention_maps(model.network, normalise(images_BCHW, model.network.statistics))
     paths = columns(run, f"images/{domain}.parquet", ["path"])["path"][rows]
     found = []
     for image, path, shared_hw, specific_hw in zip(

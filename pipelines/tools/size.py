@@ -100,7 +100,7 @@ def _worker_size(config: Config, step: StepSize, feature_bytes: int, number: int
     gradient_bytes = weight_bytes // 2 if config.compress_gradients else weight_bytes
     batch = config.adapt.batch_source + config.adapt.batch_target
     share = -(-batch // (number * config.accumulate))
-    momenta = 2 if config.adapt.optim.optimizer == "adam" else 1
+    momenta = 1 if config.adapt.optim.optimizer == "sgd" else 2
     return WorkerSize(
         num_workers=number,
         device_bytes=(2 + momenta) * weight_bytes + share * step.bytes_per_image,
@@ -129,6 +129,7 @@ def step_size(config: Config) -> StepSize:
             num_source_ids=NUM_CLUSTERS if num_source else 0,
             num_clusters=NUM_CLUSTERS,
             domain_head=config.network.specific_branch and num_source > 0,
+            input=config.input,
         ).train()
         labels = torch.arange(NUM_IMAGES - num_source)
         batch = TrainBatch(

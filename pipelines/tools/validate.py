@@ -9,7 +9,7 @@ from typing import get_args
 import pyarrow as pa
 
 from cluster.camera_norm import MIN_IMAGES
-from daal.config import IMAGENET_WEIGHTS, Config, DatasetConfig, Layout
+from daal.config import Config, DatasetConfig, Layout
 from daal.data.layout_checks import (
     check_counts,
     check_identities,
@@ -42,7 +42,7 @@ class Findings:
 
 
 def validate(config: Config, finished: Collection[str] = ()) -> Findings:
-    """Check both data sets, the weights file and the run folder.
+    """Check the network, both data sets, the weights file and the run folder.
 
     Images and the weights file aren't checked if the stages that read them are `finished`.
 
@@ -50,6 +50,7 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
         DaalError: the run could not work; one sentence says why.
     """
     check_out(config.out)
+    check_network(config)
     if config.target_only and config.cluster.source_weight:
         raise DataError("cluster.source_weight above 0 needs a source: give source.root=DIR.")
     found = Findings({}, {}, {}, {}, [])
@@ -81,7 +82,7 @@ def validate(config: Config, finished: Collection[str] = ()) -> Findings:
         )
     trainings = [PRETRAIN.at("train")] + [SUPERVISED.at("train")] * config.supervised_bound
     starts = any(str(stage) not in finished for stage in trainings)  # from the backbone's weights
-    if starts and config.network.weights not in (*IMAGENET_WEIGHTS, "none"):
+    if starts and config.network.weights_file:
         _check_weights(config)
     return found
 
@@ -194,10 +195,27 @@ def _check_cameras(config: Config, domain: Domain, records: pa.Table) -> list[st
     ]
 
 
+def check_network(config: Config) -> None:
+    """Raise ConfigError if there is no such network, or a setting has no effect on it."""
+    import torch
+
+    from daal.nn.network import DaalNetwork
+
+    num_source_ids = 0 if config.target_only else 2
+    with torch.device("meta"):  # without memory
+        DaalNetwork(
+            config.network.model_copy(update={"weights": "none"}),
+            num_source_ids,
+            num_clusters=2,
+            domain_head=config.network.specific_branch and num_source_ids > 0,
+            input=config.input,
+        )
+
+
 def _check_weights(config: Config) -> None:
     from daal.nn.network import DaalNetwork
 
-    network = DaalNetwork(config.network)  # raises if the file doesn't fit
+    network = DaalNetwork(config.network, input=config.input)  # raises if the file doesn't fit
     for name, tensor in network.backbone.state_dict().items():
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(

@@ -72,6 +72,7 @@ def replay(directory: Path) -> Replayed:
         num_source_ids=len(state.get("source_head.fc.weight", ())),
         num_clusters=len(clusters),
         domain_head="domain_head.weight" in state,
+        input=config.input,
     ).train()
     network.load_state_dict(state)
     diverged = torch.zeros(())

@@ -46,7 +46,8 @@ class Trainer:
     def untrained(self) -> Weights:
         """The network with the backbone's own weights, everything else drawn with the seed."""
         torch.manual_seed(self.config.seed)
-        return {n: t.numpy() for n, t in DaalNetwork(self.config.network).state_dict().items()}
+        network = DaalNetwork(self.config.network, input=self.config.input)
+        return {n: t.numpy() for n, t in network.state_dict().items()}
 
     def adapt(
         self,

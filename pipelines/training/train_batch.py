@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cluster.soft_labels import hard_label_weights, lsr_weights, soft_label_weights
 from daal.config import Config
-from daal.data.augment import augment, draw_table, sample_seeds
+from daal.data.augment import IMAGENET, ChannelStatistics, augment, draw_table, sample_seeds
 from daal.step import TrainBatch
 from pipelines.images.prefetch import pinned
 from pipelines.images.stream import FedBatch
@@ -75,9 +75,14 @@ class BatchMaker:
     """Pixels and row numbers -> augmented images, labels and Eq. 4's weights."""
 
     def __init__(
-        self, labels: Labels, config: Config, iteration: int, device: torch.device
+        self,
+        labels: Labels,
+        config: Config,
+        iteration: int,
+        device: torch.device,
+        statistics: ChannelStatistics = IMAGENET,
     ) -> None:
-        self._labels, self._config = labels, config
+        self._labels, self._config, self._statistics = labels, config, statistics
         self._iteration, self._device = iteration, device
         self._by_features = weighs_by_features(config)
         if labels.centroids_KC is not None:
@@ -110,7 +115,7 @@ class BatchMaker:
         """The device's work: a function of these tensors alone, without a wait."""
         images_BCHW = given.images_BHWC.permute(0, 3, 1, 2)
         return TrainBatch(
-            augment(images_BCHW, given.table_BX),
+            augment(images_BCHW, given.table_BX, self._statistics),
             given.source_labels_S,
             self._target_weights(given),
             given.target_labels_T,

@@ -54,7 +54,7 @@ class FitJob:
         plan: Plan = ray.get(self.stream.plan)
         network = build_network(config, labels, ray.get(self.start))
         state = TrainState.start(self.stage, worker, network, plan, fit, config)
-        maker = BatchMaker(labels, config, self.iteration, worker.device)
+        maker = BatchMaker(labels, config, self.iteration, worker.device, network.statistics)
         first_step = state.next_step
         images, batches = self._batches(worker, plan, maker, first_step)
         state.network.train()
@@ -163,6 +163,7 @@ def build_network(config: Config, labels: Labels, start: Weights) -> DaalNetwork
         num_source_ids=labels.num_source_ids,
         num_clusters=labels.num_clusters,
         domain_head=adapting and config.network.specific_branch and labels.num_source_ids > 0,
+        input=config.input,
     )
     if start:
         carried = [name for name in start if not name.startswith("target_head.")]

@@ -2,7 +2,7 @@
 
 import os
 
-from bad_input import Case, both_sets, case, nothing, write
+from bad_input import VALIDATE, Case, both_sets, case, nothing, write
 
 COMMAND_LINES = [
     "adpat fast",
@@ -46,7 +46,8 @@ WRONG = [
     "seed=\x1b[31m1",
     "network.weights=imagenet-v2",
     "network.attention.relu_before_sigmoid=true",
-    "network.stripes=20",
+    "network.backbone=jax:resnet50",
+    "network.pooling=cls",
     "loss.triplet_weight=1",
     "loss.triplet_margin=0.3",
     "loss.teacher_weight=0.5",
@@ -55,6 +56,8 @@ WRONG = [
 
 # Settings that don't go together
 CONTRADICTIONS = [
+    "network.backbone=timm:vit_tiny_patch16_224 network.weights=imagenet",
+    "network.backbone=resnet18 network.weights=pretrained",
     "seed=-1 iterations=x",
     "accumulate=3",
     "ray.min_workers=3",
@@ -126,4 +129,6 @@ CASES = [
            "ablate mine.yaml", 2) for name, content in SUITES.items()),
     *(settings([override]) for override in WRONG),
     *(settings(overrides.split()) for overrides in CONTRADICTIONS),
+    case("Settings", "more stripes than rows", both_sets, f"{VALIDATE} network.stripes=20", 2),
+    case("Settings", "all stages frozen", both_sets, f"{VALIDATE} network.frozen_stages=5", 2),
 ]  # fmt: skip

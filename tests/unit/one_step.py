@@ -13,7 +13,11 @@ from daal.teacher import Teacher
 
 OFF = mixed_precision(torch.device("cpu"), wanted=False)
 SGD = OptimConfig(lr_backbone=0.02, lr_new=0.02)
-OPTIMIZERS = {"sgd": SGD, "adam": OptimConfig(optimizer="adam", lr_backbone=1e-3, lr_new=1e-3)}
+OPTIMIZERS = {
+    "sgd": SGD,
+    "adam": OptimConfig(optimizer="adam", lr_backbone=1e-3, lr_new=1e-3),
+    "adamw": OptimConfig(optimizer="adamw", lr_backbone=1e-3, lr_new=1e-3),
+}
 
 
 def setting(**changes: object) -> tuple[DaalNetwork, TrainBatch]:

@@ -14,7 +14,7 @@ import torch
 from daal import checkpoint
 from daal.checkpoint import load, load_optimizer, save
 from daal.errors import CheckpointError
-from daal.nn.backbone import load_backbone_weights
+from daal.nn.backbones.torchvision import load_resnet_weights
 
 METADATA = {"iteration": 2, "step": 17, "note": "é", "rates": [0.1, 1e-300], "none": None}
 FILES = ("weights.safetensors", "optimizer.safetensors", "checkpoint.json")
@@ -147,7 +147,7 @@ def test_backbone_weights(tmp_path, name):
         safetensors.torch.save_file(state, tmp_path / name)
     else:
         torch.save(state, tmp_path / name)
-    loaded = load_backbone_weights(tmp_path / name)
+    loaded = load_resnet_weights(tmp_path / name)
     assert loaded.keys() == {key for key in state if not key.startswith("fc.")}
     for key, tensor in loaded.items():
         assert tensor.equal(state[key].float() if state[key].is_floating_point() else state[key])

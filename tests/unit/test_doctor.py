@@ -66,13 +66,17 @@ def test_on_a_cluster_other_machines_have_the_gpus(monkeypatch):
         (lambda: checks.check_storage("o", DISK | {"free": 1e9}), "warning", 0, "1.0 GB free"),
         (lambda: checks.check_storage("o", DISK | {"free": 1e6}), "missing", 8, "make room"),
         (lambda: checks.check_storage("o", LATE), "missing", 8, "choose another out="),
-        (lambda: checks.check_weights("imagenet", "/no/r.pth"), "warning", 0, "downloads it"),
+        (lambda: checks.check_weights(None, "/no/r.pth"), "warning", 0, "downloads it"),
         (lambda: checks.check_weights("/no/w.pth", None), "missing", 4, "network.weights"),
     ],
 )  # fmt: skip
 def test_a_line(line, status, code, said):
     made = line()
     assert_says(made if isinstance(made, Check) else list(made)[-1], status, code, said)
+
+
+def test_weights_that_nobody_could_look_for__no_line():
+    assert list(checks.check_weights(None, None)) == []
 
 
 def test_packages():
@@ -90,7 +94,9 @@ def test_a_login_in_the_uri_is_neither_printed_nor_passed_on(monkeypatch):
 
     def ask_all(questions, tell):
         asked.append(questions)
-        return {name: {"version": "1"} for name in ("Ray", "cuML", "faiss")} | {"torch": TORCH}
+        return {name: {"version": "1"} for name in ("Ray", "cuML", "faiss", "timm")} | {
+            "torch": TORCH
+        }
 
     monkeypatch.setattr(checks, "ask_all", ask_all)
     lines = checks.examine(load_config(None, ["out=s3://KEY:hush@bucket/run"]), True, str)

@@ -18,6 +18,13 @@ def test_fused_optimizers_equal_the_plain_ones(name):
     settings = {"lr": config.lr_new, "weight_decay": 0.1, "foreach": False}
     if name == "adam":
         plain = torch.optim.Adam(networks[1].parameters(), **settings)
+    elif name == "adamw":
+        decayed, others = [], []
+        for key, parameter in networks[1].named_parameters():
+            is_weight = parameter.ndim > 1 and key.endswith(".weight")
+            (decayed if is_weight else others).append(parameter)
+        groups = [{"params": decayed}, {"params": others, "weight_decay": 0}]
+        plain = torch.optim.AdamW(groups, **settings)
     else:
         plain = torch.optim.SGD(networks[1].parameters(), **settings, momentum=0.9)
     for seed in range(5):
