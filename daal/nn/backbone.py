@@ -47,7 +47,7 @@ def build_backbone(config: NetworkConfig, input: InputConfig) -> Backbone:
     if config.frozen_stages >= len(backbone.stages):
         raise ConfigError(
             f"network.frozen_stages={config.frozen_stages} leaves nothing of {config.backbone} to "
-            f"train, which has {len(backbone.stages)} stages; freeze fewer."
+            f"train, which has {len(backbone.stages)} stages; lower it."
         )
     if config.stripes > backbone.num_rows:
         raise ConfigError(

@@ -118,7 +118,7 @@ def test_stages__are_all_parameters_once__of_a_vit_the_patches_first() -> None:
     assert vit[0] == ["timm.patch_embed"]
     assert set(vit[1]) == {"timm.blocks.0", "timm.cls_token", "timm.pos_embed"}
     assert len(vit) == 13
-    with pytest.raises(ConfigError, match="which has 13 stages; freeze fewer"):
+    with pytest.raises(ConfigError, match="which has 13 stages; lower it"):
         built("vit_tiny_patch16_224", frozen_stages=13)
 
 
