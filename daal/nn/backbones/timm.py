@@ -143,6 +143,10 @@ def _create(name: str, input: InputConfig, weights: str = "none") -> Any:
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (1, 1))
     if input.height % patch[0] or input.width % patch[1]:
         raise _unfit(name, input, f"it cuts them into patches of {patch[0]}x{patch[1]} pixels")
+    for module in model.modules():  # DropPath too: what is drawn in training isn't saved with a run
+        if "drop" in type(module).__name__.lower():
+            for rate in {"p", "drop_prob"} & vars(module).keys():
+                setattr(module, rate, 0.0)
     return model
 
 
@@ -191,14 +195,6 @@ def _look_at(name: str, height: int, width: int, class_token: bool, last_stride:
     # What is drawn after this is the same, whether the network was looked at before or not.
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model = _create(name, input)
-    for module in model.modules():
-        is_dropout = "drop" in type(module).__name__.lower()
-        if is_dropout and any(getattr(module, name, None) for name in ("p", "drop_prob")):
-            raise ConfigError(
-                f"network.backbone=timm:{name} draws random numbers in training "
-                f"({type(module).__name__}), so that a run could not resume to the same bits; "
-                "choose another backbone."
-            )
     features = _forward(model, name, input)
     facts = _facts_of(model, name, features, class_token)
     if last_stride == 1:
