@@ -18,7 +18,7 @@ from pipelines.images.stream import FedBatch
 from pipelines.tools.shipped import RECIPES
 from pipelines.training.train_batch import BatchMaker, HostBatch, Labels
 from pipelines.training.train_loop import build_network
-from pipelines.training.train_state import Weights
+from pipelines.training.train_state import TrainState, Weights
 
 CPU = torch.device("cpu")
 SMALL = [
@@ -91,12 +91,7 @@ class Training:
         )
 
     def everything(self) -> dict[str, Tensor]:
-        """By reference, all that a step changes."""
-        tensors = dict(self.network.state_dict(keep_vars=True))
-        tensors |= checkpoint.optimizer_tensors(self.optimizer, self.network.named_parameters())
-        if self.teacher is not None:
-            tensors |= {f"teacher.{n}": t for n, t in self.teacher.state_dict().items()}
-        return tensors | {"diverged": self.diverged}
+        return kept_by(self)
 
     def parts(self, step: int, poisoned: bool = False) -> list[HostBatch]:
         draw, fit = np.random.default_rng(step), self.config.adapt
@@ -123,3 +118,12 @@ class Training:
 
 def same(one: Tensor, other: Tensor) -> bool:
     return one.detach().numpy().tobytes() == other.detach().numpy().tobytes()
+
+
+def kept_by(state: "Training | TrainState") -> dict[str, Tensor]:
+    """By reference, all that a step changes."""
+    tensors = dict(state.network.state_dict(keep_vars=True))
+    tensors |= checkpoint.optimizer_tensors(state.optimizer, state.network.named_parameters())
+    if state.teacher is not None:
+        tensors |= {f"teacher.{n}": t for n, t in state.teacher.state_dict().items()}
+    return tensors | {"diverged": state.diverged}

@@ -84,6 +84,28 @@ def test_features_whose_squares_overflow_or_vanish_in_float32(factor):
         check_against_loops(query, gallery)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_stay_within_the_error_bound(dtype):
+    generator = torch.Generator().manual_seed(0)
+    same_sign = torch.rand(30, 700, generator=generator, dtype=torch.float64) + 1
+    signs = torch.randint(0, 2, (30, 700), generator=generator) * 2 - 1
+    for features in (same_sign, same_sign * signs, same_sign * same_sign[0], same_sign**30):
+        queries, others = features[:12], features[12:] / 3
+        squares = others.square().sum(1)
+        tile = match_ranks._tile((-2 * queries).to(dtype), others.to(dtype), squares)
+        # In whole numbers of 2^-60, which Python adds without rounding.
+        whole = [[[int(x * 2.0**60) for x in row] for row in side.tolist()]
+                 for side in (queries, others)]  # fmt: skip
+        exact = torch.tensor(
+            [[float(sum(b * b - 2 * a * b for a, b in zip(q, g, strict=True))) for g in whole[1]]
+             for q in whole[0]], dtype=torch.float64) * 2.0**-120  # fmt: skip
+        radius = float(torch.stack([queries.norm(dim=1).max(), squares.max().sqrt()]).max())
+        bound = match_ranks._error_bound(dtype, radius, 700)
+        assert float((tile.double() - exact).abs().max()) <= bound
+        # And it is of use: no more than twice the roundings of a sum in order.
+        assert bound < 4 * torch.finfo(dtype).eps * 700 * radius**2
+
+
 def test_settings_for_training_and_threads_change_nothing():
     query, gallery = random_sides(11, 20, 300, 64)
     gallery[0][150:] = gallery[0][:150]

@@ -5,9 +5,11 @@ import re
 import numpy as np
 import pytest
 import reference
+from scipy.sparse import csr_array
 from support import dense, same_bits, sparse
 
 from cluster import eps
+from cluster.arrays import ONE
 from cluster.encoding import Reciprocity, encode
 from cluster.eps import TOLERANCE, eps_of_pairs, estimate_eps, smallest_distances
 from cluster.estimate import estimate_pseudo_labels
@@ -114,3 +116,26 @@ def test_the_second_pass_gives_the_same_pseudo_labels(misleading, monkeypatch, p
     assert found.eps == expected.eps
     assert np.array_equal(found.labels, expected.labels)
     assert np.array_equal(found.centroids, expected.centroids)
+
+
+def test_pairs_just_beyond_those_selected_are_stored_too(runner, monkeypatch, passes):
+    """190 pairs at 0.3 are selected, and eps is 0.3; DBSCAN takes ten at 0.3000008 for equal."""
+    distances = np.repeat([0.3, 0.3000008], [190, 10])
+    shared = np.round(2 * ONE * (1 - distances) / (2 - distances)).astype(np.int32)
+    first = 3 * np.arange(200)  # pairs (first, first + 1) share the column `first`
+    rows = np.concatenate([first, first, first + 1, first + 1])
+    columns = np.concatenate([first, first + 1, first, first + 2])
+    weights = np.concatenate([shared, ONE - shared, shared, ONE - shared])
+    encodings = csr_array((weights, (rows, columns)), shape=(600, 600))
+    pairs = Pairs.of(runner, encodings, np.arange(600), row_blocks(600, 2))
+    p = 190 / (600 * 599 / 2)
+    monkeypatch.setattr(eps, "SAMPLED_ROWS", 1)
+    guess = eps.distance_at
+    monkeypatch.setattr(
+        eps,
+        "distance_at",
+        lambda *arguments: 0.3000004 if len(passes) == 1 else guess(*arguments),
+    )
+    upper = smallest_distances(pairs, p)
+    assert eps_of_pairs(upper.data, 600, p) == pytest.approx(0.3, abs=1e-7)
+    assert upper.nnz == 200
