@@ -141,7 +141,6 @@ def test_two_rules_for_eps_are_refused(
 
 # What else a value needs, beside the condition that is looked at.
 COMPANIONS = {
-    "network.attention.relu_before_sigmoid": ["network.attention.zero_init=false"],
     "loss.triplet_margin": ["adapt.images_per_id=4"],
 }
 CONDITIONS = [
@@ -229,8 +228,8 @@ def test_every_key_is_read_somewhere() -> None:
     assert unread == []
 
 
-def test_there_are_at_most_101_keys__each_with_words() -> None:
-    assert len(fields()) <= 101
+def test_there_are_at_most_103_keys__each_with_words() -> None:
+    assert len(fields()) <= 103
     assert [key for key, field in fields().items() if not field.description] == []
 
 
