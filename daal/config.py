@@ -124,10 +124,10 @@ class AttentionConfig(Section):
     stride: Literal[1, 2] = setting(2, needs="mode!=none")
     """Of the spatial layer. Paper: 2. On a map of 8 x 4 cells that leaves 4 x 2, too few to tell
     the middle from the sides."""
-    zero_init: bool = setting(False, needs="mode!=none")
+    zero_init: bool = setting(True, needs="mode!=none")
     """Start with A = 0.5 everywhere (the weight of the last BatchNorm is 0): the first features are
-    the backbone's own, halved. Until that weight has grown, no layer before it learns. By default
-    it is drawn at random, as in the text."""
+    the backbone's own, halved, and no layer before that weight learns until it has grown. The text
+    draws new weights at random."""
 
 
 class NetworkConfig(Section):

@@ -31,6 +31,8 @@ CHANNELS = 512
 
 def drawn_run(folder: Path, *settings: str, iterations: int = 2) -> RunFolder:
     """A run with a source, a supervised bound and `iterations` iterations."""
+    if "network.attention.mode=none" not in settings:
+        settings = ("network.attention.zero_init=false", *settings)
     config = load_config(None, [
         f'target.root="{ROOT}"', "source.root=/data/source", "input.height=64", "input.width=32",
         "network.backbone=resnet18", "network.weights=none", "supervised_bound=true",

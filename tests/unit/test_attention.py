@@ -26,7 +26,7 @@ def test_module__parts_add_up_and_attention_is_open_interval(
     seed: int, height: int, width: int
 ) -> None:
     torch.manual_seed(seed)
-    module = attention_module(32, AttentionConfig())
+    module = attention_module(32, AttentionConfig(zero_init=False))
     features = torch.randn(3, 32, height, width)
     shared, specific, attention = module(features)
     assert shared.shape == specific.shape == attention.shape == features.shape
@@ -43,9 +43,9 @@ def features_and_attention(**settings: Any) -> tuple[Tensor, Tensor]:
 def test_options() -> None:
     _, start = features_and_attention(zero_init=True)
     assert torch.equal(start, torch.full_like(start, 0.5))
-    _, attention = features_and_attention(relu_before_sigmoid=True)
+    _, attention = features_and_attention(relu_before_sigmoid=True, zero_init=False)
     assert attention.min() >= 0.5
-    _, attention = features_and_attention(pool_channels=True)
+    _, attention = features_and_attention(pool_channels=True, zero_init=False)
     assert torch.allclose(attention, attention[:, :, :1, :1].expand_as(attention))
     between = AttentionMap(32, AttentionConfig(norm_after_depthwise=True)).pointwise[0]
     assert isinstance(between, torch.nn.BatchNorm2d)
@@ -70,6 +70,6 @@ def test_widths__are_the_papers() -> None:
 def test_independent__parts_need_not_add_up() -> None:
     torch.manual_seed(0)
     features = torch.randn(3, 32, 8, 4)
-    independent = attention_module(32, AttentionConfig(mode="independent"))
+    independent = attention_module(32, AttentionConfig(mode="independent", zero_init=False))
     shared, specific, _ = independent(features)
     assert not torch.allclose(shared + specific, features)

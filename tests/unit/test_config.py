@@ -141,6 +141,7 @@ def test_two_rules_for_eps_are_refused(
 
 # What else a value needs, beside the condition that is looked at.
 COMPANIONS = {
+    "network.attention.relu_before_sigmoid": ["network.attention.zero_init=false"],
     "loss.triplet_margin": ["adapt.images_per_id=4"],
 }
 CONDITIONS = [

@@ -143,7 +143,7 @@ def test_attention_maps__one_and_its_rest__or_two_of_their_own(mode: str) -> Non
     network = DaalNetwork(
         NetworkConfig.model_validate({
             "backbone": "resnet18", "weights": "none",
-            "attention": {"mode": mode},
+            "attention": {"mode": mode, "zero_init": False},
         })
     ).eval()  # fmt: skip
     images_BCHW = torch.rand(2, 3, 64, 32, generator=torch.Generator().manual_seed(0)) * 9
