@@ -156,7 +156,7 @@ def another(key: str) -> Any:
     field = fields()[key]
     if isinstance(field.default, bool) or bool in get_args(field.annotation):
         return not field.default
-    if choices := [c for c in get_args(field.annotation) if isinstance(c, str)]:
+    if choices := [c for c in get_args(field.annotation) if isinstance(c, str | int)]:
         return next(choice for choice in choices if choice != field.default)
     whole = isinstance(field.default, int)
     return (
