@@ -127,9 +127,13 @@ class AttentionConfig(Section):
     pool_channels: bool = setting(False, needs="mode!=none")
     """Average over the image before the channel layers, as HA-CNN does. The text has no pooling,
     and its A is h x w x c."""
+    stride: Literal[1, 2] = setting(2, needs="mode!=none")
+    """Of the spatial layer. Paper: 2. On a map of 8 x 4 cells that leaves 4 x 2, too few to tell
+    the middle from the sides."""
     zero_init: bool = setting(True, needs="mode!=none")
     """Start with A = 0.5 everywhere (the weight of the last BatchNorm is 0): the first features are
-    the backbone's own, halved. The text draws new weights at random."""
+    the backbone's own, halved, and no layer before that weight learns until it has grown. The text
+    draws new weights at random."""
 
 
 class NetworkConfig(Section):
@@ -431,6 +435,15 @@ class LossConfig(Section):
     """Weight of the target's identity loss (Eq. 5)."""
     domain_weight: float = setting(1.0, LATER, ge=0, needs="network.specific_branch=true")
     """Weight of the domain classifier's loss (Eq. 6)."""
+    exchange_weight: float = setting(
+        0.0,
+        LATER,
+        ge=0,
+        needs="network.attention.mode=residual, network.specific_branch=true, domain_weight>0",
+    )
+    """Weight of Eq. 7 on mixtures of two feature maps: one image where A is high, another where it
+    is low. The identity is to be the first's and the domain the second's, so A has to find people.
+    Not in the paper, whose losses are content with any A."""
     triplet_weight: float = setting(0.0, LATER, ge=0)
     """Weight of the batch-hard triplet loss on target images."""
     triplet_margin: float | None = setting(None, LATER, gt=0, needs="triplet_weight>0")

@@ -38,6 +38,7 @@ class LossTerms:
     target: Tensor
     domain: Tensor
     total: Tensor
+    exchange: Tensor | None = None
     triplet: Tensor | None = None
     teacher: Tensor | None = None
 

@@ -111,17 +111,11 @@ def train_step(
 
 
 def _loss_terms(out: NetworkOutput, batch: TrainBatch, weights: LossConfig) -> losses.LossTerms:
-    terms = losses.total_loss(
-        out.source_logits_BS,
-        batch.source_labels_S,
-        out.target_logits_BK,
-        batch.target_weights_TK,
-        out.domain_logits_B2,
-        batch.domains_B,
-        source_weight=weights.source_weight,
-        target_weight=weights.target_weight,
-        domain_weight=weights.domain_weight,
-    )
+    terms = _eq_7(out, batch, batch.domains_B, weights)
+    if out.exchanged is not None:
+        domains_B = batch.domains_B.roll(-batch.num_source)  # of the specific parts
+        exchanged = _eq_7(out.exchanged, batch, domains_B, weights)
+        terms = terms.add("exchange", exchanged.total, weights.exchange_weight)
     if weights.triplet_weight and batch.target_labels_T is not None:
         # Hardest images are looked for in the whole batch, of all workers.
         loss = partial(losses.triplet_loss, margin=weights.triplet_margin)
@@ -134,6 +128,22 @@ def _loss_terms(out: NetworkOutput, batch: TrainBatch, weights: LossConfig) -> l
                 triplet = triplet + loss(*stripe)
         terms = terms.add("triplet", triplet, weights.triplet_weight)
     return terms
+
+
+def _eq_7(
+    out: NetworkOutput, batch: TrainBatch, domains_B: Tensor, weights: LossConfig
+) -> losses.LossTerms:
+    return losses.total_loss(
+        out.source_logits_BS,
+        batch.source_labels_S,
+        out.target_logits_BK,
+        batch.target_weights_TK,
+        out.domain_logits_B2,
+        domains_B,
+        source_weight=weights.source_weight,
+        target_weight=weights.target_weight,
+        domain_weight=weights.domain_weight,
+    )
 
 
 def raise_if_diverged(diverged: SupportsFloat, terms: losses.LossTerms, step: int) -> None:

@@ -12,7 +12,8 @@ drawn alone, and a file's name says how. The same versions of Pillow and NumPy g
 
 import json
 import multiprocessing
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -106,11 +107,12 @@ def draw_person(
     frame: int,
     seed: int = 0,
     size: tuple[int, int] = (128, 64),
+    with_figure: bool = True,
 ) -> npt.NDArray[np.uint8]:
     """One image as a camera of `style` sees it: uint8 (height, width, 3), RGB.
 
     `camid` counts from 1. Junk (pid -1) is a badly cut box; a distractor (pid 0) is another
-    person in every frame, or none.
+    person in every frame, or none. `with_figure=False` gives the same image without the person.
     """
     height, width = size
     camera = style.cameras[camid - 1]
@@ -134,10 +136,57 @@ def draw_person(
         if pid == JUNK_PID:
             centre += canvas.width * rng.choice([-0.45, 0.45])
             top += canvas.height * rng.uniform(-0.45, 0.45)
-        draw_figure(canvas, person, view, rng.uniform(-1, 1), rng.uniform(0, 1), centre, top, tall)
+        stride, lean = rng.uniform(-1, 1), rng.uniform(0, 1)
+        if with_figure:
+            draw_figure(canvas, person, view, stride, lean, centre, top, tall)
     if rng.random() < style.occluders:
         _occlude(canvas, rng)
     return _see(canvas.resize((width, height), Image.Resampling.BOX), camera, rng)
+
+
+def figure_mask(
+    style: DomainStyle,
+    pid: int,
+    camid: int,
+    frame: int,
+    seed: int = 0,
+    size: tuple[int, int] = (128, 64),
+) -> npt.NDArray[np.bool_]:
+    """Which pixels of `draw_person` show the person: (height, width).
+
+    They are those that differ from the same drawing without the figure. The camera's blur makes
+    the figure a pixel or two wider, and what stands before it is no part of it.
+    """
+    key = (style, pid, camid, frame, seed, size)
+    mask: npt.NDArray[np.bool_] = (draw_person(*key) != draw_person(*key, False)).any(axis=2)
+    return mask
+
+
+def figure_masks(root: Path, paths: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """`figure_mask` of files that `draw_domains` wrote into `root`, a domain's folder: (N, H, W).
+
+    Raises:
+        DataError: `root` isn't such a folder, or was drawn by another version.
+    """
+    try:
+        drawn = json.loads((root.parent / MARKER).read_text(encoding="utf-8"))
+        style = {style.name: style for style in (SOURCE, TARGET)}[root.name]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{root} is not a folder of drawn images, and nothing else has masks of people; give "
+            "one that `daal demo` has made."
+        ) from error
+    if drawn["drawing"] != DRAWING:
+        raise DataError(f"{root} was drawn by another version of daal; draw it again.")
+    height, width = drawn["size"]
+    masks = []
+    for path in paths:
+        name = re.fullmatch(r"(-?\d+)_c(\d+)s1_(\d+)_01\.jpg", Path(path).name)
+        if name is None:
+            raise DataError(f"{path} is not the name of a drawn image, so it has no mask.")
+        pid, camid, frame = map(int, name.groups())
+        masks.append(figure_mask(style, pid, camid, frame, drawn["seed"], (height, width)))
+    return np.stack(masks)
 
 
 def draw_identity(style: DomainStyle, rng: np.random.Generator) -> Person:

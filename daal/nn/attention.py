@@ -18,10 +18,27 @@ def split_features(features_BCHW: Tensor, attention_BCHW: Tensor) -> tuple[Tenso
     return shared_BCHW, features_BCHW - shared_BCHW
 
 
+def exchange_surroundings(features_BCHW: Tensor, attention_BCHW: Tensor, num_source: int) -> Tensor:
+    """Feature maps of each image's person before the surroundings of another image.
+
+    a F of an image, plus (1 - a) F of the image `num_source` rows further on, around the end:
+    source images come first, so that each gets the surroundings of one of the target. a is A's mean
+    over channels (B, 1, H, W). With A itself, some channels could be shared and the others
+    specific, the same everywhere, and nothing would tell one place from another.
+
+    Swapped parts of features, as in Lee et al., "Learning Debiased Representation via Disentangled
+    Feature Augmentation", NeurIPS 2021, sec. 3.2, whose parts are vectors.
+    """
+    shared_BCHW, specific_BCHW = split_features(
+        features_BCHW, attention_BCHW.mean(dim=1, keepdim=True)
+    )
+    return shared_BCHW + specific_BCHW.roll(-num_source, 0)
+
+
 class AttentionMap(nn.Module):
     """A(F) of Fig. 3, in (0, 1): spatial attention, then channel attention.
 
-    Spatial: a depthwise separable 3x3 convolution with stride 2 and c/2 outputs, resized
+    Spatial: a depthwise separable 3x3 convolution with stride 2 (paper) and c/2 outputs, resized
     bilinearly to the input. Channel: 1x1 convolutions to c/16 and back to c. BatchNorm
     follows each convolution, ReLU each but (by default) the last: a ReLU before the sigmoid
     would keep A at 0.5 or above.
@@ -33,7 +50,7 @@ class AttentionMap(nn.Module):
         with_norm = config.norm_after_depthwise
         between = [BatchNorm2d(channels), nn.ReLU(inplace=True)] if with_norm else []
         self.depthwise = nn.Conv2d(
-            channels, channels, 3, stride=2, padding=1, groups=channels, bias=False
+            channels, channels, 3, stride=config.stride, padding=1, groups=channels, bias=False
         )
         self.pointwise = nn.Sequential(
             *between,

@@ -4,7 +4,7 @@ Shapes: B images, H x W pixels, C channels of the last feature map (the feature'
 S source identities, K pseudo-label clusters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import torch
@@ -13,7 +13,12 @@ from torch.nn import functional as F
 
 from daal.config import InputConfig, NetworkConfig
 from daal.errors import CheckpointError, ConfigError
-from daal.nn.attention import IndependentAttention, attention_module
+from daal.nn.attention import (
+    DomainAdaptiveAttention,
+    IndependentAttention,
+    attention_module,
+    exchange_surroundings,
+)
 from daal.nn.backbone import build_backbone
 from daal.nn.domain_batch_norm import checkpoint_name, separate_domains
 from daal.nn.heads import ClusterMemory, IdentityHead
@@ -31,6 +36,7 @@ class NetworkOutput:
     target_logits_BK: Tensor | None
     domain_logits_B2: Tensor | None
     stripes_BSC: Tensor | None = None  # pooled parts of the body (SSG)
+    exchanged: "NetworkOutput | None" = None  # of people before other images' surroundings
 
 
 class DaalNetwork(nn.Module):
@@ -49,8 +55,13 @@ class DaalNetwork(nn.Module):
         num_clusters: int = 0,
         domain_head: bool = False,
         input: InputConfig | None = None,
+        exchange: bool = False,
     ) -> None:
-        """`input`: the images' size, by default the paper's. Only some backbones depend on it."""
+        """`input`: the images' size, by default the paper's. Only some backbones depend on it.
+        `exchange`: in training, forward also gives what the heads say of exchanged features.
+
+        Raises ValueError if it has no domain head or no residual attention.
+        """
         super().__init__()
         backbone = build_backbone(config, input or InputConfig())
         self.backbone, channels = backbone.layers, backbone.channels
@@ -73,6 +84,9 @@ class DaalNetwork(nn.Module):
         self.domain_head = nn.Linear(channels, 2) if domain_head else None
         if isinstance(self.attention, IndependentAttention) and not domain_head:
             self.attention.specific.requires_grad_(False)  # nothing would train it, and DDP waits
+        if exchange and not (domain_head and isinstance(self.attention, DomainAdaptiveAttention)):
+            raise ValueError("exchange needs the residual attention and a domain head")
+        self._exchange = exchange
         modules, parameters = dict(self.backbone.named_modules()), dict(self.named_parameters())
         self._frozen: list[nn.Module] = []
         for name in chain(*self._stages[: config.frozen_stages]):
@@ -120,20 +134,32 @@ class DaalNetwork(nn.Module):
         return F.normalize(shared_BC, dim=1)
 
     def forward(self, images_BCHW: Tensor, num_source: int) -> NetworkOutput:
-        shared_BCHW, specific_BCHW, _ = self.feature_maps(images_BCHW, num_source)
+        shared_BCHW, specific_BCHW, attention_BCHW = self.feature_maps(images_BCHW, num_source)
         pooled_BC = self.pool(shared_BCHW)
-        shared_BC = self.neck(pooled_BC)
+        specific_BC = self.pool(specific_BCHW) if self.domain_head else None
+        out = self._heads(pooled_BC, self.neck(pooled_BC), specific_BC, num_source)
+        if self.num_stripes:
+            stripes_BSC = pool_stripes(self.pool, shared_BCHW, self.num_stripes)
+            out = replace(out, stripes_BSC=stripes_BSC)
+        if self._exchange and self.training:
+            features_BCHW = shared_BCHW + specific_BCHW
+            mixed_BC = self.pool(exchange_surroundings(features_BCHW, attention_BCHW, num_source))
+            self.neck.eval()  # its statistics are of images, and these are mixtures
+            exchanged = self._heads(mixed_BC, self.neck(mixed_BC), mixed_BC, num_source)
+            self.neck.train()
+            out = replace(out, exchanged=exchanged)
+        return out
+
+    def _heads(
+        self, pooled_BC: Tensor, shared_BC: Tensor, specific_BC: Tensor | None, num_source: int
+    ) -> NetworkOutput:
+        source, target, domain = self.source_head, self.target_head, self.domain_head
         return NetworkOutput(
             shared_BC=shared_BC,
             pooled_BC=pooled_BC,
-            source_logits_BS=self.source_head(shared_BC[:num_source]) if self.source_head else None,
-            target_logits_BK=self.target_head(shared_BC[num_source:]) if self.target_head else None,
-            domain_logits_B2=(
-                self.domain_head(self.pool(specific_BCHW)) if self.domain_head else None
-            ),
-            stripes_BSC=(
-                pool_stripes(self.pool, shared_BCHW, self.num_stripes) if self.num_stripes else None
-            ),
+            source_logits_BS=source(shared_BC[:num_source]) if source else None,
+            target_logits_BK=target(shared_BC[num_source:]) if target else None,
+            domain_logits_B2=domain(specific_BC) if domain else None,
         )
 
     def stages_after(self, name: str) -> int | None:

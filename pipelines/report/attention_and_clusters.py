@@ -4,6 +4,7 @@ Shapes: B images, C channels, h x w cells of the feature map, N target images, M
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 from daal.config import InputConfig
 from daal.data.augment import normalise
 from daal.data.records import Domain
+from daal.drawn.domains import figure_masks, is_drawn
 from daal.errors import DataError
-from daal.nn.attention import IndependentAttention, NoAttention
+from daal.nn.attention import NoAttention
 from daal.nn.network import DaalNetwork
 from daal.trained_model import TrainedModel
 from pipelines.report import figures
+from pipelines.report.attention_figures import AttentionFigures, attention_figures, energy_share
 from pipelines.report.facts import Facts
 from pipelines.report.images import Photo, columns, images, photo, spread, thumbs
 from pipelines.run.artefacts import read_parts
@@ -25,6 +28,7 @@ from pipelines.run.folder import RunFolder
 from pipelines.run.stages import Stage
 
 NUM_ATTENDED = 4  # of each domain
+NUM_MEASURED = 200  # drawn images of each domain, against masks of their people
 PER_CLUSTER = 12
 FLAT = 0.02  # a range of A that means little
 
@@ -34,7 +38,7 @@ class Triplet:
     """An image, and it as bright as the shared and as the specific attention (Fig. 1)."""
 
     photos: list[Photo]
-    lowest: float  # of the shared attention over the image
+    lowest: float  # of the shared map over the image
     highest: float
 
     @property
@@ -53,8 +57,16 @@ class Cluster:
     photos: list[Photo]
 
 
-def triplets(run: RunFolder, model: TrainedModel, domain: Domain) -> list[Triplet]:
-    """Attention on training images of a domain, taken evenly from its table.
+@dataclass(frozen=True)
+class Attention:
+    """What the model looks at in one domain. `figures`: of drawn images, which have masks."""
+
+    triplets: list[Triplet]
+    figures: AttentionFigures | None
+
+
+def attention_on(run: RunFolder, model: TrainedModel, domain: Domain, root: str) -> Attention:
+    """Attention on training images of a domain, taken evenly from its table; `root` is its folder.
 
     Raises:
         DataError: the network has no attention, or the images aren't there.
@@ -78,7 +90,7 @@ def triplets(run: RunFolder, model: TrainedModel, domain: Domain) -> list[Triple
             for name, view in views.items()
         ]
         found.append(Triplet(photos, float(shared_hw.min()), float(shared_hw.max())))
-    return found
+    return Attention(found, drawn_figures(run, model, domain, root))
 
 
 def training_images(
@@ -98,22 +110,33 @@ def training_images(
 def attention_maps(
     network: DaalNetwork, images_BCHW: torch.Tensor
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A of Eq. 1 and 1 - A of Eq. 2, their means over channels: (B, h, w) each, 0-1.
+    """How much of the features is shared, and how much specific: (B, h, w) each, 0-1.
 
-    With two modules ("IA" of Table 4) the second is the specific module's own map.
+    |A F| / |F| of Eq. 1 and |(1 - A) F| / |F| of Eq. 2, norms over channels: A counts in the
+    channels that have something to weigh. With two modules ("IA" of Table 4) the second is of the
+    specific module's own map.
     """
     features_BCHW = network.backbone(images_BCHW)
-    attention = network.attention
-    if isinstance(attention, IndependentAttention):
-        shared_BCHW = attention.shared(features_BCHW)
-        specific_BCHW = attention.specific(features_BCHW)
-    else:
-        _, _, shared_BCHW = attention(features_BCHW)
-        specific_BCHW = 1 - shared_BCHW
+    shared_BCHW, specific_BCHW, _ = network.attention(features_BCHW)
     shared_Bhw, specific_Bhw = (
-        each.mean(1).float().cpu().numpy() for each in (shared_BCHW, specific_BCHW)
+        energy_share(each, features_BCHW).cpu().numpy() for each in (shared_BCHW, specific_BCHW)
     )
     return shared_Bhw, specific_Bhw
+
+
+def drawn_figures(
+    run: RunFolder, model: TrainedModel, domain: Domain, root: str
+) -> AttentionFigures | None:
+    """How well the attention finds the people of drawn images; None for other images."""
+    if not is_drawn(root):
+        return None
+    rows, images_BCHW = training_images(run, model, domain, NUM_MEASURED)
+    paths = columns(run, f"images/{domain}.parquet", ["path"])["path"][rows]
+    masks_BHW = figure_masks(Path(root), paths)
+    with torch.inference_mode():
+        features_BCHW = model.network.backbone(normalise(images_BCHW))
+        shared_BCHW, specific_BCHW, _ = model.network.attention(features_BCHW)
+    return attention_figures(features_BCHW, shared_BCHW, specific_BCHW, masks_BHW)
 
 
 def clusters(run: RunFolder, facts: Facts) -> list[Cluster]:

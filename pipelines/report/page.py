@@ -21,7 +21,7 @@ from daal.errors import DaalError, DataError
 from daal.load_config import flat
 from daal.trained_model import TrainedModel, load_trained
 from pipelines.report import facts as report_data
-from pipelines.report.attention_and_clusters import Triplet, clusters, triplets
+from pipelines.report.attention_and_clusters import Attention, attention_on, clusters
 from pipelines.report.facts import Facts, Row
 from pipelines.report.feature_map import feature_map
 from pipelines.report.images import columns
@@ -66,12 +66,16 @@ def report(run: RunFolder) -> Report:
         model = parts.make("the model", lambda: _model(run))
         known_model = None if isinstance(model, Absent) else model
 
-        def attention(domain: Domain) -> list[Triplet] | Absent:
-            if domain == "source" and facts.config.target_only:
+        def attention(domain: Domain) -> Attention | Absent:
+            roots = {name: dataset.root for name, dataset in facts.config.domains()}
+            if domain not in roots:
                 return Absent("This run had no source.")
             if isinstance(model, Absent):
                 return model
-            return parts.make(f"attention on the {domain}", lambda: triplets(run, model, domain))
+            return parts.make(
+                f"attention on the {domain}",
+                lambda: attention_on(run, model, domain, roots[domain]),
+            )
 
         page = _render(
             "report.html.j2",

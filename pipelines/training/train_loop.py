@@ -158,11 +158,13 @@ def build_network(config: Config, labels: Labels, start: Weights) -> DaalNetwork
     """
     torch.manual_seed(config.seed)
     adapting = labels.num_clusters > 0
+    domain_head = adapting and config.network.specific_branch and labels.num_source_ids > 0
     network = DaalNetwork(
         config.network.model_copy(update={"weights": "none"}),
         num_source_ids=labels.num_source_ids,
         num_clusters=labels.num_clusters,
-        domain_head=adapting and config.network.specific_branch and labels.num_source_ids > 0,
+        domain_head=domain_head,
+        exchange=domain_head and config.loss.exchange_weight > 0,
         input=config.input,
     )
     if start:

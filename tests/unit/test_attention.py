@@ -41,7 +41,7 @@ def features_and_attention(**settings: Any) -> tuple[Tensor, Tensor]:
 
 
 def test_options() -> None:
-    _, start = features_and_attention()
+    _, start = features_and_attention(zero_init=True)
     assert torch.equal(start, torch.full_like(start, 0.5))
     _, attention = features_and_attention(relu_before_sigmoid=True, zero_init=False)
     assert attention.min() >= 0.5

@@ -144,10 +144,12 @@ def test_attention_maps__one_and_its_rest__or_two_of_their_own(mode):
     network = DaalNetwork(config).eval()
     images_BCHW = torch.rand(2, 3, 64, 32, generator=torch.Generator().manual_seed(0)) * 9
     shared_Bhw, specific_Bhw = attention_maps(network, images_BCHW)
-    _, _, attention_BCHW = network.feature_maps(images_BCHW)
-    assert np.allclose(shared_Bhw, attention_BCHW.mean(1).detach())
-    assert shared_Bhw.std() > 0
-    assert np.allclose(shared_Bhw + specific_Bhw, 1) == (mode == "residual")
+    features_BCHW = network.backbone(images_BCHW).detach()
+    lengths_BHW = features_BCHW.norm(dim=1)
+    parts = network.feature_maps(images_BCHW)[:2]
+    for found, part in zip((shared_Bhw, specific_Bhw), parts, strict=True):
+        assert np.allclose(found * lengths_BHW.numpy(), part.detach().norm(dim=1), rtol=1e-4)
+        assert found.std() > 0 and found.min() > 0 and found.max() < 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from daal.data.images import check
 from daal.data.layouts import load_records
 from daal.data.records import SPLITS, of_split
 from daal.drawn.domain_style import SOURCE, TARGET, DomainStyle
-from daal.drawn.domains import MARKER, draw_domains, draw_person
+from daal.drawn.domains import MARKER, draw_domains, draw_person, figure_mask, figure_masks
 from daal.errors import DataError
 
 SMALL: dict[str, Any] = {
@@ -127,3 +127,32 @@ def test_impossible_requests(tmp_path: Path, change: dict[str, object]) -> None:
     with pytest.raises(DataError, match="Synthetic domains need"):
         draw_domains(tmp_path / "out", **{**SMALL, **change})
     assert not (tmp_path / "out").exists()
+
+
+def test_mask__is_the_figure(tmp_path: Path) -> None:
+    draw_domains(tmp_path, **SMALL | {"size": (64, 32)})
+    folder = tmp_path / "target" / "bounding_box_train"
+    paths = sorted(str(path.relative_to(tmp_path / "target")) for path in folder.iterdir())
+    masks = figure_masks(tmp_path / "target", paths)
+    assert masks.shape == (len(paths), 64, 32)
+    assert (masks.mean((1, 2)) > 0.1).all() and (masks.mean((1, 2)) < 0.6).all()
+    # Boxes have the person in the middle and the surroundings at the edges.
+    assert masks[:, 24:40, 13:19].mean() > 0.9 and masks[:, :, [0, -1]].mean() < 0.05
+    image, without = (
+        draw_person(TARGET, 1, 1, 25, 0, (64, 32), figure) for figure in (True, False)
+    )
+    mask = figure_mask(TARGET, 1, 1, 25, 0, (64, 32))
+    assert np.array_equal(image[~mask], without[~mask])
+
+
+def test_mask__of_what_is_not_drawn(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    with pytest.raises(DataError, match="is not a folder of drawn images"):
+        figure_masks(tmp_path / "target", ["0001_c1s1_000025_01.jpg"])
+    draw_domains(tmp_path / "new", **SMALL)
+    with pytest.raises(DataError, match=r"me\.jpg is not the name of a drawn image"):
+        figure_masks(tmp_path / "new" / "source", ["me.jpg"])
+    marker = tmp_path / "new" / MARKER
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "drawing": 1}))
+    with pytest.raises(DataError, match="drawn by another version"):
+        figure_masks(tmp_path / "new" / "source", ["0001_c1s1_000025_01.jpg"])
