@@ -176,12 +176,12 @@ class RunFolder:
         return parts[-1] if self.is_local else _part_after(name, parts[-1])
 
     def delete_file(self, name: str) -> None:
-        """Delete a file, and its folder if that is empty then."""
+        """Delete a file, and its folder in this one if that is empty then."""
         with self._storage(name, 0):
             self.filesystem.delete_file(self.path(name))
-        if self.is_local:
+        if self.is_local and (folder := os.path.dirname(name)):
             with suppress(OSError):
-                os.rmdir(os.path.dirname(self.path(name)))
+                os.rmdir(self.path(folder))
 
     def delete_folder(self, name: str) -> None:
         if self.filesystem.get_file_info(self.path(name)).type == fs.FileType.Directory:
