@@ -5,7 +5,6 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -69,8 +68,7 @@ def copied(config: Config, copy: Copy, into: Path) -> Config:
     """The same run on copies of both sets."""
     settings = [f"out={into}/run"]
     for domain, given in config.domains():
-        records = map(asdict, load_set(given))
-        rows: Rows = [{name: record[name] for name in COLUMNS} for record in records]
+        rows: Rows = load_set(given).select(COLUMNS).to_pylist()
         into.mkdir(exist_ok=True)
         layout, root = copy(Path(given.root), rows, into / domain)
         settings += [f"{domain}.layout={layout}", f"{domain}.root={root}"]
